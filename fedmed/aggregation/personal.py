@@ -1,0 +1,61 @@
+"""What stays at a site: BatchNorm under the policy ``local`` (FedBN, Li et al. 2021, https://arxiv.org/abs/2102.07623).
+
+BatchNorm is found by the module's type, never by a name: a layer may be called ``bn1``, ``norm`` or ``2``.
+"""
+
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norm_names(model: nn.Module) -> frozenset[str]:
+    """Return the state-dict names of all parameters and buffers of BatchNorm layers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network. ``BatchNorm1d`` to ``3d``, ``SyncBatchNorm`` and classes derived from them count; group, layer and
+        instance normalisation do not, because they keep no statistics of a site's images.
+
+    Returns
+    -------
+    frozenset of str
+        Scale, shift, running mean, running variance and count of batches, as far as the layer has them.
+    """
+    names = {
+        f"{prefix}.{name}" if prefix else name
+        # A layer that is used in two places has two names in the state dict.
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm)
+        # Derived layers may own further modules, for example an activation; those are not BatchNorm.
+        for tensors in (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for name, _ in tensors
+    }
+    return frozenset(names & model.state_dict().keys())
+
+
+def shared_names(model: nn.Module, policy: Literal["average", "local"]) -> list[str]:
+    """Return the names of the tensors that travel between the sites and the server.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    policy : {"average", "local"}
+        ``average``: everything travels. ``local``: all but BatchNorm.
+
+    Returns
+    -------
+    list of str
+        In the order of the state dict.
+
+    Raises
+    ------
+    ValueError
+        If the policy is unknown.
+    """
+    if policy not in ("average", "local"):
+        raise ValueError(f"batch_norm is {policy!r}; allowed are 'average' and 'local'")
+    kept = batch_norm_names(model) if policy == "local" else frozenset()
+    return [name for name in model.state_dict() if name not in kept]

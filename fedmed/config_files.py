@@ -1,0 +1,228 @@
+"""Reading and writing settings: YAML in, clear errors out.
+
+A wrong setting is reported with its place (file or ``--set``), its key, the value found, what is allowed and the
+nearest valid key.
+"""
+
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedmed.config import DataConfig, RunConfig
+from fedmed.errors import ConfigError, suggest_nearest
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_DATA_TAGS = {"phantom", "image_table", "class_folders", "npz"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads ``1e-3`` as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no valid YAML or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"The config file '{path}' does not exist. Check the path after --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file '{path}' cannot be read: {error}.") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file '{path}' is no valid YAML: {_describe_yaml_error(error)}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"The config file '{path}' must hold 'key: value' lines, found a {type(content).__name__}.")
+    return content
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the settings of a run.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file.
+    overrides : sequence of str
+        ``"a.b=value"``, applied after the file; the value is read as YAML.
+
+    Returns
+    -------
+    RunConfig
+        With variables expanded and the data's folder made absolute (relative to the working directory).
+
+    Raises
+    ------
+    ConfigError
+        With the file, the key, the value found, what is allowed and the nearest valid key.
+    """
+    content = read_yaml(path)
+    if any(override.startswith("loss.") for override in overrides):
+        content.setdefault("loss", dict(RunConfig.model_fields["loss"].default))
+    origins = {apply_override(content, override): override for override in overrides}
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_describe_all(error, str(path), origins)) from None
+    return _resolve_paths(config, str(path))
+
+
+def apply_override(content: dict[str, Any], override: str) -> str:
+    """Set one dotted key of a nested mapping in place and return the key.
+
+    Raises
+    ------
+    ConfigError
+        If the text is not ``key=value`` or a part of the key is no section.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"--set takes key=value, for example --set training.optimizer.lr=0.01; found '{override}'.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is no valid YAML: {_describe_yaml_error(error)}.") from None
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value and has no keys inside.")
+    section[last] = value
+    return key
+
+
+def dump_config(config: BaseModel) -> str:
+    """Return settings as YAML text that :func:`load_run_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def expand_variables(text: str, where: str) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}`` by environment variables.
+
+    Raises
+    ------
+    ConfigError
+        If a variable without default is not set.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        value = os.environ.get(match["name"], match["default"])
+        if value is None:
+            raise ConfigError(
+                f"{where} uses the environment variable {match['name']}, which is not set. "
+                f"Set it, or write the folder itself, or give a default: ${{{match['name']}:-/path}}."
+            )
+        return value
+
+    return _VARIABLE.sub(replace, text)
+
+
+def _resolve_paths(config: RunConfig, source: str) -> RunConfig:
+    for field in ("root", "file"):
+        text = getattr(config.data, field, None)
+        if text is not None:
+            expanded = expand_variables(text, f"{source}: data.{field}")
+            setattr(config.data, field, os.path.abspath(Path(expanded).expanduser()))
+    return config
+
+
+def _describe_yaml_error(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
+
+
+def _describe_all(error: ValidationError, source: str, origins: Mapping[str, str]) -> str:
+    lines = [_describe_one(details, source, origins) for details in error.errors()]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _describe_one(details: ErrorDetails, source: str, origins: Mapping[str, str]) -> str:
+    loc = [str(part) for part in details["loc"]]
+    if len(loc) > 1 and loc[0] == "data" and loc[1] in _DATA_TAGS:
+        tag, loc = loc[1], [loc[0], *loc[2:]]
+    else:
+        tag = None
+    key = ".".join(loc)
+    origin = next((f"--set {text}" for name, text in origins.items() if key == name), source)
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(loc[:-1], tag)
+        return (
+            f"{origin}: there is no key '{key}' (value found: {details['input']!r})."
+            f"{suggest_nearest(loc[-1], allowed)} Allowed here: {', '.join(allowed)}."
+        )
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        found = context.get("tag", "nothing")
+        return (
+            f"{origin}: 'data.source' is {found!r}.{suggest_nearest(str(found), _DATA_TAGS)} "
+            f"Allowed: {', '.join(sorted(_DATA_TAGS))}."
+        )
+    if kind == "missing":
+        return f"{origin}: the key '{key}' is missing and has no default. Add it."
+    if kind == "literal_error":
+        expected = str(context.get("expected", ""))
+        hint = suggest_nearest(str(details["input"]), re.findall(r"'([^']+)'", expected))
+        return f"{origin}: '{key}' is {details['input']!r}.{hint} Allowed: {expected}."
+    message = details["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{origin}: {message}."
+    return f"{origin}: '{key}' is {details['input']!r}. {message}."
+
+
+def _allowed_keys(loc: Iterable[str], data_tag: str | None) -> list[str]:
+    """Return the field names of the section at ``loc``."""
+    section: type[BaseModel] = RunConfig
+    for part in loc:
+        if part == "data":
+            section = _data_section(data_tag)
+        elif part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                break
+            section = annotation
+    return sorted(section.model_fields)
+
+
+def _data_section(tag: str | None) -> type[BaseModel]:
+    union = typing.get_args(DataConfig)[0]
+    sections = {cls.model_fields["source"].annotation.__args__[0]: cls for cls in typing.get_args(union)}
+    chosen: type[BaseModel] = sections[tag or "phantom"]
+    return chosen

@@ -1,0 +1,168 @@
+"""Checks of a source's rows: what cannot be used is left out, counted and named, up to a limit."""
+
+import csv
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from fedmed.data.decoding import find_image_fault
+from fedmed.data.sources import RawTable, Row
+from fedmed.errors import DataError, suggest_nearest
+
+SKIPPED_FILE = "skipped_rows.csv"
+_NUM_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that was left out."""
+
+    place: int
+    item: str
+    reason: str
+
+
+def check_rows(table: RawTable) -> tuple[list[Row], list[SkippedRow]]:
+    """Sort out the rows that cannot be used.
+
+    Left out are rows that are broken, without file, label or site, with a label that is no class, whose file is missing
+    or cannot be decoded, and rows that name a file again. Rows that name one file with different values are all left
+    out, since nobody knows which is right.
+
+    Parameters
+    ----------
+    table : RawTable
+        All rows of a source.
+
+    Returns
+    -------
+    kept, skipped : list of Row, list of SkippedRow
+        ``kept`` is sorted by item, so that nothing later depends on the order of the source's rows.
+
+    Raises
+    ------
+    DataError
+        If a path leaves the source's folder.
+    """
+    skipped: dict[int, SkippedRow] = {}
+    kept: list[Row] = []
+    for row in table.rows:
+        reason = _find_row_fault(row, table)
+        if reason is None:
+            kept.append(row)
+        else:
+            skipped[row.place] = SkippedRow(row.place, row.item, reason)
+    if table.root is not None:
+        for check in (_find_repeated, _find_unreadable):
+            faults = check(kept, table.root, table.where)
+            skipped |= {
+                row.place: SkippedRow(row.place, row.item, faults[row.place]) for row in kept if row.place in faults
+            }
+            kept = [row for row in kept if row.place not in faults]
+    return sorted(kept, key=lambda row: row.item), [skipped[place] for place in sorted(skipped)]
+
+
+def refuse_too_many(table: RawTable, skipped: Sequence[SkippedRow], max_share: float, folder: Path) -> None:
+    """Write the names of what was left out to ``folder`` and refuse the data if it is too much.
+
+    Raises
+    ------
+    DataError
+        If the share of skipped rows is above ``max_share`` or nothing is left.
+    """
+    path = folder / SKIPPED_FILE
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["row", "item", "reason"])
+        writer.writerows([row.place, row.item, row.reason] for row in skipped)
+    share = len(skipped) / len(table.rows)
+    if share > max_share:
+        examples = "; ".join(f"row {row.place} '{row.item}': {row.reason}" for row in skipped[:3])
+        raise DataError(
+            f"{len(skipped)} of the {len(table.rows)} rows of {table.where} cannot be used ({share:.2%}); the limit is "
+            f"{max_share:.2%} (data.max_bad_share). First: {examples}. All are listed in '{path}'. Correct them, or "
+            "raise the limit."
+        )
+
+
+def choose_classes(table: RawTable, kept: Iterable[Row]) -> tuple[str, ...]:
+    """Return the classes in order: the listed ones, or the sorted labels.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two, or a listed class has no image.
+    """
+    counts = Counter(row.label for row in kept)
+    classes = table.classes if table.classes is not None else tuple(sorted(counts))
+    if len(classes) < 2:
+        raise DataError(
+            f"In {table.where} there is only the class '{', '.join(classes)}'. Allowed: two or more. "
+            "Check data.label_column."
+        )
+    empty = [name for name in classes if not counts[name]]
+    if empty:
+        raise DataError(
+            f"In {table.where} there is no usable image of the class '{empty[0]}'. Images of each class: "
+            f"{', '.join(f'{name} {counts[name]}' for name in classes)}. Add images, or take the class out of the list."
+        )
+    return classes
+
+
+def _find_row_fault(row: Row, table: RawTable) -> str | None:
+    if row.fault is not None:
+        return row.fault
+    if not row.item:
+        return "no file name"
+    if not row.label:
+        return "no label"
+    if table.classes is not None and row.label not in table.classes:
+        return (
+            f"label '{row.label}' is not one of the classes {', '.join(table.classes)}."
+            f"{suggest_nearest(row.label, table.classes)}"
+        )
+    return "no site" if table.has_sites and not row.site else None
+
+
+def _find_repeated(rows: Sequence[Row], root: Path, where: str) -> dict[int, str]:
+    by_file: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_file[_resolve_inside(row, root, where)].append(row)
+    faults: dict[int, str] = {}
+    for same in by_file.values():
+        if len({(row.label, row.site, row.group, row.attributes) for row in same}) > 1:
+            places = ", ".join(str(row.place) for row in same)
+            faults |= {row.place: f"rows {places} name this file with different values" for row in same}
+        else:
+            faults |= {row.place: f"the file is already named in row {same[0].place}" for row in same[1:]}
+    return faults
+
+
+def _find_unreadable(rows: Sequence[Row], root: Path, where: str) -> dict[int, str]:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # decoding releases the interpreter's lock
+        faults = pool.map(lambda row: find_image_fault(root / row.item), rows, chunksize=64)
+        return {row.place: fault for row, fault in zip(rows, faults, strict=True) if fault is not None}
+
+
+def _resolve_inside(row: Row, root: Path, where: str) -> str:
+    """Return the file's true path, which must lie in the folder: a table must not reach other files of the machine."""
+    problem = None
+    if PurePosixPath(row.item).is_absolute() or PureWindowsPath(row.item).drive:
+        problem = "is absolute"
+    elif "\0" in row.item:
+        problem = "holds a NUL character"
+    else:
+        true_path = os.path.realpath(root / row.item)
+        if os.path.commonpath([root, true_path]) == str(root):
+            return true_path
+        problem = f"leaves that folder (it leads to '{true_path}')"
+    raise DataError(
+        f"Row {row.place} of {where}: the path '{row.item}' {problem}. Allowed: paths relative to the folder "
+        f"'{root}' (data.root) and inside it, symbolic links included. Move or copy the images there."
+    )

@@ -1,0 +1,154 @@
+"""From settings to a folder of splits: read, check, partition, split, write."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmed.config import DataConfig, PhantomData
+from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
+from fedmed.data.partition import POOLED, Item, partition_items
+from fedmed.data.phantom import generate_site, phantom_classes, phantom_site_names
+from fedmed.data.sources import RawTable, Row, read_table
+from fedmed.data.split_files import SplitIndex, SplitRow, count_parts, describe_settings, read_index, write_splits
+from fedmed.data.splits import PARTS, split_sites
+from fedmed.errors import ConfigError, DataError, RunFolderError
+
+_SMALLEST_PHANTOM = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that is checked, distributed over sites and split."""
+
+    classes: tuple[str, ...]
+    sites: tuple[str, ...]
+    """Names, sorted."""
+    composition: dict[str, dict[str, list[int]]]
+    """Site to part (``train``, ``validation``, ``test``) to images of each class (K)."""
+    num_bad_rows: int
+    """Rows of the source that were left out; ``skipped_rows.csv`` names them."""
+
+
+def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: Path) -> Prepared:
+    """Check the data and write who has which images, or take what an earlier call has written.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Settings of the data.
+    sites : int or None
+        Number of sites where the partition makes them.
+    seed : int
+        Seed of the run; partition and split follow from it and from the set of images, not from their order.
+    splits_dir : Path
+        Folder for ``splits.json``, one CSV per site, and ``skipped_rows.csv`` if rows were left out.
+
+    Returns
+    -------
+    Prepared
+        Classes, sites and their composition.
+
+    Raises
+    ------
+    DataError
+        If the source is missing or damaged, too many rows cannot be used, or classes or sites are left without images.
+    ConfigError
+        If the partition does not suit the source.
+    RunFolderError
+        If the folder holds a split made with other settings or from another table.
+    """
+    settings = describe_settings(config, sites, seed)
+    index = read_index(splits_dir, settings)
+    table = None if isinstance(config, PhantomData) else read_table(config)
+    fingerprint = "" if table is None else table.fingerprint
+    if index is not None and index.fingerprint != fingerprint:
+        assert table is not None, "the phantom has no table"
+        raise RunFolderError(
+            f"The split in '{splits_dir}' was made from another version of {table.where}. "
+            "Put that version back, or start a new run."
+        )
+    if index is None:
+        splits_dir.mkdir(parents=True, exist_ok=True)
+        index = _make_splits(config, sites, seed, splits_dir, table)
+    return Prepared(
+        classes=tuple(index.classes),
+        sites=tuple(sorted(index.composition)),
+        composition=index.composition,
+        num_bad_rows=index.num_bad_rows,
+    )
+
+
+def _make_splits(
+    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, table: RawTable | None
+) -> SplitIndex:
+    num_bad_rows = 0
+    if isinstance(config, PhantomData):
+        classes, names = phantom_classes(config), ("sex", "age_band")
+        items = _list_phantom(config, sites, seed)
+    else:
+        assert table is not None
+        kept, skipped = check_rows(table)
+        refuse_too_many(table, skipped, config.max_bad_share, splits_dir)
+        classes, names, num_bad_rows = choose_classes(table, kept), table.attribute_names, len(skipped)
+        items = [_make_item(row, classes) for row in kept]
+    by_site = partition_items(config.partition, items, None if table is None else sites, seed)
+    parts = split_sites(by_site, len(classes), config.split, seed)
+    rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
+    index = SplitIndex(
+        settings=describe_settings(config, sites, seed),
+        fingerprint="" if table is None else table.fingerprint,
+        classes=list(classes),
+        attribute_names=list(names),
+        num_rows=len(items) + num_bad_rows,
+        num_bad_rows=num_bad_rows,
+        composition={site: count_parts(site_rows, len(classes)) for site, site_rows in rows.items()},
+    )
+    write_splits(splits_dir, index, rows)
+    return index
+
+
+def _make_item(row: Row, classes: Sequence[str]) -> Item:
+    return Item(
+        key=row.item,
+        label=classes.index(row.label),
+        group=row.group or row.item,  # an image without an id is its own group
+        site=row.site,
+        attributes=row.attributes,
+    )
+
+
+def _order_rows(
+    by_site: Mapping[str, Sequence[Item]], parts: Mapping[str, Sequence[int]], pooled: bool
+) -> dict[str, list[SplitRow]]:
+    """Return rows of each site, train first, then in the order of the items."""
+    rows: dict[str, list[SplitRow]] = {}
+    for site, items in by_site.items():
+        found = [SplitRow(PARTS[part], item) for part, item in zip(parts[site], items, strict=True)]
+        rows.setdefault(POOLED if pooled else site, []).extend(found)
+    for site_rows in rows.values():
+        site_rows.sort(key=lambda row: (PARTS.index(row.part), row.item.key))
+    return rows
+
+
+def _list_phantom(config: PhantomData, sites: int | None, seed: int) -> list[Item]:
+    if sites is None:
+        raise ConfigError("data.source is 'phantom', which needs the number of sites: set the key 'sites'.")
+    if config.partition.kind == "dirichlet":
+        raise ConfigError(
+            "data.partition.kind is 'dirichlet', which redistributes one collection of images, but each phantom site has "
+            "images of its own device. Allowed: 'column' (one site per device) or 'pooled'. Label skew comes from "
+            "data.imbalance and data.attribute_strength."
+        )
+    # Labels, patients and attributes do not depend on the size of the pictures, so the smallest ones do here.
+    small = config.model_copy(update={"image_size": _SMALLEST_PHANTOM})
+    items: list[Item] = []
+    for index, site in enumerate(phantom_site_names(sites)):
+        drawn = generate_site(small, index, seed)
+        values = zip(
+            drawn.labels.tolist(), drawn.patient, drawn.attributes["sex"], drawn.attributes["age_band"], strict=True
+        )
+        items += [
+            Item(f"{site}/{number:05d}", label, patient, site, (sex, age_band))
+            for number, (label, patient, sex, age_band) in enumerate(values)
+        ]
+    return items

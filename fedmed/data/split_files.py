@@ -1,0 +1,152 @@
+"""The folder ``splits/`` of a run: which image of which site is in which part, written once and read by every worker."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmed.config import DataConfig
+from fedmed.data.partition import Item
+from fedmed.data.splits import PARTS
+from fedmed.errors import RunFolderError, suggest_nearest
+
+INDEX_FILE = "splits.json"
+# These change how images are read or shown, not which images are where; a root may differ between machines.
+_NOT_SPLIT = {"root", "file", "image_size", "augmentation", "cache_mib", "max_bad_share"}
+_COLUMNS = ("part", "item", "label", "group")
+_ATTRIBUTE = "attribute:"
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """What ``splits.json`` holds."""
+
+    settings: dict[str, Any]
+    """All settings that the split depends on."""
+    fingerprint: str
+    """Of the source's table."""
+    classes: list[str]
+    attribute_names: list[str]
+    num_rows: int
+    num_bad_rows: int
+    composition: dict[str, dict[str, list[int]]]
+    """Site to part to images of each class."""
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One image of a site."""
+
+    part: str
+    item: Item
+
+
+def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[str, Any]:
+    """Return the settings that decide which image is at which site and in which part."""
+    data = config.model_dump(mode="json", exclude=_NOT_SPLIT)
+    if config.partition.kind != "dirichlet":
+        data["partition"] = {"kind": config.partition.kind}
+    return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
+
+
+def write_splits(folder: Path, index: SplitIndex, parts: Mapping[str, Iterable[SplitRow]]) -> None:
+    """Write one CSV per site, and last, in one step, the index that makes the folder valid.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    index : SplitIndex
+        What all sites have in common.
+    parts : mapping of str to iterable of SplitRow
+        Site names to images.
+    """
+    for site, rows in parts.items():
+        with (folder / f"{site}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow([*_COLUMNS, *(_ATTRIBUTE + name for name in index.attribute_names)])
+            for row in rows:
+                item = row.item
+                writer.writerow([row.part, item.key, index.classes[item.label], item.group, *item.attributes])
+    draft = folder / f"{INDEX_FILE}.new"
+    draft.write_text(json.dumps(asdict(index), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, folder / INDEX_FILE)
+
+
+def read_index(folder: Path, settings: Mapping[str, Any]) -> SplitIndex | None:
+    """Read ``splits.json``, or return None if there is none yet.
+
+    Raises
+    ------
+    RunFolderError
+        If it is damaged, or was made with other settings.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    try:
+        index = SplitIndex(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"'{path}' is damaged ({error}). Delete the folder '{folder}' or start a new run."
+        ) from None
+    for key in sorted({*settings, *index.settings}):
+        before, now = index.settings.get(key), settings.get(key)
+        if before != now:
+            raise RunFolderError(
+                f"The split in '{folder}' was made with {key} = {json.dumps(before)}; now it is {json.dumps(now)}. "
+                "Go back to the old setting, or start a new run."
+            )
+    return index
+
+
+def read_site(folder: Path, index: SplitIndex, site: str) -> list[SplitRow]:
+    """Read one site's images, in the order of the file.
+
+    Raises
+    ------
+    RunFolderError
+        If there is no such site, or its file is missing or does not agree with the index.
+    """
+    path = folder / f"{site}.csv"
+    if site not in index.composition:
+        names = sorted(index.composition)
+        raise RunFolderError(
+            f"There is no site '{site}' in '{folder}'.{suggest_nearest(site, names)} "
+            f"Sites: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}."
+        )
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [_parse_row(cells, index) for cells in csv.DictReader(stream, strict=True)]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    if count_parts(rows, len(index.classes)) != index.composition[site]:
+        raise _damaged(path, f"its rows are not those that {INDEX_FILE} counts")
+    return rows
+
+
+def count_parts(rows: Iterable[SplitRow], num_classes: int) -> dict[str, list[int]]:
+    """Return images of each class (K) in every part."""
+    counts = {part: [0] * num_classes for part in PARTS}
+    for row in rows:
+        counts[row.part][row.item.label] += 1
+    return counts
+
+
+def _parse_row(cells: Mapping[str, str], index: SplitIndex) -> SplitRow:
+    item = Item(
+        key=cells["item"],
+        label=index.classes.index(cells["label"]),
+        group=cells["group"],
+        attributes=tuple(cells[_ATTRIBUTE + name] for name in index.attribute_names),
+    )
+    return SplitRow(cells["part"], item)
+
+
+def _damaged(path: Path, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"The split file '{path}' was changed or is damaged ({problem}). Put the original back or start a new run."
+    )

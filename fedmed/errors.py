@@ -1,0 +1,46 @@
+"""Errors that a person can act on.
+
+Every foreseeable failure raises one of these. The commands print the message as it is and end with a non-zero exit
+code; ``--debug`` adds the traceback. A message says what was found, where, what is allowed and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedmedError(Exception):
+    """Base of all foreseeable failures; its text is meant for the person at the keyboard."""
+
+
+class ConfigError(FedmedError):
+    """A setting is missing, unknown or has a value that is not allowed."""
+
+
+class DataError(FedmedError):
+    """Images or labels cannot be used as they are."""
+
+
+class RunFolderError(FedmedError):
+    """A run folder exists already, is missing, or does not belong to this command."""
+
+
+class CheckpointError(FedmedError):
+    """No checkpoint can be read, or it does not fit the model."""
+
+
+class FederationError(FedmedError):
+    """The round loop cannot go on, for example because too few sites answered."""
+
+
+def suggest_nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest allowed word, or an empty string.
+
+    Parameters
+    ----------
+    word : str
+        What was found.
+    allowed : iterable of str
+        What would have been right.
+    """
+    matches = difflib.get_close_matches(word, sorted(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

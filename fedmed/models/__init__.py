@@ -1,0 +1,54 @@
+"""The networks, by name.
+
+>>> from fedmed.models import create_model, list_models
+>>> model = create_model("adsr_resnet18", num_classes=7, gate="depthwise")
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from fedmed.errors import ConfigError
+from fedmed.models.hosts import ARCHITECTURES, adsr_resnet, build_mobilenet_v2, build_resnet18, insert_adsr
+from fedmed.registry import Registry
+
+__all__ = ["create_model", "insert_adsr", "list_models"]
+
+MODELS: Registry[nn.Module] = Registry("model")
+MODELS.register("resnet18")(build_resnet18)
+MODELS.register("mobilenet_v2")(build_mobilenet_v2)
+for _depth in ARCHITECTURES:
+    MODELS.register(f"adsr_resnet{_depth}")(partial(adsr_resnet, _depth))
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Build a network with new weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`list_models`.
+    num_classes : int
+        K, at least 2: number of logits.
+    **options
+        Options of that network; lists may stand for tuples, as YAML gives them.
+
+    Returns
+    -------
+    nn.Module
+        In train mode. Maps normalised float32 images, (B,3,H,W), to logits, (B,K).
+
+    Raises
+    ------
+    ConfigError
+        If the name or an option is unknown, or a value is not allowed.
+    """
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 2:
+        raise ConfigError(f"'num_classes' is {num_classes!r}. Allowed: a whole number from 2.")
+    return MODELS.build(name, num_classes, **options)
+
+
+def list_models() -> list[str]:
+    """Return the names of all networks, sorted."""
+    return MODELS.names()

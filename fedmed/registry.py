@@ -1,0 +1,72 @@
+"""Names to builders, for models, losses, data sources and aggregators."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from fedmed.errors import ConfigError, suggest_nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table from a name in the config to the function that builds the thing.
+
+    Parameters
+    ----------
+    kind : str
+        What is registered, in the singular, for error messages: ``"model"``.
+
+    Examples
+    --------
+    >>> losses = Registry("loss")
+    >>> @losses.register("ce")
+    ... def build_cross_entropy(): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Return a decorator that registers a builder under ``name``."""
+
+        def add(builder: Callable[..., T]) -> Callable[..., T]:
+            assert name not in self._builders, f"{self.kind} {name!r} is registered twice"
+            self._builders[name] = builder
+            return builder
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return all registered names, sorted."""
+        return sorted(self._builders)
+
+    def build(self, name: str, *args: Any, **options: Any) -> T:
+        """Build what is registered under ``name``.
+
+        Raises
+        ------
+        ConfigError
+            If the name is unknown or an option is not one of the builder's.
+        """
+        if name not in self._builders:
+            raise ConfigError(
+                f"There is no {self.kind} '{name}'.{suggest_nearest(name, self._builders)} "
+                f"Allowed: {', '.join(self.names())}."
+            )
+        builder = self._builders[name]
+        self._check_options(name, builder, options)
+        return builder(*args, **options)
+
+    def _check_options(self, name: str, builder: Callable[..., T], options: dict[str, Any]) -> None:
+        parameters = inspect.signature(builder).parameters.values()
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            return
+        allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        for option in options:
+            if option not in allowed:
+                raise ConfigError(
+                    f"The {self.kind} '{name}' has no option '{option}'.{suggest_nearest(option, allowed)} "
+                    f"Allowed: {', '.join(sorted(allowed)) or 'none'}."
+                )

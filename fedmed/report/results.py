@@ -1,0 +1,221 @@
+"""The findings: summary, headline figures, classes and sites."""
+
+from typing import Any
+
+from fedmed.report.markup import (
+    Numbers,
+    escape,
+    format_number,
+    render_fold,
+    render_section,
+    render_table,
+    show_name,
+)
+from fedmed.report.wording import HEADLINE, count, label_figure, name_direction
+
+SITE_FIGURES = ("accuracy", "macro_f1", "auc", "ece", "brier")
+SHOWN_SITES = 20
+SHOWN_AT_EACH_END = 6
+
+
+def render_summary(numbers: Numbers) -> str:
+    """Return the findings as one paragraph in plain language."""
+    sentences = [
+        _say_choice(numbers),
+        _say_pooled(numbers),
+        _say_weakest_class(numbers),
+        _say_sites(numbers),
+        _say_participation(numbers),
+    ]
+    return f'<p class="summary">{" ".join(sentence for sentence in sentences if sentence)}</p>'
+
+
+def _say_choice(numbers: Numbers) -> str:
+    figure = label_figure(numbers.get("choose_by")).lower()
+    return (
+        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by its pooled {figure} on the "
+        "validation images; its model was then scored once on the test images."
+    )
+
+
+def _say_pooled(numbers: Numbers) -> str:
+    figure = numbers.get("figures", "balanced_accuracy")
+    if figure["value"] is None:
+        return f"Its balanced accuracy is n/a ({escape(figure['reason'])})."
+    sites = sum(site["test"]["accuracy"]["n"] > 0 for site in numbers.get("sites").values())
+    chance = format_number(1 / len(numbers.get("classes")), 2)
+    interval = numbers.interval("figures", "balanced_accuracy")
+    return (
+        f"On {numbers.show('figures', 'balanced_accuracy', 'n')} test images of {count(sites, 'site')} it reaches a balanced "
+        f"accuracy of <strong>{numbers.figure('figures', 'balanced_accuracy')}</strong>"
+        + (f" (95 % interval {interval})" if interval else "")
+        + f"; guessing would give {chance}."
+    )
+
+
+def _say_weakest_class(numbers: Numbers) -> str:
+    by_class = numbers.get("figures", "sensitivity").get("by_class", {})
+    known = {name: entry["value"] for name, entry in by_class.items() if entry["value"] is not None}
+    if not known:
+        return ""
+    name = min(known, key=lambda item: known[item])
+    path = ("figures", "sensitivity", "by_class", name)
+    return (
+        f"The class that is missed most often is {show_name(name)}: "
+        f"of its images, a share of {numbers.figure(*path)} is recognised."
+    )
+
+
+def _say_sites(numbers: Numbers) -> str:
+    ranked = [name for name in rank_sites(numbers) if _site_value(numbers, name) is not None]
+    if len(ranked) < 2:
+        return ""
+    best, worst = (
+        f"{show_name(name)} ({numbers.figure('sites', name, 'test', 'balanced_accuracy')}, "
+        f"{numbers.show('sites', name, 'test', 'balanced_accuracy', 'n')} images)"
+        for name in (ranked[0], ranked[-1])
+    )
+    return (
+        f"Among the sites, balanced accuracy is highest at {best} and lowest at {worst}; part of such a difference is "
+        "chance, and more so the fewer images a site has."
+    )
+
+
+def _say_participation(numbers: Numbers) -> str:
+    sites = numbers.get("participation", "sites")
+    missed = sum(site["missed_rounds"] > 0 for site in sites.values())
+    if not sites:
+        return ""
+    if missed == 0:
+        return "Every site took part in every round." if len(sites) > 1 else "The site took part in every round."
+    return f"{missed:,} of {count(len(sites), 'site')} missed at least one round."
+
+
+def _site_value(numbers: Numbers, site: str) -> float | None:
+    value: float | None = numbers.get("sites", site, "test", "balanced_accuracy", "value")
+    return value
+
+
+def rank_sites(numbers: Numbers) -> list[str]:
+    """Return the sites by balanced accuracy on test, the best first and those without a value last."""
+
+    def order(name: str) -> tuple[bool, float, str]:
+        value = _site_value(numbers, name)
+        return value is None, -(value or 0.0), name
+
+    return sorted(numbers.get("sites"), key=order)
+
+
+def render_headline(numbers: Numbers) -> str:
+    """Return the table of the pooled test figures of the chosen model."""
+    figures = numbers.get("figures")
+    first = [key for key in HEADLINE if key in figures]
+    rest = [key for key in figures if key not in HEADLINE]
+    return render_section(
+        "results",
+        "Results on the test images",
+        _render_figures(numbers, first, "Pooled over all sites; 95 % intervals."),
+        render_fold("Further figures", _render_figures(numbers, rest, "Further pooled figures; 95 % intervals."))
+        if rest
+        else "",
+    )
+
+
+def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
+    rows = [
+        [
+            label_figure(key),
+            numbers.figure("figures", key),
+            numbers.interval("figures", key),
+            numbers.strip("figures", key, largest=2.0 if key == "brier" else 1.0),
+            numbers.show("figures", key, "n"),
+            name_direction(numbers.get("figures", key, "better")),
+        ]
+        for key in keys
+    ]
+    columns = ["Figure", "Value", "95 % interval", "0 to 1 (Brier 0 to 2)", "Images", "Direction"]
+    return render_table(caption, columns, rows, "figures")
+
+
+def render_classes(numbers: Numbers) -> str:
+    """Return the table of figures by class."""
+    keys = [key for key in ("sensitivity", "specificity", "macro_precision", "macro_f1", "auc") if _has_classes(numbers, key)]
+    headings = {"sensitivity": "Sensitivity", "specificity": "Specificity", "macro_precision": "Precision"}
+    headings |= {"macro_f1": "F1", "auc": "AUC"}
+    rows = [
+        [
+            show_name(name),
+            numbers.show("test_images", "by_class", name),
+            numbers.strip("figures", "sensitivity", "by_class", name) if "sensitivity" in keys else "",
+            *(numbers.figure_and_interval("figures", key, "by_class", name) for key in keys),
+        ]
+        for name in numbers.get("classes")
+    ]
+    columns = ["Class", "Test images", "Sensitivity, 0 to 1", *(headings[key] for key in keys)]
+    return render_section(
+        "classes",
+        "Results by class",
+        render_table("Each class against all others, pooled over all sites; 95 % intervals below.", columns, rows),
+    )
+
+
+def _has_classes(numbers: Numbers, key: str) -> bool:
+    return "by_class" in numbers.get("figures").get(key, {})
+
+
+def render_sites(numbers: Numbers) -> str:
+    """Return the table of figures by site; of many sites the best and the worst, and the rest folded away."""
+    ranked = rank_sites(numbers)
+    if len(ranked) <= SHOWN_SITES:
+        tables = [_render_site_rows(numbers, ranked, "All sites, the best balanced accuracy first; 95 % intervals below.")]
+    else:
+        top, middle, bottom = split_ends(ranked, SHOWN_AT_EACH_END)
+        tables = [
+            _say_spread(numbers, ranked),
+            _render_site_rows(numbers, top, f"The {len(top)} sites with the highest balanced accuracy."),
+            _render_site_rows(numbers, bottom, f"The {len(bottom)} sites with the lowest, or without a value."),
+            render_fold(
+                f"The other {count(len(middle), 'site')}",
+                _render_site_rows(numbers, middle, "The other sites, the best balanced accuracy first."),
+            ),
+        ]
+    return render_section("sites", "Results by site", *tables)
+
+
+def split_ends(names: list[str], size: int) -> tuple[list[str], list[str], list[str]]:
+    """Return the first ``size`` names, those between, and the last ``size``."""
+    return names[:size], names[size:-size], names[-size:]
+
+
+def _say_spread(numbers: Numbers, ranked: list[str]) -> str:
+    known = [name for name in ranked if _site_value(numbers, name) is not None]
+    if not known:
+        return ""
+    places = [(len(known) - 1) * quarter // 4 for quarter in range(5)]
+    shown = [numbers.figure("sites", known[place], "test", "balanced_accuracy") for place in places]
+    names = ("highest", "upper quarter", "median", "lower quarter", "lowest")
+    listed = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
+    return f"<p>Balanced accuracy of {count(len(known), 'site')}: {listed}.</p>"
+
+
+def _render_site_rows(numbers: Numbers, names: list[str], caption: str) -> str:
+    rows = [_render_site(numbers, name) for name in names]
+    columns = ["Site", "Train images", "Test images", "0 to 1", "Balanced accuracy", *map(_label_short, SITE_FIGURES)]
+    return render_table(caption, columns, rows)
+
+
+def _render_site(numbers: Numbers, name: str) -> list[str]:
+    path: tuple[Any, ...] = ("sites", name, "test")
+    figures = numbers.get(*path)
+    return [
+        show_name(name),
+        numbers.show("sites", name, "train_images"),
+        numbers.show(*path, "accuracy", "n"),
+        numbers.strip(*path, "balanced_accuracy"),
+        numbers.figure_and_interval(*path, "balanced_accuracy"),
+        *(numbers.figure_and_interval(*path, key) if key in figures else "" for key in SITE_FIGURES),
+    ]
+
+
+def _label_short(key: str) -> str:
+    return {"ece": "ECE", "brier": "Brier", "auc": "AUC"}.get(key, label_figure(key))

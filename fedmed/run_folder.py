@@ -1,0 +1,164 @@
+"""A run is a folder: where everything of it lies.
+
+========================  ==========================================================================
+``config.yaml``           resolved settings
+``environment.json``      versions, machine and command of every start
+``splits/``               which image is where, so that the same parts can be used again
+``roster.json``           node id of the engine -> name of the site
+``history.jsonl``         one line a round; ``metrics.csv`` is the same as a table
+``checkpoints/``          the last rounds and the best
+``tables/``               evaluation tables behind the checkpoints, and the test tables
+``updates/``              what sites sent in the round under way
+``sites/``                in a simulation, each site's own state
+``audit.jsonl``           who sent and received what, hash-chained
+``report/``, ``model/``   the product
+``logs/``                 what the processes said
+========================  ==========================================================================
+"""
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from fedmed.checkpoint import write_atomically
+from fedmed.config import RunConfig
+from fedmed.config_files import dump_config, load_run_config
+from fedmed.errors import RunFolderError
+
+_PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.splits = self.path / "splits"
+        self.roster_file = self.path / "roster.json"
+        self.history_file = self.path / "history.jsonl"
+        self.metrics_file = self.path / "metrics.csv"
+        self.checkpoints = self.path / "checkpoints"
+        self.tables = self.path / "tables"
+        self.updates = self.path / "updates"
+        self.sites = self.path / "sites"
+        self.audit_file = self.path / "audit.jsonl"
+        self.report = self.path / "report"
+        self.model = self.path / "model"
+        self.logs = self.path / "logs"
+
+    @classmethod
+    def create(cls, path: Path, resume_command: str) -> "RunFolder":
+        """Make a new run folder.
+
+        Parameters
+        ----------
+        path : Path
+            Must not exist, or be an empty folder.
+        resume_command : str
+            The line to type if the folder holds a run already.
+
+        Raises
+        ------
+        RunFolderError
+            If the folder is not empty or cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if (path / "config.yaml").exists():
+                raise RunFolderError(
+                    f"'{path}' holds a run already. To go on with it, type:\n  {resume_command}\n"
+                    "For a new run, choose another folder after --out."
+                )
+            raise RunFolderError(f"'{path}' exists and is no empty folder. Choose another folder after --out.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"The run folder '{path}' cannot be made: {error.strerror}.") from None
+        folder = cls(path)
+        folder.make_folders()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open an existing run folder.
+
+        Raises
+        ------
+        RunFolderError
+            If there is none.
+        """
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise RunFolderError(
+                f"'{path}' is no run folder: it has no config.yaml. Give the folder printed at the start of the run."
+            )
+        folder.make_folders()
+        return folder
+
+    def make_folders(self) -> None:
+        """Make the subfolders that are written during a run."""
+        for folder in (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved settings."""
+        write_atomically(self.config_file, dump_config(config).encode())
+
+    def read_config(self) -> RunConfig:
+        """Read the resolved settings."""
+        return load_run_config(self.config_file)
+
+    def write_roster(self, names: dict[int, str]) -> None:
+        """Write which node of the engine is which site."""
+        write_atomically(self.roster_file, json.dumps({str(node): name for node, name in names.items()}).encode())
+
+    def read_roster(self) -> dict[int, str]:
+        """Return node id -> name of the site; empty where no site is known yet."""
+        if not self.roster_file.is_file():
+            return {}
+        return {int(node): str(name) for node, name in json.loads(self.roster_file.read_text()).items()}
+
+    def record_start(self) -> None:
+        """Add this start of the run to ``environment.json``."""
+        starts = []
+        if self.environment_file.is_file():
+            starts = json.loads(self.environment_file.read_text())["starts"]
+        starts.append(describe_environment())
+        write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+
+    def read_environment(self) -> dict[str, object]:
+        """Return the newest start of ``environment.json``."""
+        latest: dict[str, object] = json.loads(self.environment_file.read_text())["starts"][-1]
+        return latest
+
+
+def describe_environment() -> dict[str, object]:
+    """Return versions, processor and command of this process; nothing that names the machine or its user."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "versions": versions,
+    }

@@ -1,0 +1,277 @@
+"""One site's local work: fit and evaluate. No networking.
+
+All randomness of a fit comes from streams named by (run seed, site, round), so the result depends neither on the
+process that computes it nor on what it computed before.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedmed.config import OptimizerConfig, Plan
+from fedmed.data import ImagePart, count_classes, make_eval_transform, make_train_transform
+from fedmed.errors import FedmedError
+from fedmed.losses import build_loss
+from fedmed.metrics.tables import EvaluationTables, tables_from_logits
+from fedmed.schedules import learning_rate
+from fedmed.seeding import make_rng, seeded_torch
+
+
+class TrainingError(FedmedError):
+    """Local training cannot go on, for example because the loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a site tells about one round of local training, beside its update."""
+
+    num_images: int
+    """Training images of the site."""
+    loss: float
+    """Mean loss per image over the round, without the proximal term."""
+    learning_rate: float
+    """Rate of the round's last epoch."""
+    train_s: float
+    """Seconds of training."""
+    optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
+
+
+def select_device(wish: str) -> torch.device:
+    """Return the device that ``device:`` of the config names.
+
+    Parameters
+    ----------
+    wish : {"auto", "cpu", "cuda"}
+        ``auto`` takes a GPU if there is one.
+
+    Raises
+    ------
+    TrainingError
+        If a GPU is asked for and PyTorch sees none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wish == "cuda" and not has_gpu:
+        raise TrainingError("device: cuda was asked for, but PyTorch sees no GPU here. Use device: auto or cpu.")
+    return torch.device("cuda" if has_gpu and wish != "cpu" else "cpu")
+
+
+def fit(
+    model: nn.Module,
+    part: ImagePart,
+    plan: Plan,
+    *,
+    site: str,
+    round_number: int,
+    device: torch.device,
+    optimizer_state: dict[str, torch.Tensor] | None = None,
+) -> FitResult:
+    """Train ``model`` in place on one site's images for one round.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Holds the global model's values; logits (B, K) from images (B, 3, S, S).
+    part : ImagePart
+        The site's training images, at least one.
+    plan : Plan
+        Common settings.
+    site : str
+        Name of the site, part of the names of its random streams.
+    round_number : int
+        From 1; fixes the place in the learning-rate schedule and the random streams.
+    device : torch.device
+        Where to compute.
+    optimizer_state : dict of str to Tensor, optional
+        What an earlier round's :attr:`FitResult.optimizer_state` held.
+
+    Returns
+    -------
+    FitResult
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no longer a finite number.
+
+    Notes
+    -----
+    FedProx (Li et al., MLSys 2020) adds ``mu/2 ||w - w_global||^2`` to the loss; its gradient ``mu (w - w_global)`` is
+    added to the loss's own before clipping.
+    """
+    start = time.perf_counter()
+    settings = plan.training
+    model.to(device).train()
+    loss_function = build_loss(plan.loss, count_classes(part, len(plan.classes))).to(device)
+    optimizer = _make_optimizer(model, settings.optimizer)
+    if optimizer_state:
+        _restore_optimizer(optimizer, model, optimizer_state)
+    step = _Step(model, loss_function, optimizer, plan, device)
+    rate = settings.optimizer.lr
+    total = 0.0
+    with seeded_torch(plan.seed, site, round_number, "fit"):
+        for local_epoch in range(settings.epochs_per_round):
+            epoch = (round_number - 1) * settings.epochs_per_round + local_epoch
+            rate = learning_rate(
+                settings.schedule, settings.optimizer.lr, epoch, plan.rounds * settings.epochs_per_round
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            order = make_rng(plan.seed, site, round_number, local_epoch, "order").permutation(len(part))
+            total += _train_epoch(step, part, make_batches(order, settings.batch_size))
+    mean_loss = total / (len(part) * settings.epochs_per_round)
+    if not np.isfinite(mean_loss):
+        raise TrainingError(
+            f"The training loss is {mean_loss} in round {round_number}. "
+            "Lower training.optimizer.lr or set training.clip_norm, for example to 1.0."
+        )
+    kept = _collect_optimizer(optimizer, model) if settings.keep_momentum else {}
+    return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, part: ImagePart, plan: Plan, *, group: str, device: torch.device, batch_size: int = 128
+) -> EvaluationTables:
+    """Score a model on one part of a site's images and return additive tables.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Set to evaluation mode.
+    part : ImagePart
+        May be empty: then all tables are zero.
+    plan : Plan
+        Common settings.
+    group : str
+        Name of the only group, the site.
+    device : torch.device
+        Where to compute, in float32.
+    batch_size : int
+        Images at a time; no influence on the figures beyond rounding.
+    """
+    transform = make_eval_transform(plan.augmentation, plan.image_size)
+    model.to(device).eval()
+    logits = [torch.zeros(0, len(plan.classes))]
+    for first in range(0, len(part), batch_size):
+        indices = range(first, min(first + batch_size, len(part)))
+        logits.append(model(transform(part.images(indices)).to(device)).float().cpu())
+    return tables_from_logits(torch.cat(logits), part.labels, [group] * len(part))
+
+
+def make_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Cut an order of images into batches, none of them of one image.
+
+    BatchNorm cannot normalise a single 1 x 1 map. A last batch of one joins the batch before it; a site's only image is
+    taken twice.
+
+    Parameters
+    ----------
+    order : ndarray of int, shape (N,)
+        Indices of images, N >= 1.
+    batch_size : int
+        At least 2.
+    """
+    indices = [int(index) for index in order]
+    if len(indices) == 1:
+        return [indices * 2]
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    if len(batches[-1]) == 1:
+        batches[-2].extend(batches.pop())
+    return batches
+
+
+class _Step:
+    """One optimisation step, with everything that does not change between steps."""
+
+    def __init__(
+        self, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, device: torch.device
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.device = model, loss, optimizer, device
+        self.transform = make_train_transform(plan.augmentation, plan.image_size)
+        self.clip_norm = plan.training.clip_norm
+        self.mu = plan.training.proximal_mu
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.anchor = [parameter.detach().clone() for parameter in self.parameters] if self.mu else []
+        amp = plan.training.amp == "auto" and device.type == "cuda"
+        self.half = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
+
+    def __call__(self, images: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Return the batch's mean loss, detached, and update the model."""
+        x_BCHW = self.transform(list(images)).to(self.device, non_blocking=True)
+        with self._autocast():
+            logits_BK = self.model(x_BCHW)
+        loss: torch.Tensor = self.loss(logits_BK.float(), target.to(self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        self._adjust_gradients()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.half is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.half)
+
+    @torch.no_grad()
+    def _adjust_gradients(self) -> None:
+        if self.mu:
+            for parameter, start in zip(self.parameters, self.anchor, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - start, alpha=self.mu)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+
+
+def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]]) -> float:
+    """Return the sum over images of their batch's mean loss."""
+    total = torch.zeros((), dtype=torch.float64, device=step.device)
+    num_trained = 0
+    for indices in batches:
+        total += step(part.images(indices), part.labels[indices]) * len(indices)
+        num_trained += len(indices)
+    return float(total) * len(part) / num_trained
+
+
+def _make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _collect_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    kept = {}
+    for name, parameter in _named_trainable(model):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                kept[f"{name}/{key}"] = value.detach().cpu().clone()
+    return kept
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, kept: dict[str, torch.Tensor]) -> None:
+    parameters = dict(_named_trainable(model))
+    for full_name, value in kept.items():
+        name, _, key = full_name.rpartition("/")
+        # Adam's step counter is a CPU tensor of its own; the moments live with the parameter.
+        device = value.device if value.dim() == 0 else parameters[name].device
+        optimizer.state[parameters[name]][key] = value.clone().to(device)

@@ -1,0 +1,195 @@
+"""What crosses the network: names and types of records, model <-> bytes.
+
+A message holds at most three things:
+
+* ``request`` or ``report``: settings and numbers as one JSON text in a ``ConfigRecord``;
+* ``model``: the tensors of a model as one byte array in the safetensors format;
+* ``tables``: evaluation tables, likewise.
+
+A model is one array and not one per tensor, because the engine stores, hashes and acknowledges every array on its
+own, and because the bytes can then be written to disk, hashed and mapped as they are. Nothing that arrives is ever
+unpickled.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import nn
+
+from fedmed.errors import FedmedError
+from fedmed.metrics.tables import EvaluationTables
+
+STYPE = "safetensors"
+MODEL = "model"
+TABLES = "tables"
+REQUEST = "request"
+REPORT = "report"
+
+
+class WireError(FedmedError):
+    """A message does not have the form that was agreed."""
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return tensors as bytes in the safetensors format; equal tensors give equal bytes."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    """Return the tensors that :func:`pack_tensors` packed.
+
+    Raises
+    ------
+    WireError
+        If the bytes are no safetensors.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise WireError(f"The tensors that arrived cannot be read: {error}.") from None
+    return tensors
+
+
+def select_state(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU of the named parameters and buffers of a model."""
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in names}
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
+    """Copy tensors into the named parameters and buffers of a model.
+
+    Raises
+    ------
+    WireError
+        If a name is missing or too many, or a shape or a type differs.
+    """
+    state = model.state_dict()
+    expected = list(names)
+    if set(tensors) != set(expected):
+        missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+        raise WireError(
+            f"The model that arrived does not fit: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(extra)} are unknown {extra[:3]}. Server and site must use the same model settings and version."
+        )
+    for name in expected:
+        if tensors[name].shape != state[name].shape or tensors[name].dtype != state[name].dtype:
+            raise WireError(
+                f"The tensor '{name}' that arrived is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
+                f"expected {tuple(state[name].shape)} {state[name].dtype}."
+            )
+        state[name].copy_(tensors[name])
+
+
+def make_content(
+    kind: str, values: Mapping[str, Any], *, model: bytes | None = None, tables: EvaluationTables | None = None
+) -> RecordDict:
+    """Build the content of a message.
+
+    Parameters
+    ----------
+    kind : {"request", "report"}
+        Which way it goes.
+    values : mapping
+        JSON values.
+    model : bytes, optional
+        From :func:`pack_tensors`.
+    tables : EvaluationTables, optional
+        What an evaluation gives.
+    """
+    content = RecordDict({kind: ConfigRecord({"json": json.dumps(values, sort_keys=True, allow_nan=False)})})
+    if model is not None:
+        content[MODEL] = _to_record(model)
+    if tables is not None:
+        content[TABLES] = _to_record(pack_tables(tables))
+    return content
+
+
+def read_values(message: Message, kind: str) -> dict[str, Any]:
+    """Return the JSON values of a request or report.
+
+    Raises
+    ------
+    WireError
+        If they are missing or no JSON object.
+    """
+    record = message.content.get(kind)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    try:
+        values = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise WireError(f"The message has no readable part '{kind}'.")
+    return values
+
+
+def read_model(message: Message) -> bytes:
+    """Return the packed model of a message.
+
+    Raises
+    ------
+    WireError
+        If the message has none.
+    """
+    return _from_record(message, MODEL)
+
+
+def read_tables(message: Message) -> EvaluationTables:
+    """Return the evaluation tables of a message.
+
+    Raises
+    ------
+    WireError
+        If they are missing or contradict themselves.
+    """
+    return unpack_tables(_from_record(message, TABLES))
+
+
+def pack_tables(tables: EvaluationTables) -> bytes:
+    """Return tables as bytes in the safetensors format."""
+    metadata = {"groups": json.dumps(list(tables.groups))}
+    packed: bytes = safetensors.numpy.save(tables.to_arrays(), metadata=metadata)
+    return packed
+
+
+def unpack_tables(data: bytes) -> EvaluationTables:
+    """Return the tables in the bytes of a ``tables`` record.
+
+    Raises
+    ------
+    WireError
+        If they are unreadable or contradict themselves.
+    """
+    try:
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
+        groups = json.loads(_read_metadata(data)["groups"])
+        return EvaluationTables.from_arrays(tuple(groups), arrays)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise WireError(f"The tables that arrived cannot be read: {error}.") from None
+
+
+def _read_metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _to_record(data: bytes) -> ArrayRecord:
+    return ArrayRecord({"bytes": Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)}, keep_input=True)
+
+
+def _from_record(message: Message, key: str) -> bytes:
+    record = message.content.get(key)
+    array = record.get("bytes") if isinstance(record, ArrayRecord) else None
+    if array is None or array.stype != STYPE:
+        raise WireError(f"The message has no readable part '{key}'.")
+    return array.data

@@ -1,0 +1,123 @@
+"""Which sites are part of the federation, and which of them are waited for.
+
+A site joins by describing itself. One that has missed too many rounds in a row is *dormant*: the others no longer wait
+for it. It is asked in passing in every round and waited for again from the round after it answered.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmed.config import Plan
+from fedmed.errors import FedmedError
+from fedmed.wire import REPORT, REQUEST, make_content, read_values
+from server.exchange import Answer, Exchange
+from server.progress import Listener
+
+_PARTS = ("train", "validation", "test")
+_LARGEST_SITE = 100_000_000
+
+
+@dataclass
+class Attendance:
+    """Sites that have joined.
+
+    Parameters
+    ----------
+    plan : Plan
+        Sent to every site that joins.
+    model_digest : str
+        Digest of the model's definition at the server; a site with another one is refused.
+    """
+
+    plan: Plan
+    model_digest: str
+    missed: dict[str, int] = field(default_factory=dict)
+    """Rounds missed in a row, by site; part of the checkpoint."""
+    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each joined site said of itself."""
+
+    def join(self, exchange: Exchange, listener: Listener, *, deadline_s: float, round_number: int) -> None:
+        """Ask every connected site that has not joined yet to describe itself, and wait for the answers."""
+        new = [site for site in exchange.online_sites() if site not in self.descriptions]
+        if not new:
+            return
+        listener.on_phase("join", round_number, len(new))
+        request = self._make_request()
+        late = exchange.ask("query", request, new, deadline_s=deadline_s, on_answer=lambda a: self.admit(a, listener))
+        for site in late:
+            listener.on_note(f"{site} did not describe itself within {deadline_s:g} s and is left out for now.")
+
+    def admit(self, answer: Answer, listener: Listener) -> None:
+        """Take one site's description, or say why it cannot join."""
+        try:
+            if answer.message is None:
+                raise FedmedError(answer.reason or "no reason given")
+            description = read_values(answer.message, REPORT)
+            _check_description(description, answer.site, self.model_digest, len(self.plan.classes))
+        except FedmedError as error:
+            listener.on_answer(answer.site, str(error))
+            listener.on_note(f"{answer.site} cannot join: {error}")
+            return
+        self.descriptions[answer.site] = description
+        self.missed[answer.site] = 0
+        listener.on_answer(answer.site, None)
+
+    def split(self, max_missed_rounds: int) -> tuple[list[str], list[str]]:
+        """Return the joined sites that are waited for, and the dormant ones."""
+        joined = sorted(self.descriptions)
+        dormant = [site for site in joined if self.missed.get(site, 0) >= max_missed_rounds]
+        return [site for site in joined if site not in dormant], dormant
+
+    def welcome_back(self, exchange: Exchange, listener: Listener) -> None:
+        """Take what dormant sites have answered meanwhile."""
+        for answer in exchange.collect_probes():
+            self.admit(answer, listener)
+
+    def probe(self, exchange: Exchange, dormant: list[str], ttl: float) -> None:
+        """Ask dormant sites in passing whether they are back."""
+        if dormant:
+            exchange.probe(self._make_request(), dormant, ttl)
+
+    def count_round(self, statuses: dict[str, str]) -> None:
+        """Count who answered a round in time; a quarantined update is an answer."""
+        for site, status in statuses.items():
+            if status in {"late", "error"}:
+                self.missed[site] = self.missed.get(site, 0) + 1
+            elif status != "dormant":
+                self.missed[site] = 0
+
+    def num_train_images(self) -> dict[str, int]:
+        """Return the training images that each site stated."""
+        return {site: int(told["num_images"]["train"]) for site, told in self.descriptions.items()}
+
+    def composition(self) -> dict[str, dict[str, list[int]]] | None:
+        """Return site -> part -> images by class for the sites that share it, None if no site does."""
+        shared = {site: told["class_counts"] for site, told in self.descriptions.items() if told.get("class_counts")}
+        return dict(sorted(shared.items())) or None
+
+    def _make_request(self) -> Any:
+        return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
+
+
+def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
+    if description.get("site") != site:
+        raise FedmedError(f"It calls itself {description.get('site')!r}, the roster calls it '{site}'.")
+    if description.get("model_digest") != model_digest:
+        raise FedmedError(
+            "Its definition of the model differs from the server's. Install the same version of fedmed on both sides; "
+            f"it runs {description.get('versions')}."
+        )
+    images = description.get("num_images")
+    if not isinstance(images, dict) or not all(_is_count(images.get(part)) for part in _PARTS):
+        raise FedmedError("Its numbers of images are missing or no plausible counts.")
+    counts = description.get("class_counts")
+    if counts is not None and not (
+        isinstance(counts, dict)
+        and all(isinstance(counts.get(part), list) and len(counts[part]) == num_classes for part in _PARTS)
+        and all(_is_count(count) for part in _PARTS for count in counts[part])
+    ):
+        raise FedmedError("Its class counts do not have one plausible count for every class and part.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_SITE

@@ -1,0 +1,137 @@
+"""Ask sites and collect their answers, through any Grid of Flower.
+
+An exchange always ends: when everyone has answered, or at the deadline. Nothing here knows which engine carries the
+messages.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedmed.run_folder import RunFolder
+
+_SHORTEST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.25
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from one site: a message, or the reason why there is none."""
+
+    site: str
+    message: Message | None
+    reason: str | None
+    seconds: float
+
+
+@runtime_checkable
+class CanAbandon(Protocol):
+    """A Grid that can drop messages nobody waits for any more."""
+
+    def abandon(self, message_ids: Iterable[str]) -> None:
+        """Drop messages; a process that hangs on one of them is restarted."""
+
+
+class Exchange:
+    """Sends requests to sites by name.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's way to the nodes.
+    run : RunFolder
+        Holds the roster, which says what node is which site and may change while the run goes on.
+    """
+
+    def __init__(self, grid: Grid, run: RunFolder) -> None:
+        self._grid = grid
+        self._run = run
+        self._probes: dict[str, str] = {}
+
+    def online_sites(self) -> list[str]:
+        """Return the names of the sites that are on the roster and connected, sorted."""
+        return sorted(self._nodes())
+
+    def ask(
+        self,
+        kind: str,
+        content: RecordDict,
+        sites: Sequence[str],
+        *,
+        deadline_s: float,
+        on_answer: Callable[[Answer], None],
+    ) -> list[str]:
+        """Send one request to many sites and hand over each answer as it arrives.
+
+        Parameters
+        ----------
+        kind : {"query", "train", "evaluate"}
+            Flower's message type.
+        content : RecordDict
+            The same for all sites.
+        sites : sequence of str
+            Whom to ask; a site that is not connected counts as late.
+        deadline_s : float
+            Seconds after which waiting ends.
+        on_answer : callable
+            Called once for each site that answered, in order of arrival.
+
+        Returns
+        -------
+        list of str
+            Sites that have not answered, sorted.
+        """
+        start = time.monotonic()
+        waiting = self._push(kind, content, sites, ttl=deadline_s)
+        missing = set(sites) - set(waiting.values())
+        pause = _SHORTEST_PAUSE_S
+        while waiting and time.monotonic() - start < deadline_s:
+            num_waiting = len(waiting)
+            for site, reply in self._pull(waiting):
+                on_answer(_to_answer(site, reply, time.monotonic() - start))
+            if len(waiting) < num_waiting:
+                pause = _SHORTEST_PAUSE_S
+            elif waiting:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if waiting and isinstance(self._grid, CanAbandon):
+            self._grid.abandon(list(waiting))
+        return sorted(missing | set(waiting.values()))
+
+    def probe(self, content: RecordDict, sites: Sequence[str], ttl: float) -> None:
+        """Send a request without waiting for its answer; see :meth:`collect_probes`."""
+        free = [site for site in sites if site not in self._probes.values()]
+        self._probes.update(self._push("query", content, free, ttl=ttl))
+
+    def collect_probes(self) -> list[Answer]:
+        """Return the answers to probes that have come in so far, without waiting."""
+        return [_to_answer(site, reply, 0.0) for site, reply in self._pull(self._probes)] if self._probes else []
+
+    def _nodes(self) -> dict[str, int]:
+        roster = self._run.read_roster()
+        return {roster[node]: node for node in self._grid.get_node_ids() if node in roster}
+
+    def _push(self, kind: str, content: RecordDict, sites: Sequence[str], ttl: float) -> dict[str, str]:
+        """Return message id -> site for every message that the engine took."""
+        nodes = self._nodes()
+        reachable = [site for site in sorted(sites) if site in nodes]
+        messages = [Message(content, dst_node_id=nodes[site], message_type=kind, ttl=ttl + 60.0) for site in reachable]
+        ids = list(self._grid.push_messages(messages)) if messages else []
+        return {message_id: site for message_id, site in zip(ids, reachable, strict=True) if message_id}
+
+    def _pull(self, waiting: dict[str, str]) -> Iterator[tuple[str, Message]]:
+        """Yield the replies that are there, one at a time, and take their ids from ``waiting``."""
+        for reply in self._grid.pull_messages(list(waiting)):
+            site = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if site is not None:
+                yield site, reply
+
+
+def _to_answer(site: str, reply: Message, seconds: float) -> Answer:
+    if reply.has_error():
+        return Answer(site, None, reply.error.reason or "the site's app failed without a reason", seconds)
+    return Answer(site, reply, None, seconds)

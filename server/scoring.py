@@ -1,0 +1,112 @@
+"""Evaluation tables from the sites: asked for, checked, kept on disk."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmed.metrics.classification import Figure, compute_figures
+from fedmed.metrics.tables import EvaluationTables, combine_tables
+from flwr.app import Message, RecordDict
+
+from fedmed.checkpoint import write_atomically
+from fedmed.errors import FedmedError
+from fedmed.wire import REPORT, WireError, pack_tables, read_tables, read_values, unpack_tables
+from server.exchange import Answer, Exchange
+from server.progress import Listener
+
+
+def collect_tables(
+    exchange: Exchange,
+    content: RecordDict,
+    sites: Sequence[str],
+    *,
+    num_classes: int,
+    model_sha256: str,
+    deadline_s: float,
+    listener: Listener,
+) -> dict[str, EvaluationTables]:
+    """Ask sites to score a model and return their tables, in the order of the sites' names.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        Way to the sites.
+    content : RecordDict
+        The request with the model.
+    sites : sequence of str
+        Whom to ask.
+    num_classes : int
+        K.
+    model_sha256 : str
+        Hash of the model that was sent; tables of another model are refused.
+    deadline_s : float
+        Seconds to wait.
+    listener : Listener
+        Is told who answered and why tables were refused.
+    """
+    found: dict[str, EvaluationTables] = {}
+
+    def take(answer: Answer) -> None:
+        problem = answer.reason
+        if answer.message is not None:
+            try:
+                found[answer.site] = _read(answer.message, answer.site, num_classes, model_sha256)
+            except FedmedError as error:
+                problem = str(error)
+        listener.on_answer(answer.site, problem)
+        if problem:
+            listener.on_note(f"{answer.site} gave no evaluation: {problem}")
+
+    late = exchange.ask("evaluate", content, sites, deadline_s=deadline_s, on_answer=take)
+    for site in late:
+        listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
+    return dict(sorted(found.items()))
+
+
+def save_tables(folder: Path, tables: dict[str, EvaluationTables]) -> None:
+    """Write tables, one file a site."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for site, of_site in tables.items():
+        write_atomically(folder / f"{site}.safetensors", pack_tables(of_site))
+
+
+def load_tables(folder: Path) -> dict[str, EvaluationTables]:
+    """Read what :func:`save_tables` wrote."""
+    return {path.stem: unpack_tables(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def round_folder(root: Path, round_number: int) -> Path:
+    """Return the folder of one round's validation tables."""
+    return root / f"round_{round_number:05d}"
+
+
+def prune_tables(root: Path, keep: set[int]) -> None:
+    """Remove the validation tables of all rounds but some."""
+    kept = {round_folder(root, number).name for number in keep}
+    for folder in root.glob("round_*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def summarise(tables: dict[str, EvaluationTables]) -> dict[str, Any]:
+    """Return the scalar figures of a round, pooled and by site, as the history keeps them."""
+    if not tables:
+        return {"pooled": {}, "sites": {}}
+    pooled = compute_figures(combine_tables(tables.values()).pool())
+    by_site = {site: _to_values(compute_figures(of_site)) for site, of_site in tables.items()}
+    return {"pooled": _to_values(pooled), "sites": by_site}
+
+
+def _to_values(figures: dict[str, Figure]) -> dict[str, float | None]:
+    return {key: figure.value for key, figure in figures.items()}
+
+
+def _read(message: Message, site: str, num_classes: int, model_sha256: str) -> EvaluationTables:
+    tables = read_tables(message)
+    if read_values(message, REPORT).get("model_sha256") != model_sha256:
+        raise WireError("The tables are of another model than the one that was sent.")
+    if not set(tables.groups) <= {site} or tables.counts.shape[-1] != num_classes:
+        raise WireError("The tables are not of this site or have another number of classes.")
+    return tables

@@ -1,0 +1,136 @@
+"""The updates of one round: received, written to disk, checked, and accounted for site by site."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+
+from fedmed.aggregation import TensorFile, WeightedUpdate, check_num_images, check_update, compare_norms, site_weights
+from fedmed.checkpoint import write_atomically
+from fedmed.errors import FedmedError
+from fedmed.wire import REPORT, read_model, read_values
+from server.exchange import Answer
+
+
+@dataclass
+class Update:
+    """One site's part in a round; ``status`` says whether it counts."""
+
+    site: str
+    status: str
+    reason: str | None = None
+    images: int | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    train_s: float | None = None
+    update_mib: float | None = None
+    update_norm: float | None = None
+
+    def to_record(self, share: float | None) -> dict[str, Any]:
+        """Return the site's line of the participation table."""
+        return {
+            "site": self.site,
+            "status": self.status,
+            "reason": self.reason,
+            "images": self.images,
+            "share": share,
+            "train_s": self.train_s,
+            "update_mib": self.update_mib,
+            "update_norm": self.update_norm,
+        }
+
+
+@dataclass
+class UpdateCollector:
+    """Takes the answers of one round's training.
+
+    Parameters
+    ----------
+    folder : Path
+        Where updates are written, one file a site; must be empty.
+    reference : TensorFile
+        The global model that was sent.
+    declared : mapping of str to int
+        Training images that each site stated when it joined.
+    """
+
+    folder: Path
+    reference: TensorFile
+    declared: Mapping[str, int]
+    updates: dict[str, Update] = field(default_factory=dict)
+
+    def take(self, answer: Answer) -> Update:
+        """Write and check one answer."""
+        if answer.message is None:
+            update = Update(answer.site, "error", answer.reason)
+        else:
+            try:
+                update = self._read(answer.site, answer.message)
+            except FedmedError as error:
+                update = Update(answer.site, "quarantined", str(error))
+        self.updates[answer.site] = update
+        return update
+
+    def mark(self, sites: list[str], status: str, reason: str) -> None:
+        """Note that sites have no update in this round."""
+        for site in sites:
+            self.updates[site] = Update(site, status, reason)
+
+    def compare(self, recent_norms: list[float], max_ratio: float) -> None:
+        """Quarantine updates whose norm is far from the others'."""
+        norms = {site: u.update_norm for site, u in self.updates.items() if u.status == "accepted"}
+        known = {site: norm for site, norm in norms.items() if norm is not None}
+        for site, reason in compare_norms(known, recent_norms, max_ratio).items():
+            self.updates[site].status, self.updates[site].reason = "quarantined", reason
+
+    def accepted(self) -> list[Update]:
+        """Return the updates that count, in the order of the sites' names."""
+        return [self.updates[site] for site in sorted(self.updates) if self.updates[site].status == "accepted"]
+
+    def weighted(self, weighting: str) -> list[WeightedUpdate]:
+        """Return the accepted updates' files with their weights."""
+        weights = site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
+        return [WeightedUpdate(site, self._path(site), weight) for site, weight in sorted(weights.items())]
+
+    def mean_loss(self) -> float | None:
+        """Return the mean training loss of the accepted updates, weighted by images."""
+        parts = [(u.images, u.loss) for u in self.accepted() if u.images is not None and u.loss is not None]
+        total = sum(images for images, _ in parts)
+        return sum(images * loss for images, loss in parts) / total if total else None
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return the participation table, one line a site, in the order of their names."""
+        total = sum(update.images or 0 for update in self.accepted())
+        lines = []
+        for site in sorted(self.updates):
+            update = self.updates[site]
+            share = (update.images or 0) / total if update.status == "accepted" and total else None
+            lines.append(update.to_record(share))
+        return lines
+
+    def _path(self, site: str) -> Path:
+        return self.folder / f"{site}.safetensors"
+
+    def _read(self, site: str, message: Message) -> Update:
+        values = read_values(message, REPORT)
+        packed = read_model(message)
+        update = Update(site, "accepted", update_mib=len(packed) / 2**20)
+        reason = check_num_images(values.get("num_images"), self.declared[site])
+        if reason is None:
+            update.images = int(values["num_images"])
+            update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
+            update.learning_rate = _read_number(values, "learning_rate")
+            write_atomically(self._path(site), packed)
+            check = check_update(self._path(site), self.reference)
+            update.update_norm, reason = check.norm, check.reason
+        if reason is not None:
+            update.status, update.reason = "quarantined", reason
+        return update
+
+
+def _read_number(values: Mapping[str, Any], key: str) -> float | None:
+    """Return a number that is only shown, or None where the site sent something else."""
+    value = values.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

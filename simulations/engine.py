@@ -1,0 +1,83 @@
+"""From settings to a finished simulation: prepare the data, start the workers, run the ServerApp."""
+
+import os
+
+import torch
+from flwr.app import Context, RecordDict
+
+from fedmed.config import RunConfig
+from fedmed.data import Prepared, prepare_data
+from fedmed.run_folder import RunFolder
+from server.federation import create_server_app
+from server.progress import Listener
+from simulations.ray_grid import RayGrid, SimulatedNode
+
+
+def run_simulation(run: RunFolder, config: RunConfig, listener: Listener) -> None:
+    """Run, or resume, a simulation to its end.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Holds the settings; everything is written there.
+    config : RunConfig
+        The same settings.
+    listener : Listener
+        Is told what happens.
+
+    Raises
+    ------
+    FedmedError
+        With what to do; the run can be resumed.
+    """
+    prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
+    if prepared.num_bad_rows:
+        listener.on_note(f"{prepared.num_bad_rows} rows were skipped; {run.splits / 'skipped_rows.csv'} names them.")
+    config = config.model_copy(update={"classes": list(prepared.classes)})
+    run.write_config(config)
+    nodes = make_nodes(run, config, prepared)
+    run.write_roster({node.node_id: str(node.config["site"]) for node in nodes})
+    with RayGrid(
+        "client.site:app",
+        nodes,
+        num_workers=count_workers(config, len(nodes)),
+        threads=config.threads,
+        num_gpus_per_worker=_gpu_share(config, len(nodes)),
+        log_dir=run.logs,
+    ) as grid:
+        context = Context(
+            run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-dir": str(run.path)}
+        )
+        create_server_app(listener)(grid, context)
+
+
+def make_nodes(run: RunFolder, config: RunConfig, prepared: Prepared) -> list[SimulatedNode]:
+    """Return one node per site; its share of the image cache and its weight follow its number of images."""
+    images = {site: sum(map(sum, parts.values())) for site, parts in prepared.composition.items()}
+    total = sum(images.values())
+    return [
+        SimulatedNode(
+            node_id=index + 1,
+            config={
+                "run-dir": str(run.path),
+                "site": site,
+                "cache-mib": config.data.cache_mib * images[site] / total,
+            },
+            weight=float(sum(prepared.composition[site]["train"])),
+        )
+        for index, site in enumerate(prepared.sites)
+    ]
+
+
+def count_workers(config: RunConfig, num_sites: int) -> int:
+    """Return how many workers to start: what the config says, else as many as the cores allow."""
+    if config.workers != "auto":
+        return min(config.workers, num_sites)
+    return max(1, min(num_sites, len(os.sched_getaffinity(0)) // config.threads))
+
+
+def _gpu_share(config: RunConfig, num_sites: int) -> float:
+    """Return each worker's share of the GPUs, 0 where none is used."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.device_count() / count_workers(config, num_sites)

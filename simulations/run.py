@@ -1,0 +1,168 @@
+"""Simulate a federation of hospitals on this machine.
+
+One ServerApp and one ClientApp of Flower run for all sites on Ray, the same apps as in a real federation.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+
+# Before flwr and ray are imported: nothing about this machine or run is reported to anyone.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from fedmed.config import RunConfig
+from fedmed.config_files import apply_override, load_run_config
+from fedmed.errors import ConfigError, FedmedError
+from fedmed.run_folder import RunFolder
+
+EPILOG = """\
+examples:
+  python simulations/run.py
+      four synthetic sites, ADSR-Net-18, about two minutes; ends with the path of a report
+  python simulations/run.py --config configs/ham10000_sites.yaml
+      real dermatoscopic images from four sites
+  python simulations/run.py --set rounds=3 --set sites=8 --set model.name=resnet18
+      any setting of the config, changed for this run
+  python simulations/run.py --set data.partition.kind=pooled
+      all images at one site: central training, the upper reference
+  python simulations/run.py --resume runs/20260101-120000-phantom
+      go on with a run that was stopped; its results are those of an undisturbed run
+
+A run is a folder. Open report/index.html in it; report/report.json has every number. Every setting is explained in
+configs/simulation.yaml.
+exit code: 0 finished; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    run: RunFolder | None = None
+    try:
+        run, config = _open_run(options)
+        _simulate(run, config)
+    except KeyboardInterrupt:
+        print("\nStopped. Everything up to the last closed round is saved.", file=sys.stderr)
+        if run is not None:
+            print(f"To go on, type:\n  {_resume_command(run.path)}", file=sys.stderr)
+        return 130
+    except FedmedError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"\nThe run did not finish.\n{error}", file=sys.stderr)
+        if run is not None and any(run.checkpoints.iterdir()):
+            print(f"To go on after mending it, type:\n  {_resume_command(run.path)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python simulations/run.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings of the run (default: configs/simulation.yaml)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/DATE-NAME)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, for example --set training.optimizer.lr=0.01; may be given many times",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder; of --set, only workers, round_deadline_s, min_sites and "
+        "max_missed_rounds can be given",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    if options.resume and (options.config or options.out):
+        parser.error("--resume takes its settings and its folder from the run: leave out --config and --out")
+    return options
+
+
+def _open_run(options: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
+    if options.resume:
+        run = RunFolder.open(options.resume)
+        config = _change_for_resume(run, options.overrides)
+    else:
+        config = load_run_config(options.config or _default_config(), options.overrides)
+        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+        path = options.out or Path("runs") / f"{stamp}-{config.name}"
+        run = RunFolder.create(path, _resume_command(path))
+    run.write_config(config)
+    run.record_start()
+    return run, config
+
+
+def _change_for_resume(run: RunFolder, overrides: Sequence[str]) -> RunConfig:
+    """Return the run's settings with those changed that do not change its results."""
+    allowed = ("workers", "round_deadline_s", "min_sites", "max_missed_rounds")
+    for override in overrides:
+        key = apply_override({}, override)
+        if key not in allowed:
+            raise ConfigError(
+                f"--set {override}: '{key}' cannot change when a run is resumed. Allowed: {', '.join(allowed)}. "
+                "For other settings start a new run."
+            )
+    return load_run_config(run.config_file, overrides)
+
+
+def _default_config() -> Path:
+    """Return the default settings: of the checkout, or those in the installed package."""
+    return Path(str(resources.files("configs") / "simulation.yaml"))
+
+
+def _simulate(run: RunFolder, config: RunConfig) -> None:
+    # Imported late, so that --help and a wrong setting answer at once.
+    from simulations.engine import run_simulation  # noqa: PLC0415
+    from simulations.progress import make_listener  # noqa: PLC0415
+
+    print(f"run folder: {run.path}")
+    with make_listener(config.rounds) as listener:
+        run_simulation(run, config, listener)
+    _print_result(run)
+
+
+def _print_result(run: RunFolder) -> None:
+    report = json.loads((run.report / "report.json").read_text())
+    figure = report["figures"]["balanced_accuracy"]
+    low, high = figure["interval"]
+    print(
+        f"chosen round {report['chosen_round']} of {report['rounds']}; pooled test, n = {figure['n']}: "
+        f"balanced accuracy {figure['value']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    )
+    if report["synthetic"]:
+        print("The images are synthetic: this says that the software works, and nothing about patients.")
+    print(f"report: {run.report / 'index.html'}")
+
+
+def _resume_command(path: Path) -> str:
+    return f"python simulations/run.py --resume {path}"
+
+
+def _stop_like_ctrl_c(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
