@@ -4,6 +4,7 @@ The same object runs in a simulation's worker and in a hospital's process.
 """
 
 import hashlib
+import logging
 from importlib import metadata
 from typing import Any
 
@@ -27,6 +28,8 @@ from fedmed.wire import (
     read_values,
     unpack_tables,
 )
+
+_logger = logging.getLogger("fedmed.client")
 
 app = ClientApp()
 
@@ -123,6 +126,8 @@ def _fill_network(
     """Return the network with the message's values and the site's state from before a round."""
     network = get_network(plan)
     found = site.state.load_before(before_round)
+    for problem in site.state.problems:
+        _logger.warning("%s: %s An older state is used.", site.name, problem)
     kept = found[0] if found else {}
     network.fill(read_model(message), kept)
     return network, kept

@@ -9,6 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
+"""Options that name files of the coordinating site; they shape the initial model and never travel."""
+
+
 class Section(BaseModel):
     """A closed part of the settings: an unknown key is an error."""
 
@@ -27,6 +31,10 @@ class ModelConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """Options of the network's builder."""
         return dict(self.__pydantic_extra__ or {})
+
+    def without(self, names: tuple[str, ...]) -> "ModelConfig":
+        """Return a copy that lacks some options."""
+        return ModelConfig(name=self.name, **{key: value for key, value in self.options.items() if key not in names})
 
 
 class PartitionConfig(Section):
@@ -260,7 +268,7 @@ class RunConfig(Section):
             classes=self.classes,
             image_size=self.data.image_size,
             augmentation=self.data.augmentation,
-            model=self.model,
+            model=self.model.without(LOCAL_MODEL_OPTIONS),
             loss=self.loss,
             training=self.training,
             batch_norm=self.batch_norm,

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import DataConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, RunConfig
 from fedmed.errors import ConfigError, suggest_nearest
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
@@ -92,8 +92,9 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         With the file, the key, the value found, what is allowed and the nearest valid key.
     """
     content = read_yaml(path)
-    if any(override.startswith("loss.") for override in overrides):
-        content.setdefault("loss", dict(RunConfig.model_fields["loss"].default))
+    for section in ("loss", "data"):  # --set changes one key of the default here, where others would start empty
+        if any(override.startswith(f"{section}.") for override in overrides):
+            content.setdefault(section, RunConfig(sites=1).model_dump(mode="json")[section])
     origins = {apply_override(content, override): override for override in overrides}
     try:
         config = RunConfig.model_validate(content)
@@ -160,6 +161,11 @@ def _resolve_paths(config: RunConfig, source: str) -> RunConfig:
         if text is not None:
             expanded = expand_variables(text, f"{source}: data.{field}")
             setattr(config.data, field, os.path.abspath(Path(expanded).expanduser()))
+    for option in LOCAL_MODEL_OPTIONS:
+        text = config.model.options.get(option)
+        if isinstance(text, str):
+            expanded = expand_variables(text, f"{source}: model.{option}")
+            setattr(config.model, option, os.path.abspath(Path(expanded).expanduser()))
     return config
 
 

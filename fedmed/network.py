@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +24,14 @@ class Network:
     ----------
     plan : Plan
         Names the model, the policy and the seed; equal plans give equal initial values.
+    **local_options
+        Further options of the model that only this process needs, such as ``pretrained_backbone``.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, **local_options: Any) -> None:
+        options = plan.model.options | local_options
         with seeded_torch(plan.seed, "model"):
-            self.model: nn.Module = create_model(plan.model.name, len(plan.classes), **plan.model.options)
+            self.model: nn.Module = create_model(plan.model.name, len(plan.classes), **options)
         self.shared = shared_names(self.model, plan.batch_norm)
         self.local = sorted(set(self.model.state_dict()) - set(self.shared))
         self._initial_local = select_state(self.model, self.local)

@@ -19,6 +19,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +32,7 @@ from fedmed.config import RunConfig
 from fedmed.config_files import dump_config, load_run_config
 from fedmed.errors import RunFolderError
 
+_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
 
 
@@ -129,7 +131,15 @@ class RunFolder:
         """Return node id -> name of the site; empty where no site is known yet."""
         if not self.roster_file.is_file():
             return {}
-        return {int(node): str(name) for node, name in json.loads(self.roster_file.read_text()).items()}
+        roster = {int(node): str(name) for node, name in json.loads(self.roster_file.read_text()).items()}
+        for name in roster.values():
+            # Names become file names, so a name such as ../x must not get through.
+            if not _SITE_NAME.fullmatch(name):
+                raise RunFolderError(
+                    f"'{self.roster_file}' names a site {name!r}. Allowed: letters, digits, '_', '-' and '.', "
+                    "beginning with a letter or digit."
+                )
+        return roster
 
     def record_start(self) -> None:
         """Add this start of the run to ``environment.json``."""

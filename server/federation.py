@@ -11,10 +11,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import Checkpoint, RunCheckpoints, write_atomically
+from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.errors import FederationError
 from fedmed.export import write_model
 from fedmed.metrics.history import append_record, read_history, truncate_history
-from fedmed.network import get_network
+from fedmed.network import Network, get_network
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
@@ -83,7 +84,9 @@ def _find_start(session: Session) -> Checkpoint:
     found = session.checkpoints.load_latest()
     if found is None:
         initial = session.run.updates / "initial.safetensors"
-        write_atomically(initial, get_network(session.plan).pack())
+        options = session.config.model.options
+        local = {name: options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
+        write_atomically(initial, Network(session.plan, **local).pack())
         save_checkpoint(session.checkpoints, 0, initial, LoopState())
         found = session.checkpoints.load(0)
     for problem in found.problems:

@@ -1,9 +1,10 @@
 """The updates of one round: received, written to disk, checked, and accounted for site by site."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import Message
 
@@ -89,7 +90,7 @@ class UpdateCollector:
         """Return the updates that count, in the order of the sites' names."""
         return [self.updates[site] for site in sorted(self.updates) if self.updates[site].status == "accepted"]
 
-    def weighted(self, weighting: str) -> list[WeightedUpdate]:
+    def weighted(self, weighting: Literal["images", "equal"]) -> list[WeightedUpdate]:
         """Return the accepted updates' files with their weights."""
         weights = site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
         return [WeightedUpdate(site, self._path(site), weight) for site, weight in sorted(weights.items())]
@@ -133,4 +134,6 @@ class UpdateCollector:
 def _read_number(values: Mapping[str, Any], key: str) -> float | None:
     """Return a number that is only shown, or None where the site sent something else."""
     value = values.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)

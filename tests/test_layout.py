@@ -15,7 +15,9 @@ TIERS = [
      "report", "predict", "export"],
 ]  # fmt: skip
 PLACE = {room: (tier, order) for tier, rooms in enumerate(TIERS) for order, room in enumerate(rooms)}
-SOURCES = sorted(path for package in ("fedmed", "server", "client", "simulations") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    path for package in ("fedmed", "server", "client", "simulations") for path in (ROOT / package).rglob("*.py")
+)
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -56,7 +58,9 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_every_room_has_a_place() -> None:
-    rooms = {path.stem for path in (ROOT / "fedmed").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.stem for path in (ROOT / "fedmed").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms - {"__init__"} <= set(PLACE)
 
 

@@ -38,7 +38,14 @@ class SiteState:
         self.root = Path(root)
         self.problems: list[str] = []
 
-    def save(self, round_number: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        round_number: int,
+        tensors: Mapping[str, torch.Tensor],
+        meta: Mapping[str, Any],
+        *,
+        keep: int | None = None,
+    ) -> Path:
         """Save the state after a round; keep it and the newest before it.
 
         Parameters
@@ -50,6 +57,9 @@ class SiteState:
             Any shapes and types that safetensors knows, on any device.
         meta : mapping
             The rest; must be JSON, so no NaN.
+        keep : int, optional
+            A further round to keep, for example the best one: the newest state up to this round stays as well, which
+            is the one that :meth:`load_before` (keep + 1) gives, also if the site missed that very round.
 
         Raises
         ------
@@ -68,7 +78,10 @@ class SiteState:
         remove_leftovers(self.root)
         write_atomically(path, safetensors.torch.save(own, {"format": "pt", "meta": text, "sha256": digest}))
         found = find_rounds(self.root)
-        kept = [number for number in sorted(found) if number <= round_number][-2:]
+        past = [number for number in sorted(found) if number <= round_number]
+        kept = past[-2:]
+        if keep is not None:
+            kept += [number for number in past if number <= keep][-1:]
         for number, old in found.items():
             if number not in kept:
                 old.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ class ImagePart:
     def __init__(
         self, items: Sequence[str], labels: Sequence[int], attributes: Mapping[str, Sequence[str]], reader: ImageReader
     ) -> None:
-        assert len(items) == len(labels) and all(len(values) == len(items) for values in attributes.values())
+        assert len(items) == len(labels)
+        assert all(len(values) == len(items) for values in attributes.values())
         self.items = tuple(items)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         """int64 (N,)."""
@@ -65,7 +66,7 @@ class SiteData:
     test: ImagePart
 
 
-def load_site(
+def load_site(  # noqa: PLR0917  (what identifies a site)
     config: DataConfig, sites: int | None, seed: int, splits_dir: Path, site: str, cache_mib: float
 ) -> SiteData:
     """Load one site of prepared data; image files are decoded when they are first asked for.
@@ -83,8 +84,8 @@ def load_site(
     site : str
         Name of the site.
     cache_mib : float
-        Memory in MiB for decoded image files of this site. Images that no longer fit are decoded every time they are asked
-        for. Arrays and the phantom are in memory as a whole, whatever this says.
+        Memory in MiB for decoded image files of this site. Images that no longer fit are decoded every time they are
+        asked for. Arrays and the phantom are in memory as a whole, whatever this says.
 
     Returns
     -------

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedmed.errors import DataError
 
@@ -16,8 +16,8 @@ _DARK_16_BIT = 4096
 def decode_image(path: Path) -> torch.Tensor:
     """Read one image.
 
-    Grey images are repeated over the channels, palettes and CMYK are converted, transparent pixels become black, the EXIF
-    orientation is applied, and grey of 16 bits is scaled so that 65,535 becomes 255. Colour profiles are ignored.
+    Grey images are repeated over the channels, palettes and CMYK are converted, transparent pixels become black, the
+    EXIF orientation is applied, and grey of 16 bits is scaled so that 65,535 becomes 255. Colour profiles are ignored.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def decode_image(path: Path) -> torch.Tensor:
 def find_image_fault(path: Path) -> str | None:
     """Decode one image as cheaply as possible and return what is wrong with it, or None.
 
-    A JPEG is decoded at an eighth of its size: that reads every byte of it, which finds a truncated file, and skips most
-    of the arithmetic.
+    A JPEG is decoded at an eighth of its size: that reads every byte of it, which finds a truncated file, and skips
+    most of the arithmetic.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def find_image_fault(path: Path) -> str | None:
 def _describe(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         empty = path.is_file() and path.stat().st_size == 0
         return "the file is empty" if empty else "neither JPEG nor PNG"
     return str(error) or type(error).__name__

@@ -104,8 +104,8 @@ def clean_site_names(names: Iterable[str]) -> dict[str, str]:
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
         if not safe or len(safe) > _MAX_NAME_LENGTH:
             raise DataError(
-                f"The site name '{name}' cannot be a file name. Allowed: letters A-Z, digits, '.', '_' and '-', with at "
-                f"least one letter or digit and at most {_MAX_NAME_LENGTH} characters. Rename the site in the table."
+                f"The site name '{name}' cannot be a file name. Allowed: letters A-Z, digits, '.', '_' and '-', with "
+                f"at least one letter or digit and at most {_MAX_NAME_LENGTH} characters. Rename the site in the table."
             )
         if safe.casefold() in taken:
             raise DataError(

@@ -1,10 +1,10 @@
 """The phantom: a built-in synthetic data set, so that a federation can be tried without any patient's image.
 
-Synthetic, not medical. The pictures are drawn by formulas: a blob with one of up to eight textures, taken by a different
-imaginary device at every site. Its classes are patterns and no diagnoses, its "patients" do not exist, and a result on it
-says nothing about patients, whatever the figure. It is there to show that the software works, and to compare methods under
-the difficulties that real federations have: a long tail of classes, devices that differ by site, subgroups that look
-different and are ill at different rates, and several images of one patient.
+Synthetic, not medical. The pictures are drawn by formulas: a blob with one of up to eight textures, taken by another
+imaginary device at every site. Its classes are patterns and no diagnoses, its "patients" do not exist, and a result on
+it says nothing about patients, whatever the figure. It is there to show that the software works, and to compare methods
+under the difficulties that real federations have: a long tail of classes, devices that differ by site, subgroups that
+look different and have other shares of the classes, and several images of one patient.
 
 Evidence for a class is in texture and shape at a random place, size, rotation and colour, and its strength varies from
 clear to hardly visible; a fainter pattern of another class may be mixed in. So no classifier can be perfect.
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fedmed.config import PhantomData
-from fedmed.data.phantom_drawing import PATTERNS, Array, Scanner, Scenes, draw_images
+from fedmed.data.phantom_drawing import Scanner, draw_images
+from fedmed.data.phantom_patterns import PATTERNS, Array, Scenes
 from fedmed.seeding import make_rng
 
 SEXES = ("female", "male")
@@ -25,6 +26,7 @@ AGE_SHARES = (0.3, 0.4, 0.3)
 IMAGES_PER_PATIENT = (0.6, 0.28, 0.12)  # share of patients with 1, 2 and 3 images
 SAME_LESION = 0.5  # share of a patient's further images that show the lesion of the image before
 HANDFUL = 5  # fewest images of a class at a site, where the site has room for it
+UNCLEAR = 0.25  # share of lesions whose pattern is faint
 
 # How much more often than on average a class is seen in men (women: less) and in the oldest band (youngest: less).
 SEX_EFFECT = (-0.10, 0.20, -0.20, 0.20, 0.25, -0.20, 0.15, -0.15)
@@ -168,11 +170,14 @@ def _fill_classes(labels: Array, images_of_lesion: Array, num_classes: int, rng:
     order = rng.permutation(len(labels))
     counts = np.bincount(labels, weights=images_of_lesion, minlength=num_classes)
     while counts.min() < minimum:
-        poorest, richest = int(counts.argmin()), int(counts.argmax())
-        lesion = next(i for i in order if labels[i] == richest)
-        labels[lesion] = poorest
-        counts[richest] -= images_of_lesion[lesion]
+        movable = [i for i in order if counts[labels[i]] - images_of_lesion[i] >= minimum]
+        if not movable:  # a tiny site whose few lesions have several images each
+            break
+        lesion = max(movable, key=lambda i: counts[labels[i]])
+        poorest = int(counts.argmin())
+        counts[labels[lesion]] -= images_of_lesion[lesion]
         counts[poorest] += images_of_lesion[lesion]
+        labels[lesion] = poorest
     return labels
 
 
@@ -258,7 +263,7 @@ def _draw_lesions(config: PhantomData, cohort: _Cohort, labels: Array, rng: np.r
         "waves": np.stack(
             [pace * np.cos(direction), pace * np.sin(direction), rng.uniform(0, 2 * np.pi, (count, 4))], axis=2
         ),
-        "texture": rng.random((count, 4)),
+        "texture": rng.random((count, 3)),
         "dots": np.stack(
             [distance * np.cos(around), distance * np.sin(around), rng.uniform(0.10, 0.16, (count, 12))], axis=2
         ),
@@ -266,12 +271,18 @@ def _draw_lesions(config: PhantomData, cohort: _Cohort, labels: Array, rng: np.r
 
 
 def _draw_strengths(labels: Array, num_classes: int, age: Array, rng: np.random.Generator) -> Array:
-    """Return how visible each pattern is in each lesion, (L, P): its own, and for some a fainter one of another class."""
+    """Return how visible each pattern is, (lesions, P): the own one and, in some, a fainter one of another class.
+
+    Most lesions are clear, so that the classes can be learnt from few images; an unclear share, larger in the old, bounds
+    what can be reached.
+    """
     count = len(labels)
-    own = (0.40 + 0.75 * rng.beta(2.0, 1.5, count)) * np.exp(-0.10 * age)
-    other = rng.uniform(0.1, 0.5, count) * (rng.random(count) < 0.4)
+    unclear = rng.random(count) < np.clip(UNCLEAR * (1 + 0.4 * age), 0, 1)
+    own = np.where(unclear, rng.uniform(0.10, 0.45, count), 0.50 + 0.70 * rng.beta(2.0, 1.5, count))
+    other = own * np.where(unclear, rng.uniform(0.5, 1.0, count), rng.uniform(0.1, 0.5, count))
+    mixed = rng.random(count) < np.where(unclear, 0.7, 0.3)
     distractor = (labels + rng.integers(1, num_classes, count)) % num_classes
     strengths = np.zeros((count, len(PATTERNS)))
-    strengths[np.arange(count), distractor] = other * own
+    strengths[np.arange(count), distractor] = other * mixed
     strengths[np.arange(count), labels] = own
     return strengths

@@ -11,8 +11,9 @@ from fedmed.data.phantom import generate_site, phantom_classes, phantom_site_nam
 from fedmed.data.sources import RawTable, Row, read_table
 from fedmed.data.split_files import SplitIndex, SplitRow, count_parts, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
-from fedmed.errors import ConfigError, DataError, RunFolderError
+from fedmed.errors import ConfigError, RunFolderError
 
+PHANTOM_ATTRIBUTES: tuple[str, ...] = ("sex", "age_band")
 _SMALLEST_PHANTOM = 16
 
 
@@ -81,9 +82,9 @@ def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: P
 def _make_splits(
     config: DataConfig, sites: int | None, seed: int, splits_dir: Path, table: RawTable | None
 ) -> SplitIndex:
-    num_bad_rows = 0
+    num_bad_rows, names = 0, PHANTOM_ATTRIBUTES
     if isinstance(config, PhantomData):
-        classes, names = phantom_classes(config), ("sex", "age_band")
+        classes = phantom_classes(config)
         items = _list_phantom(config, sites, seed)
     else:
         assert table is not None
@@ -135,8 +136,8 @@ def _list_phantom(config: PhantomData, sites: int | None, seed: int) -> list[Ite
         raise ConfigError("data.source is 'phantom', which needs the number of sites: set the key 'sites'.")
     if config.partition.kind == "dirichlet":
         raise ConfigError(
-            "data.partition.kind is 'dirichlet', which redistributes one collection of images, but each phantom site has "
-            "images of its own device. Allowed: 'column' (one site per device) or 'pooled'. Label skew comes from "
+            "data.partition.kind is 'dirichlet', which redistributes one collection of images, but each phantom site "
+            "has images of its own device. Allowed: 'column' (one site per device) or 'pooled'. Label skew comes from "
             "data.imbalance and data.attribute_strength."
         )
     # Labels, patients and attributes do not depend on the size of the pictures, so the smallest ones do here.
@@ -144,11 +145,10 @@ def _list_phantom(config: PhantomData, sites: int | None, seed: int) -> list[Ite
     items: list[Item] = []
     for index, site in enumerate(phantom_site_names(sites)):
         drawn = generate_site(small, index, seed)
-        values = zip(
-            drawn.labels.tolist(), drawn.patient, drawn.attributes["sex"], drawn.attributes["age_band"], strict=True
-        )
+        attributes = zip(*(drawn.attributes[name] for name in PHANTOM_ATTRIBUTES), strict=True)
+        people = zip(drawn.labels.tolist(), drawn.patient, attributes, strict=True)
         items += [
-            Item(f"{site}/{number:05d}", label, patient, site, (sex, age_band))
-            for number, (label, patient, sex, age_band) in enumerate(values)
+            Item(f"{site}/{number:05d}", label, patient, site, values)
+            for number, (label, patient, values) in enumerate(people)
         ]
     return items

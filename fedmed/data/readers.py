@@ -22,8 +22,8 @@ class ImageReader(Protocol):
 class FileReader:
     """Images in files. What was decoded stays in memory until the budget is spent: first come stays.
 
-    Keeping the first is right here, since an epoch visits every image once: with a cache that drops the oldest, an image
-    would be dropped before it is visited again.
+    Keeping the first is right here, since an epoch visits every image once: with a cache that drops the oldest, an
+    image would be dropped before it is visited again.
 
     Parameters
     ----------

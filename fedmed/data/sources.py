@@ -1,4 +1,4 @@
-"""Where images and labels come from: a CSV, class folders, or an ``.npz`` file. Reads tables only, no pixels of files."""
+"""Where images and labels come from: a CSV, class folders, or an ``.npz`` file."""
 
 import csv
 import functools
@@ -157,7 +157,7 @@ def _read_folders(config: ClassFolderData) -> RawTable:
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(
-            f"The folder '{root}' (data.root) holds no folders. Allowed: one folder per class, with JPEG or PNG files inside."
+            f"The folder '{root}' (data.root) holds no folders. Allowed: one folder per class, with images inside."
         )
     files = [
         (path.relative_to(root).as_posix(), folder)

@@ -1,4 +1,4 @@
-"""The folder ``splits/`` of a run: which image of which site is in which part, written once and read by every worker."""
+"""The folder ``splits/`` of a run: which image of which site is in which part, written once, read by every worker."""
 
 import csv
 import json

@@ -98,14 +98,15 @@ def allocate_groups(
 
     Notes
     -----
-    First the classes, the rarest first, get their smallest groups into train, test and validation, in this order and as
-    far as they have groups. Then the largest group left goes where it increases least
+    First each class, the rarest first, gets one of its smallest groups into every part; one that has only two groups
+    goes without validation, and one that has a single group is only trained on. Then the largest group left goes where
+    it increases least
 
         sum_p sum_k (a_pk - d_pk)^2 / d_pk,
 
-    with ``a_pk`` images of class k in part p and ``d_pk`` those that the shares ask for; all classes together count as one
-    more class. At last an empty part takes a small group of another, so that validation and test are empty only at a site
-    with fewer than three groups.
+    with ``a_pk`` images of class k in part p and ``d_pk`` those that the shares ask for; all classes together count
+    as one more class. At last an empty part takes a small group of another, so that validation and test are empty only
+    at a site with fewer than three groups.
     """
     order = rng.permutation(np.array(list(counts), dtype=object)).tolist()
     order.sort(key=lambda group: counts[group].sum())  # stable: equal sizes stay in random order
@@ -132,12 +133,11 @@ def _seed_classes(order: Sequence[str], vectors: Mapping[str, Array], part_of: d
     num_classes = len(next(iter(vectors.values()))) - 1
     members = [[group for group in order if vectors[group][k] > 0] for k in range(num_classes)]
     for groups in sorted(members, key=len):
-        for part in (TRAIN, TEST, VALIDATION):
-            if any(part_of.get(group) == part for group in groups):
-                continue
-            free = next((group for group in groups if group not in part_of), None)
-            if free is not None:
-                part_of[free] = part
+        free = [group for group in groups if group not in part_of]
+        taken = {part_of[group] for group in groups if group in part_of}
+        missing = [part for part in (TRAIN, TEST, VALIDATION) if part not in taken][: len(free)]
+        # Reversed, so that of two or three groups the largest is trained on.
+        part_of |= dict(zip(free, reversed(missing), strict=False))
 
 
 def _fill_empty_parts(order: Sequence[str], part_of: dict[str, int], fixed: Mapping[str, int]) -> None:

@@ -6,6 +6,7 @@ of a report is computed from them. No image, score list or patient's identifier 
 Letters: N images, G groups, K classes.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,29 +155,23 @@ def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
     names = tuple(sorted(set(groups)))
     position = {name: index for index, name in enumerate(names)}
     g_N = np.array([position[group] for group in groups], dtype=np.int64)
-    num_classes, num_groups = z_NK.shape[1], len(names)
+    num_groups, num_classes = len(names), z_NK.shape[1]
     predicted_N = z_NK.argmax(axis=1)
     p_NK = _softmax(z_NK)
-    confidence_N = p_NK.max(axis=1)
     brier_N = np.square(p_NK - np.eye(num_classes)[y_N]).sum(axis=1)
-    row_N = g_N * num_classes + y_N
-    square = num_groups * num_classes * num_classes
-    score_index_NK = (row_N[:, None] * num_classes + np.arange(num_classes)) * SCORE_BINS + score_bins(log_odds(z_NK))
-    cell_N = row_N * CALIBRATION_BINS + calibration_bins(confidence_N)
-    cells = num_groups * num_classes * CALIBRATION_BINS
-    calibration = [
-        np.bincount(cell_N, weights=w, minlength=cells)
-        for w in (np.ones(len(y_N)), confidence_N, (predicted_N == y_N).astype(np.float64))
-    ]
-    brier = [np.bincount(g_N, weights=w, minlength=num_groups) for w in (np.ones(len(y_N)), brier_N, brier_N**2)]
     return EvaluationTables(
         names,
-        np.bincount(row_N * num_classes + predicted_N, minlength=square).reshape(-1, num_classes, num_classes),
-        np.bincount(score_index_NK.ravel(), minlength=square * SCORE_BINS).reshape(
-            -1, num_classes, num_classes, SCORE_BINS
+        counts=_count((num_groups, num_classes, num_classes), g_N, y_N, predicted_N),
+        scores=_count(
+            (num_groups, num_classes, num_classes, SCORE_BINS),
+            *np.broadcast_arrays(g_N[:, None], y_N[:, None], np.arange(num_classes), score_bins(log_odds(z_NK))),
         ),
-        np.stack(calibration, axis=-1).reshape(-1, num_classes, CALIBRATION_BINS, 3),
-        np.stack(brier, axis=-1),
+        calibration=_sum_up(
+            (num_groups, num_classes, CALIBRATION_BINS),
+            (g_N, y_N, calibration_bins(p_NK.max(axis=1))),
+            (np.ones_like(brier_N), p_NK.max(axis=1), predicted_N == y_N),
+        ),
+        brier=_sum_up((num_groups,), (g_N,), (np.ones_like(brier_N), brier_N, brier_N**2)),
     )
 
 
@@ -229,6 +224,20 @@ def calibration_bins(confidence: Array) -> Array:
 
 def _items(tables: EvaluationTables) -> Iterable[tuple[str, Array]]:
     return tables.to_arrays().items()
+
+
+def _count(shape: tuple[int, ...], *indices: Array) -> Array:
+    """Return how often each cell of an array of ``shape`` is indexed."""
+    cells = np.ravel_multi_index(indices, shape) if indices[0].size else np.empty(0, np.int64)
+    return np.bincount(cells.ravel(), minlength=math.prod(shape)).reshape(shape)
+
+
+def _sum_up(shape: tuple[int, ...], indices: tuple[Array, ...], values: tuple[Array, ...]) -> Array:
+    """Return the sums of each of the values in the cells of an array, shape (*shape, number of values)."""
+    total = np.zeros((*shape, len(values)))
+    for column, value in enumerate(values):
+        np.add.at(total[..., column], indices, value)
+    return total
 
 
 def _softmax(z_NK: Array) -> Array:

@@ -9,6 +9,7 @@ Imbalanced Medical Image Classification", IEEE Transactions on Image Processing 
 """
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +30,25 @@ GATES = ("dense", "depthwise")
 PSF_STATISTICS = ("max", "mean", "std")
 # Kernel size of each branch and its share in the fused map. The released code evaluates its 3x3 branch twice.
 PSF_BRANCHES = {"official": {1: 1, 3: 2}, "three_scale": {1: 1, 3: 1, 5: 1}}
+
+
+def initialize_style(module: nn.Module) -> None:
+    """Initialise what a new module has of :class:`StyleGate` and :class:`PixelStyleFusion`, as the released code does.
+
+    Convolutions over positions: Kaiming normal, fan out. Adaptation: weights as PyTorch makes them (Kaiming uniform),
+    bias 0. BatchNorm: scale 1, shift 0, but scale 0 in PSF, whose gate is then exactly 0.5 everywhere. Draws from
+    torch's global generator.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, StyleGate):
+            assert part.adapt.bias is not None, "the adaptation has a bias"
+            nn.init.zeros_(part.adapt.bias)
+        elif isinstance(part, PixelStyleFusion):
+            for norm in part.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    nn.init.zeros_(norm.weight)
 
 
 class StyleGate(nn.Module):
@@ -65,7 +85,7 @@ class StyleGate(nn.Module):
         self.dense = gate == "dense"
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels, momentum=bn_momentum)
-        self.adapt: nn.Module = (
+        self.adapt: nn.Linear | nn.Conv1d = (
             nn.Linear(num_statistics * channels, channels)
             if self.dense
             else nn.Conv1d(channels, channels, num_statistics, groups=channels)
@@ -137,6 +157,7 @@ class GlobalStyleAdaptation(nn.Module):
             StyleGate(half, side, gate=gate, statistics=statistics, eps=eps, bn_momentum=bn_momentum)
             for half, side in zip(self.halves, kernels, strict=True)
         )
+        initialize_style(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the gated map, (B,C,H,W)."""
@@ -202,6 +223,7 @@ class PixelStyleFusion(nn.Module):
                 for side in sides
             }
         )
+        initialize_style(self)
 
     def pool_channels(self, u_BCHW: Tensor) -> Tensor:
         """Return the chosen statistics over channels, (B,S,H,W) with S of them, in float32 or wider."""
@@ -281,27 +303,8 @@ class ADSR(nn.Module):
         fusion = PixelStyleFusion(psf, psf_stats, branches=psf_branches, bn_momentum=psf_bn_momentum, gain=gate_gain)
         self.gsa = gsa if use_gsa else nn.Identity()
         self.psf = fusion if use_psf else nn.Identity()
-        initialize_adsr(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the recalibrated map, (B,C,H,W)."""
         y_BCHW: Tensor = self.psf(self.gsa(x_BCHW))
         return y_BCHW
-
-
-def initialize_adsr(module: ADSR) -> None:
-    """Initialise a new module in place, as the released code does.
-
-    Convolutions: Kaiming normal, fan out. Every bias: 0. BatchNorm scale: 1, but 0 in PSF, so that at the start its
-    gate is exactly 0.5 everywhere. The adaptation weights stay as PyTorch makes them (Kaiming uniform). Draws from
-    torch's global generator.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(part, nn.Linear | nn.Conv1d):
-            assert part.bias is not None, "the adaptation has a bias"
-            nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.BatchNorm2d):
-            nn.init.constant_(part.weight, 0.0 if name.startswith("psf.") else 1.0)
-            nn.init.zeros_(part.bias)

@@ -42,9 +42,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, adsr: bool, **options: Any) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.conv1 = make_convolution(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = make_convolution(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = make_shortcut(in_channels, width, stride)
         self.adsr = ADSR(width, **options) if adsr else nn.Identity()
@@ -73,11 +73,11 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, adsr: bool, **options: Any) -> None:
         super().__init__()
         out_channels = self.expansion * width
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = make_convolution(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = make_convolution(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv3 = make_convolution(width, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = make_shortcut(in_channels, out_channels, stride)
         self.adsr = ADSR(out_channels, **options) if adsr else nn.Identity()
@@ -91,8 +91,18 @@ class Bottleneck(nn.Module):
         return functional.relu(y_BCHW + shortcut_BCHW, inplace=True)
 
 
+def make_convolution(in_channels: int, out_channels: int, side: int, stride: int = 1) -> nn.Conv2d:
+    """Return a padded convolution without bias, initialised by Kaiming normal, fan out, as the released code does."""
+    convolution = nn.Conv2d(in_channels, out_channels, side, stride, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
 def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Return the identity where shapes agree, else a strided 1x1 convolution with BatchNorm."""
+    """Return the identity where shapes agree, else a strided 1x1 convolution with BatchNorm.
+
+    The convolution stays as PyTorch initialises it (Kaiming uniform), as in the released code.
+    """
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(
@@ -131,7 +141,7 @@ class ADSRNet(nn.Module):
         self, block: Block, depths: Sequence[int], num_classes: int, stages: Sequence[int], **options: Any
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = make_convolution(3, 64, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         channels = 64
         layers = []
@@ -144,7 +154,8 @@ class ADSRNet(nn.Module):
             layers.append(layer)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.fc = nn.Linear(channels, num_classes)
-        initialize_backbone(self)
+        nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return logits, (B,K), of normalised float32 images, (B,3,H,W)."""
@@ -155,20 +166,6 @@ class ADSRNet(nn.Module):
         y_BC = y_BCHW.mean(dim=(2, 3))  # (B,C,H/32,W/32) -> (B,C)
         logits_BK: Tensor = self.fc(y_BC)  # (B,C) -> (B,K)
         return logits_BK
-
-
-def initialize_backbone(model: ADSRNet) -> None:
-    """Initialise a new network but for its ADSR modules in place, as the released code does.
-
-    Convolutions: Kaiming normal, fan out. Classifier: Kaiming normal, fan in, bias 0. The convolutions of the shortcuts
-    and the BatchNorms stay as PyTorch makes them (Kaiming uniform; scale 1, shift 0). Draws from torch's global
-    generator.
-    """
-    for name, part in model.named_modules():
-        if isinstance(part, nn.Conv2d) and not (".downsample." in name or ".adsr." in name):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.kaiming_normal_(model.fc.weight, mode="fan_in", nonlinearity="relu")
-    nn.init.zeros_(model.fc.bias)
 
 
 def adsr_resnet(
@@ -211,6 +208,10 @@ def adsr_resnet(
     block, depths = ARCHITECTURES[depth]
     model = ADSRNet(block, depths, num_classes, check_subset("stages", stages, (1, 2, 3, 4)), **options)
     if pretrained_backbone is not None:
+        if not isinstance(pretrained_backbone, str):
+            raise ConfigError(
+                f"'pretrained_backbone' is {pretrained_backbone!r}. Allowed: null, or the path of a file."
+            )
         try:
             load_torchvision_weights(model, read_state_dict(Path(pretrained_backbone)))
         except ConfigError as error:
@@ -235,11 +236,8 @@ def load_torchvision_weights(model: ADSRNet, state_dict: Mapping[str, Tensor]) -
     ConfigError
         If a tensor of the backbone is missing, unexpected, or of another shape. The model is unchanged then.
     """
-    own = {
-        name: value
-        for name, value in model.state_dict().items()
-        if ".adsr." not in name and not name.startswith(CLASSIFIER)
-    }
+    state = model.state_dict()
+    own = {name: state[name] for name in state if ".adsr." not in name and not name.startswith(CLASSIFIER)}
     given = {name: value for name, value in state_dict.items() if not name.startswith(CLASSIFIER)}
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
@@ -254,7 +252,7 @@ def load_torchvision_weights(model: ADSRNet, state_dict: Mapping[str, Tensor]) -
             f"These weights do not fit the backbone: tensors {'; '.join(problems)}. "
             "Give the state dict of torchvision's ResNet of the same depth."
         )
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict({**state, **given})
 
 
 def insert_adsr(model: nn.Module, predicate: Callable[[str, nn.Module], bool], **options: Any) -> list[str]:
@@ -286,13 +284,17 @@ def insert_adsr(model: nn.Module, predicate: Callable[[str, nn.Module], bool], *
     chosen = [(name, module) for name, module in model.named_modules() if name and predicate(name, module)]
     if not chosen:
         raise ValueError("The predicate chose no module of the model. Print model.named_modules() to see the names.")
-    for name, host in reversed(chosen):  # inner modules first, while the path to them still holds
+    recalibrations = []
+    for name, host in chosen:
         channels = getattr(host, "num_features", None) or getattr(host, "out_channels", None)
         if not isinstance(channels, int):
             kind = type(host).__name__
             raise ValueError(f"'{name}' ({kind}) does not tell its channels. Choose a BatchNorm or a convolution.")
+        recalibrations.append(ADSR(channels, **options))
+    # Inner modules first, while the path to them still holds.
+    for (name, host), recalibration in reversed(list(zip(chosen, recalibrations, strict=True))):
         parent_name, _, own_name = name.rpartition(".")
-        pair = nn.Sequential(OrderedDict(host=host, adsr=ADSR(channels, **options)))
+        pair = nn.Sequential(OrderedDict(host=host, adsr=recalibration))
         setattr(model.get_submodule(parent_name), own_name, pair)
     return [name for name, _ in chosen]
 

@@ -77,8 +77,8 @@ def check_subset(option: str, values: Any, allowed: Sequence[Value]) -> tuple[Va
     ConfigError
         Unless ``values`` is a non-empty sequence of allowed values without repetition.
     """
-    is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_sequence or not values or len(set(values)) < len(values) or not set(values) <= set(allowed):
+    is_sequence = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    if not is_sequence or any(value not in allowed or values.count(value) > 1 for value in values):
         words = ", ".join(str(value) for value in allowed)
         raise ConfigError(f"'{option}' is {values!r}. Allowed: a list of one or more of {words}, each once.")
     return tuple(value for value in allowed if value in values)

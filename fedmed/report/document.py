@@ -1,6 +1,5 @@
 """The report as data: ``report.json``. The page shows numbers of this document and no others."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,10 +94,11 @@ def _describe_tables(tables: EvaluationTables, content: ReportContent, with_inte
     figures = compute_figures(tables)
     if with_intervals:
         figures = add_intervals(figures, tables, content.seed)
-    return {key: _describe_figure(figure, content.classes) for key, figure in figures.items()}
+    present = [bool(images) for images in tables.counts.sum(axis=(0, 2))]
+    return {key: _describe_figure(figure, content.classes, present) for key, figure in figures.items()}
 
 
-def _describe_figure(figure: Figure, classes: tuple[str, ...]) -> dict[str, Any]:
+def _describe_figure(figure: Figure, classes: tuple[str, ...], present: list[bool]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "value": figure.value,
         "interval": figure.interval,
@@ -111,11 +111,16 @@ def _describe_figure(figure: Figure, classes: tuple[str, ...]) -> dict[str, Any]
         intervals = figure.by_class_interval or (None,) * len(classes)
         described["by_class"] = {
             name: {"value": value, "interval": interval}
-            if value is not None
-            else {"value": None, "interval": None, "reason": "not defined for this class"}
-            for name, value, interval in zip(classes, figure.by_class, intervals, strict=True)
+            | ({"reason": _explain_absence(figure.key, has_images)} if value is None else {})
+            for name, value, interval, has_images in zip(classes, figure.by_class, intervals, present, strict=True)
         }
     return described
+
+
+def _explain_absence(key: str, has_images: bool) -> str:
+    if not has_images:
+        return "no image of this class"
+    return "never predicted" if key == "macro_precision" else "not defined for this class"
 
 
 def _describe_sites(content: ReportContent, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,21 +170,25 @@ def _describe_participation(records: list[dict[str, Any]]) -> dict[str, Any]:
     for name in sorted({site for entries in by_round for site in entries}):
         statuses = [entries[name]["status"] if name in entries else "absent" for entries in by_round]
         shares = [entries[name].get("share") or 0.0 if name in entries else 0.0 for entries in by_round]
-        reasons = Counter(
-            (entries[name]["status"], entries[name].get("reason") or "no reason given")
-            for entries in by_round
-            if name in entries and entries[name]["status"] != "accepted"
-        )
         sites[name] = {
             "accepted_rounds": statuses.count("accepted"),
             "missed_rounds": len(statuses) - statuses.count("accepted"),
             "mean_share": sum(shares) / len(shares),
             "statuses": statuses,
-            "reasons": [
-                {"status": status, "reason": reason, "rounds": count} for (status, reason), count in reasons.most_common()
-            ],
+            "reasons": _group_reasons(records, [entries.get(name) for entries in by_round]),
         }
     return {"rounds": [record["round"] for record in records], "sites": sites}
+
+
+def _group_reasons(records: list[dict[str, Any]], entries: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Return why a site was left out, each cause with its rounds, the most frequent first."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for record, entry in zip(records, entries, strict=True):
+        if entry is not None and entry["status"] != "accepted":
+            cause = (entry["status"], entry.get("reason") or "no reason given")
+            rounds.setdefault(cause, []).append(record["round"])
+    causes = sorted(rounds, key=lambda cause: -len(rounds[cause]))
+    return [{"status": status, "reason": reason, "rounds": rounds[status, reason]} for status, reason in causes]
 
 
 def _describe_composition(content: ReportContent) -> dict[str, Any] | None:

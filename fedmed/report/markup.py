@@ -4,6 +4,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from fedmed.report.palette import series_css
+
 DIGITS = 3
 Rows = Sequence[Sequence[str]]
 
@@ -60,9 +62,9 @@ class Numbers:
         low, high = (self.show(*path, "interval", side) for side in (0, 1))
         return f'<span class="interval">{low} to {high}</span>'
 
-    def figure_and_interval(self, *path: str | int) -> str:
-        """Return the value with the interval on a line of its own."""
-        return f"{self.figure(*path)} {self.interval(*path)}".rstrip()
+    def figure_and_interval(self, *path: str | int, drawn: bool = False) -> str:
+        """Return the value with the interval and, if ``drawn``, its :meth:`strip`, each on a line of its own."""
+        return f"{self.figure(*path)}{self.interval(*path)}{self.strip(*path) if drawn else ''}"
 
     def strip(self, *path: str | int, largest: float = 1.0) -> str:
         """Return a small drawing of the value (tick) and its interval (bar) on the range from 0 to ``largest``."""
@@ -103,7 +105,7 @@ def render_table(caption: str, columns: Sequence[str], rows: Rows, css: str = ""
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0"><table class="{css}"><caption>{caption}</caption>\n'
+        f'<div class="scroll" tabindex="0"><table class="{css}"><caption><span>{caption}</span></caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
@@ -116,7 +118,9 @@ def render_fold(summary: str, content: str) -> str:
 def render_section(anchor: str, heading: str, *content: str) -> str:
     """Return a section of the page with its heading."""
     body = "\n".join(part for part in content if part)
-    return f'<section id="{anchor}" aria-labelledby="{anchor}-h">\n<h2 id="{anchor}-h">{heading}</h2>\n{body}\n</section>'
+    return (
+        f'<section id="{anchor}" aria-labelledby="{anchor}-h">\n<h2 id="{anchor}-h">{heading}</h2>\n{body}\n</section>'
+    )
 
 
 def render_figure(svg: str, caption: str, legend: str = "") -> str:
@@ -132,8 +136,3 @@ def render_legend(names: Sequence[str]) -> str:
         for index, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'
-
-
-def series_css(index: int) -> str:
-    """Return the CSS classes of the class with this index: eight colours, then the same with other strokes."""
-    return f"c{index % 8} d{index // 8 % 3}"

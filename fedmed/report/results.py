@@ -1,7 +1,5 @@
 """The findings: summary, headline figures, classes and sites."""
 
-from typing import Any
-
 from fedmed.report.markup import (
     Numbers,
     escape,
@@ -13,7 +11,21 @@ from fedmed.report.markup import (
 )
 from fedmed.report.wording import HEADLINE, count, label_figure, name_direction
 
-SITE_FIGURES = ("accuracy", "macro_f1", "auc", "ece", "brier")
+CLASS_FIGURES = {
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "macro_precision": "Precision",
+    "macro_f1": "F1",
+    "auc": "AUC",
+}
+SITE_FIGURES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "auc": "Macro AUC",
+    "ece": "ECE",
+    "brier": "Brier",
+}
 SHOWN_SITES = 20
 SHOWN_AT_EACH_END = 6
 
@@ -32,9 +44,11 @@ def render_summary(numbers: Numbers) -> str:
 
 def _say_choice(numbers: Numbers) -> str:
     figure = label_figure(numbers.get("choose_by")).lower()
+    if numbers.get("rounds") == 1:
+        return "The run has one round; its model was scored once on the test images."
     return (
-        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by its pooled {figure} on the "
-        "validation images; its model was then scored once on the test images."
+        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by its pooled {figure} "
+        "on the validation images; its model was then scored once on the test images."
     )
 
 
@@ -46,8 +60,8 @@ def _say_pooled(numbers: Numbers) -> str:
     chance = format_number(1 / len(numbers.get("classes")), 2)
     interval = numbers.interval("figures", "balanced_accuracy")
     return (
-        f"On {numbers.show('figures', 'balanced_accuracy', 'n')} test images of {count(sites, 'site')} it reaches a balanced "
-        f"accuracy of <strong>{numbers.figure('figures', 'balanced_accuracy')}</strong>"
+        f"On {numbers.show('figures', 'balanced_accuracy', 'n')} test images of {count(sites, 'site')} it reaches a "
+        f"balanced accuracy of <strong>{numbers.figure('figures', 'balanced_accuracy')}</strong>"
         + (f" (95 % interval {interval})" if interval else "")
         + f"; guessing would give {chance}."
     )
@@ -61,8 +75,8 @@ def _say_weakest_class(numbers: Numbers) -> str:
     name = min(known, key=lambda item: known[item])
     path = ("figures", "sensitivity", "by_class", name)
     return (
-        f"The class that is missed most often is {show_name(name)}: "
-        f"of its images, a share of {numbers.figure(*path)} is recognised."
+        f"The class that is recognised least often is {show_name(name)} (sensitivity {numbers.figure(*path)}, "
+        f"{numbers.show('test_images', 'by_class', name)} images)."
     )
 
 
@@ -127,53 +141,47 @@ def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
             label_figure(key),
             numbers.figure("figures", key),
             numbers.interval("figures", key),
-            numbers.strip("figures", key, largest=2.0 if key == "brier" else 1.0),
             numbers.show("figures", key, "n"),
             name_direction(numbers.get("figures", key, "better")),
+            numbers.strip("figures", key, largest=2.0 if key == "brier" else 1.0),
         ]
         for key in keys
     ]
-    columns = ["Figure", "Value", "95 % interval", "0 to 1 (Brier 0 to 2)", "Images", "Direction"]
+    columns = ["Figure", "Value", "95 % interval", "Images", "Direction", "0 to 1 (Brier 0 to 2)"]
     return render_table(caption, columns, rows, "figures")
 
 
 def render_classes(numbers: Numbers) -> str:
     """Return the table of figures by class."""
-    keys = [key for key in ("sensitivity", "specificity", "macro_precision", "macro_f1", "auc") if _has_classes(numbers, key)]
-    headings = {"sensitivity": "Sensitivity", "specificity": "Specificity", "macro_precision": "Precision"}
-    headings |= {"macro_f1": "F1", "auc": "AUC"}
     rows = [
         [
             show_name(name),
             numbers.show("test_images", "by_class", name),
-            numbers.strip("figures", "sensitivity", "by_class", name) if "sensitivity" in keys else "",
-            *(numbers.figure_and_interval("figures", key, "by_class", name) for key in keys),
+            *(
+                numbers.figure_and_interval("figures", key, "by_class", name, drawn=key == "sensitivity")
+                for key in CLASS_FIGURES
+            ),
         ]
         for name in numbers.get("classes")
     ]
-    columns = ["Class", "Test images", "Sensitivity, 0 to 1", *(headings[key] for key in keys)]
-    return render_section(
-        "classes",
-        "Results by class",
-        render_table("Each class against all others, pooled over all sites; 95 % intervals below.", columns, rows),
-    )
-
-
-def _has_classes(numbers: Numbers, key: str) -> bool:
-    return "by_class" in numbers.get("figures").get(key, {})
+    columns = ["Class", "Test images", *CLASS_FIGURES.values()]
+    caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
+    return render_section("classes", "Results by class", render_table(caption, columns, rows))
 
 
 def render_sites(numbers: Numbers) -> str:
     """Return the table of figures by site; of many sites the best and the worst, and the rest folded away."""
     ranked = rank_sites(numbers)
     if len(ranked) <= SHOWN_SITES:
-        tables = [_render_site_rows(numbers, ranked, "All sites, the best balanced accuracy first; 95 % intervals below.")]
+        tables = [_render_site_rows(numbers, ranked, "All sites, the best balanced accuracy first.")]
     else:
         top, middle, bottom = split_ends(ranked, SHOWN_AT_EACH_END)
         tables = [
             _say_spread(numbers, ranked),
             _render_site_rows(numbers, top, f"The {len(top)} sites with the highest balanced accuracy."),
-            _render_site_rows(numbers, bottom, f"The {len(bottom)} sites with the lowest, or without a value."),
+            _render_site_rows(
+                numbers, bottom, f"The {len(bottom)} sites with the lowest balanced accuracy, or without one."
+            ),
             render_fold(
                 f"The other {count(len(middle), 'site')}",
                 _render_site_rows(numbers, middle, "The other sites, the best balanced accuracy first."),
@@ -200,22 +208,17 @@ def _say_spread(numbers: Numbers, ranked: list[str]) -> str:
 
 def _render_site_rows(numbers: Numbers, names: list[str], caption: str) -> str:
     rows = [_render_site(numbers, name) for name in names]
-    columns = ["Site", "Train images", "Test images", "0 to 1", "Balanced accuracy", *map(_label_short, SITE_FIGURES)]
-    return render_table(caption, columns, rows)
+    columns = ["Site", "Train images", "Test images", *SITE_FIGURES.values()]
+    return render_table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
 
 
 def _render_site(numbers: Numbers, name: str) -> list[str]:
-    path: tuple[Any, ...] = ("sites", name, "test")
-    figures = numbers.get(*path)
     return [
         show_name(name),
         numbers.show("sites", name, "train_images"),
-        numbers.show(*path, "accuracy", "n"),
-        numbers.strip(*path, "balanced_accuracy"),
-        numbers.figure_and_interval(*path, "balanced_accuracy"),
-        *(numbers.figure_and_interval(*path, key) if key in figures else "" for key in SITE_FIGURES),
+        numbers.show("sites", name, "test", "accuracy", "n"),
+        *(
+            numbers.figure_and_interval("sites", name, "test", key, drawn=key == "balanced_accuracy")
+            for key in SITE_FIGURES
+        ),
     ]
-
-
-def _label_short(key: str) -> str:
-    return {"ece": "ECE", "brier": "Brier", "auc": "AUC"}.get(key, label_figure(key))

@@ -21,13 +21,13 @@ HEADLINE = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "specificity", "
 
 EXPLANATIONS = {
     "balanced_accuracy": (
-        "The share of images recognised, computed for each class and averaged over the classes that occur. Rare classes "
-        "count as much as frequent ones. Guessing gives one over the number of classes."
+        "The share of images recognised, computed for each class and averaged over the classes that occur. Rare "
+        "classes count as much as frequent ones. Guessing gives one over the number of classes."
     ),
     "accuracy": "The share of all images given the right class. Frequent classes dominate it.",
     "macro_f1": (
-        "F1 is the harmonic mean of precision and sensitivity of one class; macro F1 averages it over all classes. A class "
-        "that is never predicted counts as 0."
+        "F1 is the harmonic mean of precision and sensitivity of one class; macro F1 averages it over all classes. "
+        "A class that is never predicted counts as 0."
     ),
     "auc": (
         "The chance that an image of a class gets a higher score for that class than an image of another class; 0.5 is "
@@ -37,17 +37,18 @@ EXPLANATIONS = {
     "specificity": "The share of images of all other classes that are rightly not given this class.",
     "macro_precision": "The share of images given a class that truly have it, averaged over all classes.",
     "macro_recall": "Sensitivity averaged over all classes; an absent class counts as 0.",
-    "kappa": "Agreement with the true classes beyond what the class frequencies give by chance; 0 is chance, 1 is perfect.",
+    "kappa": "Agreement with the true classes beyond what the class frequencies give by chance; 0 is chance, 1 is "
+    "perfect.",
     "mcc": "Correlation between true and predicted classes, from -1 to 1; 0 is chance.",
     "ece": (
-        "How far the stated confidence is from the share of right answers, averaged over 15 equal bins of confidence by "
-        "the number of images in each. 0 is perfect."
+        "How far the stated confidence is from the share of right answers, averaged over 15 equal bins of "
+        "confidence by the number of images in each. 0 is perfect."
     ),
     "mce": "The same distance in the worst of the 15 bins.",
-    "classwise_ece": "The calibration error of each class's own probability, averaged over the classes.",
+    "classwise_ece": "The calibration error of the images of each true class, averaged over the classes that occur.",
     "brier": (
-        "The squared distance between the predicted probabilities and the truth, summed over the classes: 0 is perfect, "
-        "2 is certain and wrong."
+        "The squared distance between the predicted probabilities and the truth, summed over the classes: 0 is "
+        "perfect, 2 is certain and wrong."
     ),
 }
 

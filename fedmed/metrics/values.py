@@ -1,0 +1,72 @@
+"""What a figure is, and the arithmetic of figures that may be undefined.
+
+Functions on arrays take any number of leading axes D, so that a thousand bootstrap draws cost one call. Inside them NaN
+stands for "cannot be computed"; a :class:`Figure` has ``None`` and a reason instead, never 0.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report.
+
+    Attributes
+    ----------
+    key : str
+        Its name in reports.
+    value : float or None
+        ``None`` if it cannot be computed.
+    n : int
+        Number of images behind it.
+    better : {"up", "down"}
+        Which direction is an improvement.
+    interval : (float, float), optional
+        Lower and upper end.
+    by_class : tuple of K (float or None), optional
+        The figure of each class; ``None`` for a class for which it cannot be computed.
+    by_class_interval : tuple of K ((float, float) or None), optional
+        Likewise.
+    reason : str, optional
+        Why ``value`` is ``None``.
+    """
+
+    key: str
+    value: float | None
+    n: int
+    better: Literal["up", "down"]
+    interval: tuple[float, float] | None = None
+    by_class: tuple[float | None, ...] | None = None
+    by_class_interval: tuple[tuple[float, float] | None, ...] | None = None
+    reason: str | None = None
+
+
+class Values(NamedTuple):
+    """A figure of many tables at once: shape (D,), and (D,K) by class where there is one; NaN where undefined."""
+
+    value: Array
+    by_class: Array | None = None
+
+
+def divide_defined(numerator: Any, denominator: Any) -> Array:
+    """Return the quotient, NaN where the denominator is 0; the arguments broadcast."""
+    result = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
+    np.divide(numerator, denominator, out=result, where=np.asarray(denominator) != 0)
+    return result
+
+
+def mean_defined(by_class: Array) -> Array:
+    """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(by_class)
+    return divide_defined(np.where(defined, by_class, 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def optional_float(value: Any) -> float | None:
+    """Return a number, or ``None`` for NaN."""
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,83 @@
+"""How to read the page, and what was run."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from fedmed.report.markup import Numbers, escape, render_fold, render_section, render_table
+from fedmed.report.wording import EXPLANATIONS, label_figure, name_direction
+
+INTERVALS = (
+    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single "
+    "shares (accuracy; sensitivity, specificity and precision of one class) have Wilson intervals. All others have "
+    "bootstrap intervals: 1,000 draws from the tables of counts, within each true class. They speak of these sites "
+    "and these kinds of images only; a hospital that did not take part may see other results. Several images of one "
+    "patient count as if they were independent, which makes the intervals somewhat too narrow."
+)
+TABLES = (
+    "Images stay at the sites. For every evaluation a site sends tables that add up over the sites: images by true and "
+    "predicted class (and so the class counts of its evaluation images), histograms of the scores by class, sums for "
+    "calibration, and sums of the Brier score. All figures on this page are computed from these tables."
+)
+
+
+def render_reading(numbers: Numbers) -> str:
+    """Return the definitions of the figures that the page shows."""
+    figures = numbers.get("figures")
+    terms = "".join(
+        f"<dt>{label_figure(key)} ({name_direction(figures[key]['better'])})</dt><dd>{EXPLANATIONS[key]}</dd>"
+        for key in figures
+        if key in EXPLANATIONS
+    )
+    return render_section(
+        "reading",
+        "How to read the figures",
+        f"<p>{TABLES}</p>",
+        f"<p>{INTERVALS}</p>",
+        f"<p>{_say_thresholds(numbers)} A figure that cannot be given is shown as n/a with the reason, never as 0.</p>",
+        f"<dl>{terms}</dl>",
+    )
+
+
+def _say_thresholds(numbers: Numbers) -> str:
+    k, k_row = (numbers.get("thresholds", key) for key in ("k", "k_row"))
+    if max(k, k_row) <= 1:
+        return "No group was withheld for being small: one party holds all images, as in a simulation."
+    return (
+        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
+        f"{numbers.show('thresholds', 'k_row')} images within a group."
+    )
+
+
+def render_run(numbers: Numbers) -> str:
+    """Return settings, environment, seed and the command that repeats the run."""
+    settings = yaml.safe_dump(numbers.get("config"), sort_keys=False, allow_unicode=True)
+    rows = [[escape(name), escape(value)] for name, value in _flatten(numbers.get("environment"))]
+    environment = render_table("Software and hardware.", ["Part", "Value"], rows) if rows else ""
+    return render_section(
+        "run",
+        "What was run",
+        f"<p>Seed {numbers.show('seed')}. The same seed, settings and versions give the same model. To repeat the "
+        "run, put its folder for RUN and a new one for NEW_FOLDER:</p>",
+        f'<pre tabindex="0"><code>{escape(numbers.get("command"))}</code></pre>',
+        render_fold("All settings", f'<pre tabindex="0"><code>{escape(settings)}</code></pre>'),
+        render_fold("Environment", environment) if rows else "",
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def render_notes(numbers: Numbers) -> str:
+    """Return the notes, or nothing where there are none."""
+    notes = numbers.get("notes")
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return render_section("notes", "Notes", f"<ul>{items}</ul>")

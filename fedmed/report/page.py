@@ -1,0 +1,104 @@
+"""The report of a run: one self-contained HTML page and the same numbers as JSON."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fedmed.metrics.history import write_text_atomically
+from fedmed.report.content import ReportContent
+from fedmed.report.course import render_composition, render_participation, render_rounds
+from fedmed.report.diagnostics import render_confusion, render_scores
+from fedmed.report.document import build_document
+from fedmed.report.markup import Numbers, escape
+from fedmed.report.method import render_notes, render_reading, render_run
+from fedmed.report.results import render_classes, render_headline, render_sites, render_summary
+from fedmed.report.style import render_style
+
+# Nothing is fetched and nothing runs, whatever a name from outside holds.
+SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+SYNTHETIC_BANNER = "Synthetic phantom images, not medical data. These results say nothing about patients."
+RESEARCH_BANNER = "Research software, not a medical device. Not for diagnosis or treatment."
+
+
+def write_report(run_dir: Path, content: ReportContent) -> Path:
+    """Write ``report/report.json`` and ``report/index.html`` into a run's folder, each atomically.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run's folder; ``report/`` is created in it.
+    content : ReportContent
+        Settings, history and tables of the run.
+
+    Returns
+    -------
+    Path
+        ``run_dir/report/index.html``.
+    """
+    document = build_document(content)
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "report.json", json.dumps(document, allow_nan=False) + "\n")
+    page = folder / "index.html"
+    write_text_atomically(page, render_page(document))
+    return page
+
+
+def render_page(document: dict[str, Any]) -> str:
+    """Return the HTML page of a document of :func:`fedmed.report.document.build_document`."""
+    numbers = Numbers(document)
+    sections = [
+        render_headline(numbers),
+        render_classes(numbers),
+        render_sites(numbers),
+        render_rounds(numbers),
+        render_confusion(numbers),
+        render_scores(numbers),
+        render_composition(numbers),
+        render_participation(numbers),
+        render_run(numbers),
+        render_reading(numbers),
+        render_notes(numbers),
+    ]
+    body = "\n".join(section for section in sections if section)
+    title = escape(document["title"])
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{SECURITY_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{render_style()}</style>
+</head>
+<body>
+<a class="skip" href="#results">Skip to the results</a>
+<div class="page">
+<header>
+{_render_banners(document["synthetic"])}
+<p class="eyebrow">Report of a federated training run</p>
+<h1>{title}</h1>
+{render_summary(numbers)}
+{_render_contents(body)}
+</header>
+<main>
+{body}
+</main>
+</div>
+</body>
+</html>
+"""
+
+
+def _render_banners(synthetic: bool) -> str:
+    texts = [SYNTHETIC_BANNER, RESEARCH_BANNER] if synthetic else [RESEARCH_BANNER]
+    return "\n".join(f'<p class="banner">{text}</p>' for text in texts)
+
+
+def _render_contents(body: str) -> str:
+    headings = re.findall(r'<h2 id="([a-z]+)-h">(.*?)</h2>', body)
+    items = "".join(f'<li><a href="#{anchor}">{heading}</a></li>' for anchor, heading in headings)
+    return f'<nav class="contents" aria-label="Contents"><ul>{items}</ul></nav>'

@@ -1,0 +1,225 @@
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import torch
+from fairlearn.metrics import MetricFrame
+from sklearn import metrics as oracle
+
+from fedmed.metrics.classification import compute_figures, roc_points
+from fedmed.metrics.tables import tables_from_logits
+from tests.metrics.samples import LONG_TAIL, draw_predictions, draw_tables
+
+KEYS = {
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "macro_precision",
+    "macro_recall",
+    "kappa",
+    "mcc",
+    "sensitivity",
+    "specificity",
+    "auc",
+    "ece",
+    "mce",
+    "classwise_ece",
+    "brier",
+}
+
+
+def values_of(tables):
+    return {key: figure.value for key, figure in compute_figures(tables).items()}
+
+
+def tables_of(labels, predicted, num_classes):
+    """Tables of answers given with a fixed confidence."""
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), num_classes).double() * 3
+    return tables_from_logits(logits, torch.tensor(labels), ["a"] * len(labels))
+
+
+@pytest.mark.parametrize(
+    ("shares", "num_images", "seed"), [(LONG_TAIL, 3000, 0), ((0.9, 0.1), 400, 1), ((0.4, 0.3, 0.3), 30, 2)]
+)
+def test_figures_of_counts_equal_scikit_learn(shares, num_images, seed):
+    logits, labels = draw_predictions(num_images, shares=shares, seed=seed)
+    y, predicted, classes = labels.numpy(), logits.argmax(dim=1).numpy(), range(len(shares))
+    figures = compute_figures(tables_from_logits(logits, labels, ["a"] * num_images))
+    precision, recall, f1, _ = oracle.precision_recall_fscore_support(y, predicted, labels=classes, zero_division=0)
+    expected = {
+        "accuracy": oracle.accuracy_score(y, predicted),
+        "balanced_accuracy": oracle.balanced_accuracy_score(y, predicted),
+        "macro_f1": f1.mean(),
+        "macro_precision": precision.mean(),
+        "macro_recall": recall.mean(),
+        "kappa": oracle.cohen_kappa_score(y, predicted),
+        "mcc": oracle.matthews_corrcoef(y, predicted),
+        "sensitivity": oracle.balanced_accuracy_score(y, predicted),
+    }
+    assert {key: figures[key].value for key in expected} == pytest.approx(expected, abs=1e-12)
+    assert figures["macro_f1"].by_class == pytest.approx(f1, abs=1e-12)
+    assert figures["macro_precision"].by_class == pytest.approx(precision, abs=1e-12)
+    assert figures["macro_recall"].by_class == figures["sensitivity"].by_class == pytest.approx(recall, abs=1e-12)
+    assert all(figure.n == num_images and figure.reason is None for figure in figures.values())
+
+
+def test_every_figure_has_its_key_and_direction():
+    figures = compute_figures(draw_tables(50))
+    assert set(figures) == KEYS
+    assert all(figure.key == key for key, figure in figures.items())
+    assert {key for key, figure in figures.items() if figure.better == "down"} == {
+        "ece",
+        "mce",
+        "classwise_ece",
+        "brier",
+    }
+
+
+def test_specificity_by_hand():
+    """Six images: true 0 0 0 1 1 2, answers 0 0 1 1 2 2.
+
+    Class 0: 3 negatives, none called 0: 1. Class 1: 4 negatives, one called 1: 3/4. Class 2: 5 negatives, one called 2:
+    4/5.
+    """
+    figure = compute_figures(tables_of([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2], 3))["specificity"]
+    assert figure.by_class == pytest.approx((1, 3 / 4, 4 / 5))
+    assert figure.value == pytest.approx((1 + 3 / 4 + 4 / 5) / 3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_auc_is_within_its_tolerance_of_scikit_learn_on_rare_classes(temperature):
+    logits, labels = draw_predictions(20000, seed=5, temperature=temperature)
+    p, y = torch.softmax(logits, dim=1).numpy(), labels.numpy()
+    figure = compute_figures(tables_from_logits(logits, labels, ["a"] * 20000))["auc"]
+    expected = [oracle.roc_auc_score(y == c, p[:, c]) for c in range(7)]
+    assert np.abs(np.array(figure.by_class) - expected).max() < 0.005
+    assert figure.value == pytest.approx(np.mean(figure.by_class), abs=1e-12)
+    assert figure.value == pytest.approx(oracle.roc_auc_score(y, p, multi_class="ovr", average="macro"), abs=0.005)
+
+
+def test_equal_bins_of_the_probability_would_miss_that_tolerance():
+    logits, labels = draw_predictions(20000, seed=5, signal=1.0)
+    p, y = torch.softmax(logits, dim=1).numpy()[:, 6], labels.numpy() == 6
+    exact = oracle.roc_auc_score(y, p)
+    binned = oracle.roc_auc_score(y, np.floor(p * 64))
+    assert abs(binned - exact) > 0.02
+    ours = compute_figures(tables_from_logits(logits, labels, ["a"] * 20000))["auc"].by_class[6]
+    assert ours == pytest.approx(exact, abs=0.005)
+
+
+def test_auc_counts_ties_half():
+    """Scores of class 0: own images 1 and 0, others 0 and -1; of four pairs three are won and one is a tie: 3.5 / 4."""
+    logits = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    figure = compute_figures(tables_from_logits(logits, torch.tensor([0, 0, 1, 1]), ["a"] * 4))["auc"]
+    assert figure.by_class == (0.875, 0.875)
+
+
+def test_roc_points_enclose_the_auc():
+    tables = draw_tables(500, group="a") + draw_tables(300, group="b", seed=1)
+    figure = compute_figures(tables)["auc"]
+    for c in range(7):
+        fpr, tpr = roc_points(tables, c)
+        assert fpr.shape == tpr.shape == (65,)
+        assert (fpr[0], tpr[0]) == (0, 0)
+        assert (fpr[-1], tpr[-1]) == (1, 1)
+        assert (np.diff(fpr) >= 0).all()
+        assert (np.diff(tpr) >= 0).all()
+        assert np.trapezoid(tpr, fpr) == pytest.approx(figure.by_class[c], abs=1e-12)
+
+
+def test_roc_points_of_a_class_without_images_are_empty():
+    tables = tables_of([0, 0, 1], [0, 1, 1], 3)
+    assert [len(side) for side in roc_points(tables, 2)] == [0, 0]
+    with pytest.raises(ValueError, match="no class 3"):
+        roc_points(tables, 3)
+
+
+def test_figures_by_group_equal_fairlearn():
+    logits, labels = draw_predictions(600, shares=(0.6, 0.3, 0.1), seed=4)
+    groups = np.array(["f", "m", "unknown"])[np.random.default_rng(0).integers(0, 3, 600)]
+    tables = tables_from_logits(logits, labels, list(groups))
+    y, predicted = labels.numpy(), logits.argmax(dim=1).numpy()
+
+    def recall_of(c):
+        return lambda y_true, y_pred: oracle.recall_score(y_true == c, y_pred == c, zero_division=0)
+
+    metrics = {"accuracy": oracle.accuracy_score} | {f"recall_{c}": recall_of(c) for c in range(3)}
+    frame = MetricFrame(metrics=metrics, y_true=y, y_pred=predicted, sensitive_features=groups)
+    for group, row in frame.by_group.iterrows():
+        figures = compute_figures(tables.select(group))
+        assert figures["accuracy"].value == pytest.approx(row["accuracy"], abs=1e-12)
+        assert figures["sensitivity"].by_class == pytest.approx([row[f"recall_{c}"] for c in range(3)], abs=1e-12)
+    assert values_of(tables)["accuracy"] == pytest.approx(frame.overall["accuracy"], abs=1e-12)
+
+
+def test_a_class_that_is_absent_and_never_answered():
+    """Two of three classes occur. Recall 1/2 and 1, precision 1 and 1/2; the macro figures count class 2 as 0."""
+    figures = compute_figures(tables_of([0, 0, 1], [0, 1, 1], 3))
+    assert figures["balanced_accuracy"].value == pytest.approx(3 / 4)
+    assert figures["sensitivity"].by_class == pytest.approx((1 / 2, 1, None))
+    assert figures["macro_recall"].value == pytest.approx((1 / 2 + 1) / 3)
+    assert figures["macro_precision"].value == pytest.approx((1 + 1 / 2) / 3)
+    assert figures["macro_precision"].by_class == (1.0, 0.5, None)
+    assert figures["macro_f1"].value == pytest.approx((2 / 3 + 2 / 3) / 3)
+    assert figures["macro_f1"].by_class[2] is None
+    assert figures["specificity"].by_class == (1.0, 0.5, 1.0)
+    assert figures["auc"].by_class[2] is None
+    assert figures["auc"].value == pytest.approx(np.mean(figures["auc"].by_class[:2]))
+    assert figures["classwise_ece"].by_class[2] is None
+
+
+def test_an_absent_class_that_is_answered_has_precision_and_f1_zero():
+    figures = compute_figures(tables_of([0, 0, 1], [0, 2, 1], 3))
+    assert figures["macro_precision"].by_class[2] == 0
+    assert figures["macro_f1"].by_class[2] == 0
+    assert figures["macro_recall"].by_class[2] is None
+
+
+def test_images_of_one_class_only():
+    figures = compute_figures(tables_of([1, 1, 1], [1, 1, 1], 2))
+    assert figures["accuracy"].value == 1
+    assert figures["balanced_accuracy"].value == 1
+    assert figures["specificity"].by_class == (1.0, None)
+    for key, reason in {
+        "kappa": "all images and all answers are of one class",
+        "mcc": "all images or all answers are of one class",
+        "auc": "the images are all of one class",
+    }.items():
+        assert figures[key].value is None
+        assert figures[key].reason == reason
+    assert compute_figures(tables_of([1, 1, 1], [1, 1, 0], 2))["kappa"].value == 0
+
+
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_no_image_at_all_gives_no_figure(num_classes):
+    empty = tables_from_logits(torch.zeros(0, num_classes), torch.zeros(0, dtype=torch.int64), [])
+    figures = compute_figures(empty)
+    assert set(figures) == KEYS
+    for figure in figures.values():
+        assert figure.value is None
+        assert figure.reason == "no images"
+        assert figure.n == 0
+        assert figure.by_class in (None, (None,) * num_classes)
+
+
+def test_without_shared_scores_only_the_auc_is_missing():
+    tables = draw_tables(100)
+    hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
+    figures = compute_figures(hidden)
+    assert figures["auc"].reason == "the tables hold no scores"
+    assert {key for key, figure in figures.items() if figure.value is None} == {"auc"}
+
+
+def test_pooling_is_not_averaging():
+    """1 of 1 right at one site and 1 of 3 at the other is 2 of 4, not 2/3."""
+    first, second = tables_of([0], [0], 2), tables_of([0, 1, 1], [0, 0, 0], 2)
+    assert values_of(first + second)["accuracy"] == 0.5
+
+
+def test_a_round_of_one_hundred_sites_takes_a_moment():
+    sites = [draw_tables(50, seed=i) for i in range(100)]
+    start = time.perf_counter()
+    for tables in sites:
+        compute_figures(tables)
+    assert time.perf_counter() - start < 1.0

@@ -1,0 +1,93 @@
+"""A small federation in this process: three phantom sites, a tiny network with BatchNorm."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from client.site import app as client_app
+from fedmed.config import RunConfig
+from fedmed.data import prepare_data
+from fedmed.models import MODELS
+from fedmed.run_folder import RunFolder
+from server.federation import run_federation
+from server.progress import LogListener
+from tests.server.local_grid import LocalGrid, Tamper
+
+if "tiny" not in MODELS.names():
+
+    @MODELS.register("tiny")
+    def build_tiny(num_classes: int, *, width: int = 4) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=4, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, num_classes),
+        )
+
+
+class Notes(LogListener):
+    """Keeps what a person would have been told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.problems: dict[str, str] = {}
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def on_answer(self, site: str, problem: str | None) -> None:
+        if problem:
+            self.problems[site] = problem
+
+
+class Federation:
+    """A run folder, ready to be run and run again."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.run = RunFolder.create(path, "resume")
+        values: dict[str, Any] = {
+            "rounds": 3,
+            "sites": 3,
+            "min_sites": 1,
+            "round_deadline_s": 5,
+            "model": {"name": "tiny"},
+            "data": {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16},
+            "training": {"optimizer": {"lr": 0.05}, "batch_size": 8},
+        }
+        config = RunConfig.model_validate(values | settings)
+        prepared = prepare_data(config.data, config.sites, config.seed, self.run.splits)
+        self.config = config.model_copy(update={"classes": list(prepared.classes)})
+        self.run.write_config(self.config)
+        self.run.record_start()
+        self.sites = prepared.sites
+        self.run.write_roster({number + 1: site for number, site in enumerate(self.sites)})
+        self.listener = Notes()
+
+    def grid(self, tamper: Tamper | None = None, order: Callable[[list[str]], list[str]] = list) -> LocalGrid:
+        configs = {
+            number + 1: {"run-dir": str(self.run.path), "site": site, "cache-mib": 10.0}
+            for number, site in enumerate(self.sites)
+        }
+        return LocalGrid(client_app, configs, tamper, order)
+
+    def go(self, grid: LocalGrid | None = None) -> None:
+        run_federation(grid or self.grid(), self.run, self.listener)
+
+    def final_model(self) -> bytes:
+        return (self.run.checkpoints / f"round_{self.config.rounds:05d}" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def make_federation(tmp_path: Path) -> Callable[..., Federation]:
+    torch.set_num_threads(1)
+
+    def make(name: str = "run", **settings: Any) -> Federation:
+        return Federation(tmp_path / name, settings)
+
+    return make

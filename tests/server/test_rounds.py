@@ -1,0 +1,327 @@
+"""The round loop, with real ClientApps and a Grid in this process."""
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flwr.app import Message
+
+from fedmed.audit import verify_audit
+from fedmed.errors import FederationError, FedmedError
+from fedmed.export import load_model
+from fedmed.metrics.history import read_history
+from fedmed.wire import MODEL, REPORT, make_content, pack_tensors, read_model, read_values, unpack_tensors
+from tests.server.conftest import Federation
+
+Make = Callable[..., Federation]
+
+
+def change_model(reply: Message, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Message:
+    """Return the reply with other tensors in it."""
+    values = read_values(reply, REPORT)
+    packed = pack_tensors(change(unpack_tensors(read_model(reply))))
+    reply.content[MODEL] = make_content(REPORT, values, model=packed)[MODEL]
+    return reply
+
+
+def change_values(reply: Message, **new: Any) -> Message:
+    values = read_values(reply, REPORT) | new
+    reply.content[REPORT] = make_content(REPORT, values)[REPORT]
+    return reply
+
+
+def statuses(federation: Federation, round_number: int) -> dict[str, str]:
+    record = read_history(federation.run.history_file)[round_number - 1]
+    return {line["site"]: line["status"] for line in record["participation"]}
+
+
+def reason(federation: Federation, round_number: int, site: str) -> str:
+    record = read_history(federation.run.history_file)[round_number - 1]
+    return next(line["reason"] for line in record["participation"] if line["site"] == site)
+
+
+def in_training(message: Message, round_number: int | None = None) -> bool:
+    if message.metadata.message_type != "train":
+        return False
+    return round_number is None or read_values(message, "request")["round"] == round_number
+
+
+def test_run_leaves_a_complete_folder(make_federation: Make) -> None:
+    federation = make_federation()
+    federation.go()
+    run = federation.run
+    for path in (run.config_file, run.environment_file, run.history_file, run.metrics_file, run.audit_file):
+        assert path.stat().st_size > 0
+    report = json.loads((run.report / "report.json").read_text())
+    assert report["classes"] == federation.config.classes
+    assert (run.report / "index.html").is_file()
+    assert [record["round"] for record in read_history(run.history_file)] == [1, 2, 3]
+    assert verify_audit(run.audit_file).ok
+
+
+def test_average_of_the_updates_by_hand(make_federation: Make) -> None:
+    seen: dict[str, dict[str, np.ndarray]] = {}
+
+    def keep(site: str, request: Message, reply: Message) -> Message:
+        if in_training(request):
+            seen[site] = safetensors.numpy.load(read_model(reply))
+        return reply
+
+    federation = make_federation(rounds=1)
+    federation.go(federation.grid(keep))
+    images = {line["site"]: line["images"] for line in read_history(federation.run.history_file)[0]["participation"]}
+    total = sum(images.values())
+    result = safetensors.numpy.load(federation.final_model())
+    assert set(result) == set(seen[federation.sites[0]])
+    for name, found in result.items():
+        if found.dtype.kind == "f":
+            expected = sum(seen[site][name].astype(np.float64) * images[site] for site in federation.sites) / total
+            np.testing.assert_array_equal(found, expected.astype(found.dtype))
+        else:
+            np.testing.assert_array_equal(found, max(seen[site][name] for site in federation.sites))
+
+
+def test_bits_do_not_depend_on_the_order_of_replies(make_federation: Make) -> None:
+    first, second = make_federation("first"), make_federation("second")
+    first.go()
+    second.go(second.grid(order=lambda ids: ids[::-1]))
+    assert first.final_model() == second.final_model()
+
+
+def test_seed_matters(make_federation: Make) -> None:
+    first, second = make_federation("first", rounds=1), make_federation("second", rounds=1, seed=1)
+    first.go()
+    second.go()
+    assert first.final_model() != second.final_model()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep": True}], ids=["plain", "momentum kept, BatchNorm local"])
+@pytest.mark.parametrize("moment", ["mid-round", "after the round"])
+def test_resumed_run_has_the_same_bits(make_federation: Make, settings: dict[str, bool], moment: str) -> None:
+    if settings:
+        extra: dict[str, Any] = {
+            "batch_norm": "local",
+            "training": {"optimizer": {"lr": 0.05}, "batch_size": 8, "keep_momentum": True},
+        }
+    else:
+        extra = {}
+    undisturbed, killed = make_federation("undisturbed", **extra), make_federation("killed", **extra)
+    undisturbed.go()
+
+    def kill(site: str, request: Message, reply: Message) -> Message:
+        # The second site of round 2 has trained and saved its state; the server has one update already.
+        if moment == "mid-round" and in_training(request, 2) and site == killed.sites[1]:
+            raise Killed
+        if moment == "after the round" and in_training(request, 3):
+            raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        killed.go(killed.grid(kill))
+    killed.go()
+    assert killed.final_model() == undisturbed.final_model()
+    strip = ("finished", "wall_s", "participation")
+    histories = [
+        [
+            {key: value for key, value in record.items() if key not in strip}
+            for record in read_history(f.run.history_file)
+        ]
+        for f in (undisturbed, killed)
+    ]
+    assert histories[0] == histories[1]
+    for name in ("figures", "sites", "confusion"):
+        reports = [json.loads((f.run.report / "report.json").read_text()) for f in (undisturbed, killed)]
+        assert reports[0][name] == reports[1][name]
+    assert verify_audit(killed.run.audit_file).ok
+
+
+def test_local_batch_norm_stays_at_the_sites(make_federation: Make) -> None:
+    federation = make_federation(batch_norm="local")
+    federation.go()
+    names = set(safetensors.numpy.load(federation.final_model()))
+    assert names == {"0.weight", "5.weight", "5.bias"}
+
+
+def test_momentum_kept_at_the_site_changes_the_result(make_federation: Make) -> None:
+    plain = make_federation("plain")
+    training = {"optimizer": {"lr": 0.05}, "batch_size": 8, "keep_momentum": True}
+    kept = make_federation("kept", training=training)
+    plain.go()
+    kept.go()
+    assert plain.final_model() != kept.final_model()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda r: change_model(r, lambda t: {k: v * float("nan") if v.is_floating_point() else v for k, v in t.items()}),
+         "NaN"),
+        (lambda r: change_model(r, lambda t: {k: v for k, v in t.items() if k != "5.bias"}), "5.bias"),
+        (lambda r: change_model(r, lambda t: t | {"5.bias": t["5.bias"][:1]}), "5.bias"),
+        (lambda r: change_model(r, lambda t: t | {"5.bias": t["5.bias"].double()}), "5.bias"),
+        (lambda r: change_model(r, lambda t: {k: v * 1000 if v.is_floating_point() else v for k, v in t.items()}), "norm"),
+        (lambda r: change_values(r, num_images=10**9), "images"),
+        (lambda r: change_values(r, num_images=-1), "images"),
+        (lambda r: change_values(r, num_images="many"), "images"),
+    ],
+    ids=["nan", "missing key", "shape", "dtype", "norm", "huge count", "negative count", "no count"],
+)  # fmt: skip
+def test_bad_update_is_quarantined_and_the_round_goes_on(
+    make_federation: Make, change: Callable[[Message], Message], expected: str
+) -> None:
+    federation = make_federation(rounds=1)
+    bad = federation.sites[1]
+    federation.go(federation.grid(lambda site, q, reply: change(reply) if in_training(q) and site == bad else reply))
+    assert statuses(federation, 1) == {s: "quarantined" if s == bad else "accepted" for s in federation.sites}
+    assert expected.lower() in reason(federation, 1, bad).lower()
+    assert all(np.isfinite(t).all() for t in safetensors.numpy.load(federation.final_model()).values())
+
+
+def test_failing_site_is_left_out_with_its_reason(make_federation: Make) -> None:
+    federation = make_federation(rounds=1)
+
+    def fail(site: str, request: Message, reply: Message) -> Message:
+        if in_training(request) and site == federation.sites[0]:
+            from flwr.app import Error
+
+            return Message(Error(code=0, reason="disk is full"), reply_to=request)
+        return reply
+
+    federation.go(federation.grid(fail))
+    assert statuses(federation, 1)[federation.sites[0]] == "error"
+    assert reason(federation, 1, federation.sites[0]) == "disk is full"
+
+
+def test_late_site_becomes_dormant_and_is_welcomed_back(make_federation: Make) -> None:
+    federation = make_federation(rounds=6, max_missed_rounds=2, round_deadline_s=0.3)
+    away = federation.sites[2]
+
+    def lose(site: str, request: Message, reply: Message) -> Message | None:
+        return (
+            None if site == away and in_training(request) and read_values(request, "request")["round"] <= 2 else reply
+        )
+
+    grid = federation.grid(lose)
+    federation.go(grid)
+    found = [statuses(federation, number)[away] for number in range(1, 7)]
+    # Missed twice, then asked in passing in round 3; its answer is there before round 4.
+    assert found == ["late", "late", "dormant", "accepted", "accepted", "accepted"]
+    assert "round_deadline_s = 0.3" in reason(federation, 1, away)
+
+
+def test_too_few_updates_end_the_run_and_nothing_is_lost(make_federation: Make) -> None:
+    federation = make_federation(min_sites=3, round_deadline_s=0.2)
+    lost = federation.grid(lambda site, q, r: None if in_training(q, 2) and site == federation.sites[0] else r)
+    with pytest.raises(FederationError, match=r"Round 2 had fewer than min_sites = 3 usable updates in 3 attempts"):
+        federation.go(lost)
+    assert [record["round"] for record in read_history(federation.run.history_file)] == [1]
+    federation.go()
+    assert len(read_history(federation.run.history_file)) == 3
+    undisturbed = make_federation("undisturbed", min_sites=3)
+    undisturbed.go()
+    assert federation.final_model() == undisturbed.final_model()
+
+
+def test_nobody_there_is_a_clear_error(make_federation: Make) -> None:
+    federation = make_federation(min_sites=2)
+    grid = federation.grid()
+    grid.offline = {1, 2, 3}
+    with pytest.raises(FederationError, match="0 sites could join, min_sites = 2 are needed"):
+        federation.go(grid)
+
+
+def test_site_with_another_model_or_name_cannot_join(make_federation: Make) -> None:
+    federation = make_federation(rounds=1)
+
+    def lie(site: str, request: Message, reply: Message) -> Message:
+        if request.metadata.message_type != "query":
+            return reply
+        if site == federation.sites[0]:
+            return change_values(reply, model_digest="other")
+        return change_values(reply, site="somebody") if site == federation.sites[1] else reply
+
+    federation.go(federation.grid(lie))
+    assert list(statuses(federation, 1)) == [federation.sites[2]]
+    notes = " ".join(federation.listener.notes)
+    assert "Install the same version of fedmed" in notes
+    assert "It calls itself 'somebody'" in notes
+
+
+def test_test_images_are_scored_once_for_a_model(make_federation: Make) -> None:
+    federation = make_federation(rounds=1)
+    federation.go()
+    stored = sorted(federation.run.sites.glob("*/test_tables/*"))
+    before = [path.stat().st_mtime_ns for path in stored]
+    assert len(stored) == 3
+    federation.go()
+    assert sorted(federation.run.sites.glob("*/test_tables/*")) == stored
+    assert [path.stat().st_mtime_ns for path in stored] == before
+
+
+def test_damaged_newest_checkpoint_falls_back_and_says_so(make_federation: Make) -> None:
+    federation, undisturbed = make_federation(), make_federation("undisturbed")
+    federation.go()
+    undisturbed.go()
+    model = federation.run.checkpoints / "round_00003" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-4] + b"\0\1\2\3")
+    federation.go()
+    assert "Going on from round 2" in " ".join(federation.listener.notes)
+    assert federation.final_model() == undisturbed.final_model()
+    assert [record["round"] for record in read_history(federation.run.history_file)] == [1, 2, 3]
+
+
+def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
+    federation = make_federation(rounds=6)
+    federation.go()
+    report = json.loads((federation.run.report / "report.json").read_text())
+    kept = {4, 5, 6, report["chosen_round"]}
+    names = {f"round_{number:05d}" for number in kept}
+    assert {path.name for path in federation.run.checkpoints.glob("round_*")} == names
+    tables = {path.name for path in federation.run.tables.iterdir()}
+    assert tables == {"test", "round_00006", f"round_{report['chosen_round']:05d}"}
+
+
+def test_chosen_round_is_the_best_on_validation(make_federation: Make) -> None:
+    federation = make_federation(rounds=4)
+    federation.go()
+    values = [r["validation"]["pooled"]["balanced_accuracy"] for r in read_history(federation.run.history_file)]
+    report = json.loads((federation.run.report / "report.json").read_text())
+    assert report["chosen_round"] == values.index(max(values)) + 1
+
+
+def test_model_folder_reproduces_the_logged_test_figure(make_federation: Make) -> None:
+    import torch
+
+    from client.local import open_site
+    from fedmed.metrics.classification import compute_figures
+    from fedmed.metrics.tables import combine_tables
+    from fedmed.training import evaluate
+
+    federation = make_federation()
+    federation.go()
+    model, manifest = load_model(federation.run.model)
+    assert manifest["classes"] == federation.config.classes
+    plan = federation.config.make_plan()
+    tables = []
+    for config in federation.grid()._configs.values():
+        site = open_site(config)
+        tables.append(evaluate(model, site.data.test, plan, group=site.name, device=torch.device("cpu")))
+    report = json.loads((federation.run.report / "report.json").read_text())
+    again = compute_figures(combine_tables(tables).pool())["balanced_accuracy"].value
+    assert again == pytest.approx(report["figures"]["balanced_accuracy"]["value"], abs=1e-12)
+
+
+def test_changed_model_file_is_refused(make_federation: Make) -> None:
+    federation = make_federation(rounds=1)
+    federation.go()
+    shutil.copy(federation.run.checkpoints / "round_00000" / "model.safetensors", federation.run.model)
+    with pytest.raises(FedmedError, match="has been changed"):
+        load_model(federation.run.model)

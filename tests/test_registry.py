@@ -1,0 +1,40 @@
+import pytest
+
+from fedmed.errors import ConfigError
+from fedmed.registry import Registry
+
+
+@pytest.fixture
+def registry() -> Registry[tuple]:
+    made: Registry[tuple] = Registry("thing")
+
+    @made.register("first")
+    def build_first(size: int, *, colour: str = "red") -> tuple:
+        return size, colour
+
+    @made.register("any")
+    def build_any(size: int, **options: object) -> tuple:
+        return size, options
+
+    return made
+
+
+def test_builds_with_options(registry: Registry[tuple]) -> None:
+    assert registry.build("first", 3, colour="blue") == (3, "blue")
+    assert registry.build("any", 3, whatever=1) == (3, {"whatever": 1})
+    assert registry.names() == ["any", "first"]
+
+
+def test_unknown_name_lists_and_suggests(registry: Registry[tuple]) -> None:
+    with pytest.raises(ConfigError, match=r"no thing 'frist'\. Did you mean 'first'\? Allowed: any, first\."):
+        registry.build("frist", 3)
+
+
+def test_unknown_option_lists_and_suggests(registry: Registry[tuple]) -> None:
+    with pytest.raises(ConfigError, match=r"'first' has no option 'color'\. Did you mean 'colour'\? Allowed: colour\."):
+        registry.build("first", 3, color="blue")
+
+
+def test_positional_parameters_are_no_options(registry: Registry[tuple]) -> None:
+    with pytest.raises(ConfigError, match="has no option 'size'"):
+        registry.build("first", size=3)
