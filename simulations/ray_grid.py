@@ -8,7 +8,6 @@ With ``ray_pool`` and ``ray_worker`` this is all of the simulation that touches 
 must be set in every process that creates messages, and a message gets its id from the grid.
 """
 
-import functools
 import itertools
 import math
 import time
@@ -18,15 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ray
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.ray_pool import Slot, Task, balance_nodes, check_gpus, make_environment, quiet_resources, start_ray
-from simulations.ray_worker import Worker, build_arrays, copy_bytes, join_message, pack_arrays, split_message
+from simulations.ray_pool import Pool, Task, make_environment
+from simulations.ray_worker import build_arrays, copy_bytes, join_message, pack_arrays, split_message
 
 _SMALLEST_SHARED = 65_536  # bytes; less than this goes faster inside the call itself
 
@@ -50,12 +48,50 @@ class SimulatedNode:
     weight: float = 1.0
 
 
+def balance_nodes(weights: Mapping[int, float], num_workers: int) -> dict[int, int]:
+    """Give each node a worker: the largest first, always to the worker with the least work.
+
+    Parameters
+    ----------
+    weights : mapping of int to float
+        Expected work of each node id, in any unit; equal ones are taken in the order of their ids.
+    num_workers : int
+        At least 1.
+
+    Returns
+    -------
+    dict
+        Worker, from 0, of each node id.
+
+    Raises
+    ------
+    ValueError
+        If there is no node or no worker, or a weight is negative or not finite.
+
+    Notes
+    -----
+    The largest load is at most 4/3 of the best possible (R. L. Graham, "Bounds on multiprocessing timing anomalies",
+    1969).
+    """
+    if num_workers < 1 or not weights:
+        raise ValueError(f"Found {len(weights)} nodes and {num_workers} workers; there must be at least one of each.")
+    wrong = {node_id: weight for node_id, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
+    if wrong:
+        raise ValueError(f"The weights {wrong} of nodes are not allowed; they must be numbers of at least 0.")
+    loads = [0.0] * num_workers
+    home: dict[int, int] = {}
+    for node_id in sorted(weights, key=lambda node_id: (-weights[node_id], node_id)):
+        home[node_id] = loads.index(min(loads))
+        loads[home[node_id]] += weights[node_id]
+    return home
+
+
 class RayGrid(Grid):
     """Flower's ``Grid`` over workers on this machine.
 
     Starts Ray unless it runs already, and then also ends it. The workers get ready while the driver goes on.
-    Use the grid as a context manager, or call :meth:`close`. It adds no randomness: replies depend neither on the number
-    of workers nor on who is faster, unless the app's do.
+    Use the grid as a context manager, or call :meth:`close`. It adds no randomness: replies depend neither on the
+    number of workers nor on who is faster, unless the app's do.
 
     Parameters
     ----------
@@ -114,25 +150,13 @@ class RayGrid(Grid):
         self._poll_s = poll_s
         self._numbers = itertools.count(1)
         self._tasks: dict[str, Task] = {}
-        self._slots: list[Slot] = []
         self.set_run(Run.create_empty(run_id=1))
-        self._owns_ray = start_ray(num_workers, object_store_mib)
-        actor = ray.remote(Worker).options(
-            num_cpus=0,
-            num_gpus=num_gpus_per_worker,
-            max_restarts=0,
-            runtime_env={"env_vars": make_environment(threads, num_gpus_per_worker) | dict(worker_environment or {})},
-        )
-        try:
-            check_gpus(num_workers, num_gpus_per_worker)
-            for number in range(num_workers):
-                configs = {node.node_id: dict(node.config) for node in nodes if self._home[node.node_id] == number}
-                log_file = None if log_dir is None else log_dir.resolve() / f"worker_{number}.log"
-                arguments = (client_app, configs, dict(run_config or {}), threads, log_file)
-                self._slots.append(Slot(functools.partial(actor.remote, *arguments)))
-        except BaseException:
-            self.close()
-            raise
+        environment = make_environment(threads, num_gpus_per_worker) | dict(worker_environment or {})
+        self._pool = Pool(num_workers, num_gpus_per_worker, environment, object_store_mib)
+        for number in range(num_workers):
+            configs = {node.node_id: dict(node.config) for node in nodes if self._home[node.node_id] == number}
+            log_file = None if log_dir is None else log_dir.resolve() / f"worker_{number}.log"
+            self._pool.start_worker(client_app, configs, dict(run_config or {}), threads, log_file)
 
     def __enter__(self) -> Self:
         return self
@@ -144,13 +168,8 @@ class RayGrid(Grid):
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it. Messages on their way are lost."""
-        for slot in self._slots:
-            slot.stop()
-        self._slots, self._tasks = [], {}
-        if self._owns_ray:
-            self._owns_ray = False
-            with quiet_resources():
-                ray.shutdown()
+        self._pool.close()
+        self._tasks = {}
 
     def set_run(self, run: Run) -> None:
         """Set the run; messages can be created from then on.
@@ -258,10 +277,7 @@ class RayGrid(Grid):
         """
         ids = {message_id for message_id in message_ids if self._tasks.pop(message_id, None) is not None}
         if ids:
-            self._advance(0.0)
-            for slot in self._slots:
-                slot.drop(ids)
-                slot.feed()
+            self._pool.drop(ids)
 
     def _push(self, message: Message, shared: dict[tuple[Any, ...], Any]) -> str:
         message_id = f"message-{next(self._numbers)}"
@@ -269,9 +285,7 @@ class RayGrid(Grid):
         envelope, records = split_message(message)
         task = Task(envelope, tuple(self._share(record, shared) for record in records))
         self._tasks[message_id] = task
-        slot = self._slots[self._home[message.metadata.dst_node_id]]
-        slot.add(task)
-        slot.feed()
+        self._pool.add(self._home[message.metadata.dst_node_id], task)
         return message_id
 
     def _share(self, record: ArrayRecord, shared: dict[tuple[Any, ...], Any]) -> Any:
@@ -280,18 +294,18 @@ class RayGrid(Grid):
         if same not in shared:
             packed = pack_arrays(record, key=f"arrays-{next(self._numbers)}")
             is_small = sum(buffer.nbytes for buffer in packed.buffers) < _SMALLEST_SHARED
-            shared[same] = packed if is_small else ray.put(packed)
+            shared[same] = packed if is_small else self._pool.share(packed)
         return shared[same]
 
     def _pull(self, message_ids: list[str], longest_s: float) -> Iterator[Message]:
         wanted = [message_id for message_id in message_ids if message_id in self._tasks]
         end = time.monotonic() + longest_s
-        self._advance(0.0)
+        self._pool.advance(0.0)
         while wanted and not any(self._has_reply(message_id) for message_id in wanted):
             left = end - time.monotonic()
             if left <= 0:
                 return
-            self._advance(left)
+            self._pool.advance(left)
         for message_id in wanted:
             if self._has_reply(message_id):
                 outcome = self._tasks.pop(message_id).outcome
@@ -299,21 +313,8 @@ class RayGrid(Grid):
                 envelope, packed = outcome
                 del outcome  # so that the shared memory is free while the caller works
                 yield join_message(envelope, [build_arrays(part, copy_bytes(part)) for part in packed])
-                self._advance(0.0)  # the caller may have been busy for long
+                self._pool.advance(0.0)  # the caller may have been busy for long
 
     def _has_reply(self, message_id: str) -> bool:
         task = self._tasks.get(message_id)
         return task is not None and task.outcome is not None
-
-    def _advance(self, longest_s: float) -> None:
-        """Wait until something comes back, take all that is there, and give the workers new tasks."""
-        slots = {reference: slot for slot in self._slots for reference in slot.references()}
-        done: list[Any] = []
-        if slots and longest_s > 0:
-            ray.wait(list(slots), num_returns=1, timeout=longest_s, fetch_local=False)
-        if slots:
-            done, _ = ray.wait(list(slots), num_returns=len(slots), timeout=0)
-        for reference in done:
-            slots[reference].settle(reference)
-        for slot in self._slots:
-            slot.feed()

@@ -1,14 +1,14 @@
 """The processes behind :mod:`simulations.ray_grid`: Ray is started here, and a worker that is lost is replaced here."""
 
+import functools
 import gc
 import logging
-import math
 import os
 import secrets
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,49 +31,12 @@ from flwr.common.constant import ErrorCode
 from ray.exceptions import RayError, RayTaskError
 
 from fedmed.errors import ConfigError, FederationError
-from simulations.ray_worker import Envelope, Parcel, split_message
+from simulations.ray_worker import Envelope, Parcel, Worker, split_message
 
 _logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # one that is worked on, and the next, so that a worker need not wait for the driver
 _MAX_DEATHS = 2
-
-
-def balance_nodes(weights: Mapping[int, float], num_workers: int) -> dict[int, int]:
-    """Give each node a worker: the largest first, always to the worker with the least work.
-
-    Parameters
-    ----------
-    weights : mapping of int to float
-        Expected work of each node id, in any unit; equal ones are taken in the order of their ids.
-    num_workers : int
-        At least 1.
-
-    Returns
-    -------
-    dict
-        Worker, from 0, of each node id.
-
-    Raises
-    ------
-    ValueError
-        If there is no node or no worker, or a weight is negative or not finite.
-
-    Notes
-    -----
-    The largest load is at most 4/3 of the best possible: R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969.
-    """
-    if num_workers < 1 or not weights:
-        raise ValueError(f"Found {len(weights)} nodes and {num_workers} workers; there must be at least one of each.")
-    wrong = {node_id: weight for node_id, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
-    if wrong:
-        raise ValueError(f"The weights {wrong} of nodes are not allowed; they must be numbers of at least 0.")
-    loads = [0.0] * num_workers
-    home: dict[int, int] = {}
-    for node_id in sorted(weights, key=lambda node_id: (-weights[node_id], node_id)):
-        home[node_id] = loads.index(min(loads))
-        loads[home[node_id]] += weights[node_id]
-    return home
 
 
 @dataclass
@@ -206,8 +169,90 @@ def _make_obituary(envelope: Envelope) -> Parcel:
     return split_message(Message(error, reply_to=message))[0], ()
 
 
+class Pool:
+    """A row of workers.
+
+    Parameters
+    ----------
+    num_workers : int
+        How many will be started.
+    num_gpus : float
+        Share of a GPU of each.
+    environment : dict
+        Environment variables of each.
+    object_store_mib : int
+        Shared memory of Ray, if it has to be started.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few GPUs.
+    """
+
+    def __init__(self, num_workers: int, num_gpus: float, environment: dict[str, str], object_store_mib: int) -> None:
+        self._slots: list[Slot] = []
+        self._owns_ray = _start_ray(num_workers, object_store_mib)
+        try:
+            _check_gpus(num_workers, num_gpus)
+        except BaseException:
+            self.close()
+            raise
+        # No CPUs, or Ray would hold back workers when the cores are fewer; restarts are the business of Slot.
+        self._actor = ray.remote(Worker).options(
+            num_cpus=0, num_gpus=num_gpus, max_restarts=0, runtime_env={"env_vars": environment}
+        )
+
+    def start_worker(self, *arguments: Any) -> None:
+        """Start one more worker; the arguments are those of ``Worker``."""
+        self._slots.append(Slot(functools.partial(self._actor.remote, *arguments)))
+
+    def close(self) -> None:
+        """End the workers, and Ray if this pool started it."""
+        for slot in self._slots:
+            slot.stop()
+        self._slots = []
+        if self._owns_ray:
+            self._owns_ray = False
+            with _quiet_resources():
+                ray.shutdown()
+
+    def share(self, value: Any) -> Any:
+        """Put something into shared memory; it is freed with the last reference."""
+        return ray.put(value)
+
+    def add(self, worker: int, task: Task) -> None:
+        """Give a task to a worker."""
+        self._slots[worker].add(task)
+        self._slots[worker].feed()
+
+    def drop(self, message_ids: set[str]) -> None:
+        """Forget tasks; see :meth:`Slot.drop`."""
+        self.advance(0.0)
+        for slot in self._slots:
+            slot.drop(message_ids)
+
+    def advance(self, longest_s: float) -> None:
+        """Wait until something comes back, take all that is there, and hand out new tasks.
+
+        Raises
+        ------
+        FederationError
+            If a worker cannot be started.
+        """
+        slots = {reference: slot for slot in self._slots for reference in slot.references()}
+        if not slots:
+            return
+        if longest_s > 0:
+            ray.wait(list(slots), num_returns=1, timeout=longest_s, fetch_local=False)
+        done, _ = ray.wait(list(slots), num_returns=len(slots), timeout=0)
+        for reference in done:
+            slots[reference].settle(reference)
+        for slot in self._slots:
+            slot.feed()
+
+
 @contextmanager
-def quiet_resources() -> Iterator[None]:
+def _quiet_resources() -> Iterator[None]:
     """Keep back Python's warnings that Ray leaves files and child processes open; it ends them in ways of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -215,11 +260,11 @@ def quiet_resources() -> Iterator[None]:
         gc.collect()
 
 
-def start_ray(num_cpus: int, object_store_mib: int) -> bool:
+def _start_ray(num_cpus: int, object_store_mib: int) -> bool:
     """Start Ray on this machine; False if it runs already."""
     if ray.is_initialized():
         return False
-    with quiet_resources():
+    with _quiet_resources():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -245,14 +290,8 @@ def make_environment(threads: int, num_gpus: float) -> dict[str, str]:
     return environment
 
 
-def check_gpus(num_workers: int, num_gpus: float) -> None:
-    """Check that Ray can give every worker its share; it would wait for ever otherwise.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot.
-    """
+def _check_gpus(num_workers: int, num_gpus: float) -> None:
+    """Check that Ray can give every worker its share; it would wait for ever otherwise."""
     if num_gpus == 0:
         return
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -260,6 +299,6 @@ def check_gpus(num_workers: int, num_gpus: float) -> None:
     capacity = found * int(1 / num_gpus) if num_gpus < 1 else int(found / num_gpus)
     if capacity < num_workers:
         raise ConfigError(
-            f"{num_workers} workers want {num_gpus:g} of a GPU each, but the {found} GPUs found are enough for {capacity}. "
-            "Use fewer workers, or a smaller share."
+            f"{num_workers} workers want {num_gpus:g} of a GPU each, but the {found} GPUs found are enough for "
+            f"{capacity}. Use fewer workers, or a smaller share."
         )

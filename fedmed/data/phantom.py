@@ -273,8 +273,8 @@ def _draw_lesions(config: PhantomData, cohort: _Cohort, labels: Array, rng: np.r
 def _draw_strengths(labels: Array, num_classes: int, age: Array, rng: np.random.Generator) -> Array:
     """Return how visible each pattern is, (lesions, P): the own one and, in some, a fainter one of another class.
 
-    Most lesions are clear, so that the classes can be learnt from few images; an unclear share, larger in the old, bounds
-    what can be reached.
+    Most lesions are clear, so that the classes can be learnt from few images; an unclear share, larger in older patients,
+    bounds what can be reached.
     """
     count = len(labels)
     unclear = rng.random(count) < np.clip(UNCLEAR * (1 + 0.4 * age), 0, 1)

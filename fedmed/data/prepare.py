@@ -9,7 +9,7 @@ from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
 from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom import generate_site, phantom_classes, phantom_site_names
 from fedmed.data.sources import RawTable, Row, read_table
-from fedmed.data.split_files import SplitIndex, SplitRow, count_parts, describe_settings, read_index, write_splits
+from fedmed.data.split_files import SplitIndex, SplitRow, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
 from fedmed.errors import ConfigError, RunFolderError
 
@@ -95,17 +95,14 @@ def _make_splits(
     by_site = partition_items(config.partition, items, None if table is None else sites, seed)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
-    index = SplitIndex(
-        settings=describe_settings(config, sites, seed),
-        fingerprint="" if table is None else table.fingerprint,
-        classes=list(classes),
-        attribute_names=list(names),
-        num_rows=len(items) + num_bad_rows,
-        num_bad_rows=num_bad_rows,
-        composition={site: count_parts(site_rows, len(classes)) for site, site_rows in rows.items()},
-    )
-    write_splits(splits_dir, index, rows)
-    return index
+    common = {
+        "settings": describe_settings(config, sites, seed),
+        "fingerprint": "" if table is None else table.fingerprint,
+        "classes": list(classes),
+        "attribute_names": list(names),
+        "num_bad_rows": num_bad_rows,
+    }
+    return write_splits(splits_dir, common, rows)
 
 
 def _make_item(row: Row, classes: Sequence[str]) -> Item:

@@ -1,9 +1,11 @@
 """The folder ``splits/`` of a run: which image of which site is in which part, written once, read by every worker."""
 
 import csv
+import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ class SplitIndex:
     """Of the source's table."""
     classes: list[str]
     attribute_names: list[str]
-    num_rows: int
     num_bad_rows: int
     composition: dict[str, dict[str, list[int]]]
     """Site to part to images of each class."""
+    checksums: dict[str, str]
+    """Site to SHA-256 of its CSV."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +55,41 @@ def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[
     return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
 
 
-def write_splits(folder: Path, index: SplitIndex, parts: Mapping[str, Iterable[SplitRow]]) -> None:
+def write_splits(folder: Path, common: Mapping[str, Any], sites: Mapping[str, Sequence[SplitRow]]) -> SplitIndex:
     """Write one CSV per site, and last, in one step, the index that makes the folder valid.
 
     Parameters
     ----------
     folder : Path
         An existing folder.
-    index : SplitIndex
-        What all sites have in common.
-    parts : mapping of str to iterable of SplitRow
+    common : mapping
+        Fields of the index that are not of one site.
+    sites : mapping of str to sequence of SplitRow
         Site names to images.
+
+    Returns
+    -------
+    SplitIndex
+        What was written.
     """
-    for site, rows in parts.items():
-        with (folder / f"{site}.csv").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow([*_COLUMNS, *(_ATTRIBUTE + name for name in index.attribute_names)])
-            for row in rows:
-                item = row.item
-                writer.writerow([row.part, item.key, index.classes[item.label], item.group, *item.attributes])
+    classes, names = common["classes"], common["attribute_names"]
+    checksums: dict[str, str] = {}
+    for site, rows in sites.items():
+        stream = io.StringIO(newline="")
+        writer = csv.writer(stream)
+        writer.writerow([*_COLUMNS, *(_ATTRIBUTE + name for name in names)])
+        for row in rows:
+            item = row.item
+            writer.writerow([row.part, item.key, classes[item.label], item.group, *item.attributes])
+        content = stream.getvalue().encode()
+        (folder / f"{site}.csv").write_bytes(content)
+        checksums[site] = hashlib.sha256(content).hexdigest()
+    composition = {site: _count_parts(rows, len(classes)) for site, rows in sites.items()}
+    index = SplitIndex(**common, composition=composition, checksums=checksums)
     draft = folder / f"{INDEX_FILE}.new"
     draft.write_text(json.dumps(asdict(index), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, folder / INDEX_FILE)
+    return index
 
 
 def read_index(folder: Path, settings: Mapping[str, Any]) -> SplitIndex | None:
@@ -109,7 +125,7 @@ def read_site(folder: Path, index: SplitIndex, site: str) -> list[SplitRow]:
     Raises
     ------
     RunFolderError
-        If there is no such site, or its file is missing or does not agree with the index.
+        If there is no such site, or its file is missing or is not the one that was written.
     """
     path = folder / f"{site}.csv"
     if site not in index.composition:
@@ -119,16 +135,18 @@ def read_site(folder: Path, index: SplitIndex, site: str) -> list[SplitRow]:
             f"Sites: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}."
         )
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [_parse_row(cells, index) for cells in csv.DictReader(stream, strict=True)]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
-    if count_parts(rows, len(index.classes)) != index.composition[site]:
-        raise _damaged(path, f"its rows are not those that {INDEX_FILE} counts")
-    return rows
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"The split file '{path}' cannot be read ({error.strerror}). Start a new run.") from None
+    if hashlib.sha256(content).hexdigest() != index.checksums[site]:
+        raise RunFolderError(
+            f"The split file '{path}' is not the one that was written: {INDEX_FILE} holds another checksum. "
+            "Put the original back, or start a new run."
+        )
+    return [_parse_row(cells, index) for cells in csv.DictReader(io.StringIO(content.decode(), newline=""))]
 
 
-def count_parts(rows: Iterable[SplitRow], num_classes: int) -> dict[str, list[int]]:
+def _count_parts(rows: Iterable[SplitRow], num_classes: int) -> dict[str, list[int]]:
     """Return images of each class (K) in every part."""
     counts = {part: [0] * num_classes for part in PARTS}
     for row in rows:
@@ -144,9 +162,3 @@ def _parse_row(cells: Mapping[str, str], index: SplitIndex) -> SplitRow:
         attributes=tuple(cells[_ATTRIBUTE + name] for name in index.attribute_names),
     )
     return SplitRow(cells["part"], item)
-
-
-def _damaged(path: Path, problem: str) -> RunFolderError:
-    return RunFolderError(
-        f"The split file '{path}' was changed or is damaged ({problem}). Put the original back or start a new run."
-    )

@@ -9,7 +9,15 @@ from fedmed.metrics.calibration import brier_values, calibration_values
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array, Figure, Values, divide_defined, mean_defined, optional_float
 
-__all__ = ["Figure", "compute_figures", "count_values", "roc_points", "score_values", "split_scores"]
+__all__ = [
+    "Figure",
+    "area_values",
+    "compute_figures",
+    "count_values",
+    "roc_points",
+    "score_values",
+    "split_scores",
+]
 
 LOWER_IS_BETTER = frozenset({"ece", "mce", "brier", "classwise_ece"})
 
@@ -93,10 +101,14 @@ def score_values(scores: Array) -> dict[str, Values]:
     By class it is the probability that an image of the class has a higher score than another image, two scores in one
     bin being a tie that counts half. The value is the mean over the classes that have both positives and negatives.
     """
-    own, others = split_scores(scores)
+    return {"auc": area_values(*split_scores(scores))}
+
+
+def area_values(own: Array, others: Array) -> Values:
+    """Compute the areas under the ROC curves of histograms as :func:`split_scores` gives them."""
     beaten = np.cumsum(others, axis=-1) - 0.5 * others
     by_class = divide_defined((own * beaten).sum(axis=-1), own.sum(axis=-1) * others.sum(axis=-1))
-    return {"auc": Values(mean_defined(by_class), by_class)}
+    return Values(mean_defined(by_class), by_class)
 
 
 def split_scores(scores: Array) -> tuple[Array, Array]:

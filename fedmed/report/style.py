@@ -8,7 +8,7 @@ html { color-scheme: light dark; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.55; font-size: 1rem;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 .page { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-p, li, dd { max-width: 46rem; }
+p, li, dd, figcaption { max-width: 46rem; overflow-wrap: anywhere; }
 a { color: var(--link); }
 h1 { font-size: 2rem; line-height: 1.2; margin: .2rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 .75rem; }
@@ -42,7 +42,7 @@ td { max-width: 22rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 2rem; }
 .grid > * { min-width: 0; }
 figure { margin: 0 0 1rem; }
-figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; }
+figcaption { color: var(--muted); font-size: .9rem; }
 .plot { display: block; width: 100%; height: auto; max-width: 40rem; stroke-linejoin: round; }
 .plot text { font-family: inherit; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .15rem 1rem; margin: .25rem 0 .4rem; padding: 0;

@@ -56,12 +56,12 @@ def real_data() -> Path:
 
 
 def simple_rows(num: int = 40, sites: int = 2, per_group: int = 2) -> list[dict[str, object]]:
-    """Rows of two classes, alternating by group."""
+    """Rows of two classes, alternating by group, and sites, alternating by pair of groups."""
     return [
         {
             "file": f"{number:03d}.png",
             "label": ("a", "b")[number // per_group % 2],
-            "site": f"hospital{number % (sites * per_group) // per_group}",
+            "site": f"hospital{number // (2 * per_group) % sites}",
             "patient": f"p{number // per_group}",
             "sex": ("f", "m", "")[number % 3],
         }

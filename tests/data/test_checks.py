@@ -44,7 +44,7 @@ def test_every_kind_of_fault(make_table, tmp_path):
 
 
 def test_unknown_label_names_the_nearest(make_table):
-    rows = simple_rows(4) + [{**simple_rows(1)[0], "file": "x.png", "label": "nevis"}]
+    rows = [*simple_rows(4), {**simple_rows(1)[0], "file": "x.png", "label": "nevis"}]
     _, skipped = reasons(make_table(rows, classes=["a", "b", "nevus"]))
     assert "Did you mean 'nevus'?" in skipped[6]
 
@@ -140,5 +140,5 @@ def test_classes(make_table):
 
 def test_listed_class_without_image(make_table):
     table = read_table(make_table(simple_rows(6), classes=["b", "c", "a"]))
-    with pytest.raises(DataError, match="no usable image of the class 'c'.*b 2, c 0, a 4"):
+    with pytest.raises(DataError, match=r"no usable image of the class 'c'.*b 2, c 0, a 4"):
         choose_classes(table, check_rows(table)[0])

@@ -76,30 +76,20 @@ def test_unknown_site(table_site):
 
 def test_folder_without_split_or_with_another(table_site, tmp_path):
     config, _, folder = table_site
-    with pytest.raises(RunFolderError, match="no split in .*nowhere'"):
+    with pytest.raises(RunFolderError, match=r"no split in .*nowhere'"):
         load_site(config, None, 0, tmp_path / "nowhere", "hospital1", cache_mib=0)
     with pytest.raises(RunFolderError, match="seed = 0; now it is 3"):
         load_site(config, None, 3, folder, "hospital1", cache_mib=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text.replace("train", "test", 1), "its rows are not those"),
-        (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "its rows are not those"),
-        (lambda text: text.replace(",a,", ",c,", 1), "is not in list"),
-        (lambda text: text.replace("part,", "art,", 1), "KeyError"),
-        (lambda text: text.replace("train", "tain", 1), "KeyError"),
-    ],
-)
-def test_changed_split_file(table_site, change, message):
+def test_changed_split_file(table_site):
     config, _, folder = table_site
     path = folder / "hospital1.csv"
-    path.write_text(change(path.read_text()))
-    with pytest.raises(RunFolderError, match=f"hospital1.csv' was changed or is damaged.*{message}"):
+    path.write_text(path.read_text().replace("train", "test", 1))
+    with pytest.raises(RunFolderError, match=r"hospital1.csv' is not the one that was written"):
         load_site(config, None, 0, folder, "hospital1", cache_mib=0)
     path.unlink()
-    with pytest.raises(RunFolderError, match="FileNotFoundError"):
+    with pytest.raises(RunFolderError, match=r"hospital1.csv' cannot be read \(No such file"):
         load_site(config, None, 0, folder, "hospital1", cache_mib=0)
 
 

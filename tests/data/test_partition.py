@@ -31,7 +31,7 @@ def test_column_without_sites_explains_the_alternatives():
 
 
 def test_column_with_another_number_of_sites():
-    with pytest.raises(ConfigError, match="'sites' is 3, but the data names 1: north. Set sites: null"):
+    with pytest.raises(ConfigError, match=r"'sites' is 3, but the data names 1: north. Set sites: null"):
         partition_items(PartitionConfig(kind="column"), make_items(site="north"), 3, 0)
 
 
@@ -77,7 +77,7 @@ def test_dirichlet_shares_follow_alpha():
 
 
 def test_dirichlet_needs_enough_images():
-    with pytest.raises(ConfigError, match="61 sites with at least 10 images.*need 610 images; there are 600"):
+    with pytest.raises(ConfigError, match=r"61 sites with at least 10 images.*need 610 images; there are 600"):
         partition_items(DIRICHLET, make_items(), 61, 0)
     with pytest.raises(ConfigError, match="set the key 'sites'"):
         partition_items(DIRICHLET, make_items(), None, 0)
