@@ -154,6 +154,11 @@ def evaluate(
         Where to compute, in float32.
     batch_size : int
         Images at a time; no influence on the figures beyond rounding.
+
+    Raises
+    ------
+    TrainingError
+        If the model gives infinite or undefined outputs.
     """
     transform = make_eval_transform(plan.augmentation, plan.image_size)
     _place(model, device).eval()
@@ -162,7 +167,13 @@ def evaluate(
         indices = range(first, min(first + batch_size, len(part)))
         x_BCHW = transform(part.images(indices)).to(device, memory_format=torch.channels_last)
         logits.append(model(x_BCHW).float().cpu())
-    return tables_from_logits(torch.cat(logits), part.labels, [group] * len(part))
+    logits_NK = torch.cat(logits)
+    if not torch.isfinite(logits_NK).all():
+        raise TrainingError(
+            "The global model's outputs are no longer finite numbers. Lower training.optimizer.lr or set "
+            "training.clip_norm, for example to 1.0."
+        )
+    return tables_from_logits(logits_NK, part.labels, [group] * len(part))
 
 
 def make_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:

@@ -191,7 +191,7 @@ class Pool:
 
     def __init__(self, num_workers: int, num_gpus: float, environment: dict[str, str], object_store_mib: int) -> None:
         self._slots: list[Slot] = []
-        self._owns_ray = _start_ray(num_workers, object_store_mib)
+        self._owns_ray = _start_ray(object_store_mib)
         try:
             _check_gpus(num_workers, num_gpus)
         except BaseException:
@@ -260,14 +260,14 @@ def _quiet_resources() -> Iterator[None]:
         gc.collect()
 
 
-def _start_ray(num_cpus: int, object_store_mib: int) -> bool:
+def _start_ray(object_store_mib: int) -> bool:
     """Start Ray on this machine; False if it runs already."""
     if ray.is_initialized():
         return False
     with _quiet_resources():
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=0,  # the workers ask for none, and for each one Ray would keep a spare process
             object_store_memory=object_store_mib * 2**20,
             include_dashboard=False,
             log_to_driver=False,

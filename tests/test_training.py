@@ -230,6 +230,14 @@ def test_evaluate_of_an_empty_part_gives_empty_tables() -> None:
     assert tables.num_images == 0
 
 
+def test_model_without_finite_outputs_is_explained() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[5].bias.fill_(float("inf"))  # type: ignore[index]
+    with pytest.raises(TrainingError, match="outputs are no longer finite"):
+        evaluate(model, Part(3), make_plan(), group="site", device=CPU)  # type: ignore[arg-type]
+
+
 def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device("auto") == CPU

@@ -181,7 +181,7 @@ def _normal_interval(brier: Array, level: float) -> Array:
     mean = total / n
     variance = max(squares - n * mean**2, 0.0) / (n - 1)
     reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance / n)
-    return np.clip(np.array([mean - reach, mean + reach]), 0.0, LARGEST_BRIER)
+    return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)])
 
 
 def _proportions(counts: Array) -> dict[str, tuple[Array, Array]]:

@@ -9,11 +9,12 @@ from fedmed.report.markup import Numbers, escape, render_fold, render_section, r
 from fedmed.report.wording import EXPLANATIONS, label_figure, name_direction
 
 INTERVALS = (
-    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single shares "
-    "(accuracy; sensitivity, specificity and precision of one class) have Wilson intervals, and the Brier score has one "
-    "from its standard error. All others have bootstrap intervals: 1,000 draws from the tables, within each true class. "
-    "They speak of these sites and these kinds of images only; a hospital that did not take part may see other results. "
-    "Several images of one patient count as if they were independent, which makes the intervals somewhat too narrow."
+    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single "
+    "shares (accuracy; sensitivity, specificity and precision of one class) have Wilson intervals, and the Brier "
+    "score has one from its standard error. All others have bootstrap intervals: 1,000 draws from the tables, "
+    "within each true class. They speak of these sites and these kinds of images only; a hospital that did not take "
+    "part may see other results. Several images of one patient count as if they were independent, which makes the "
+    "intervals somewhat too narrow."
 )
 TABLES = (
     "Images stay at the sites. For every evaluation a site sends tables that add up over the sites: images by true and "

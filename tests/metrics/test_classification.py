@@ -219,7 +219,7 @@ def test_pooling_is_not_averaging():
 
 def test_a_round_of_one_hundred_sites_takes_a_moment():
     sites = [draw_tables(50, seed=i) for i in range(100)]
-    start = time.perf_counter()
+    start = time.process_time()
     for tables in sites:
         compute_figures(tables)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
