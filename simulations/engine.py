@@ -7,6 +7,9 @@ from flwr.app import Context, RecordDict
 
 from fedmed.config import RunConfig
 from fedmed.data import Prepared, prepare_data
+from fedmed.errors import ConfigError
+from fedmed.losses import build_loss
+from fedmed.models import create_model
 from fedmed.run_folder import RunFolder
 from server.federation import create_server_app
 from server.progress import Listener
@@ -49,6 +52,24 @@ def run_simulation(run: RunFolder, config: RunConfig, listener: Listener) -> Non
             run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-dir": str(run.path)}
         )
         create_server_app(listener)(grid, context)
+
+
+def check_settings(config: RunConfig, source: str) -> None:
+    """Build the model and the loss once, so that a wrong name or option is found before anything starts.
+
+    Raises
+    ------
+    ConfigError
+        With the file, the section, what was found and what is allowed.
+    """
+    try:
+        build_loss(config.loss, class_counts=[1, 1])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: loss: {error}") from None
+    try:
+        create_model(config.model.name, 2, **config.model.options)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: model: {error}") from None
 
 
 def make_nodes(run: RunFolder, config: RunConfig, prepared: Prepared) -> list[SimulatedNode]:

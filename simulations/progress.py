@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -92,6 +93,7 @@ class PlainListener:
 
     def __init__(self, num_rounds: int) -> None:
         self._num_rounds = num_rounds
+        self._seconds: list[float] = []
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Say what takes time outside the rounds."""
@@ -104,8 +106,10 @@ class PlainListener:
             _print(f"{site}: {problem}")
 
     def on_round(self, record: dict[str, Any]) -> None:
-        """Print the closed round."""
-        _print(describe_round(record, self._num_rounds))
+        """Print the closed round and how long the rest will take."""
+        self._seconds.append(record["wall_s"])
+        left = (self._num_rounds - record["round"]) * sum(self._seconds) / len(self._seconds)
+        _print(f"{describe_round(record, self._num_rounds)}  {timedelta(seconds=round(left))} left")
 
     def on_note(self, text: str) -> None:
         """Print the text."""

@@ -159,8 +159,8 @@ class Worker:
         Exception
             Whatever importing the app raises.
         """
-        _warm_up(self._threads)
         self._app = load_client_app(self._client_app)
+        _warm_up(self._threads)
 
     def handle(self, envelope: Envelope, *packed: PackedArrays) -> Parcel:
         """Answer one message; what the app raises becomes an error reply."""

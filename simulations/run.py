@@ -105,7 +105,11 @@ def _open_run(options: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
         run = RunFolder.open(options.resume)
         config = _change_for_resume(run, options.overrides)
     else:
-        config = load_run_config(options.config or _default_config(), options.overrides)
+        from simulations.engine import check_settings  # noqa: PLC0415  (imports torch)
+
+        source = options.config or _default_config()
+        config = load_run_config(source, options.overrides)
+        check_settings(config, str(source))
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         path = options.out or Path("runs") / f"{stamp}-{config.name}"
         run = RunFolder.create(path, _resume_command(path))

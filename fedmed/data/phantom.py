@@ -273,7 +273,7 @@ def _draw_lesions(config: PhantomData, cohort: _Cohort, labels: Array, rng: np.r
 def _draw_strengths(labels: Array, num_classes: int, age: Array, rng: np.random.Generator) -> Array:
     """Return how visible each pattern is, (lesions, P): the own one and, in some, a fainter one of another class.
 
-    Most lesions are clear, so that the classes can be learnt from few images; an unclear share, larger in older patients,
+    Most lesions are clear, so that few images suffice to learn the classes; an unclear share, larger in older patients,
     bounds what can be reached.
     """
     count = len(labels)
