@@ -90,7 +90,7 @@ class PhantomData(DataSection):
     """Number of classes K."""
     images_per_site: Annotated[int, Field(ge=20)] = 400
     """Images of one site, all three parts together."""
-    imbalance: Annotated[float, Field(ge=1)] = 8.0
+    imbalance: Annotated[float, Field(ge=1)] = 6.0
     """Expected count of the most frequent class over that of the rarest."""
     scanner_strength: Annotated[float, Field(ge=0, le=2)] = 1.0
     """How much colour, blur, noise and contrast differ between sites; 0 is one scanner for all."""

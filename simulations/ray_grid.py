@@ -308,13 +308,16 @@ class RayGrid(Grid):
             self._pool.advance(left)
         for message_id in wanted:
             if self._has_reply(message_id):
-                outcome = self._tasks.pop(message_id).outcome
-                assert outcome is not None, "a task with a reply has its outcome"
-                envelope, packed = outcome
-                del outcome  # so that the shared memory is free while the caller works
-                yield join_message(envelope, [build_arrays(part, copy_bytes(part)) for part in packed])
+                yield _open_reply(self._tasks.pop(message_id))
                 self._pool.advance(0.0)  # the caller may have been busy for long
 
     def _has_reply(self, message_id: str) -> bool:
         task = self._tasks.get(message_id)
         return task is not None and task.outcome is not None
+
+
+def _open_reply(task: Task) -> Message:
+    """Build the reply; nothing of it stays in shared memory."""
+    assert task.outcome is not None, "a task with a reply has its outcome"
+    envelope, packed = task.outcome
+    return join_message(envelope, [build_arrays(part, copy_bytes(part)) for part in packed])

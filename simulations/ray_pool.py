@@ -3,6 +3,7 @@
 import functools
 import gc
 import logging
+import math
 import os
 import secrets
 import sys
@@ -191,6 +192,7 @@ class Pool:
 
     def __init__(self, num_workers: int, num_gpus: float, environment: dict[str, str], object_store_mib: int) -> None:
         self._slots: list[Slot] = []
+        num_gpus = math.floor(num_gpus * 1e4) / 1e4  # Ray rounds to this, and six times 0.1667 do not fit on one GPU
         self._owns_ray = _start_ray(object_store_mib)
         try:
             _check_gpus(num_workers, num_gpus)
