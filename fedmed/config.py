@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
 """Options that name files of the coordinating site; they shape the initial model and never travel."""
 

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -78,8 +79,11 @@ class RunFolder:
         RunFolderError
             If the folder is not empty or cannot be made.
         """
+        folder = cls(path)
+        if folder.config_file.exists() and not any(folder.checkpoints.glob("round_*")):
+            folder.clear()  # a start that failed before the first checkpoint, for example for want of data
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if (path / "config.yaml").exists():
+            if folder.config_file.exists():
                 raise RunFolderError(
                     f"'{path}' holds a run already. To go on with it, type:\n  {resume_command}\n"
                     "For a new run, choose another folder after --out."
@@ -89,7 +93,6 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"The run folder '{path}' cannot be made: {error.strerror}.") from None
-        folder = cls(path)
         folder.make_folders()
         return folder
 
@@ -114,6 +117,13 @@ class RunFolder:
         """Make the subfolders that are written during a run."""
         for folder in (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def clear(self) -> None:
+        """Remove what a run writes, and nothing else."""
+        for subfolder in (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs):
+            shutil.rmtree(subfolder, ignore_errors=True)
+        for file in (self.environment_file, self.roster_file, self.audit_file, self.history_file, self.config_file):
+            file.unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved settings."""

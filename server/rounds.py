@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.metrics.tables import EvaluationTables
 from flwr.app import RecordDict
 
 from fedmed.aggregation import TensorFile, average_updates, write_tensors
@@ -21,6 +20,7 @@ from fedmed.checkpoint import Checkpoint, RunCheckpoints
 from fedmed.config import Plan, RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
+from fedmed.metrics.tables import EvaluationTables
 from fedmed.run_folder import RunFolder
 from fedmed.wire import REQUEST, make_content
 from server.attendance import Attendance

@@ -60,7 +60,12 @@ def make_plan(**training: Any) -> Plan:
 def make_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     )
 
 
@@ -69,8 +74,8 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=0, atol=atol)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=atol)
 
 
 def loop_by_hand(model: nn.Module, part: Part, plan: Plan, rounds: Sequence[int], mu: float = 0.0) -> None:

@@ -1,7 +1,6 @@
 """A Grid in this very process, to test the round loop without an engine.
 
-Messages go through Flower's own serialisation-free path: a ClientApp is called directly. Tests may delay, drop or change
-answers.
+A ClientApp is called directly when its reply is pulled. Tests may drop or change answers.
 """
 
 import itertools

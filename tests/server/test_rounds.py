@@ -34,6 +34,10 @@ def change_values(reply: Message, **new: Any) -> Message:
     return reply
 
 
+def scale(tensors: dict[str, Any], factor: float) -> dict[str, Any]:
+    return {name: t * factor if t.is_floating_point() else t for name, t in tensors.items()}
+
+
 def statuses(federation: Federation, round_number: int) -> dict[str, str]:
     record = read_history(federation.run.history_file)[round_number - 1]
     return {line["site"]: line["status"] for line in record["participation"]}
@@ -162,18 +166,17 @@ def test_momentum_kept_at_the_site_changes_the_result(make_federation: Make) -> 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda r: change_model(r, lambda t: {k: v * float("nan") if v.is_floating_point() else v for k, v in t.items()}),
-         "NaN"),
+        (lambda r: change_model(r, lambda t: scale(t, float("nan"))), "NaN"),
         (lambda r: change_model(r, lambda t: {k: v for k, v in t.items() if k != "5.bias"}), "5.bias"),
         (lambda r: change_model(r, lambda t: t | {"5.bias": t["5.bias"][:1]}), "5.bias"),
         (lambda r: change_model(r, lambda t: t | {"5.bias": t["5.bias"].double()}), "5.bias"),
-        (lambda r: change_model(r, lambda t: {k: v * 1000 if v.is_floating_point() else v for k, v in t.items()}), "norm"),
+        (lambda r: change_model(r, lambda t: scale(t, 1000.0)), "norm"),
         (lambda r: change_values(r, num_images=10**9), "images"),
         (lambda r: change_values(r, num_images=-1), "images"),
         (lambda r: change_values(r, num_images="many"), "images"),
     ],
     ids=["nan", "missing key", "shape", "dtype", "norm", "huge count", "negative count", "no count"],
-)  # fmt: skip
+)
 def test_bad_update_is_quarantined_and_the_round_goes_on(
     make_federation: Make, change: Callable[[Message], Message], expected: str
 ) -> None:
