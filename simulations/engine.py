@@ -16,7 +16,9 @@ from server.progress import Listener
 from simulations.ray_grid import RayGrid, SimulatedNode
 
 
-def run_simulation(run: RunFolder, config: RunConfig, listener: Listener) -> None:
+def run_simulation(
+    run: RunFolder, config: RunConfig, listener: Listener, *, client_app: str = "client.site:app"
+) -> None:
     """Run, or resume, a simulation to its end.
 
     Parameters
@@ -27,6 +29,8 @@ def run_simulation(run: RunFolder, config: RunConfig, listener: Listener) -> Non
         The same settings.
     listener : Listener
         Is told what happens.
+    client_app : str
+        ``module:attribute`` of the ClientApp that answers for the sites.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def run_simulation(run: RunFolder, config: RunConfig, listener: Listener) -> Non
     nodes = make_nodes(run, config, prepared)
     run.write_roster({node.node_id: str(node.config["site"]) for node in nodes})
     with RayGrid(
-        "client.site:app",
+        client_app,
         nodes,
         num_workers=count_workers(config, len(nodes)),
         threads=config.threads,
