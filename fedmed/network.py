@@ -38,7 +38,8 @@ class Network:
 
     def pack(self) -> bytes:
         """Return what travels as bytes."""
-        return pack_tensors(select_state(self.model, self.shared))
+        state = self.model.state_dict()
+        return pack_tensors({name: state[name] for name in self.shared})
 
     def fill(self, packed: bytes, kept: Mapping[str, torch.Tensor]) -> None:
         """Set every parameter and buffer: shared ones from a message, local ones from the site's state.

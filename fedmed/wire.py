@@ -23,6 +23,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
+from fedmed.aggregation import TensorSpec, make_header
 from fedmed.errors import FedmedError
 from fedmed.metrics.tables import EvaluationTables
 
@@ -38,8 +39,15 @@ class WireError(FedmedError):
 
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return tensors as bytes in the safetensors format; equal tensors give equal bytes."""
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    """Return tensors as bytes in the safetensors format; equal tensors give equal bytes.
+
+    Written here and not by the library, which copies every tensor more often and takes half as long again.
+    """
+    arrays = {name: tensors[name].detach().cpu().contiguous().numpy() for name in sorted(tensors)}
+    layout = {name: TensorSpec(array.shape, array.dtype) for name, array in arrays.items()}
+    header, begins = make_header(layout, {"format": "pt"})
+    in_order = sorted((name for name in arrays if arrays[name].size), key=begins.__getitem__)
+    return b"".join([header, *(arrays[name].reshape(-1).view(np.uint8).data for name in in_order)])
 
 
 def unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:

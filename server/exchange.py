@@ -90,13 +90,13 @@ class Exchange:
         missing = set(sites) - set(waiting.values())
         pause = _SHORTEST_PAUSE_S
         while waiting and time.monotonic() - start < deadline_s:
-            num_waiting = len(waiting)
+            num_waiting, pulled = len(waiting), time.monotonic()
             for site, reply in self._pull(waiting):
                 on_answer(_to_answer(site, reply, time.monotonic() - start))
             if len(waiting) < num_waiting:
                 pause = _SHORTEST_PAUSE_S
-            elif waiting:
-                time.sleep(pause)
+            else:  # a Grid that waits for the first reply itself has waited already
+                time.sleep(max(0.0, pause - (time.monotonic() - pulled)))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         if waiting and isinstance(self._grid, CanAbandon):
             self._grid.abandon(list(waiting))

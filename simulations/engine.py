@@ -1,5 +1,6 @@
 """From settings to a finished simulation: prepare the data, start the workers, run the ServerApp."""
 
+import math
 import os
 
 import torch
@@ -105,4 +106,14 @@ def _gpu_share(config: RunConfig, num_sites: int) -> float:
     """Return each worker's share of the GPUs, 0 where none is used."""
     if config.device == "cpu" or not torch.cuda.is_available():
         return 0.0
-    return torch.cuda.device_count() / count_workers(config, num_sites)
+    return share_gpus(torch.cuda.device_count(), count_workers(config, num_sites))
+
+
+def share_gpus(num_gpus: int, num_workers: int) -> float:
+    """Return how much of a GPU each worker takes, so that all workers find a place.
+
+    Ray places a worker on whole GPUs or on a part of one, never on parts of two.
+    """
+    if num_workers >= num_gpus:
+        return 1 / math.ceil(num_workers / num_gpus)
+    return float(num_gpus // num_workers)

@@ -3,7 +3,7 @@
 from fedmed.aggregation.average import WeightedUpdate, average_updates, site_weights
 from fedmed.aggregation.personal import batch_norm_names, shared_names
 from fedmed.aggregation.quarantine import UpdateCheck, check_num_images, check_update, compare_norms
-from fedmed.aggregation.tensor_files import TensorFile, TensorSpec, write_tensors
+from fedmed.aggregation.tensor_files import TensorFile, TensorSpec, make_header, write_tensors
 
 __all__ = [
     "TensorFile",
@@ -15,6 +15,7 @@ __all__ = [
     "check_num_images",
     "check_update",
     "compare_norms",
+    "make_header",
     "shared_names",
     "site_weights",
     "write_tensors",

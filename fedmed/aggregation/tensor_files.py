@@ -263,7 +263,7 @@ def write_tensors(
         layout = {name: TensorSpec(array.shape, array.dtype.newbyteorder("<")) for name, array in tensors.items()}
     if layout is None:
         raise ValueError("write_tensors needs 'layout' when the tensors come as a stream")
-    header, begins = _make_header(layout, metadata)
+    header, begins = make_header(layout, metadata)
     missing = dict(layout)
     try:
         with atomic_file(Path(path)) as file:
@@ -280,8 +280,21 @@ def write_tensors(
         raise explain_write_failure(Path(path), error) from error
 
 
-def _make_header(layout: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
-    """Return the header's bytes and where each tensor begins."""
+def make_header(layout: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
+    """Return the bytes of a file before its tensors, and where each tensor begins after them.
+
+    Parameters
+    ----------
+    layout : mapping of str to TensorSpec
+        Shapes and types.
+    metadata : mapping of str to str, optional
+        Text to keep with them.
+
+    Raises
+    ------
+    ValueError
+        If a type cannot be stored.
+    """
     for name, spec in layout.items():
         if spec.dtype not in _CODES or name == "__metadata__":
             raise ValueError(f"tensor {name!r} of type {spec.dtype} cannot be stored; allowed are {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""What the engine benchmark runs at the sites: our ClientApp, and the same work in the form that stock Flower expects."""
+"""What the engine benchmark runs at the sites: our ClientApp, and the same work with the records of stock Flower."""
 
 import os
 from pathlib import Path

@@ -108,7 +108,7 @@ def _measure_memory() -> dict[str, Any]:
 
 def _round_time(processes: list[tuple[str, str, int]], part: str) -> float:
     """Return the median time of a round after the first; of processes side by side, the slower one's."""
-    return max(statistics.median(found["rounds_s"][1:]) for found in _run(processes, part))
+    return max(float(statistics.median(found["rounds_s"][1:])) for found in _run(processes, part))
 
 
 def _run(processes: list[tuple[str, str, int]], part: str, sites: int | None = None) -> list[dict[str, Any]]:
@@ -118,9 +118,8 @@ def _run(processes: list[tuple[str, str, int]], part: str, sites: int | None = N
         for number, (kind, share, workers) in enumerate(processes):
             command = [sys.executable, __file__, "--measure", kind, part, f"{folder}/{number}", "--share", share]
             command += ["--workers", str(workers)] + (["--sites", str(sites)] if sites else [])
-            started.append(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-            )  # noqa: S603  (our own command)
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))  # noqa: S603
         results = []
         for process in started:
             output, errors = process.communicate()
