@@ -41,7 +41,12 @@ def run_simulation(
     prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
     if prepared.num_bad_rows:
         listener.on_note(f"{prepared.num_bad_rows} rows were skipped; {run.splits / 'skipped_rows.csv'} names them.")
-    config = config.model_copy(update={"classes": list(prepared.classes)})
+    num_sites = len(prepared.sites)
+    if config.min_sites > num_sites:
+        listener.on_note(f"The partition makes {num_sites} site(s): min_sites = {config.min_sites} is lowered to it.")
+    config = config.model_copy(
+        update={"classes": list(prepared.classes), "min_sites": min(config.min_sites, num_sites)}
+    )
     run.write_config(config)
     nodes = make_nodes(run, config, prepared)
     run.write_roster({node.node_id: str(node.config["site"]) for node in nodes})

@@ -214,3 +214,11 @@ def test_real_images_from_four_sites(ham_slice: Path, tmp_path: Path) -> None:
             for row in csv.DictReader(file):
                 ids.setdefault(row["group"], set()).add(row["part"])
     assert all(len(parts) == 1 for parts in ids.values()), "a lesion is in two parts"
+
+
+def test_pooled_is_one_site_with_all_images(tmp_path: Path) -> None:
+    done = finish("--out", tmp_path / "run", settings=[*SMALL, "rounds=1", "min_sites=2", "data.partition.kind=pooled"])
+    assert done.returncode == 0, done.stderr
+    assert "min_sites = 2 is lowered" in done.stderr
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert len(report["sites"]) == 1
