@@ -58,7 +58,11 @@ def select_device(wish: str) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if wish == "cuda" and not has_gpu:
         raise TrainingError("device: cuda was asked for, but PyTorch sees no GPU here. Use device: auto or cpu.")
-    return torch.device("cuda" if has_gpu and wish != "cpu" else "cpu")
+    if not has_gpu or wish == "cpu":
+        return torch.device("cpu")
+    torch.backends.cudnn.deterministic = True  # the same bits in every run on the same kind of GPU
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda")
 
 
 def fit(

@@ -15,7 +15,7 @@ from fedmed.errors import FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.history import read_history
 from fedmed.wire import MODEL, REPORT, make_content, pack_tensors, read_model, read_values, unpack_tensors
-from tests.server.conftest import Federation
+from tests.federation import Federation
 
 Make = Callable[..., Federation]
 

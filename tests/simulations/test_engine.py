@@ -31,6 +31,6 @@ def test_settings_are_built_once_before_a_run() -> None:
     check_settings(RunConfig(sites=2), "file.yaml")
     with pytest.raises(ConfigError, match=r"file\.yaml: model: There is no model 'x'"):
         check_settings(RunConfig.model_validate({"sites": 2, "model": {"name": "x"}}), "file.yaml")
+    misspelt = RunConfig.model_validate({"sites": 2, "loss": {"focal": {"weight": 1.0, "gama": 2.0}}})
     with pytest.raises(ConfigError, match=r"file\.yaml: loss: .*gama.*gamma"):
-        loss = {"focal": {"weight": 1.0, "gama": 2.0}}
-        check_settings(RunConfig.model_validate({"sites": 2, "loss": loss}), "file.yaml")
+        check_settings(misspelt, "file.yaml")

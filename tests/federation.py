@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from torch import nn
 
 from client.site import app as client_app
@@ -15,7 +13,7 @@ from fedmed.models import MODELS
 from fedmed.run_folder import RunFolder
 from server.federation import run_federation
 from server.progress import LogListener
-from tests.server.local_grid import LocalGrid, Tamper
+from tests.local_grid import LocalGrid, Tamper
 
 if "tiny" not in MODELS.names():
 
@@ -81,13 +79,3 @@ class Federation:
 
     def final_model(self) -> bytes:
         return (self.run.checkpoints / f"round_{self.config.rounds:05d}" / "model.safetensors").read_bytes()
-
-
-@pytest.fixture
-def make_federation(tmp_path: Path) -> Callable[..., Federation]:
-    torch.set_num_threads(1)
-
-    def make(name: str = "run", **settings: Any) -> Federation:
-        return Federation(tmp_path / name, settings)
-
-    return make

@@ -1,0 +1,24 @@
+"""Fixtures of several folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from tests.federation import Federation
+
+
+@pytest.fixture
+def make_federation(tmp_path: Path) -> "Callable[..., Federation]":
+    """Return a function that makes a small federation in this process; see ``tests/federation.py``."""
+    from tests.federation import Federation
+
+    torch.set_num_threads(1)
+
+    def make(name: str = "run", **settings: Any) -> Federation:
+        return Federation(tmp_path / name, settings)
+
+    return make
