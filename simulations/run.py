@@ -5,7 +5,6 @@ One ServerApp and one ClientApp of Flower run for all sites on Ray, the same app
 
 import argparse
 import json
-import os
 import signal
 import sys
 import traceback
@@ -14,11 +13,6 @@ from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from types import FrameType
-
-# Before flwr and ray are imported: nothing about this machine or run is reported to anyone.
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from fedmed.config import RunConfig
 from fedmed.config_files import apply_override, load_run_config

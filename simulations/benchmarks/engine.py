@@ -18,48 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+from simulations.benchmarks.engine_measures import SETTINGS
 
-from fedmed.config import RunConfig
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "45 MB": {
-        "sites": 10,
-        "rounds": 5,
-        "model": {"name": "resnet18"},
-        "data": {"source": "phantom", "images_per_site": 150, "image_size": 64, "num_classes": 3},
-    },
-    "tiny": {
-        "sites": 50,
-        "rounds": 6,
-        "model": {"name": "benchmark_tiny"},
-        "data": {"source": "phantom", "images_per_site": 40, "image_size": 32, "num_classes": 3},
-    },
-    "memory": {
-        "rounds": 2,
-        "model": {"name": "benchmark_100mb"},
-        "data": {"source": "phantom", "images_per_site": 20, "image_size": 16, "num_classes": 2},
-    },
-}
 MESSAGES_PER_SITE_AND_ROUND = 2
+MEASURE = str(Path(__file__).with_name("engine_measures.py"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark, or one measurement of it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(SETTINGS), action="append", help="measure this part only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
-    parser.add_argument("--measure", nargs=3, metavar=("KIND", "PART", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--sites", type=int, default=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.measure:
-        from simulations.benchmarks import engine_measures  # noqa: PLC0415  (imports torch and ray)
-
-        print("RESULT " + json.dumps(engine_measures.measure(options)))
-        return 0
     parts = options.part or list(SETTINGS)
     figures: dict[str, Any] = {}
     for part in parts:
@@ -67,12 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
-
-
-def make_config(part: str, sites: int | None = None, workers: int = 1) -> RunConfig:
-    """Return the settings of one measurement."""
-    values = {"seed": 0, "threads": 1, "workers": workers, "loss": {"ce": 1.0}} | SETTINGS[part]
-    return RunConfig.model_validate(values | ({"sites": sites} if sites else {}))
 
 
 def _measure_speed(part: str) -> dict[str, float]:
@@ -116,7 +80,7 @@ def _run(processes: list[tuple[str, str, int]], part: str, sites: int | None = N
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for number, (kind, share, workers) in enumerate(processes):
-            command = [sys.executable, __file__, "--measure", kind, part, f"{folder}/{number}", "--share", share]
+            command = [sys.executable, MEASURE, kind, part, f"{folder}/{number}", "--share", share]
             command += ["--workers", str(workers)] + (["--sites", str(sites)] if sites else [])
             pipe = subprocess.PIPE
             started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))  # noqa: S603

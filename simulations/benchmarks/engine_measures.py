@@ -2,7 +2,9 @@
 
 import argparse
 import gc
+import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedmed.config import RunConfig
 from fedmed.data import prepare_data
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.history import read_history
@@ -23,15 +26,53 @@ from fedmed.run_folder import RunFolder
 from fedmed.training import evaluate, fit
 from server.progress import LogListener
 from simulations.benchmarks.apps import RUN_VARIABLE, open_benchmark_site, stock_app
-from simulations.benchmarks.engine import make_config
 from simulations.engine import run_simulation
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "45 MB": {
+        "sites": 10,
+        "rounds": 5,
+        "model": {"name": "resnet18"},
+        "data": {"source": "phantom", "images_per_site": 150, "image_size": 64, "num_classes": 3},
+    },
+    "tiny": {
+        "sites": 50,
+        "rounds": 6,
+        "model": {"name": "benchmark_tiny"},
+        "data": {"source": "phantom", "images_per_site": 40, "image_size": 32, "num_classes": 3},
+    },
+    "memory": {
+        "rounds": 2,
+        "model": {"name": "benchmark_100mb"},
+        "data": {"source": "phantom", "images_per_site": 20, "image_size": 16, "num_classes": 2},
+    },
+}
+
+
+def main() -> int:
+    """Make one measurement and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["plain", "ours", "stock", "memory"])
+    parser.add_argument("part", choices=list(SETTINGS))
+    parser.add_argument("folder", type=Path, help="for the run; must not exist")
+    parser.add_argument("--share", default="0/1", help="plain: which of how many equal parts of the sites")
+    parser.add_argument("--workers", type=int, default=1, help="ours, memory: workers; stock: actors")
+    parser.add_argument("--sites", type=int, help="instead of the part's own number")
+    print("RESULT " + json.dumps(measure(parser.parse_args())))
+    return 0
+
+
+def make_config(part: str, sites: int | None = None, workers: int = 1) -> RunConfig:
+    """Return the settings of one measurement."""
+    values = {"seed": 0, "threads": 1, "workers": workers, "loss": {"ce": 1.0}} | SETTINGS[part]
+    return RunConfig.model_validate(values | ({"sites": sites} if sites else {}))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make one measurement and return its figures."""
-    kind, part, folder = options.measure
-    run = RunFolder.create(Path(folder), "none")
-    config = make_config(part, options.sites if part == "memory" else None, options.workers)
+    kind, part = options.kind, options.part
+    run = RunFolder.create(options.folder, "none")
+    config = make_config(part, options.sites, options.workers)
     prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
     config = config.model_copy(update={"classes": list(prepared.classes)})
     run.write_config(config)
@@ -134,3 +175,7 @@ def _read_pss_mib() -> dict[str, float]:
         name, _, rest = line.partition(":")
         fields[name] = int(rest.split()[0]) / 1024
     return {"private": fields["Pss_Anon"] + fields["Pss_File"], "shared": fields["Pss_Shmem"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
