@@ -21,6 +21,7 @@ from fedmed.config import Plan, RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
 from fedmed.metrics.tables import EvaluationTables
+from fedmed.network import get_network
 from fedmed.run_folder import RunFolder
 from fedmed.wire import REQUEST, make_content
 from server.attendance import Attendance
@@ -168,7 +169,12 @@ class RoundLoop:
         attendance.welcome_back(session.exchange, session.listener)
         sites, dormant = attendance.split(config.max_missed_rounds)
         attendance.probe(session.exchange, dormant, config.round_deadline_s)
-        collector = UpdateCollector(session.run.updates, TensorFile(self._model_file), attendance.num_train_images())
+        collector = UpdateCollector(
+            session.run.updates,
+            TensorFile(self._model_file),
+            attendance.num_train_images(),
+            frozenset(name for name, _ in get_network(session.plan).model.named_parameters()),
+        )
         collector.mark(dormant, "dormant", "not waited for after too many missed rounds; it is asked in passing")
         session.listener.on_phase("train", round_number, len(sites))
 

@@ -55,11 +55,14 @@ class UpdateCollector:
         The global model that was sent.
     declared : mapping of str to int
         Training images that each site stated when it joined.
+    parameters : frozenset of str
+        Names of the model's parameters, whose change is compared between sites.
     """
 
     folder: Path
     reference: TensorFile
     declared: Mapping[str, int]
+    parameters: frozenset[str]
     updates: dict[str, Update] = field(default_factory=dict)
 
     def take(self, answer: Answer) -> Update:
@@ -124,7 +127,7 @@ class UpdateCollector:
             update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
             update.learning_rate = _read_number(values, "learning_rate")
             write_atomically(self._path(site), packed)
-            check = check_update(self._path(site), self.reference)
+            check = check_update(self._path(site), self.reference, measured=self.parameters)
             update.update_norm, reason = check.norm, check.reason
         if reason is not None:
             update.status, update.reason = "quarantined", reason

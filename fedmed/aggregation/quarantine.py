@@ -7,7 +7,7 @@ hospitals. Such an update is left out of its round, and its site is told why in 
 import math
 import numbers
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class UpdateCheck:
     reason : str or None
         What is wrong with it, as a sentence; None when it is good.
     norm : float or None
-        Euclidean norm of (update - global model) over all floating-point tensors; None when it is not good.
+        Euclidean norm of (update - global model) over the measured tensors; None when it is not good.
     """
 
     ok: bool
@@ -43,7 +43,11 @@ class UpdateCheck:
 
 
 def check_update(
-    update: Path | TensorFile, reference: TensorFile | Mapping[str, Array], *, window: int = WINDOW_ELEMENTS
+    update: Path | TensorFile,
+    reference: TensorFile | Mapping[str, Array],
+    *,
+    measured: Collection[str] | None = None,
+    window: int = WINDOW_ELEMENTS,
 ) -> UpdateCheck:
     """Check one update against the global model that it started from.
 
@@ -53,6 +57,9 @@ def check_update(
         The site's tensors. A file that cannot be read is a fault of the update.
     reference : TensorFile or mapping of str to array
         The tensors that were sent to the site: exactly these names, shapes and types must come back.
+    measured : collection of str, optional
+        Tensors that count for the norm; default: all of floating point. The model's parameters are the right choice:
+        BatchNorm's running variances follow the scale of a site's images, and may differ a hundredfold without fault.
     window : int
         Elements that are read at once.
 
@@ -87,7 +94,8 @@ def check_update(
                 return UpdateCheck(False, f"The update could not be read and should be sent again: {error}", None)
             if not np.isfinite(values).all():
                 return UpdateCheck(False, _explain_not_finite(name, values), None)
-            square += _sum_squares(values, _read_window(reference, name, start, stop))
+            if measured is None or name in measured:
+                square += _sum_squares(values, _read_window(reference, name, start, stop))
         squares.append(square)
     norm = math.sqrt(sum(squares))
     if not math.isfinite(norm):

@@ -36,6 +36,14 @@ def test_the_norm_by_hand(tmp_path, window):
     assert result.norm == 5.0
 
 
+def test_only_measured_tensors_count_for_the_norm_but_all_are_checked(tmp_path):
+    changed = {**GLOBAL, "w": np.array([[1, 2], [3, 7]], np.float32), "b": np.array([0, 400, 0], np.float16)}
+    update = write_update(tmp_path, "site", changed)
+    assert check_update(update.path, GLOBAL, measured={"w"}).norm == 3.0
+    broken = write_update(tmp_path, "broken", {**GLOBAL, "b": np.array([0, np.nan, 0], np.float16)})
+    assert not check_update(broken.path, GLOBAL, measured={"w"}).ok
+
+
 def test_the_reference_may_be_a_file(tmp_path):
     reference = TensorFile(write_update(tmp_path, "global", GLOBAL).path)
     update = write_update(tmp_path, "site", {**GLOBAL, "b": np.array([2, 0, 0], np.float16)})

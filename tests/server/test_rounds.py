@@ -188,6 +188,19 @@ def test_bad_update_is_quarantined_and_the_round_goes_on(
     assert all(np.isfinite(t).all() for t in safetensors.numpy.load(federation.final_model()).values())
 
 
+def test_site_whose_images_vary_a_hundred_times_more_is_not_quarantined(make_federation: Make) -> None:
+    federation = make_federation(rounds=1)
+    wide = federation.sites[1]
+
+    def widen(site: str, request: Message, reply: Message) -> Message:
+        if not in_training(request) or site != wide:
+            return reply
+        return change_model(reply, lambda t: t | {"1.running_var": t["1.running_var"] * 1e4})
+
+    federation.go(federation.grid(widen))
+    assert set(statuses(federation, 1).values()) == {"accepted"}
+
+
 def test_failing_site_is_left_out_with_its_reason(make_federation: Make) -> None:
     federation = make_federation(rounds=1)
 
