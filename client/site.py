@@ -3,7 +3,6 @@
 The same object runs in a simulation's worker and in a hospital's process.
 """
 
-import hashlib
 import logging
 from importlib import metadata
 from typing import Any
@@ -17,7 +16,7 @@ from client.local import Site, open_site
 from fedmed.config import Plan
 from fedmed.data import count_classes
 from fedmed.errors import FedmedError
-from fedmed.network import Network, get_network
+from fedmed.network import Network, get_network, hash_model
 from fedmed.training import evaluate, fit
 from fedmed.wire import (
     REPORT,
@@ -91,7 +90,7 @@ def score(message: Message, context: Context) -> Message:
     site = open_site(context.node_config)
     plan, request = _read_request(message, site)
     is_test = request["part"] == "test"
-    model_sha256 = hashlib.sha256(read_model(message)).hexdigest()
+    model_sha256 = hash_model(read_model(message))
     stored = site.read_test_tables(model_sha256) if is_test else None
     if stored is None:
         network, _ = _fill_network(message, plan, site, before_round=int(request["round"]) + 1)

@@ -99,7 +99,7 @@ class RunCheckpoints:
     def save(
         self,
         round_number: int,
-        tensors: Mapping[str, Array] | Iterable[tuple[str, Array]],
+        tensors: Mapping[str, Array] | Iterable[tuple[str, Array]] | Path,
         state: Mapping[str, Any],
         *,
         best_round: int | None = None,
@@ -112,7 +112,8 @@ class RunCheckpoints:
         round_number : int
             The round; an older checkpoint of the same round is replaced.
         tensors, layout
-            The global model, as for :func:`fedmed.aggregation.write_tensors`.
+            The global model, as for :func:`fedmed.aggregation.write_tensors`; or a tensor file that was written by it
+            on the same disk, which then also is the checkpoint's and must not be changed any more.
         state : mapping
             Everything else that the run needs to go on; must be JSON, so no NaN.
         best_round : int, optional
@@ -144,7 +145,10 @@ class RunCheckpoints:
             self.root.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.root)
             partial.mkdir()
-            write_tensors(partial / MODEL_FILE, tensors, {"format": "pt"}, layout=layout)
+            if isinstance(tensors, Path):
+                os.link(tensors, partial / MODEL_FILE)
+            else:
+                write_tensors(partial / MODEL_FILE, tensors, {"format": "pt"}, layout=layout)
             body["model_sha256"] = hash_file(partial / MODEL_FILE)
             write_atomically(partial / STATE_FILE, _seal(body))
             replace_folder(partial, target)

@@ -12,6 +12,7 @@ from fedmed.aggregation import shared_names
 from fedmed.config import Plan
 from fedmed.models import create_model
 from fedmed.seeding import seeded_torch
+from fedmed.training import use_channels_last
 from fedmed.wire import load_state, pack_tensors, select_state, unpack_tensors
 
 _LOCAL = "local/"
@@ -31,10 +32,12 @@ class Network:
     def __init__(self, plan: Plan, **local_options: Any) -> None:
         options = plan.model.options | local_options
         with seeded_torch(plan.seed, "model"):
-            self.model: nn.Module = create_model(plan.model.name, len(plan.classes), **options)
+            model = create_model(plan.model.name, len(plan.classes), **options)
+        self.model: nn.Module = use_channels_last(model)
         self.shared = shared_names(self.model, plan.batch_norm)
         self.local = sorted(set(self.model.state_dict()) - set(self.shared))
         self._initial_local = select_state(self.model, self.local)
+        self._received: tuple[bytes, dict[str, torch.Tensor]] | None = None
 
     def pack(self) -> bytes:
         """Return what travels as bytes."""
@@ -57,7 +60,11 @@ class Network:
             If the bytes do not fit the model.
         """
         self.model.cpu()
-        load_state(self.model, unpack_tensors(packed), self.shared)
+        if self._received is None or self._received[0] is not packed:
+            load_state(self.model, unpack_tensors(packed), self.shared)
+            self._received = packed, select_state(self.model, self.shared)
+        else:  # a process with many sites gets the same bytes for each; these copies are already in the model's layout
+            load_state(self.model, self._received[1], self.shared)
         local = {name: kept.get(_LOCAL + name, self._initial_local[name]) for name in self.local}
         load_state(self.model, local, self.local)
 
@@ -70,6 +77,22 @@ class Network:
         state = self.model.state_dict()
         text = "\n".join(f"{name} {tuple(state[name].shape)} {state[name].dtype}" for name in self.shared)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _LastHash:
+    """Remembers one hash, because a process with many sites is asked about the same bytes again and again."""
+
+    def __init__(self) -> None:
+        self._packed, self._digest = b"", ""
+
+    def __call__(self, packed: bytes) -> str:
+        """Return the SHA-256 of a packed model."""
+        if packed is not self._packed:
+            self._packed, self._digest = packed, hashlib.sha256(packed).hexdigest()
+        return self._digest
+
+
+hash_model = _LastHash()
 
 
 @lru_cache(maxsize=2)

@@ -110,7 +110,7 @@ def fit(
     """
     start = time.perf_counter()
     settings = plan.training
-    _place(model, device).train()
+    use_channels_last(model).to(device).train()
     loss_function = build_loss(plan.loss, count_classes(part, len(plan.classes))).to(device)
     optimizer = _make_optimizer(model, settings.optimizer)
     if optimizer_state:
@@ -136,6 +136,11 @@ def fit(
         )
     kept = _collect_optimizer(optimizer, model) if settings.keep_momentum else {}
     return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept)
+
+
+def use_channels_last(model: nn.Module) -> nn.Module:
+    """Store a model's convolutions with channels last, where they are faster (ADSR-Net-18 on a CPU: by a sixth)."""
+    return model.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -165,7 +170,7 @@ def evaluate(
         If the model gives infinite or undefined outputs.
     """
     transform = make_eval_transform(plan.augmentation, plan.image_size)
-    _place(model, device).eval()
+    use_channels_last(model).to(device).eval()
     logits = [torch.zeros(0, len(plan.classes))]
     for first in range(0, len(part), batch_size):
         indices = range(first, min(first + batch_size, len(part)))
@@ -245,11 +250,6 @@ class _Step:
                     parameter.grad.add_(parameter - start, alpha=self.mu)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-
-
-def _place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to its device; convolutions are faster with channels last (ADSR-Net-18 on a CPU: by a sixth)."""
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]]) -> float:

@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 
 from fedmed.aggregation import TensorFile, average_updates, write_tensors
 from fedmed.audit import AuditLog
-from fedmed.checkpoint import Checkpoint, RunCheckpoints
+from fedmed.checkpoint import MODEL_FILE, Checkpoint, RunCheckpoints
 from fedmed.config import Plan, RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
@@ -237,10 +237,7 @@ class RoundLoop:
 
 def save_checkpoint(checkpoints: RunCheckpoints, round_number: int, model_file: Path, state: LoopState) -> Path:
     """Save a round whose model is a tensor file already, and return the model's file in the checkpoint."""
-    file = TensorFile(model_file)
-    stream = ((name, file.load(name)) for name in file.names)
-    checkpoints.save(round_number, stream, asdict(state), best_round=state.best_round, layout=file.layout)
-    return checkpoints.load(round_number).model_path
+    return checkpoints.save(round_number, model_file, asdict(state), best_round=state.best_round) / MODEL_FILE
 
 
 def _list_reasons(collector: UpdateCollector) -> str:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from fedmed.aggregation import TensorFile, WeightedUpdate, check_num_images, check_update, compare_norms, site_weights
-from fedmed.checkpoint import write_atomically
-from fedmed.errors import FedmedError
-from fedmed.wire import REPORT, read_model, read_values
+from fedmed.aggregation.atomic_files import explain_write_failure
+from fedmed.wire import REPORT, WireError, read_model, read_values
 from server.exchange import Answer
 
 
@@ -72,7 +71,7 @@ class UpdateCollector:
         else:
             try:
                 update = self._read(answer.site, answer.message)
-            except FedmedError as error:
+            except WireError as error:
                 update = Update(answer.site, "quarantined", str(error))
         self.updates[answer.site] = update
         return update
@@ -126,12 +125,19 @@ class UpdateCollector:
             update.images = int(values["num_images"])
             update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
             update.learning_rate = _read_number(values, "learning_rate")
-            write_atomically(self._path(site), packed)
+            self._write(site, packed)
             check = check_update(self._path(site), self.reference, measured=self.parameters)
             update.update_norm, reason = check.norm, check.reason
         if reason is not None:
             update.status, update.reason = "quarantined", reason
         return update
+
+    def _write(self, site: str, packed: bytes) -> None:
+        """Write an update without flushing it: a round that is cut short is trained again."""
+        try:
+            self._path(site).write_bytes(packed)
+        except OSError as error:
+            raise explain_write_failure(self._path(site), error) from error
 
 
 def _read_number(values: Mapping[str, Any], key: str) -> float | None:

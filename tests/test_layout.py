@@ -11,7 +11,7 @@ TIERS = [
     ["errors", "seeding", "registry", "config", "config_files", "native"],
     ["metrics", "losses", "reparameterization", "models"],
     ["data", "fairness", "aggregation", "distillation"],
-    ["audit", "processes", "compression", "wire", "checkpoint", "run_folder", "network", "schedules", "training",
+    ["audit", "processes", "compression", "wire", "checkpoint", "run_folder", "schedules", "training", "network",
      "report", "predict", "export"],
 ]  # fmt: skip
 PLACE = {room: (tier, order) for tier, rooms in enumerate(TIERS) for order, room in enumerate(rooms)}

@@ -16,7 +16,7 @@ import numpy as np
 from fedmed.aggregation.tensor_files import Array, TensorFile, TensorSpec
 from fedmed.errors import CheckpointError
 
-WINDOW_ELEMENTS = 1 << 20
+WINDOW_ELEMENTS = 1 << 18
 MAX_IMAGES = 100_000_000
 """More training images than this at one site are taken for a fault."""
 
