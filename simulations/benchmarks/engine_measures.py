@@ -31,7 +31,7 @@ from simulations.engine import run_simulation
 SETTINGS: dict[str, dict[str, Any]] = {
     "45 MB": {
         "sites": 10,
-        "rounds": 5,
+        "rounds": 4,
         "model": {"name": "resnet18"},
         "data": {"source": "phantom", "images_per_site": 150, "image_size": 64, "num_classes": 3},
     },
