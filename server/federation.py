@@ -15,7 +15,7 @@ from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.errors import FederationError
 from fedmed.export import write_model
 from fedmed.metrics.history import append_record, read_history, truncate_history
-from fedmed.network import Network, get_network
+from fedmed.network import Network
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
@@ -72,11 +72,22 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
 def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     config = run.read_config()
     plan = config.make_plan()
-    digest = get_network(plan).digest()
-    checkpoints = RunCheckpoints(run.checkpoints)
+    network = Network(plan)  # for its names only: the server holds no model between rounds
+    parameters = frozenset(name for name, _ in network.model.named_parameters())
+    digest = network.digest()
     audit = AuditLog(run.audit_file)
     audit.append("start", model_digest=digest)
-    return Session(config, plan, run, Exchange(grid, run), checkpoints, audit, Attendance(plan, digest), listener)
+    return Session(
+        config=config,
+        plan=plan,
+        run=run,
+        exchange=Exchange(grid, run),
+        checkpoints=RunCheckpoints(run.checkpoints),
+        audit=audit,
+        attendance=Attendance(plan, digest),
+        listener=listener,
+        parameters=parameters,
+    )
 
 
 def _find_start(session: Session) -> Checkpoint:

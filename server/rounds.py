@@ -21,7 +21,6 @@ from fedmed.config import Plan, RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
 from fedmed.metrics.tables import EvaluationTables
-from fedmed.network import get_network
 from fedmed.run_folder import RunFolder
 from fedmed.wire import REQUEST, make_content
 from server.attendance import Attendance
@@ -58,6 +57,8 @@ class Session:
     audit: AuditLog
     attendance: Attendance
     listener: Listener
+    parameters: frozenset[str]
+    """Names of the model's parameters."""
 
     def make_request(
         self, round_number: int, model: bytes, *, part: str | None = None, best_round: int | None
@@ -173,7 +174,7 @@ class RoundLoop:
             session.run.updates,
             TensorFile(self._model_file),
             attendance.num_train_images(),
-            frozenset(name for name, _ in get_network(session.plan).model.named_parameters()),
+            session.parameters,
         )
         collector.mark(dormant, "dormant", "not waited for after too many missed rounds; it is asked in passing")
         session.listener.on_phase("train", round_number, len(sites))
