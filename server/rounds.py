@@ -197,11 +197,13 @@ class RoundLoop:
         return collector
 
     def _average(self, collector: UpdateCollector) -> Path:
-        """Write the next global model beside the updates and return its file."""
+        """Write the next global model beside the updates, remove these, and return its file."""
         path = self.session.run.updates / "average.safetensors"
         updates = collector.weighted(self.session.config.aggregation.weighting)
         layout = TensorFile(self._model_file).layout
         write_tensors(path, average_updates(updates), {"format": "pt"}, layout=layout)
+        for update in updates:
+            update.path.unlink()
         return path
 
     def _coverage(self, collector: UpdateCollector) -> float:
