@@ -144,10 +144,12 @@ def _simulate(run: RunFolder, config: RunConfig) -> None:
 def _print_result(run: RunFolder) -> None:
     report = json.loads((run.report / "report.json").read_text())
     figure = report["figures"]["balanced_accuracy"]
-    low, high = figure["interval"]
+    value = "n/a" if figure["value"] is None else f"{figure['value']:.3f}"
+    bounds = figure["interval"]
+    interval = f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
     print(
         f"chosen round {report['chosen_round']} of {report['rounds']}; pooled test, n = {figure['n']}: "
-        f"balanced accuracy {figure['value']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        f"balanced accuracy {value}{interval}"
     )
     if report["synthetic"]:
         print("The images are synthetic: this says that the software works, and nothing about patients.")
