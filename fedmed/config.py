@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Compression = Literal["none", "fp16", "int8"]
+"""How a site's update is shortened on its way to the server."""
+
 LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
 """Options that name files of the coordinating site; they shape the initial model and never travel."""
 
@@ -146,6 +149,22 @@ class NpzData(DataSection):
 DataConfig = Annotated[PhantomData | ImageTableData | ClassFolderData | NpzData, Field(discriminator="source")]
 
 
+class SitesData(Section):
+    """Images that stay at hospitals: the coordinating site has none and only says how the network sees them."""
+
+    source: Literal["sites"] = "sites"
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+    """Side in pixels of the square images that the network sees."""
+    augmentation: Literal["adsr", "aptos", "hifuse", "flips", "none"] = "flips"
+    """Training recipe; ``fedmed/data/transforms.py`` describes each."""
+    expected_mean: tuple[float, float] | None = None
+    """Range in which a site's mean pixel value, 0 to 1, is expected; ``flower-client --check`` compares."""
+    expected_std: tuple[float, float] | None = None
+    """Range in which the standard deviation of a site's pixel values is expected."""
+    synthetic: bool = False
+    """Whether the sites use synthetic images; the report then says so on top."""
+
+
 class OptimizerConfig(Section):
     """The optimiser at the sites."""
 
@@ -211,10 +230,17 @@ class Plan(Section):
     loss: dict[str, Any]
     training: TrainingConfig
     batch_norm: Literal["average", "local"]
+    compression: Compression = "none"
+    study: str = "unnamed"
+    """What the federation is for; a site can insist on it."""
+    approval: str | None = None
+    """Number of the ethics approval."""
+    run_id: str = ""
+    """Names one run for what its sites keep between rounds; the same after a restart."""
 
 
-class RunConfig(Section):
-    """All settings of a run."""
+class FederationConfig(Section):
+    """What a simulation and a real federation have in common."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)] = "run"
     """Name of the run, part of its folder's name."""
@@ -222,14 +248,6 @@ class RunConfig(Section):
     """Everything random follows from it."""
     rounds: Annotated[int, Field(ge=1)] = 12
     """Rounds of training and averaging."""
-    sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Number of sites where the partition makes them; null where a column names them."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that serve the sites of a simulation; ``auto``: cores / threads. Results do not depend on it."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """PyTorch threads of one worker. Results may differ in the last bits between values."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where sites train: ``auto`` takes a GPU if there is one."""
     min_sites: Annotated[int, Field(ge=1)] = 1
     """Fewest accepted updates of a round."""
     round_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
@@ -239,7 +257,7 @@ class RunConfig(Section):
     classes: list[str] | None = None
     """Class names in order; a simulation takes them from its data."""
     model: ModelConfig = ModelConfig()
-    data: DataConfig = PhantomData()
+    data: DataConfig | SitesData
     loss: dict[str, Any] = {"ce": 1.0, "cws": 1.0}
     """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
     training: TrainingConfig = TrainingConfig()
@@ -247,16 +265,13 @@ class RunConfig(Section):
     batch_norm: Literal["average", "local"] = "average"
     """``average``: BatchNorm is averaged like the rest (its counters are not). ``local``: it stays at the site
     (FedBN)."""
+    compression: Compression = "none"
+    """What a site sends back: ``none`` is float32; ``fp16`` and ``int8`` send the change in 16 or 8 bits and carry
+    the rounding error over to the next round."""
     choose_by: Literal["balanced_accuracy", "accuracy", "macro_f1"] = "balanced_accuracy"
     """Pooled validation figure that chooses the best round."""
     share_class_counts: bool = False
     """Whether a site tells its class counts to the server. A simulation always shows them."""
-
-    @model_validator(mode="after")
-    def _check_sites(self) -> "RunConfig":
-        if self.sites is None and (isinstance(self.data, PhantomData) or self.data.partition.kind == "dirichlet"):
-            raise ValueError("'sites' must be a number, because the partition makes the sites")
-        return self
 
     def make_plan(self) -> Plan:
         """Return the part of the settings that the sites need."""
@@ -271,4 +286,25 @@ class RunConfig(Section):
             loss=self.loss,
             training=self.training,
             batch_norm=self.batch_norm,
+            compression=self.compression,
         )
+
+
+class RunConfig(FederationConfig):
+    """All settings of a simulation."""
+
+    sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Number of sites where the partition makes them; null where a column names them."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that serve the sites; ``auto``: cores / threads. Results do not depend on it."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """PyTorch threads of one worker. Results may differ in the last bits between values."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where sites train: ``auto`` takes a GPU if there is one."""
+    data: DataConfig = PhantomData()
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> "RunConfig":
+        if self.sites is None and (isinstance(self.data, PhantomData) or self.data.partition.kind == "dirichlet"):
+            raise ValueError("'sites' must be a number, because the partition makes the sites")
+        return self

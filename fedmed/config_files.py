@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, RunConfig
 from fedmed.errors import ConfigError, suggest_nearest
 
+Settings = typing.TypeVar("Settings", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _DATA_TAGS = {"phantom", "image_table", "class_folders", "npz"}
 
@@ -96,11 +97,36 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if any(override.startswith(f"{section}.") for override in overrides):
             content.setdefault(section, RunConfig(sites=1).model_dump(mode="json")[section])
     origins = {apply_override(content, override): override for override in overrides}
+    config = validate_settings(RunConfig, content, str(path), origins)
+    resolve_paths(config, str(path), Path())
+    return config
+
+
+def validate_settings(
+    model: type[Settings], content: Mapping[str, Any], source: str, origins: Mapping[str, str] | None = None
+) -> Settings:
+    """Check settings that were read.
+
+    Parameters
+    ----------
+    model : type
+        The class of settings.
+    content : mapping
+        What the file holds.
+    source : str
+        The file, for errors.
+    origins : mapping of str to str, optional
+        Key -> the ``--set`` it comes from.
+
+    Raises
+    ------
+    ConfigError
+        With the file, the key, the value found, what is allowed and the nearest valid key.
+    """
     try:
-        config = RunConfig.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_describe_all(error, str(path), origins)) from None
-    return _resolve_paths(config, str(path))
+        raise ConfigError(_describe_all(error, model, source, origins or {})) from None
 
 
 def apply_override(content: dict[str, Any], override: str) -> str:
@@ -155,18 +181,32 @@ def expand_variables(text: str, where: str) -> str:
     return _VARIABLE.sub(replace, text)
 
 
-def _resolve_paths(config: RunConfig, source: str) -> RunConfig:
+def resolve_paths(config: Any, source: str, base: Path) -> None:
+    """Make the paths in ``data`` and ``model`` absolute, in place, with variables expanded.
+
+    Parameters
+    ----------
+    config : FederationConfig or ClientConfig
+        Changed in place.
+    source : str
+        The file, for errors.
+    base : Path
+        What relative paths are relative to.
+    """
     for field in ("root", "file"):
         text = getattr(config.data, field, None)
         if text is not None:
-            expanded = expand_variables(text, f"{source}: data.{field}")
-            setattr(config.data, field, os.path.abspath(Path(expanded).expanduser()))
+            setattr(config.data, field, resolve_path(text, f"{source}: data.{field}", base))
+    model = getattr(config, "model", None)
     for option in LOCAL_MODEL_OPTIONS:
-        text = config.model.options.get(option)
+        text = model.options.get(option) if model is not None else None
         if isinstance(text, str):
-            expanded = expand_variables(text, f"{source}: model.{option}")
-            setattr(config.model, option, os.path.abspath(Path(expanded).expanduser()))
-    return config
+            setattr(model, option, resolve_path(text, f"{source}: model.{option}", base))
+
+
+def resolve_path(text: str, where: str, base: Path) -> str:
+    """Return an absolute path with variables and ``~`` expanded."""
+    return os.path.abspath(base / Path(expand_variables(text, where)).expanduser())
 
 
 def _describe_yaml_error(error: yaml.YAMLError) -> str:
@@ -175,12 +215,12 @@ def _describe_yaml_error(error: yaml.YAMLError) -> str:
     return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
 
 
-def _describe_all(error: ValidationError, source: str, origins: Mapping[str, str]) -> str:
-    lines = [_describe_one(details, source, origins) for details in error.errors()]
+def _describe_all(error: ValidationError, model: type[BaseModel], source: str, origins: Mapping[str, str]) -> str:
+    lines = [_describe_one(details, model, source, origins) for details in error.errors()]
     return "\n".join(dict.fromkeys(lines))
 
 
-def _describe_one(details: ErrorDetails, source: str, origins: Mapping[str, str]) -> str:
+def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, origins: Mapping[str, str]) -> str:
     loc = [str(part) for part in details["loc"]]
     if len(loc) > 1 and loc[0] == "data" and loc[1] in _DATA_TAGS:
         tag, loc = loc[1], [loc[0], *loc[2:]]
@@ -190,7 +230,7 @@ def _describe_one(details: ErrorDetails, source: str, origins: Mapping[str, str]
     origin = next((f"--set {text}" for name, text in origins.items() if key == name), source)
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = _allowed_keys(loc[:-1], tag)
+        allowed = _allowed_keys(model, loc[:-1], tag)
         return (
             f"{origin}: there is no key '{key}' (value found: {details['input']!r})."
             f"{suggest_nearest(loc[-1], allowed)} Allowed here: {', '.join(allowed)}."
@@ -213,18 +253,25 @@ def _describe_one(details: ErrorDetails, source: str, origins: Mapping[str, str]
     return f"{origin}: '{key}' is {details['input']!r}. {message}."
 
 
-def _allowed_keys(loc: Iterable[str], data_tag: str | None) -> list[str]:
+def _allowed_keys(model: type[BaseModel], loc: Iterable[str], data_tag: str | None) -> list[str]:
     """Return the field names of the section at ``loc``."""
-    section: type[BaseModel] = RunConfig
+    section = model
     for part in loc:
-        if part == "data":
-            section = _data_section(data_tag)
-        elif part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                break
-            section = annotation
+        if part not in section.model_fields:
+            break
+        annotation: Any = section.model_fields[part].annotation
+        if part == "data" and not _is_section(annotation):
+            annotation = _data_section(data_tag)
+        if not _is_section(annotation):
+            annotation = next((kind for kind in typing.get_args(annotation) if _is_section(kind)), None)
+        if annotation is None:
+            break
+        section = annotation
     return sorted(section.model_fields)
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _data_section(tag: str | None) -> type[BaseModel]:

@@ -6,10 +6,14 @@ code; ``--debug`` adds the traceback. A message says what was found, where, what
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class FedmedError(Exception):
     """Base of all foreseeable failures; its text is meant for the person at the keyboard."""
+
+    shareable: ClassVar[bool] = False
+    """Whether the text may be told to the other side: it never names an image, a patient, a file or a path."""
 
 
 class ConfigError(FedmedError):
@@ -30,6 +34,24 @@ class CheckpointError(FedmedError):
 
 class FederationError(FedmedError):
     """The round loop cannot go on, for example because too few sites answered."""
+
+
+class PolicyError(FedmedError):
+    """A request goes beyond what the site allows."""
+
+    shareable = True
+
+
+class KeyFileError(FedmedError):
+    """A key, certificate or signature is missing, damaged, expired or readable by others."""
+
+
+class ConnectionRefusedByServerError(FedmedError):
+    """The other side cannot be reached, cannot prove who it is, or does not know this site."""
+
+
+class ProcessError(FedmedError):
+    """A process of our own could not be started or does not stay up."""
 
 
 def suggest_nearest(word: str, allowed: Iterable[str]) -> str:

@@ -25,6 +25,8 @@ from fedmed.seeding import make_rng, seeded_torch
 class TrainingError(FedmedError):
     """Local training cannot go on, for example because the loss is no longer a number."""
 
+    shareable = True
+
 
 @dataclass(frozen=True)
 class FitResult:

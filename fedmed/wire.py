@@ -37,6 +37,8 @@ REPORT = "report"
 class WireError(FedmedError):
     """A message does not have the form that was agreed."""
 
+    shareable = True
+
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Return tensors as bytes in the safetensors format; equal tensors give equal bytes.

@@ -8,10 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TIERS = [
-    ["errors", "seeding", "registry", "config", "config_files", "native"],
+    ["errors", "seeding", "registry", "config", "config_files", "deployment", "native"],
     ["metrics", "losses", "reparameterization", "models"],
     ["data", "fairness", "aggregation", "distillation"],
-    ["audit", "processes", "compression", "wire", "checkpoint", "run_folder", "schedules", "training", "network",
+    ["audit", "processes", "keys", "health", "compression", "wire", "checkpoint", "run_folder", "schedules", "training", "network",
      "report", "predict", "export"],
 ]  # fmt: skip
 PLACE = {room: (tier, order) for tier, rooms in enumerate(TIERS) for order, room in enumerate(rooms)}
