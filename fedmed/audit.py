@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation.atomic_files import encode_json, sync_folder
+from fedmed.atomic_files import encode_json, sync_folder
 from fedmed.errors import RunFolderError
 
 GENESIS = "0" * 64

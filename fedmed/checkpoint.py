@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation.atomic_files import (
+from fedmed.atomic_files import (
     encode_json,
     explain_write_failure,
     find_rounds,

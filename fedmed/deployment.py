@@ -16,6 +16,8 @@ from fedmed.config_files import read_yaml, resolve_path, resolve_paths, validate
 from fedmed.errors import ConfigError
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
+LOCAL_SETTINGS = ("address", "listen", "alternative_names", "keys", "run_dir", "health", "insecure", "link_mbit_s")
+"""Keys of ``server.yaml`` that concern the server's machine and are no part of a report."""
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fedmed.aggregation.atomic_files import hash_file
+from fedmed.atomic_files import hash_file
 from fedmed.checkpoint import write_atomically
 from fedmed.config import Plan
 from fedmed.data import normalisation

@@ -10,6 +10,8 @@
 ``tables/``               evaluation tables behind the checkpoints, and the test tables
 ``updates/``              what sites sent in the round under way
 ``sites/``                in a simulation, each site's own state
+``run_id``                name of the run for what sites keep, in a real federation
+``finished.json``         chosen round, once everything is done
 ``audit.jsonl``           who sent and received what, hash-chained
 ``report/``, ``model/``   the product
 ``logs/``                 what the processes said
@@ -22,15 +24,15 @@ import platform
 import re
 import shutil
 import sys
+import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from fedmed.checkpoint import write_atomically
-from fedmed.config import RunConfig
-from fedmed.config_files import dump_config, load_run_config
+from fedmed.atomic_files import write_atomically
+from fedmed.config import FederationConfig, RunConfig
+from fedmed.config_files import dump_config, load_run_config, read_yaml, validate_settings
+from fedmed.deployment import ServerConfig
 from fedmed.errors import RunFolderError
 
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -62,6 +64,7 @@ class RunFolder:
         self.report = self.path / "report"
         self.model = self.path / "model"
         self.logs = self.path / "logs"
+        self.finished_file = self.path / "finished.json"
 
     @classmethod
     def create(cls, path: Path, resume_command: str) -> "RunFolder":
@@ -125,13 +128,27 @@ class RunFolder:
         for file in (self.environment_file, self.roster_file, self.audit_file, self.history_file, self.config_file):
             file.unlink(missing_ok=True)
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self, config: FederationConfig) -> None:
         """Write the resolved settings."""
         write_atomically(self.config_file, dump_config(config).encode())
 
     def read_config(self) -> RunConfig:
-        """Read the resolved settings."""
+        """Read the resolved settings of a simulation."""
         return load_run_config(self.config_file)
+
+    def read_settings(self) -> RunConfig | ServerConfig:
+        """Read the resolved settings of a simulation or of a real federation."""
+        content = read_yaml(self.config_file)
+        if content.get("data", {}).get("source") == "sites":
+            return validate_settings(ServerConfig, content, str(self.config_file))
+        return self.read_config()
+
+    def read_run_id(self) -> str:
+        """Return the name under which sites keep their state of this run; the first call makes it."""
+        file = self.path / "run_id"
+        if not file.is_file():
+            write_atomically(file, uuid.uuid4().hex.encode())
+        return file.read_text()
 
     def write_roster(self, names: dict[int, str]) -> None:
         """Write which node of the engine is which site."""
@@ -151,6 +168,10 @@ class RunFolder:
                 )
         return roster
 
+    def free_bytes(self) -> int:
+        """Return the free space on the run's disk."""
+        return shutil.disk_usage(self.path).free
+
     def record_start(self) -> None:
         """Add this start of the run to ``environment.json``."""
         starts = []
@@ -167,6 +188,8 @@ class RunFolder:
 
 def describe_environment() -> dict[str, object]:
     """Return versions, processor and command of this process; nothing that names the machine or its user."""
+    import torch  # noqa: PLC0415  (takes seconds and memory, which a process that only watches should not pay)
+
     versions = {}
     for package in _PACKAGES:
         try:

@@ -4,6 +4,8 @@ A site joins by describing itself. One that has missed too many rounds in a row 
 for it. It is asked in passing in every round and waited for again from the round after it answered.
 """
 
+import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,7 @@ from server.progress import Listener
 
 _PARTS = ("train", "validation", "test")
 _LARGEST_SITE = 100_000_000
+_PROBE_EVERY_S = 5.0
 
 
 @dataclass
@@ -35,16 +38,34 @@ class Attendance:
     """Rounds missed in a row, by site; part of the checkpoint."""
     descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each joined site said of itself."""
+    silent: set[str] = field(default_factory=set)
+    """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
+    waits for them."""
+    _refusals: dict[str, str] = field(default_factory=dict)
+    _probed: float = -math.inf
 
     def join(self, exchange: Exchange, listener: Listener, *, deadline_s: float, round_number: int) -> None:
         """Ask every connected site that has not joined yet to describe itself, and wait for the answers."""
-        new = [site for site in exchange.online_sites() if site not in self.descriptions]
+        for site in set(self.descriptions) - exchange.known_sites():
+            del self.descriptions[site]
+            listener.on_note(f"{site} is no longer on the list of sites and takes part no more.")
+        strangers = [site for site in exchange.online_sites() if site not in self.descriptions]
+        self.welcome_back(exchange, listener)
+        self._probe_silent(exchange, [site for site in strangers if site in self.silent], deadline_s)
+        new = [site for site in strangers if site not in self.silent]
         if not new:
             return
         listener.on_phase("join", round_number, len(new))
         request = self._make_request()
-        late = exchange.ask("query", request, new, deadline_s=deadline_s, on_answer=lambda a: self.admit(a, listener))
+        late = exchange.ask(
+            "query",
+            lambda site: request,
+            new,
+            deadline_s=deadline_s,
+            on_answer=lambda answer: self.admit(answer, listener),
+        )
         for site in late:
+            self.silent.add(site)
             listener.on_note(f"{site} did not describe itself within {deadline_s:g} s and is left out for now.")
 
     def admit(self, answer: Answer, listener: Listener) -> None:
@@ -55,9 +76,14 @@ class Attendance:
             description = read_values(answer.message, REPORT)
             _check_description(description, answer.site, self.model_digest, len(self.plan.classes))
         except FedmedError as error:
-            listener.on_answer(answer.site, str(error))
-            listener.on_note(f"{answer.site} cannot join: {error}")
+            self.silent.add(answer.site)
+            if self._refusals.get(answer.site) != str(error):
+                listener.on_answer(answer.site, str(error))
+                listener.on_note(f"{answer.site} cannot join: {error}")
+            self._refusals[answer.site] = str(error)
             return
+        self.silent.discard(answer.site)
+        self._refusals.pop(answer.site, None)
         self.descriptions[answer.site] = description
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
@@ -86,6 +112,11 @@ class Attendance:
             elif status != "dormant":
                 self.missed[site] = 0
 
+    def _probe_silent(self, exchange: Exchange, silent: list[str], ttl: float) -> None:
+        if silent and time.monotonic() - self._probed > _PROBE_EVERY_S:
+            self._probed = time.monotonic()
+            self.probe(exchange, silent, ttl)
+
     def num_train_images(self) -> dict[str, int]:
         """Return the training images that each site stated."""
         return {site: int(told["num_images"]["train"]) for site, told in self.descriptions.items()}
@@ -94,6 +125,15 @@ class Attendance:
         """Return site -> part -> images by class for the sites that share it, None if no site does."""
         shared = {site: told["class_counts"] for site, told in self.descriptions.items() if told.get("class_counts")}
         return dict(sorted(shared.items())) or None
+
+    def thresholds(self) -> dict[str, int]:
+        """Return the largest thresholds below which a site withholds its tables."""
+        told = [site["thresholds"] for site in self.descriptions.values() if "thresholds" in site]
+        return {key: max((int(one[key]) for one in told), default=1) for key in ("k", "k_row")}
+
+    def any_synthetic(self) -> bool:
+        """Return whether a site said that its images are synthetic."""
+        return any(told.get("synthetic") is True for told in self.descriptions.values())
 
     def _make_request(self) -> Any:
         return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
@@ -111,6 +151,9 @@ def _check_description(description: dict[str, Any], site: str, model_digest: str
     if not isinstance(images, dict) or not all(_is_count(images.get(part)) for part in _PARTS):
         raise FedmedError("Its numbers of images are missing or no plausible counts.")
     counts = description.get("class_counts")
+    thresholds = description.get("thresholds", {"k": 1, "k_row": 1})
+    if not isinstance(thresholds, dict) or not all(_is_count(thresholds.get(key)) for key in ("k", "k_row")):
+        raise FedmedError("Its thresholds for small numbers are no plausible counts.")
     if counts is not None and not (
         isinstance(counts, dict)
         and all(isinstance(counts.get(part), list) and len(counts[part]) == num_classes for part in _PARTS)

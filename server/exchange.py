@@ -16,6 +16,7 @@ from fedmed.run_folder import RunFolder
 
 _SHORTEST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
+_TTL_MARGIN_S = 5.0  # a site gives up a little after the server does, not before
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,27 @@ class Exchange:
     def ask(
         self,
         kind: str,
-        content: RecordDict,
+        content: Callable[[str], RecordDict],
         sites: Sequence[str],
         *,
         deadline_s: float,
-        on_answer: Callable[[Answer], None],
+        on_answer: Callable[[Answer], RecordDict | None],
     ) -> list[str]:
-        """Send one request to many sites and hand over each answer as it arrives.
+        """Send a request to many sites and hand over each answer as it arrives.
 
         Parameters
         ----------
         kind : {"query", "train", "evaluate"}
             Flower's message type.
-        content : RecordDict
-            The same for all sites.
+        content : callable
+            Gives a site's request; requests that are the same object are stored once by the engine.
         sites : sequence of str
             Whom to ask; a site that is not connected counts as late.
         deadline_s : float
             Seconds after which waiting ends.
         on_answer : callable
-            Called once for each site that answered, in order of arrival.
+            Called for each site that answered, in order of arrival. It may return a further request to that site,
+            whose answer is waited for as well.
 
         Returns
         -------
@@ -91,10 +93,15 @@ class Exchange:
         pause = _SHORTEST_PAUSE_S
         while waiting and time.monotonic() - start < deadline_s:
             num_waiting, pulled = len(waiting), time.monotonic()
+            further: dict[str, RecordDict] = {}
             for site, reply in self._pull(waiting):
-                on_answer(_to_answer(site, reply, time.monotonic() - start))
+                request = on_answer(_to_answer(site, reply, time.monotonic() - start))
+                if request is not None:
+                    further[site] = request
             if len(waiting) < num_waiting:
                 pause = _SHORTEST_PAUSE_S
+                waiting |= self._push(kind, further.__getitem__, list(further), ttl=deadline_s)
+                missing |= set(further) - set(waiting.values())
             else:  # a Grid that waits for the first reply itself has waited already
                 time.sleep(max(0.0, pause - (time.monotonic() - pulled)))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -105,7 +112,7 @@ class Exchange:
     def probe(self, content: RecordDict, sites: Sequence[str], ttl: float) -> None:
         """Send a request without waiting for its answer; see :meth:`collect_probes`."""
         free = [site for site in sites if site not in self._probes.values()]
-        self._probes.update(self._push("query", content, free, ttl=ttl))
+        self._probes.update(self._push("query", lambda site: content, free, ttl=ttl))
 
     def collect_probes(self) -> list[Answer]:
         """Return the answers to probes that have come in so far, without waiting."""
@@ -115,11 +122,20 @@ class Exchange:
         roster = self._run.read_roster()
         return {roster[node]: node for node in self._grid.get_node_ids() if node in roster}
 
-    def _push(self, kind: str, content: RecordDict, sites: Sequence[str], ttl: float) -> dict[str, str]:
+    def known_sites(self) -> set[str]:
+        """Return the names on the roster; a revoked site is no longer on it."""
+        return set(self._run.read_roster().values())
+
+    def _push(
+        self, kind: str, content: Callable[[str], RecordDict], sites: Sequence[str], ttl: float
+    ) -> dict[str, str]:
         """Return message id -> site for every message that the engine took."""
         nodes = self._nodes()
         reachable = [site for site in sorted(sites) if site in nodes]
-        messages = [Message(content, dst_node_id=nodes[site], message_type=kind, ttl=ttl + 60.0) for site in reachable]
+        messages = [
+            Message(content(site), dst_node_id=nodes[site], message_type=kind, ttl=ttl + _TTL_MARGIN_S)
+            for site in reachable
+        ]
         ids = list(self._grid.push_messages(messages)) if messages else []
         return {message_id: site for message_id, site in zip(ids, reachable, strict=True) if message_id}
 

@@ -4,14 +4,19 @@ The same object runs in a simulation and behind a SuperLink. It resumes by itsel
 after the newest one.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmed.aggregation import TensorFile
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import Checkpoint, RunCheckpoints, write_atomically
-from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.compression import estimate_bytes
+from fedmed.config import LOCAL_MODEL_OPTIONS, FederationConfig, SitesData
+from fedmed.deployment import LOCAL_SETTINGS, ServerConfig
 from fedmed.errors import FederationError
 from fedmed.export import write_model
 from fedmed.metrics.history import append_record, read_history, truncate_history
@@ -19,10 +24,13 @@ from fedmed.network import Network
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
+from server.courier import Courier
 from server.exchange import Exchange
-from server.progress import Listener, LogListener
+from server.progress import EventListener, Listener, LogListener
 from server.rounds import LoopState, RoundLoop, Session, save_checkpoint
 from server.scoring import load_tables, round_folder, save_tables
+
+_DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
 
 
 def create_server_app(listener: Listener | None = None) -> ServerApp:
@@ -47,7 +55,20 @@ def create_server_app(listener: Listener | None = None) -> ServerApp:
     return server_app
 
 
-app = create_server_app()
+def create_deployed_app() -> ServerApp:
+    """Return the ServerApp of a real federation, which tells the command ``flower-server`` what happens."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run = RunFolder.open(Path(str(context.run_config["run-dir"])))
+        run.record_start()
+        run_federation(grid, run, EventListener())
+
+    return server_app
+
+
+app = create_deployed_app()
 
 
 def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
@@ -60,33 +81,41 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     """
     session = _open_session(grid, run, listener)
     start = _find_start(session)
-    _gather_sites(session, start.round)
+    listener.on_info(describe_messages(session, start.model_path))
+    session.gather_sites(start.round)
     loop = RoundLoop(session, start)
     state = loop.run()
     chosen = state.best_round or session.config.rounds
     _test_once(session, chosen, state)
     _write_products(session, chosen)
     session.audit.append("end", chosen_round=chosen)
+    write_atomically(run.finished_file, json.dumps({"chosen_round": chosen}).encode())
 
 
 def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
-    config = run.read_config()
+    config = run.read_settings()
+    deployed = isinstance(config, ServerConfig)
     plan = config.make_plan()
+    if deployed:
+        plan = plan.model_copy(update={"run_id": run.read_run_id()})
     network = Network(plan)  # for its names only: the server holds no model between rounds
     parameters = frozenset(name for name, _ in network.model.named_parameters())
     digest = network.digest()
     audit = AuditLog(run.audit_file)
     audit.append("start", model_digest=digest)
+    exchange = Exchange(grid, run)
     return Session(
         config=config,
         plan=plan,
         run=run,
-        exchange=Exchange(grid, run),
+        exchange=exchange,
+        courier=Courier(exchange, remember=deployed),
         checkpoints=RunCheckpoints(run.checkpoints),
         audit=audit,
         attendance=Attendance(plan, digest),
         listener=listener,
         parameters=parameters,
+        patient=deployed,
     )
 
 
@@ -110,28 +139,48 @@ def _find_start(session: Session) -> Checkpoint:
     return found
 
 
-def _gather_sites(session: Session, round_number: int) -> None:
-    """Wait until enough sites have joined."""
-    config, attendance = session.config, session.attendance
-    attendance.join(session.exchange, session.listener, deadline_s=config.round_deadline_s, round_number=round_number)
-    if len(attendance.descriptions) < config.min_sites:
-        raise FederationError(
-            f"{len(attendance.descriptions)} sites could join, min_sites = {config.min_sites} are needed. "
-            "The lines above say what is wrong at the others. Mend it, or lower min_sites, and start again."
-        )
-
-
 def _test_once(session: Session, chosen: int, state: LoopState) -> None:
     """Have every site score the chosen model on its test images; a site does so only once for a model."""
     folder = session.run.tables / "test"
-    model = session.checkpoints.load(chosen).model_path.read_bytes()
-    sites = sorted(session.attendance.descriptions)
-    tables = session.score(chosen, model, sites, part="test", best_round=state.best_round)
+    if folder.exists():  # a run that was stopped after its test
+        return
+    model = session.checkpoints.load(chosen)
+    sites, _ = session.attendance.split(session.config.max_missed_rounds)
+    tables = session.score(
+        chosen, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
+    )
     if not tables:
-        raise FederationError("No site has answered the test of the chosen model. Resume the run to ask again.")
+        raise FederationError("No site has answered the test of the chosen model. Start again to ask again.")
     save_tables(folder, tables)
     for site in tables:
         session.audit.append("test", round=chosen, site=site)
+
+
+def describe_messages(session: Session, model_file: Path) -> str:
+    """Return what a round sends to and from each site, and how long that takes at the expected speed of a link."""
+    down = model_file.stat().st_size
+    compression = session.plan.compression
+    up = down if compression == "none" else estimate_bytes(TensorFile(model_file).layout, compression)
+    speed = session.config.link_mbit_s if isinstance(session.config, ServerConfig) else 100.0
+    seconds = (down + up) * 8 / (speed * 1e6)
+    kind = "" if compression == "none" else f" ({compression})"
+    return (
+        f"Each round sends {down / 2**20:.1f} MiB to a site and {up / 2**20:.1f} MiB{kind} back, and some KiB of "
+        f"tables; at {speed:g} Mbit/s that takes {seconds:.1f} s beside the training."
+    )
+
+
+def _shown_settings(config: FederationConfig) -> dict[str, Any]:
+    """Return the settings as a report shows them: of a deployment without what concerns the server's machine only."""
+    return config.model_dump(mode="json", exclude=set(LOCAL_SETTINGS) if isinstance(config, ServerConfig) else None)
+
+
+def _shown_environment(run: RunFolder, config: FederationConfig) -> dict[str, object]:
+    """Return versions and hardware; a command line holds paths, which a shared report does not need."""
+    environment = run.read_environment()
+    if isinstance(config, ServerConfig):
+        environment.pop("command", None)
+    return environment
 
 
 def _write_products(session: Session, chosen: int) -> None:
@@ -140,8 +189,8 @@ def _write_products(session: Session, chosen: int) -> None:
     history = read_history(run.history_file)
     content = ReportContent(
         title=f"Federated run '{config.name}'",
-        config=config.model_dump(mode="json"),
-        environment=run.read_environment(),
+        config=_shown_settings(config),
+        environment=_shown_environment(run, config),
         classes=tuple(session.plan.classes),
         chosen_round=chosen,
         rounds_done=len(history),
@@ -149,9 +198,13 @@ def _write_products(session: Session, chosen: int) -> None:
         validation=load_tables(round_folder(run.tables, chosen)),
         test=load_tables(run.tables / "test"),
         composition=session.attendance.composition(),
-        synthetic=config.data.source == "phantom",
+        synthetic=config.data.source == "phantom"
+        or (isinstance(config.data, SitesData) and config.data.synthetic)
+        or session.attendance.any_synthetic(),
         notes=[f"No test answer from: {', '.join(untested)}."] if untested else [],
         seed=config.seed,
+        thresholds=session.attendance.thresholds(),
+        **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
     write_report(run.path, content)
     write_model(run.model, session.checkpoints.load(chosen).model_path, session.plan, chosen_round=chosen)

@@ -1,5 +1,6 @@
 """What the round loop tells whoever watches it."""
 
+import json
 import logging
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ class Listener(Protocol):
 
     def on_round(self, record: dict[str, Any]) -> None:
         """Hear that a round is closed; ``record`` is its line of ``history.jsonl``."""
+
+    def on_info(self, text: str) -> None:
+        """Hear something that is as it should be, for example the sizes of messages."""
 
     def on_note(self, text: str) -> None:
         """Hear something that a person should know."""
@@ -40,6 +44,43 @@ class LogListener:
         """Log the round's figures."""
         _logger.info("round %d closed, loss %s", record["round"], record["loss"])
 
+    def on_info(self, text: str) -> None:
+        """Log the text."""
+        _logger.info("%s", text)
+
     def on_note(self, text: str) -> None:
         """Log the text."""
         _logger.warning("%s", text)
+
+
+class EventListener(LogListener):
+    """Writes everything to Python's logging and, as JSON lines, to standard output, which ``flower-server`` reads."""
+
+    def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
+        """Write the phase."""
+        super().on_phase(phase, round_number, num_sites)
+        _print_event("phase", phase=phase, round=round_number, num_sites=num_sites)
+
+    def on_answer(self, site: str, problem: str | None) -> None:
+        """Write the answer."""
+        super().on_answer(site, problem)
+        _print_event("answer", site=site, problem=problem)
+
+    def on_round(self, record: dict[str, Any]) -> None:
+        """Write the closed round."""
+        super().on_round(record)
+        _print_event("round", record=record)
+
+    def on_info(self, text: str) -> None:
+        """Write the text."""
+        super().on_info(text)
+        _print_event("info", text=text)
+
+    def on_note(self, text: str) -> None:
+        """Write the text."""
+        super().on_note(text)
+        _print_event("note", text=text)
+
+
+def _print_event(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)

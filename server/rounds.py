@@ -4,7 +4,6 @@ Three numbers rule a round: ``min_sites``, ``round_deadline_s`` and ``max_missed
 record says who was left out and why. Nothing here knows whether the sites are simulated.
 """
 
-import hashlib
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,18 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import RecordDict
-
 from fedmed.aggregation import TensorFile, average_updates, write_tensors
+from fedmed.atomic_files import hash_file
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import MODEL_FILE, Checkpoint, RunCheckpoints
-from fedmed.config import Plan, RunConfig
+from fedmed.config import FederationConfig, Plan
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.run_folder import RunFolder
-from fedmed.wire import REQUEST, make_content
 from server.attendance import Attendance
+from server.courier import Courier
 from server.exchange import Answer, Exchange
 from server.progress import Listener
 from server.scoring import collect_tables, prune_tables, round_folder, save_tables, summarise
@@ -31,6 +29,8 @@ from server.updates import UpdateCollector
 
 MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
+_WAITING_STEP_S = 0.5
+_SPARE_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -49,10 +49,11 @@ class LoopState:
 class Session:
     """What one federation has at hand."""
 
-    config: RunConfig
+    config: FederationConfig
     plan: Plan
     run: RunFolder
     exchange: Exchange
+    courier: Courier
     checkpoints: RunCheckpoints
     audit: AuditLog
     attendance: Attendance
@@ -60,32 +61,69 @@ class Session:
     parameters: frozenset[str]
     """Names of the model's parameters."""
 
-    def make_request(
-        self, round_number: int, model: bytes, *, part: str | None = None, best_round: int | None
-    ) -> RecordDict:
-        """Return the request that carries a model to the sites."""
-        values = {
+    patient: bool = False
+    """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
+
+    def make_request(self, round_number: int, *, part: str | None = None, best_round: int | None) -> dict[str, Any]:
+        """Return what a request says beside the model."""
+        return {
             "plan": self.plan.model_dump(mode="json"),
             "round": round_number,
             "part": part,
             "best_round": best_round,
         }
-        return make_content(REQUEST, values, model=model)
 
     def score(
-        self, round_number: int, model: bytes, sites: list[str], *, part: str, best_round: int | None
+        self,
+        round_number: int,
+        model_file: Path,
+        model_sha256: str,
+        sites: list[str],
+        *,
+        part: str,
+        best_round: int | None,
     ) -> dict[str, EvaluationTables]:
         """Return the sites' tables of a model on one part of their images."""
         self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
         return collect_tables(
-            self.exchange,
-            self.make_request(round_number, model, part=part, best_round=best_round),
+            self.courier,
+            self.make_request(round_number, part=part, best_round=best_round),
+            model_file,
+            model_sha256,
             sites,
             num_classes=len(self.plan.classes),
-            model_sha256=hashlib.sha256(model).hexdigest(),
             deadline_s=self.config.round_deadline_s,
             listener=self.listener,
         )
+
+    def gather_sites(self, round_number: int) -> None:
+        """Welcome connected sites, and make sure that there are enough of them.
+
+        Raises
+        ------
+        FederationError
+            If there are too few and the session is not patient.
+        """
+        told = -1
+        while True:
+            self.attendance.join(
+                self.exchange, self.listener, deadline_s=self.config.round_deadline_s, round_number=round_number
+            )
+            present = sorted(set(self.exchange.online_sites()) & set(self.attendance.descriptions))
+            if len(present) >= self.config.min_sites:
+                return
+            if not self.patient:
+                raise FederationError(
+                    f"{len(present)} sites could join, min_sites = {self.config.min_sites} are needed. "
+                    "The lines above say what is wrong at the others. Mend it, or lower min_sites, and start again."
+                )
+            if len(present) != told:
+                names = f" ({', '.join(present)})" if present else ""
+                self.listener.on_info(
+                    f"Waiting for sites: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
+                )
+                told = len(present)
+            time.sleep(_WAITING_STEP_S)
 
 
 class RoundLoop:
@@ -103,7 +141,7 @@ class RoundLoop:
         self.session = session
         self.state = LoopState(**start.state)
         self._next_round = start.round + 1
-        self._model_file = start.model_path
+        self._model_file, self._model_sha256 = start.model_path, start.model_sha256
         session.attendance.missed = dict(self.state.missed)
 
     def run(self) -> LoopState:
@@ -119,13 +157,15 @@ class RoundLoop:
         return self.state
 
     def _run_round(self, round_number: int) -> None:
+        self._check_disk(round_number)
+        self.session.gather_sites(round_number)
         began = time.monotonic()
         collector, attempt = self._collect_updates(round_number)
         averaged = self._average(collector)
+        sha256 = hash_file(averaged)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
-        model = averaged.read_bytes()
         tables = self.session.score(
-            round_number, model, sorted(answered), part="validation", best_round=self.state.best_round
+            round_number, averaged, sha256, sorted(answered), part="validation", best_round=self.state.best_round
         )
         record = {
             "round": round_number,
@@ -134,17 +174,30 @@ class RoundLoop:
             "wall_s": time.monotonic() - began,
             "loss": collector.mean_loss(),
             "learning_rate": next((u.learning_rate for u in collector.accepted()), None),
-            "model_sha256": hashlib.sha256(model).hexdigest(),
+            "model_sha256": sha256,
             "coverage_images": self._coverage(collector),
             "participation": collector.to_records(),
             "validation": summarise(tables),
         }
-        del model
         self._close(record, collector, tables, averaged)
+
+    def _check_disk(self, round_number: int) -> None:
+        """Refuse to begin a round whose updates and checkpoint would not fit on the disk."""
+        model_bytes = self._model_file.stat().st_size
+        needed = model_bytes * (len(self.session.attendance.descriptions) + 2) + _SPARE_BYTES
+        free = shutil.disk_usage(self.session.run.path).free
+        if free < needed:
+            raise FederationError(
+                f"Round {round_number} needs about {needed / 2**20:.0f} MiB on the disk of {self.session.run.path}, "
+                f"{free / 2**20:.0f} MiB are free. Everything so far is saved. Free some space, then start again: the "
+                "run continues."
+            )
 
     def _collect_updates(self, round_number: int) -> tuple[UpdateCollector, int]:
         config = self.session.config
         for attempt in range(1, MAX_ATTEMPTS + 1):
+            if attempt > 1:
+                self.session.gather_sites(round_number)
             collector = self._train(round_number)
             accepted = collector.accepted()
             if len(accepted) >= config.min_sites:
@@ -164,9 +217,6 @@ class RoundLoop:
         shutil.rmtree(session.run.updates, ignore_errors=True)
         session.run.updates.mkdir()
         attendance = session.attendance
-        attendance.join(
-            session.exchange, session.listener, deadline_s=config.round_deadline_s, round_number=round_number
-        )
         attendance.welcome_back(session.exchange, session.listener)
         sites, dormant = attendance.split(config.max_missed_rounds)
         attendance.probe(session.exchange, dormant, config.round_deadline_s)
@@ -183,14 +233,18 @@ class RoundLoop:
             update = collector.take(answer)
             session.listener.on_answer(update.site, update.reason)
 
-        late = session.exchange.ask(
+        late = session.courier.ask(
             "train",
-            session.make_request(round_number, self._model_file.read_bytes(), best_round=self.state.best_round),
+            session.make_request(round_number, best_round=self.state.best_round),
+            self._model_file,
+            self._model_sha256,
             sites,
             deadline_s=config.round_deadline_s,
             on_answer=take,
         )
         collector.mark(late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
+        for site in collector.changed:  # it has other images than it declared: it joins again before the next round
+            attendance.descriptions.pop(site, None)
         collector.compare(self.state.recent_norms, config.aggregation.max_norm_ratio)
         for line in collector.to_records():
             session.audit.append("update", round=round_number, **line)
@@ -208,8 +262,9 @@ class RoundLoop:
 
     def _coverage(self, collector: UpdateCollector) -> float:
         """Return the share of all joined sites' training images behind the accepted updates."""
-        everywhere = self.session.attendance.num_train_images()
-        return sum(everywhere[update.site] for update in collector.accepted()) / sum(everywhere.values())
+        return sum(collector.declared[update.site] for update in collector.accepted()) / sum(
+            collector.declared.values()
+        )
 
     def _close(
         self,
@@ -232,6 +287,7 @@ class RoundLoop:
         state.audit_head = session.audit.head
         save_tables(round_folder(session.run.tables, round_number), tables)
         self._model_file = save_checkpoint(session.checkpoints, round_number, averaged, state)
+        self._model_sha256 = str(record["model_sha256"])
         append_record(session.run.history_file, record)
         write_metrics_csv(read_history(session.run.history_file), session.run.metrics_file)
         prune_tables(session.run.tables, {round_number, state.best_round or round_number})

@@ -1,28 +1,30 @@
 """Evaluation tables from the sites: asked for, checked, kept on disk."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmed.metrics.classification import Figure, compute_figures
-from fedmed.metrics.tables import EvaluationTables, combine_tables
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from fedmed.checkpoint import write_atomically
 from fedmed.errors import FedmedError
+from fedmed.metrics.classification import Figure, compute_figures
+from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.wire import REPORT, WireError, pack_tables, read_tables, read_values, unpack_tables
-from server.exchange import Answer, Exchange
+from server.courier import Courier
+from server.exchange import Answer
 from server.progress import Listener
 
 
 def collect_tables(
-    exchange: Exchange,
-    content: RecordDict,
+    courier: Courier,
+    request: Mapping[str, Any],
+    model_file: Path,
+    model_sha256: str,
     sites: Sequence[str],
     *,
     num_classes: int,
-    model_sha256: str,
     deadline_s: float,
     listener: Listener,
 ) -> dict[str, EvaluationTables]:
@@ -30,16 +32,18 @@ def collect_tables(
 
     Parameters
     ----------
-    exchange : Exchange
+    courier : Courier
         Way to the sites.
-    content : RecordDict
-        The request with the model.
+    request : mapping
+        What to score.
+    model_file : Path
+        The model.
+    model_sha256 : str
+        Its hash; tables of another model are refused.
     sites : sequence of str
         Whom to ask.
     num_classes : int
         K.
-    model_sha256 : str
-        Hash of the model that was sent; tables of another model are refused.
     deadline_s : float
         Seconds to wait.
     listener : Listener
@@ -58,7 +62,7 @@ def collect_tables(
         if problem:
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
-    late = exchange.ask("evaluate", content, sites, deadline_s=deadline_s, on_answer=take)
+    late = courier.ask("evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take)
     for site in late:
         listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
     return dict(sorted(found.items()))

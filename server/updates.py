@@ -9,7 +9,7 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from fedmed.aggregation import TensorFile, WeightedUpdate, check_num_images, check_update, compare_norms, site_weights
-from fedmed.aggregation.atomic_files import explain_write_failure
+from fedmed.atomic_files import explain_write_failure
 from fedmed.wire import REPORT, WireError, read_model, read_values
 from server.exchange import Answer
 
@@ -63,6 +63,8 @@ class UpdateCollector:
     declared: Mapping[str, int]
     parameters: frozenset[str]
     updates: dict[str, Update] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    """Sites whose number of images is not the one that they declared."""
 
     def take(self, answer: Answer) -> Update:
         """Write and check one answer."""
@@ -121,6 +123,8 @@ class UpdateCollector:
         packed = read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20)
         reason = check_num_images(values.get("num_images"), self.declared[site])
+        if values.get("num_images") != self.declared[site]:
+            self.changed.add(site)
         if reason is None:
             update.images = int(values["num_images"])
             update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TIERS = [
-    ["errors", "seeding", "registry", "config", "config_files", "deployment", "native"],
+    ["errors", "atomic_files", "seeding", "registry", "config", "config_files", "deployment", "native"],
     ["metrics", "losses", "reparameterization", "models"],
     ["data", "fairness", "aggregation", "distillation"],
     ["audit", "processes", "keys", "health", "compression", "wire", "checkpoint", "run_folder", "schedules", "training", "network",

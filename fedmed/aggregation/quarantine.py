@@ -167,7 +167,8 @@ def check_num_images(value: object, declared: int) -> str | None:
     value : object
         What the site sent.
     declared : int
-        What it declared when it joined.
+        What it declared when it joined. Fewer are right, because patients can withdraw; more would give it weight
+        that it has not stated.
 
     Returns
     -------
@@ -179,10 +180,10 @@ def check_num_images(value: object, declared: int) -> str | None:
     count = int(value)
     if not 0 < count <= MAX_IMAGES:
         return f"The number of training images is {count} and should lie between 1 and {MAX_IMAGES}."
-    if count != declared:
+    if count > declared:
         return (
-            f"The number of training images is {count}, but the site declared {declared} when it joined. If its images "
-            "have changed, restart the site so that it joins again."
+            f"The number of training images is {count}, but the site declared {declared} when it joined. It is asked "
+            "again how many it has."
         )
     return None
 

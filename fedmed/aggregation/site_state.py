@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fedmed.aggregation.atomic_files import encode_json, find_rounds, remove_leftovers, write_atomically
+from fedmed.atomic_files import encode_json, find_rounds, remove_leftovers, write_atomically
 from fedmed.errors import CheckpointError
 
 

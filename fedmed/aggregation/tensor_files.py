@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fedmed.aggregation.atomic_files import atomic_file, explain_write_failure
+from fedmed.atomic_files import atomic_file, explain_write_failure
 from fedmed.errors import CheckpointError
 
 Array = npt.NDArray[Any]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedmed.atomic_files import write_text_atomically
 from fedmed.errors import RunFolderError
 
 CSV_COLUMNS = ("round", "part", "site", "figure", "value")
@@ -38,24 +39,6 @@ def to_plain_json(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return to_plain_json(value.tolist())
     return str(value)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that a reader sees either the old text or the new one, never a part.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder must exist.
-    text : str
-        Its whole content. Lone surrogates, which UTF-8 cannot hold, are written as ``?``.
-    """
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(text.encode("utf-8", errors="replace"))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fedmed.metrics.history import write_text_atomically
+from fedmed.atomic_files import write_text_atomically
 from fedmed.report.content import ReportContent
 from fedmed.report.course import render_composition, render_participation, render_rounds
 from fedmed.report.diagnostics import render_confusion, render_scores

@@ -1,4 +1,4 @@
-"""Progress of a simulation: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 from collections.abc import Iterator
@@ -66,6 +66,10 @@ class BarListener:
         self._progress.console.print(describe_round(record, self._num_rounds), highlight=False)
         self._progress.update(self._task, completed=record["round"], figures=_describe_figures(record))
 
+    def on_info(self, text: str) -> None:
+        """Print the text above the bar."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
     def on_note(self, text: str) -> None:
         """Print the text above the bar."""
         self._progress.console.print(text, style="yellow", highlight=False, markup=False)
@@ -110,6 +114,10 @@ class PlainListener:
         self._seconds.append(record["wall_s"])
         left = (self._num_rounds - record["round"]) * sum(self._seconds) / len(self._seconds)
         _print(f"{describe_round(record, self._num_rounds)}  {timedelta(seconds=round(left))} left")
+
+    def on_info(self, text: str) -> None:
+        """Print the text."""
+        _print(text)
 
     def on_note(self, text: str) -> None:
         """Print the text."""

@@ -1,0 +1,155 @@
+"""The command ``flower-client``: everything a hospital does."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmed.audit import verify_audit
+from fedmed.deployment import ClientConfig, load_client_config
+from fedmed.errors import FedmedError
+from fedmed.processes import raise_on_signals
+
+EPILOG = """\
+first steps at a hospital, in the folder of the kit that the coordinating site has made:
+  1. set data: in client.yaml
+  2. flower-client --check
+     tries everything except taking part, and shows exactly what would leave the hospital
+  3. flower-client
+     trains with the others; ends when the model has come home, or on Ctrl-C
+
+Images never leave. The connection is made from here to the server, one port, never the other way round.
+What left is in audit.jsonl of the state folder.
+
+exit code: 0 finished or all checks passed; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, *, client_app: str = "client.site:app") -> int:
+    """Run the command and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+    client_app : str
+        ``module:attribute`` of the installed ClientApp; another one is for benchmarks and tests.
+    """
+    options = _parse(arguments)
+    try:
+        raise_on_signals()
+        return _dispatch(options, client_app)
+    except KeyboardInterrupt:
+        print("\nStopped. Type the same command to take part again.", file=sys.stderr)
+        return 130
+    except FedmedError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="flower-client",
+        description="Take part in a federation of hospitals: no image leaves this hospital.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", type=Path, default=Path("client.yaml"), metavar="FILE", help="settings (default: client.yaml)"
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--check", action="store_true", help="try data, model, machine, network and server; send nothing"
+    )
+    actions.add_argument("--fetch-model", action="store_true", help="collect the released model (again)")
+    actions.add_argument("--verify-audit", action="store_true", help="check the hash chain of this site's audit log")
+    actions.add_argument("--forget", action="store_true", help="remove what this site keeps of finished federations")
+    actions.add_argument(
+        "--make-key", action="store_true", help="make this site's key here, and send only the public part to the server"
+    )
+    parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
+    parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    if options.json and not (options.check or options.verify_audit):
+        parser.error("--json goes with --check or --verify-audit")
+    if options.offline and not options.check:
+        parser.error("--offline goes with --check")
+    return options
+
+
+def _dispatch(options: argparse.Namespace, client_app: str) -> int:
+    config = load_client_config(options.config)
+    if config.insecure:
+        print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
+    if options.check:
+        return _check(config, offline=options.offline, as_json=options.json)
+    if options.make_key:
+        return _make_key(config)
+    if options.verify_audit:
+        return _verify_audit(config, options.json)
+    if options.fetch_model:
+        return _fetch_model(config)
+    if options.forget:
+        return _forget(config)
+    from client.supervisor import take_part  # noqa: PLC0415
+
+    return take_part(config, options.config.absolute(), client_app)
+
+
+def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
+    from client.preflight import render_table, run_preflight, to_json  # noqa: PLC0415  (imports torch)
+
+    results = run_preflight(config, offline=offline)
+    print(to_json(results) if as_json else render_table(results))
+    return 1 if any(result.status == "failed" for result in results) else 0
+
+
+def _make_key(config: ClientConfig) -> int:
+    from fedmed.keys import make_site_key  # noqa: PLC0415
+
+    key = Path(config.key)
+    fingerprint = make_site_key(key.parent, config.name)
+    public = key.with_name("site.pub")
+    print(f"private key: {key} (never send it)\npublic key: {public}\nfingerprint: {fingerprint}")
+    print(
+        "Send the public key to the coordinating site and read the fingerprint out over the phone. There, type:\n"
+        f"  flower-server --config server.yaml --add-site {config.name} --public-key {public.name}"
+    )
+    return 0
+
+
+def _verify_audit(config: ClientConfig, as_json: bool) -> int:
+    report = verify_audit(Path(config.state_dir) / "audit.jsonl")
+    if as_json:
+        print(json.dumps(vars(report)))
+    elif report.ok:
+        print(f"The chain holds: {report.num_entries} entries, head {report.head}.")
+    else:
+        print(f"The chain is broken: {report.reason} ({report.num_entries} entries are sound.)")
+    return 0 if report.ok else 1
+
+
+def _fetch_model(config: ClientConfig) -> int:
+    from client.fleet import Fleet  # noqa: PLC0415
+    from client.release import fetch_release  # noqa: PLC0415
+
+    with Fleet(config) as fleet:
+        folder = fetch_release(config, fleet)
+    print(f"model: {folder}\nreport of this site: {Path(config.state_dir) / 'report' / 'index.html'}")
+    return 0
+
+
+def _forget(config: ClientConfig) -> int:
+    from client.supervisor import forget  # noqa: PLC0415
+
+    removed = forget(config)
+    if not removed:
+        print("There is nothing to remove.")
+    for line in removed:
+        print(f"removed: {line}")
+    return 0

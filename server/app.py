@@ -1,0 +1,198 @@
+"""The command ``flower-server``: everything the coordinating site does."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmed.audit import verify_audit
+from fedmed.deployment import ServerConfig, load_server_config
+from fedmed.errors import ConfigError, FedmedError
+from fedmed.processes import raise_on_signals, single_instance
+from fedmed.run_folder import RunFolder
+
+EPILOG = """\
+from nothing to a federation:
+  1. copy configs/server.yaml, set address, sites, classes and the model
+  2. flower-server --provision FOLDER --config server.yaml
+     makes the server's keys and one kit for each site in FOLDER/kits
+  3. bring every kit to its hospital on a safe way and read its fingerprint out over the phone
+  4. flower-server --config FOLDER/server.yaml
+     waits for the sites, trains, and ends with the model and the report in FOLDER/run
+Started again after any stop, step 4 goes on with the run.
+
+while it runs, from another terminal:
+  flower-server --config FOLDER/server.yaml --status
+  flower-server --config FOLDER/server.yaml --add-site NAME [--public-key FILE]
+  flower-server --config FOLDER/server.yaml --revoke-site NAME
+
+exit code: 0 finished; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, *, server_app: str = "server.federation:app") -> int:
+    """Run the command and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+    server_app : str
+        ``module:attribute`` of the ServerApp; another one is for benchmarks and tests.
+    """
+    options = _parse(arguments)
+    try:
+        raise_on_signals()
+        return _dispatch(options, server_app)
+    except KeyboardInterrupt:
+        print("\nStopped. Everything up to the last closed round is saved.", file=sys.stderr)
+        print(f"To go on, type:\n  flower-server --config {options.config}", file=sys.stderr)
+        return 130
+    except FedmedError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="flower-server",
+        description="Coordinate a federation of hospitals: no image leaves a hospital.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, see configs/server.yaml")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--provision", type=Path, metavar="DIR", help="make keys, certificates and a kit for each site"
+    )
+    actions.add_argument("--add-site", metavar="NAME", help="make a kit for a further site, also while a run goes on")
+    actions.add_argument("--revoke-site", metavar="NAME", help="refuse a site from now on, also while a run goes on")
+    actions.add_argument("--status", action="store_true", help="round, sites, when they were last seen, participation")
+    actions.add_argument("--verify-audit", action="store_true", help="check the hash chain of the run's audit log")
+    parser.add_argument(
+        "--public-key", type=Path, metavar="FILE", help="with --add-site: the public key that the site has made itself"
+    )
+    parser.add_argument("--json", action="store_true", help="with --status or --verify-audit: print JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    if options.public_key and not options.add_site:
+        parser.error("--public-key goes with --add-site")
+    if options.json and not (options.status or options.verify_audit):
+        parser.error("--json goes with --status or --verify-audit")
+    return options
+
+
+def _dispatch(options: argparse.Namespace, server_app: str) -> int:
+    # Imported late, so that --help and --status answer at once.
+    if options.provision:
+        return _provision(options)
+    config = load_server_config(options.config)
+    if options.add_site or options.revoke_site:
+        return _change_sites(options, config)
+    if options.status:
+        return _show_status(config, options.json)
+    if options.verify_audit:
+        return _verify_audit(config, options.json)
+    return _serve(config, server_app)
+
+
+def _provision(options: argparse.Namespace) -> int:
+    from server.provision import provision  # noqa: PLC0415
+
+    made = provision(options.provision, options.config)
+    for site in made:
+        print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
+    print(
+        "\nBring each folder to its hospital on a safe way (it holds the site's private key) and compare the fingerprint "
+        f"over the phone.\nThen type:\n  flower-server --config {options.provision / 'server.yaml'}"
+    )
+    return 0
+
+
+def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
+    from server.provision import add_site, revoke_site  # noqa: PLC0415
+
+    if options.add_site:
+        site = add_site(config, options.add_site, options.public_key)
+        print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
+        print("A server that is running accepts the site within a few seconds.")
+    else:
+        revoke_site(config, options.revoke_site)
+        print(f"{options.revoke_site} is revoked. A server that is running refuses it within a few seconds.")
+    return 0
+
+
+def _show_status(config: ServerConfig, as_json: bool) -> int:
+    from server.status import read_status, render_status  # noqa: PLC0415
+
+    status = read_status(Path(config.run_dir))
+    print(json.dumps(status, indent=2) if as_json else render_status(status))
+    return 0
+
+
+def _verify_audit(config: ServerConfig, as_json: bool) -> int:
+    report = verify_audit(Path(config.run_dir) / "audit.jsonl")
+    if as_json:
+        print(json.dumps(vars(report)))
+    elif report.ok:
+        print(f"The chain holds: {report.num_entries} entries, head {report.head}.")
+    else:
+        print(f"The chain is broken: {report.reason} ({report.num_entries} entries are sound.)")
+    return 0 if report.ok else 1
+
+
+def _serve(config: ServerConfig, server_app: str) -> int:
+    from server.console import make_listener  # noqa: PLC0415
+    from server.provision import read_sites  # noqa: PLC0415
+    from server.supervisor import Supervisor  # noqa: PLC0415
+
+    read_sites(config)  # fails with what to do where nothing was provisioned
+    run = _open_run(config)
+    if config.insecure:
+        print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
+    print(f"run folder: {run.path}")
+    with (
+        single_instance(run.path / "server.lock", "a flower-server for this run folder"),
+        make_listener(config.rounds) as listener,
+    ):
+        supervisor = Supervisor(config, run, listener, server_app)
+        try:
+            supervisor.serve()
+        except BaseException as error:
+            supervisor.status.set_ended(error)
+            raise
+    print(f"model: {run.model}\nreport: {run.report / 'index.html'}")
+    return 0
+
+
+_MAY_CHANGE = {
+    "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s",
+    "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds",
+}  # fmt: skip
+"""Settings that do not change a run's results."""
+
+
+def _open_run(config: ServerConfig) -> RunFolder:
+    """Return the run's folder, new or with a run to go on with."""
+    path = Path(config.run_dir)
+    command = "flower-server with the same --config"
+    run = RunFolder(path)
+    if run.config_file.is_file() and any(run.checkpoints.glob("round_*")):
+        run = RunFolder.open(path)
+        old = run.read_settings().model_dump(mode="json")
+        new = config.model_dump(mode="json")
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        forbidden = [key for key in changed if key not in _MAY_CHANGE]
+        if forbidden:
+            raise ConfigError(
+                f"'{path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change while a "
+                "run goes on. Put them back, or set another run_dir for a new run."
+            )
+    else:
+        run = RunFolder.create(path, command)
+    run.write_config(config)
+    return run

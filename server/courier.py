@@ -1,0 +1,99 @@
+"""Sends models to sites, and only to those that do not hold them already.
+
+After the evaluation of a round every site holds the model from which the next round starts, so a round needs one model
+down and one update up for each site. A site that was restarted says that it lacks the model and is sent it again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from fedmed.errors import FedmedError
+from fedmed.wire import REPORT, REQUEST, make_content, read_values
+from server.exchange import Answer, Exchange
+
+
+@dataclass
+class Courier:
+    """Asks sites to do something with a model.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        Way to the sites.
+    remember : bool
+        Whether sites keep the last model in memory. Not in a simulation, where one process serves many sites and
+        bytes travel for nothing.
+    """
+
+    exchange: Exchange
+    remember: bool
+    _held: dict[str, str] = field(default_factory=dict)
+
+    def ask(
+        self,
+        kind: str,
+        values: Mapping[str, Any],
+        model_file: Path,
+        model_sha256: str,
+        sites: Sequence[str],
+        *,
+        deadline_s: float,
+        on_answer: Callable[[Answer], None],
+    ) -> list[str]:
+        """Send a request with a model and hand over each answer as it arrives.
+
+        Parameters
+        ----------
+        kind : {"train", "evaluate"}
+            Flower's message type.
+        values : mapping
+            The request.
+        model_file : Path
+            The model as it travels.
+        model_sha256 : str
+            Hash of that file.
+        sites, deadline_s, on_answer
+            As for :meth:`Exchange.ask`.
+
+        Returns
+        -------
+        list of str
+            Sites that have not answered, sorted.
+        """
+        told = {**values, "model_sha256": model_sha256, "remember": self.remember}
+
+        @cache
+        def with_model() -> RecordDict:
+            return make_content(REQUEST, told, model=model_file.read_bytes())
+
+        without_model = make_content(REQUEST, told)
+        resent: set[str] = set()
+
+        def take(answer: Answer) -> RecordDict | None:
+            if answer.message is not None and answer.site not in resent and _lacks_model(answer.message):
+                resent.add(answer.site)
+                return with_model()
+            if answer.message is not None and self.remember:
+                self._held[answer.site] = model_sha256
+            on_answer(answer)
+            return None
+
+        def choose(site: str) -> RecordDict:
+            return without_model if self._held.get(site) == model_sha256 else with_model()
+
+        late = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)
+        for site in late:
+            self._held.pop(site, None)
+        return late
+
+
+def _lacks_model(message: Message) -> bool:
+    try:
+        return read_values(message, REPORT).get("missing_model") is True
+    except FedmedError:
+        return False

@@ -1,0 +1,42 @@
+"""What the server tells an authenticated site that checks its set-up before a run.
+
+Versions, the study, the plan and the digest of the model: enough for ``flower-client --check`` to try everything
+except taking part.
+"""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedmed.atomic_files import write_atomically
+from fedmed.deployment import ServerConfig
+
+
+def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
+    """Write the file that the SuperLink sends; what an earlier call has told of the progress stays.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    config : ServerConfig
+        Settings of the federation.
+    **progress
+        ``model_digest`` and ``round``, as they become known.
+    """
+    known = {"model_digest": None, "round": 0}
+    if path.is_file():
+        old = json.loads(path.read_text())
+        known = {key: old.get(key) for key in known}
+    content = {
+        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        "study": config.study.model_dump(),
+        "plan": config.make_plan().model_dump(mode="json"),
+        "expected_mean": config.data.expected_mean,
+        "expected_std": config.data.expected_std,
+        "rounds": config.rounds,
+        **known,
+        **progress,
+    }
+    write_atomically(path, json.dumps(content).encode())
