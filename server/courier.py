@@ -33,6 +33,7 @@ class Courier:
     exchange: Exchange
     remember: bool
     _held: dict[str, str] = field(default_factory=dict)
+    _num_bytes: int = 0
 
     def ask(
         self,
@@ -73,23 +74,33 @@ class Courier:
 
         without_model = make_content(REQUEST, told)
         resent: set[str] = set()
+        model_bytes = model_file.stat().st_size
+
+        def send_model() -> RecordDict:
+            self._num_bytes += model_bytes
+            return with_model()
 
         def take(answer: Answer) -> RecordDict | None:
             if answer.message is not None and answer.site not in resent and _lacks_model(answer.message):
                 resent.add(answer.site)
-                return with_model()
+                return send_model()
             if answer.message is not None and self.remember:
                 self._held[answer.site] = model_sha256
             on_answer(answer)
             return None
 
         def choose(site: str) -> RecordDict:
-            return without_model if self._held.get(site) == model_sha256 else with_model()
+            return without_model if self._held.get(site) == model_sha256 else send_model()
 
         late = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)
         for site in late:
             self._held.pop(site, None)
         return late
+
+    def take_count(self) -> int:
+        """Return how many bytes of models were sent since the last call."""
+        count, self._num_bytes = self._num_bytes, 0
+        return count
 
 
 def _lacks_model(message: Message) -> bool:

@@ -175,6 +175,8 @@ class RoundLoop:
             "loss": collector.mean_loss(),
             "learning_rate": next((u.learning_rate for u in collector.accepted()), None),
             "model_sha256": sha256,
+            "bytes_to_sites": self.session.courier.take_count(),
+            "bytes_from_sites": sum(update.update_bytes or 0 for update in collector.updates.values()),
             "coverage_images": self._coverage(collector),
             "participation": collector.to_records(),
             "validation": summarise(tables),
@@ -225,6 +227,7 @@ class RoundLoop:
             TensorFile(self._model_file),
             attendance.num_train_images(),
             session.parameters,
+            session.plan.compression,
         )
         collector.mark(dormant, "dormant", "not waited for after too many missed rounds; it is asked in passing")
         session.listener.on_phase("train", round_number, len(sites))

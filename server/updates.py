@@ -10,6 +10,8 @@ from flwr.app import Message
 
 from fedmed.aggregation import TensorFile, WeightedUpdate, check_num_images, check_update, compare_norms, site_weights
 from fedmed.atomic_files import explain_write_failure
+from fedmed.compression import CompressionError, decompress_update
+from fedmed.config import Compression
 from fedmed.wire import REPORT, WireError, read_model, read_values
 from server.exchange import Answer
 
@@ -26,6 +28,7 @@ class Update:
     learning_rate: float | None = None
     train_s: float | None = None
     update_mib: float | None = None
+    update_bytes: int | None = None
     update_norm: float | None = None
 
     def to_record(self, share: float | None) -> dict[str, Any]:
@@ -38,6 +41,7 @@ class Update:
             "share": share,
             "train_s": self.train_s,
             "update_mib": self.update_mib,
+            "update_bytes": self.update_bytes,
             "update_norm": self.update_norm,
         }
 
@@ -62,6 +66,8 @@ class UpdateCollector:
     reference: TensorFile
     declared: Mapping[str, int]
     parameters: frozenset[str]
+    compression: Compression = "none"
+    """Form in which updates must come."""
     updates: dict[str, Update] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     """Sites whose number of images is not the one that they declared."""
@@ -73,7 +79,7 @@ class UpdateCollector:
         else:
             try:
                 update = self._read(answer.site, answer.message)
-            except WireError as error:
+            except (WireError, CompressionError) as error:
                 update = Update(answer.site, "quarantined", str(error))
         self.updates[answer.site] = update
         return update
@@ -121,7 +127,7 @@ class UpdateCollector:
     def _read(self, site: str, message: Message) -> Update:
         values = read_values(message, REPORT)
         packed = read_model(message)
-        update = Update(site, "accepted", update_mib=len(packed) / 2**20)
+        update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))
         reason = check_num_images(values.get("num_images"), self.declared[site])
         if values.get("num_images") != self.declared[site]:
             self.changed.add(site)
@@ -138,10 +144,15 @@ class UpdateCollector:
 
     def _write(self, site: str, packed: bytes) -> None:
         """Write an update without flushing it: a round that is cut short is trained again."""
+        path = self._path(site)
+        arrived = path if self.compression == "none" else path.with_suffix(".packed")
         try:
-            self._path(site).write_bytes(packed)
+            arrived.write_bytes(packed)
         except OSError as error:
-            raise explain_write_failure(self._path(site), error) from error
+            raise explain_write_failure(arrived, error) from error
+        if arrived != path:
+            decompress_update(arrived, self.reference, path)
+            arrived.unlink()
 
 
 def _read_number(values: Mapping[str, Any], key: str) -> float | None:

@@ -160,7 +160,17 @@ def render_participation(numbers: Numbers) -> str:
             _list_participation(numbers, names[:SHOWN_SITES]),
             render_fold(f"The other {count(len(names) - SHOWN_SITES, 'site')}", rest),
         ]
-    return render_section("participation", "Participation", f'<ul class="legend">{legend}</ul>', *tables)
+    return render_section(
+        "participation", "Participation", f'<ul class="legend">{legend}</ul>', *tables, _say_bytes(numbers)
+    )
+
+
+def _say_bytes(numbers: Numbers) -> str:
+    """Return what travelled in all rounds together; tables and requests are some KiB beside it."""
+    sent, received = (int(numbers.get("participation", f"bytes_{way}_sites")) for way in ("to", "from"))
+    if not sent and not received:
+        return ""
+    return f"<p>Models sent to sites: {sent:,} bytes. Updates received: {received:,} bytes.</p>"
 
 
 def _explain_status(status: str) -> str:

@@ -174,10 +174,16 @@ def _describe_participation(records: list[dict[str, Any]]) -> dict[str, Any]:
             "accepted_rounds": statuses.count("accepted"),
             "missed_rounds": len(statuses) - statuses.count("accepted"),
             "mean_share": sum(shares) / len(shares),
+            "update_bytes": sum(entries[name].get("update_bytes") or 0 for entries in by_round if name in entries),
             "statuses": statuses,
             "reasons": _group_reasons(records, [entries.get(name) for entries in by_round]),
         }
-    return {"rounds": [record["round"] for record in records], "sites": sites}
+    return {
+        "rounds": [record["round"] for record in records],
+        "bytes_to_sites": sum(record.get("bytes_to_sites") or 0 for record in records),
+        "bytes_from_sites": sum(record.get("bytes_from_sites") or 0 for record in records),
+        "sites": sites,
+    }
 
 
 def _group_reasons(records: list[dict[str, Any]], entries: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
