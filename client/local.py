@@ -1,18 +1,78 @@
-"""What a site's process holds: its images and its state between rounds."""
+"""What a site's process holds: its images, its rules and its state between rounds.
 
+A node config tells where: ``run-dir`` and ``site`` in a simulation, ``client-config`` at a hospital.
+"""
+
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from client.hospital_data import HospitalData, load_hospital_data
+from client.policy import choose_release
 from fedmed.checkpoint import SiteState, write_atomically
+from fedmed.config import Plan
 from fedmed.data import SiteData, load_site
+from fedmed.deployment import ClientConfig, PolicyConfig, SuppressionConfig, load_client_config
 from fedmed.errors import FedmedError
+from fedmed.fairness.suppression import Release, find_breach
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.processes import private_folder
 from fedmed.run_folder import RunFolder
 from fedmed.training import select_device
+from fedmed.wire import WireError, pack_tables, unpack_tables
 
 NodeConfig = Mapping[str, str | int | float | bool | bytes]
+CLIENT_CONFIG = "client-config"
+
+_logger = logging.getLogger("fedmed.client")
+_NO_LIMITS = PolicyConfig(suppression=SuppressionConfig(k=1, k_row=1), validation_scores=True)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a site keeps of one run.
+
+    ========================  ==============================================================
+    ``state/``                momentum, local BatchNorm and the like, round by round
+    ``test_tables/``          tables of test images as they were sent, by hash of the model
+    ``own_tables/``           the same without anything held back; they never leave the site
+    ========================  ==============================================================
+    """
+
+    folder: Path
+
+    @property
+    def state(self) -> SiteState:
+        """What is kept between rounds."""
+        return SiteState(self.folder / "state")
+
+    def read_test_tables(self, model_sha256: str, release: Release) -> EvaluationTables | None:
+        """Return the stored answer to a test of this model, so that test images are scored once only.
+
+        None if there is none, or if the site has raised its thresholds since.
+        """
+        path = self.folder / "test_tables" / f"{model_sha256}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            tables = unpack_tables(path.read_bytes())
+        except WireError:
+            _logger.warning("The stored test tables of a model are damaged; its test images are scored again.")
+            return None
+        return None if find_breach(tables, release) else tables
+
+    def store_test_tables(
+        self, model_sha256: str, tables: EvaluationTables, own: EvaluationTables | None = None
+    ) -> None:
+        """Store the answer to a test of this model, and the complete tables for the site's own report."""
+        kinds = {"own_tables": own, "test_tables": tables}
+        for kind, content in kinds.items():
+            if content is not None:
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+                write_atomically(self.folder / kind / f"{model_sha256}.safetensors", pack_tables(content))
 
 
 @dataclass(frozen=True)
@@ -21,23 +81,92 @@ class Site:
 
     name: str
     data: SiteData
-    state: SiteState
-    test_tables: Path
+    folder: Path
+    """Everything that the site keeps of its runs."""
     device: torch.device
     share_class_counts: bool
+    synthetic: bool
+    """Whether the images are the phantom's."""
+    policy: PolicyConfig = field(default_factory=lambda: _NO_LIMITS)
+    is_hospital: bool = False
 
-    def read_test_tables(self, model_sha256: str) -> bytes | None:
-        """Return the stored answer to a test of this model, so that test images are scored once only."""
-        path = self.test_tables / f"{model_sha256}.safetensors"
-        return path.read_bytes() if path.is_file() else None
+    def files_of(self, plan: Plan) -> RunFiles:
+        """Return what the site keeps of a plan's run.
 
-    def store_test_tables(self, model_sha256: str, packed: bytes) -> None:
-        """Store the answer to a test of this model."""
-        self.test_tables.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.test_tables / f"{model_sha256}.safetensors", packed)
+        Raises
+        ------
+        WireError
+            If a hospital is not told which run it is.
+        """
+        if not self.is_hospital:
+            return RunFiles(self.folder)
+        if not plan.run_id:
+            raise WireError("The server's plan has no run_id, without which a site cannot tell its runs apart.")
+        return RunFiles(self.folder / plan.run_id)
+
+    def release_of(self, part: str) -> Release:
+        """Return what of an evaluation of ``validation`` or ``test`` may leave."""
+        return choose_release(self.policy, part)
+
+
+class Hospital:
+    """A hospital's settings and, once they are asked for, its images.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        With absolute paths, as :func:`fedmed.deployment.load_client_config` gives it.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.state_dir = private_folder(Path(config.state_dir))
+        self.data: HospitalData | None = None
+        self._device: torch.device | None = None
+
+    def open_site(self) -> Site:
+        """Return the site as it is now: without the images of patients who have withdrawn.
+
+        Raises
+        ------
+        FedmedError
+            If its files or its device cannot be used.
+        """
+        config = self.config
+        if self._device is None:
+            self._device = _claim_device(config)
+        if self.data is None:
+            self.data = load_hospital_data(config)
+        return Site(
+            name=config.name,
+            data=self.data.current(),
+            folder=self.state_dir / "runs",
+            device=self._device,
+            share_class_counts=config.share_class_counts,
+            synthetic=config.data.source == "phantom",
+            policy=config.policy,
+            is_hospital=True,
+        )
 
 
 _sites: dict[tuple[str, str], Site] = {}
+_hospitals: dict[str, Hospital] = {}
+
+
+def find_hospital(node_config: NodeConfig) -> Hospital | None:
+    """Return the hospital that this process answers for, or None in a simulation.
+
+    Raises
+    ------
+    FedmedError
+        If its ``client.yaml`` cannot be used.
+    """
+    if CLIENT_CONFIG not in node_config:
+        return None
+    path = str(node_config[CLIENT_CONFIG])
+    if path not in _hospitals:
+        _hospitals[path] = Hospital(load_client_config(Path(path)))
+    return _hospitals[path]
 
 
 def open_site(node_config: NodeConfig) -> Site:
@@ -46,13 +175,17 @@ def open_site(node_config: NodeConfig) -> Site:
     Parameters
     ----------
     node_config : mapping
-        ``run-dir`` and ``site`` of a simulation, ``cache-mib`` for its decoded images.
+        ``client-config``, the path of a hospital's ``client.yaml``. Or ``run-dir`` and ``site`` of a simulation, with
+        ``cache-mib`` for its decoded images.
 
     Raises
     ------
     FedmedError
         If the site's files cannot be used.
     """
+    hospital = find_hospital(node_config)
+    if hospital is not None:
+        return hospital.open_site()
     try:
         key = (str(node_config["run-dir"]), str(node_config["site"]))
     except KeyError as error:
@@ -71,8 +204,15 @@ def _load_simulated_site(run_dir: Path, name: str, cache_mib: float) -> Site:
     return Site(
         name=name,
         data=data,
-        state=SiteState(folder / "state"),
-        test_tables=folder / "test_tables",
+        folder=folder,
         device=select_device(config.device),
         share_class_counts=True,  # in a simulation one person holds all images
+        synthetic=config.data.source == "phantom",
     )
+
+
+def _claim_device(config: ClientConfig) -> torch.device:
+    device = select_device(config.device)
+    if device.type == "cuda" and config.policy.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(config.policy.gpu_share)
+    return device

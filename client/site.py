@@ -1,84 +1,95 @@
 """The ClientApp: a site's answers to describe, fit and evaluate.
 
-The same object runs in a simulation's worker and in a hospital's process.
+The same object runs in a simulation's worker and in a hospital's process, where :mod:`client.guard` checks and records
+all that comes in and goes out.
 """
 
 import logging
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from pydantic import ValidationError
 
+from client.guard import guard_messages
 from client.local import Site, open_site
+from client.request import ModelMemory, Request, check_classes, read_request
+from fedmed.compression import compress_update
 from fedmed.config import Plan
-from fedmed.data import count_classes
-from fedmed.errors import FedmedError
+from fedmed.data import ImagePart, count_classes
+from fedmed.fairness.suppression import Release, count_released, counts_may_leave, release_tables
+from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from fedmed.network import Network, get_network, hash_model
-from fedmed.training import evaluate, fit
-from fedmed.wire import (
-    REPORT,
-    REQUEST,
-    make_content,
-    pack_tables,
-    read_model,
-    read_values,
-    unpack_tables,
-)
+from fedmed.training import TrainingError, compute_logits, fit
+from fedmed.wire import MODEL, REPORT, make_content, select_state, unpack_tensors
 
 _logger = logging.getLogger("fedmed.client")
+_memory = ModelMemory()
 
-app = ClientApp()
+_MOMENTUM, _RESIDUAL = "momentum/", "residual/"
+
+app = ClientApp(mods=[guard_messages])
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Answer who this site is, how many images it has and which versions it runs."""
-    site = open_site(context.node_config)
-    plan, _ = _read_request(message, site)
-    data = site.data
+    """Answer who this site is, how many images it has and which versions it runs.
+
+    Of validation and test, only images that may be counted are told, since a total would give away what the tables
+    hold back.
+    """
+    site, request = _open(message, context)
+    data, release = site.data, site.release_of("validation")
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    counts = {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
     values: dict[str, Any] = {
         "site": site.name,
-        "num_images": {name: len(part) for name, part in parts.items()},
-        "model_digest": get_network(plan).digest(),
+        "num_images": {
+            name: len(part) if name == "train" else count_released(counts[name], release)
+            for name, part in parts.items()
+        },
+        "model_digest": get_network(request.plan).digest(),
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
-        "class_counts": None,
+        "class_counts": counts if _may_tell_counts(site, counts, release) else None,
+        "synthetic": site.synthetic,
+        "thresholds": {"k": release.k, "k_row": release.k_row},
     }
-    if site.share_class_counts:
-        values["class_counts"] = {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
     return Message(make_content(REPORT, values), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
-    site = open_site(context.node_config)
-    plan, request = _read_request(message, site)
-    round_number = int(request["round"])
-    network, kept = _fill_network(message, plan, site, before_round=round_number)
-    momentum = {name.removeprefix("momentum/"): t for name, t in kept.items() if name.startswith("momentum/")}
+    site, request = _open(message, context)
+    if not len(site.data.train):
+        raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    packed = _memory.take(message, request)
+    if packed is None:
+        return _ask_for_model(message)
+    network, kept = _fill_network(packed, request, site, before_round=request.round)
+    momentum = _select(kept, _MOMENTUM)
     result = fit(
         network.model,
         site.data.train,
-        plan,
+        request.plan,
         site=site.name,
-        round_number=round_number,
+        round_number=request.round,
         device=site.device,
-        optimizer_state=momentum if plan.training.keep_momentum else None,
+        optimizer_state=momentum if request.plan.training.keep_momentum else None,
     )
-    state = network.local_state() | {f"momentum/{name}": t for name, t in result.optimizer_state.items()}
+    update, residual = _pack_update(network, packed, request.plan, kept)
+    state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
-        site.state.save(round_number, state, {}, keep=request.get("best_round"))
+        site.files_of(request.plan).state.save(request.round, state, {}, keep=request.best_round)
     values = {
         "num_images": result.num_images,
         "loss": result.loss,
         "learning_rate": result.learning_rate,
         "train_s": result.train_s,
     }
-    return Message(make_content(REPORT, values, model=network.pack()), reply_to=message)
+    return Message(make_content(REPORT, values, model=update), reply_to=message)
 
 
 @app.evaluate()
@@ -87,46 +98,85 @@ def score(message: Message, context: Context) -> Message:
 
     Test tables are computed once for a model and stored; asked again, the stored answer is given.
     """
-    site = open_site(context.node_config)
-    plan, request = _read_request(message, site)
-    is_test = request["part"] == "test"
-    model_sha256 = hash_model(read_model(message))
-    stored = site.read_test_tables(model_sha256) if is_test else None
-    if stored is None:
-        network, _ = _fill_network(message, plan, site, before_round=int(request["round"]) + 1)
-        part = site.data.test if is_test else site.data.validation
-        tables = evaluate(network.model, part, plan, group=site.name, device=site.device)
-        if is_test:
-            site.store_test_tables(model_sha256, pack_tables(tables))
-    else:
-        tables = unpack_tables(stored)
+    site, request = _open(message, context)
+    packed = _memory.take(message, request)
+    if packed is not None and MODEL in message.content:
+        model_sha256 = hash_model(packed)
+    else:  # named by the request; what is kept in memory was hashed when it came
+        model_sha256 = str(request.model_sha256)
+    tables = None
+    if request.part == "test":
+        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.release_of("test"))
+    if tables is None:
+        if packed is None:
+            return _ask_for_model(message)
+        tables = _compute_tables(packed, model_sha256, request, site)
     return Message(make_content(REPORT, {"model_sha256": model_sha256}, tables=tables), reply_to=message)
 
 
-def _read_request(message: Message, site: Site) -> tuple[Plan, dict[str, Any]]:
-    request = read_values(message, REQUEST)
-    try:
-        plan = Plan.model_validate(request.pop("plan"))
-    except (KeyError, ValidationError):
-        raise FedmedError(
-            "The server's plan cannot be read here. Server and site must run the same version of fedmed."
-        ) from None
-    if tuple(plan.classes) != site.data.classes:
-        raise FedmedError(
-            f"The server's classes are {plan.classes}, this site's are {list(site.data.classes)}. "
-            "They must be the same, in the same order."
-        )
-    return plan, request
+def _open(message: Message, context: Context) -> tuple[Site, Request]:
+    site = open_site(context.node_config)
+    request = read_request(message)
+    check_classes(request, site.data.classes)
+    return site, request
+
+
+def _pack_update(
+    network: Network, packed: bytes, plan: Plan, kept: Mapping[str, torch.Tensor]
+) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """Return the trained model as it travels, and what its rounding has left out for the next round."""
+    if plan.compression == "none":
+        return network.pack(), {}
+    new = select_state(network.model, network.shared)
+    update, residual = compress_update(new, unpack_tensors(packed), _select(kept, _RESIDUAL), plan.compression)
+    return update, {_RESIDUAL + name: tensor for name, tensor in residual.items()}
+
+
+def _select(kept: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)}
+
+
+def _ask_for_model(message: Message) -> Message:
+    return Message(make_content(REPORT, {"missing_model": True}), reply_to=message)
+
+
+def _may_tell_counts(site: Site, counts: dict[str, list[int]], release: Release) -> bool:
+    if not site.share_class_counts:
+        return False
+    if all(counts_may_leave(of_part, release) for of_part in counts.values()):
+        return True
+    _logger.warning(
+        "share_class_counts is true, but a class has fewer images than policy.suppression.k_row = %d or a part fewer "
+        "than k = %d; no class counts are told.",
+        release.k_row,
+        release.k,
+    )
+    return False
+
+
+def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site) -> EvaluationTables:
+    """Return the tables that may leave; those of a test are stored, also in full for the site's own report."""
+    plan = request.plan
+    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+    is_test = request.part == "test"
+    part: ImagePart = site.data.test if is_test else site.data.validation
+    logits, groups = compute_logits(network.model, part, plan, device=site.device), [site.name] * len(part)
+    tables = release_tables(logits, part.labels, groups, site.release_of("test" if is_test else "validation"))
+    if is_test:
+        own = tables_from_logits(logits, part.labels, groups) if site.is_hospital else None
+        site.files_of(plan).store_test_tables(model_sha256, tables, own)
+    return tables
 
 
 def _fill_network(
-    message: Message, plan: Plan, site: Site, *, before_round: int
+    packed: bytes, request: Request, site: Site, *, before_round: int
 ) -> tuple[Network, dict[str, torch.Tensor]]:
     """Return the network with the message's values and the site's state from before a round."""
-    network = get_network(plan)
-    found = site.state.load_before(before_round)
-    for problem in site.state.problems:
+    network = get_network(request.plan)
+    state = site.files_of(request.plan).state
+    found = state.load_before(before_round)
+    for problem in state.problems:
         _logger.warning("%s: %s An older state is used.", site.name, problem)
     kept = found[0] if found else {}
-    network.fill(read_model(message), kept)
+    network.fill(packed, kept)
     return network, kept

@@ -64,7 +64,7 @@ class _Supervisor:
         self._child = Child(
             "supernode",
             [
-                sys.executable, "-m", "client.supernode", "--config", str(config_file), "--app", client_app,
+                sys.executable, "-P", "-m", "client.supernode", "--config", str(config_file), "--app", client_app,
                 "--parent", str(os.getpid()),
             ],
             self._state_dir / "logs" / "supernode.out",

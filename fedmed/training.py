@@ -145,7 +145,6 @@ def use_channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, part: ImagePart, plan: Plan, *, group: str, device: torch.device, batch_size: int = 128
 ) -> EvaluationTables:
@@ -153,18 +152,43 @@ def evaluate(
 
     Parameters
     ----------
+    model, part, plan, device, batch_size
+        As for :func:`compute_logits`. Where the part is empty, the tables have no group.
+    group : str
+        Name of the only group, the site.
+
+    Raises
+    ------
+    TrainingError
+        If the model gives infinite or undefined outputs.
+    """
+    logits_NK = compute_logits(model, part, plan, device=device, batch_size=batch_size)
+    return tables_from_logits(logits_NK, part.labels, [group] * len(part))
+
+
+@torch.no_grad()
+def compute_logits(
+    model: nn.Module, part: ImagePart, plan: Plan, *, device: torch.device, batch_size: int = 128
+) -> torch.Tensor:
+    """Return a model's outputs for one part of a site's images.
+
+    Parameters
+    ----------
     model : nn.Module
         Set to evaluation mode.
     part : ImagePart
-        May be empty: then all tables are zero.
+        N images; may be empty.
     plan : Plan
         Common settings.
-    group : str
-        Name of the only group, the site.
     device : torch.device
         Where to compute, in float32.
     batch_size : int
         Images at a time; no influence on the figures beyond rounding.
+
+    Returns
+    -------
+    Tensor
+        float32 (N, K) on the CPU, all finite.
 
     Raises
     ------
@@ -184,7 +208,7 @@ def evaluate(
             "The global model's outputs are no longer finite numbers. Lower training.optimizer.lr or set "
             "training.clip_norm, for example to 1.0."
         )
-    return tables_from_logits(logits_NK, part.labels, [group] * len(part))
+    return logits_NK
 
 
 def make_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:

@@ -154,7 +154,7 @@ def _serve(config: ServerConfig, server_app: str) -> int:
     run = _open_run(config)
     if config.insecure:
         print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
-    print(f"run folder: {run.path}")
+    print(f"run folder: {run.path}", flush=True)
     with (
         single_instance(run.path / "server.lock", "a flower-server for this run folder"),
         make_listener(config.rounds) as listener,
@@ -181,8 +181,9 @@ def _open_run(config: ServerConfig) -> RunFolder:
     path = Path(config.run_dir)
     command = "flower-server with the same --config"
     run = RunFolder(path)
-    if run.config_file.is_file() and any(run.checkpoints.glob("round_*")):
-        run = RunFolder.open(path)
+    if not run.config_file.is_file():
+        run = RunFolder.create(path, command)
+    elif any(run.checkpoints.glob("round_*")):
         old = run.read_settings().model_dump(mode="json")
         new = config.model_dump(mode="json")
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -192,7 +193,6 @@ def _open_run(config: ServerConfig) -> RunFolder:
                 f"'{path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change while a "
                 "run goes on. Put them back, or set another run_dir for a new run."
             )
-    else:
-        run = RunFolder.create(path, command)
+    run.make_folders()
     run.write_config(config)
     return run

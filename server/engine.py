@@ -124,7 +124,7 @@ class Engine:
         write_secret(file, json.dumps(content).encode())
         child = Child(
             name,
-            [sys.executable, "-m", module, "--launch", str(file)],
+            [sys.executable, "-P", "-m", module, "--launch", str(file)],
             self._run.logs / f"{name}.out",
             child_environment(self._folder / "flwr"),
             on_line=on_line,

@@ -12,7 +12,7 @@ from torch import nn
 from fedmed.config import Plan
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.seeding import make_rng
-from fedmed.training import TrainingError, evaluate, fit, make_batches, select_device
+from fedmed.training import TrainingError, compute_logits, evaluate, fit, make_batches, select_device
 
 CPU = torch.device("cpu")
 SIZE = 16
@@ -228,6 +228,17 @@ def test_evaluate_gives_the_tables_of_the_logits() -> None:
     assert found.groups == ("site",)
     np.testing.assert_array_equal(found.counts, expected.counts)
     np.testing.assert_allclose(found.brier, expected.brier, atol=1e-6)
+
+
+def test_logits_are_the_models_whatever_the_batches() -> None:
+    part, plan, model = Part(10), make_plan(), make_model().eval()
+    with torch.no_grad():
+        expected = model(part.normalised(range(10)))
+    for batch_size in (4, 128):
+        found = compute_logits(model.train(), part, plan, device=CPU, batch_size=batch_size)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert not found.requires_grad
+    assert compute_logits(model, Part(0), plan, device=CPU).shape == (0, 3)  # type: ignore[arg-type]
 
 
 def test_evaluate_of_an_empty_part_gives_empty_tables() -> None:

@@ -10,10 +10,16 @@ from flwr.app import Context, Message, RecordDict
 
 from client.local import open_site
 from client.site import app
+from fedmed.aggregation import TensorFile
+from fedmed.compression import decompress_update
 from fedmed.config import Plan
 from fedmed.errors import FedmedError
-from fedmed.network import Network, get_network
-from fedmed.wire import REPORT, REQUEST, make_content, read_model, read_tables, read_values
+from fedmed.fairness.suppression import Release, count_released, release_tables
+from fedmed.metrics.tables import EvaluationTables, tables_from_logits
+from fedmed.network import Network, get_network, hash_model
+from fedmed.training import compute_logits
+from fedmed.wire import REPORT, REQUEST, WireError, make_content, read_model, read_tables, read_values, unpack_tables
+from tests.client.hospital import POLICY, HospitalSite
 from tests.federation import Federation
 
 Make = Callable[..., Federation]
@@ -118,3 +124,160 @@ def test_pretrained_backbone_shapes_the_start_and_never_travels(make_federation:
 
     start = safetensors.torch.load_file(federation.run.checkpoints / "round_00000" / "model.safetensors")
     torch.testing.assert_close(start["layer3.0.conv1.weight"], backbone["layer3.0.conv1.weight"], rtol=0, atol=0)
+
+
+PHANTOM = {"source": "phantom", "num_classes": 3, "images_per_site": 40, "image_size": 16}
+KEPT = {"training": {"optimizer": {"lr": 0.05}, "batch_size": 8, "keep_momentum": True}, "batch_norm": "local"}
+
+
+def assert_equal(found: EvaluationTables, expected: EvaluationTables) -> None:
+    assert found.groups == expected.groups
+    for name, array in expected.to_arrays().items():
+        assert (found.to_arrays()[name] == array).all()
+
+
+@pytest.mark.parametrize("settings", [{}, KEPT, KEPT | {"compression": "int8"}, {"compression": "fp16"}])
+def test_hospital_computes_the_bits_of_a_simulation(
+    make_federation: Make, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    # Wide enough that a tensor is compressed.
+    model = {"name": "tiny", "width": 400}
+    simulated = Site(make_federation(data=PHANTOM, model=model, **settings), 1)
+    hospital = HospitalSite(tmp_path, [], data=PHANTOM, data_sites=3, data_site="site_02", name="site_02")
+    plan = simulated.plan.model_copy(update={"run_id": "run1"}).model_dump(mode="json")
+    sent = simulated.model
+    for number in (1, 2):
+        expected = read_model(simulated.ask("train", sent, round=number))
+        assert read_model(hospital.ask("train", sent, plan, round=number)) == expected
+        if "compression" not in settings:
+            sent = expected
+    theirs = read_tables(simulated.ask("evaluate", sent, round=2, part="validation"))
+    generous = {"suppression": {"k": 1, "k_row": 1}, "validation_scores": True}
+    ours = read_tables(hospital.restart(policy=generous).ask("evaluate", sent, plan, round=2, part="validation"))
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_compressed_update_carries_its_rounding_over(make_federation: Make, tmp_path: Path, kind: str) -> None:
+    """What was trained is what arrives plus what is kept for the next round, up to float32's rounding."""
+    model = {"name": "tiny", "width": 400}
+    site = Site(make_federation(model=model, compression=kind))
+    plain = Site(make_federation("plain", model=model))
+    (tmp_path / "reference").write_bytes(site.model)
+
+    def restore(packed: bytes) -> dict[str, torch.Tensor]:
+        (tmp_path / "packed").write_bytes(packed)
+        decompress_update(tmp_path / "packed", TensorFile(tmp_path / "reference"), tmp_path / "restored")
+        return {name: torch.tensor(array) for name, array in TensorFile(tmp_path / "restored").load_all().items()}
+
+    packed = read_model(site.ask("train", site.model, round=1))
+    (tmp_path / "trained").write_bytes(read_model(plain.ask("train", site.model, round=1)))
+    trained, first = TensorFile(tmp_path / "trained").load_all(), restore(packed)
+    kept, _ = open_site(site.config).files_of(site.plan).state.load_before(2)  # type: ignore[misc]
+    assert set(kept) == {"residual/0.weight", "residual/5.weight"}
+    for name in ("0.weight", "5.weight"):
+        left = torch.tensor(trained[name]) - first[name]
+        assert left.any()
+        torch.testing.assert_close(kept[f"residual/{name}"], left, rtol=1e-4, atol=1e-7)
+    again = read_model(site.ask("train", site.model, round=1))
+    assert again == packed  # a repeated round starts from the residual before it
+
+
+def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
+    hospital = HospitalSite(tmp_path)
+    told = read_values(hospital.ask("query"), REPORT)
+    data = open_site(hospital.config).data
+    counts = {name: torch.bincount(getattr(data, name).labels, minlength=3).tolist() for name in ("validation", "test")}
+    released = {name: count_released(of_part, Release(6, 3)) for name, of_part in counts.items()}
+    assert released["validation"] < len(data.validation)  # a rare class that a total would give away
+    assert told["num_images"] == {"train": len(data.train), **released}
+    assert told["thresholds"] == {"k": 6, "k_row": 3}
+    assert told["synthetic"] is False
+    assert told["class_counts"] is None
+
+
+def test_class_counts_are_told_only_where_allowed_and_none_is_small(tmp_path: Path) -> None:
+    hospital = HospitalSite(tmp_path)
+    told = read_values(hospital.restart(share_class_counts=True).ask("query"), REPORT)
+    assert told["class_counts"] is None
+    open_policy = {"suppression": {"k": 1, "k_row": 1}}
+    told = read_values(hospital.restart(share_class_counts=True, policy=open_policy).ask("query"), REPORT)
+    assert sum(map(sum, told["class_counts"].values())) == len(hospital.rows)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> None:
+    hospital = HospitalSite(tmp_path)
+    found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part=part))
+    images = getattr(open_site(hospital.config).data, part)
+    network = Network(hospital.plan)
+    network.fill(hospital.model, {})
+    logits = compute_logits(network.model, images, hospital.plan, device=torch.device("cpu"))
+    groups = ["north"] * len(images)
+    assert_equal(found, release_tables(logits, images.labels, groups, Release(6, 3, scores=part == "test")))
+    own = hospital.state / "runs/run1/own_tables" / f"{hash_model(hospital.model)}.safetensors"
+    assert own.is_file() == (part == "test")  # for the site's own report, made from the test only
+    if part == "test":
+        complete = unpack_tables(own.read_bytes())
+        assert_equal(complete, tables_from_logits(logits, images.labels, groups))
+        assert 0 < found.num_images < complete.num_images == len(images)
+
+
+def test_test_images_are_scored_once_at_a_hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hospital = HospitalSite(tmp_path)
+    first = hospital.ask("evaluate", hospital.model, round=1, part="test")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("client.site.compute_logits", fail)
+    # After a restart, and after a patient withdrew, the answer is the one that was given; the model is not needed.
+    (tmp_path / "withdrawn.txt").write_text(str(hospital.rows[0]["patient"]))
+    restarted = hospital.restart(exclude="withdrawn.txt")
+    again = restarted.ask("evaluate", model_sha256=hash_model(hospital.model), round=1, part="test")
+    assert_equal(read_tables(again), read_tables(first))
+    assert read_values(again, REPORT) == read_values(first, REPORT)
+    with pytest.raises(AssertionError, match="scored again"):  # a threshold that was raised is honoured
+        hospital.restart(policy={"suppression": {"k": 6, "k_row": 8}}).ask(
+            "evaluate", hospital.model, round=1, part="test"
+        )
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_model_that_is_held_need_not_be_sent_again(tmp_path: Path, kind: str) -> None:
+    hospital = HospitalSite(tmp_path)
+    sha256 = hash_model(hospital.model)
+    values = {"round": 1, "part": "validation", "model_sha256": sha256}
+    missing = hospital.ask(kind, **values)
+    assert set(missing.content) == {REPORT}
+    assert read_values(missing, REPORT) == {"missing_model": True}
+
+    def part_of(reply: Message) -> Any:
+        return reply.content["model" if kind == "train" else "tables"]["bytes"].data
+
+    expected = part_of(hospital.ask(kind, hospital.model, remember=True, **values))
+    assert part_of(hospital.ask(kind, **values)) == expected
+    assert part_of(hospital.ask(kind, remember=True, **values)) == expected
+    other = values | {"model_sha256": "0" * 64}
+    assert read_values(hospital.ask(kind, **other), REPORT) == {"missing_model": True}
+    hospital.ask(kind, hospital.model, **values)  # not to be remembered: nothing is held any more
+    assert read_values(hospital.ask(kind, **values), REPORT) == {"missing_model": True}
+
+
+def test_request_that_neither_holds_nor_names_a_model_is_explained(make_federation: Make) -> None:
+    with pytest.raises(WireError, match="no readable part 'model'"):
+        Site(make_federation()).ask("train", round=1)
+
+
+def test_training_goes_on_without_a_withdrawn_patient(tmp_path: Path) -> None:
+    hospital = HospitalSite(tmp_path, policy=POLICY, exclude="withdrawn.txt")
+    (tmp_path / "withdrawn.txt").write_text("")
+    first = hospital.ask("train", hospital.model, round=1)
+    (tmp_path / "withdrawn.txt").write_text(
+        "\n".join(str(row["patient"]) for row in hospital.rows if row["label"] == "c")
+    )
+    second = hospital.ask("train", hospital.model, round=2)
+    data = open_site(hospital.config).data
+    assert read_values(second, REPORT)["num_images"] == len(data.train) < read_values(first, REPORT)["num_images"]
+    assert 2 not in data.train.labels
+    assert 2 not in data.test.labels

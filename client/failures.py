@@ -1,0 +1,209 @@
+"""Why a request to the server failed, and whether it makes sense to try again: one clear line each."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+import httpx
+from flwr.supercore.error import FlowerError
+
+from fedmed.errors import ConnectionRefusedByServerError
+
+# What Flower's node authentication allows: the site's clock 5 s ahead, 305 s behind.
+_MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
+# OpenSSL's codes for a refused certificate (openssl/x509_vfy.h).
+_NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
+_SERVER_BUSY, _BUSY = range(500, 600), {408, 425, 429}
+_UNAUTHORIZED, _FORBIDDEN, _PROXY_LOGIN, _PRECONDITION_FAILED = 401, 403, 407, 412
+
+
+class Outlook(Enum):
+    """What to do about a failure."""
+
+    RETRY = "retry"
+    """It passes by itself."""
+    RETRY_SLOWLY = "retry slowly"
+    """Somebody has to act, but not at this site."""
+    UNKNOWN_SITE = "unknown site"
+    """The server does not accept this site's signature: final, unless the server is just starting."""
+    NOT_ACTIVATED = "not activated"
+    """The site is known, but not let in now: it is connected already, or so the server thinks."""
+    RUN_OVER = "run over"
+    """Nobody waits for this message any more."""
+    FATAL = "fatal"
+    """Somebody has to change something at this site."""
+
+
+class FleetError(ConnectionRefusedByServerError):
+    """A request to the server failed.
+
+    Parameters
+    ----------
+    text : str
+        For the person at this site.
+    outlook : Outlook
+        What to do about it.
+    was_answered : bool
+        Whether an answer of the server arrived, complete.
+    """
+
+    def __init__(self, text: str, outlook: Outlook, *, was_answered: bool = False) -> None:
+        super().__init__(text)
+        self.outlook = outlook
+        self.was_answered = was_answered
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether to try again."""
+        return self.outlook in {Outlook.RETRY, Outlook.RETRY_SLOWLY}
+
+
+def explain_transport(error: httpx.RequestError, server: str, proxy: str | None) -> FleetError:
+    """Return what a failed connection means.
+
+    Parameters
+    ----------
+    error : httpx.RequestError
+        What was raised.
+    server : str
+        ``host:port``.
+    proxy : str, optional
+        ``host:port`` of the HTTP proxy on the way, without its password.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _explain_certificate(cause, server)
+    way = f"{server} through the proxy {proxy}" if proxy else server
+    if isinstance(error, httpx.ProxyError):
+        return _explain_proxy(error, server, proxy)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return FleetError(f"{_explain_connect(error, server, proxy)} Trying again.", Outlook.RETRY)
+    if isinstance(error, httpx.TimeoutException):
+        return FleetError(f"The connection to {way} stalled; trying again.", Outlook.RETRY)
+    return FleetError(f"The connection to {way} was cut; trying again.", Outlook.RETRY)
+
+
+def explain_status(response: httpx.Response, server: str, fingerprint: str) -> FleetError:
+    """Return what an answer that is an error means.
+
+    Parameters
+    ----------
+    response : httpx.Response
+        The answer.
+    server : str
+        ``host:port``.
+    fingerprint : str
+        Of this site's public key, to read out over the phone.
+    """
+    status = response.status_code
+    if status == _UNAUTHORIZED:
+        return _explain_unauthorized(response, server, fingerprint)
+    if status == _FORBIDDEN and FlowerError.from_json(response.text) is not None:
+        return FleetError("The server no longer waits for this.", Outlook.RUN_OVER, was_answered=True)
+    if status == _PRECONDITION_FAILED:
+        text = f"{server} does not let this site in at the moment."
+        return FleetError(text, Outlook.NOT_ACTIVATED, was_answered=True)
+    if status == _FORBIDDEN:
+        text = f"Something on the way to {server} forbids the connection (HTTP 403), perhaps a firewall: ask IT."
+        return FleetError(text, Outlook.RETRY_SLOWLY, was_answered=True)
+    if status in _SERVER_BUSY or status in _BUSY:
+        text = f"{server} cannot answer at the moment (HTTP {status}); trying again."
+        return FleetError(text, Outlook.RETRY, was_answered=True)
+    return FleetError(
+        f"What listens at {server} answered HTTP {status}, which flower-server of this version does not. Compare the "
+        "address in client.yaml and the version of fedmed with those of the coordinating site.",
+        Outlook.FATAL,
+        was_answered=True,
+    )
+
+
+def clock_ahead_s(response: httpx.Response) -> float | None:
+    """Return by how many seconds, to one, this machine's clock is ahead of the server's; None if it says no time."""
+    try:
+        date = parsedate_to_datetime(response.headers.get("date", ""))
+    except ValueError:
+        return None
+    return (datetime.now(UTC) - date).total_seconds() if date.tzinfo else None
+
+
+def _explain_unauthorized(response: httpx.Response, server: str, fingerprint: str) -> FleetError:
+    ahead = clock_ahead_s(response)
+    if ahead is not None and not -_MOST_BEHIND_S < ahead - 1.0 < _MOST_AHEAD_S - 1.0:
+        direction = "ahead of" if ahead > 0 else "behind"
+        text = (
+            f"{server} refused this site because the clock of this machine is {abs(ahead):.0f} s {direction} the "
+            "server's; up to 5 s ahead is allowed. Set the clock (NTP) and start again."
+        )
+    else:
+        text = (
+            f"{server} does not accept this site: its key {fingerprint} is unknown there or was revoked, or the clocks "
+            "differ. Read this fingerprint out to the coordinating site; they add a site with flower-server --add-site."
+        )
+    return FleetError(text, Outlook.UNKNOWN_SITE, was_answered=True)
+
+
+def _explain_certificate(error: ssl.SSLCertVerificationError, server: str) -> FleetError:
+    code = error.verify_code
+    if code == _EXPIRED:
+        return FleetError(
+            f"The certificate of {server} has expired. Ask the coordinating site to renew it (starting flower-server "
+            "again does); this site's kit stays as it is. Trying again from time to time.",
+            Outlook.RETRY_SLOWLY,
+        )
+    if code == _NOT_YET_VALID:
+        return FleetError(
+            f"The certificate of {server} is not valid yet by the clock of this machine. Set the clock (NTP). "
+            "Trying again from time to time.",
+            Outlook.RETRY_SLOWLY,
+        )
+    if code in {_WRONG_HOST, _WRONG_ADDRESS}:
+        host = server.rpartition(":")[0]
+        return FleetError(
+            f"The certificate of {server} is for another name than '{host}'. Write one of its names after 'server' in "
+            "client.yaml (flower-client --check lists them), or have the name added: alternative_names in server.yaml.",
+            Outlook.FATAL,
+        )
+    return FleetError(
+        f"The certificate of {server} is not signed by the authority in the file 'ca' of client.yaml "
+        f"({error.verify_message}). Either this kit is of another federation: ask for this site's kit. Or a proxy of "
+        "the hospital opens TLS connections: ask IT to exempt this address.",
+        Outlook.FATAL,
+    )
+
+
+def _explain_proxy(error: httpx.ProxyError, server: str, proxy: str | None) -> FleetError:
+    # The text of the error is the proxy's answer, such as "407 Proxy Authentication Required"; it holds no password.
+    if str(error).startswith(str(_PROXY_LOGIN)):
+        return FleetError(
+            f"The proxy {proxy} asks for a user name and a password. Leave 'proxy' in client.yaml empty and set the "
+            "environment variable HTTPS_PROXY to http://user:password@host:port.",
+            Outlook.FATAL,
+        )
+    return FleetError(
+        f"The proxy {proxy} does not connect to {server} ({error}). Ask IT to allow it. Trying again.", Outlook.RETRY
+    )
+
+
+def _explain_connect(error: httpx.RequestError, server: str, proxy: str | None) -> str:
+    target = f"the proxy {proxy}" if proxy else server
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            return f"No address is known for {target}: the name is wrong, or this machine has no DNS."
+        if isinstance(cause, ConnectionRefusedError):
+            return f"Nothing listens at {target}: flower-server is not running, or a firewall refuses the connection."
+        if isinstance(cause, ssl.SSLError):
+            reason = cause.reason or "cut"
+            return f"{server} does not complete the TLS handshake ({reason}); is the port right?"
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"No answer from {target}: a firewall may block the way."
+    return f"{target} cannot be reached."
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__

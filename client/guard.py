@@ -1,0 +1,277 @@
+"""Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
+
+What may leave is listed here, in :data:`LEAVING`. A reply with anything else in it is not sent. Every message leaves a
+trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent`` with name,
+bytes and SHA-256 of every part, written before the part leaves.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client.local import Hospital, find_hospital
+from client.policy import (
+    Refusal,
+    check_disk,
+    check_hours,
+    check_plan,
+    check_size,
+    check_test,
+    choose_release,
+    refuse,
+)
+from client.request import Request, message_kind, read_request, try_plan
+from client.worker import describe_error
+from fedmed.audit import AuditLog
+from fedmed.deployment import PolicyConfig
+from fedmed.errors import PolicyError
+from fedmed.fairness.suppression import find_breach
+from fedmed.network import hash_model
+from fedmed.training import TrainingError
+from fedmed.wire import MODEL, REPORT, REQUEST, STYPE, TABLES, WireError, read_tables
+
+LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "query": {
+        REPORT: frozenset(
+            {"site", "num_images", "model_digest", "versions", "class_counts", "synthetic", "thresholds"}
+        ),
+    },
+    "train": {
+        REPORT: frozenset({"num_images", "loss", "learning_rate", "train_s", "missing_model"}),
+        MODEL: frozenset(),
+    },
+    "evaluate": {
+        REPORT: frozenset({"model_sha256", "missing_model"}),
+        TABLES: frozenset(),
+    },
+}
+"""All that leaves a site: kind of message -> part -> keys of the report."""
+
+AUDIT_FILE = "audit.jsonl"
+_ARRIVING = (REQUEST, MODEL)
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
+_logger = logging.getLogger("fedmed.client")
+
+Part = dict[str, Any]
+Clock = Callable[[], datetime]
+
+
+class Guard:
+    """Checks and records what a site receives and sends.
+
+    Parameters
+    ----------
+    policy : PolicyConfig
+        What the site allows.
+    audit : AuditLog
+        Where everything is written down.
+    state_dir : Path
+        Folder whose size is limited.
+    clock : callable
+        Gives the local time.
+    """
+
+    def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
+        self._policy, self._audit, self._state_dir, self._clock = policy, audit, state_dir, clock
+        self._exclusions: object = None
+        audit.append("policy", **policy.model_dump(mode="json"))
+
+    def receive(self, message: Message) -> Request:
+        """Record a message and read what it asks for.
+
+        Raises
+        ------
+        WireError
+            If it is not what was agreed.
+        """
+        parts = list_parts(message.content) if message.has_content() else []
+        request: Request | None = None
+        problem: WireError | None = None
+        try:
+            request = read_request(message)
+        except WireError as error:
+            problem = error
+        if any(part["name"] not in _ARRIVING or part["sha256"] is None for part in parts):
+            problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(_ARRIVING)}.")
+        self._audit.append("received", **_describe(message, request), parts=parts)
+        if problem is not None or request is None:
+            raise problem or WireError("The message cannot be read.")
+        return request
+
+    def check(self, message: Message, request: Request) -> None:
+        """Check a request against the policy and against what is installed here.
+
+        Raises
+        ------
+        PolicyError
+            If it goes beyond the policy.
+        WireError
+            If its plan cannot be carried out.
+        """
+        refusals = self._find_refusals(request, sum(part["bytes"] for part in list_parts(message.content)))
+        if refusals:
+            told = [asdict(refusal) for refusal in refusals]
+            self._audit.append("refused", **_describe(message, request), refusals=told)
+            refuse(refusals)
+        try_plan(request.plan)
+
+    def note_exclusions(self, hospital: Hospital) -> None:
+        """Record how many images are left out because patients withdrew, whenever that has changed."""
+        counts = hospital.data.exclusion_counts if hospital.data is not None else None
+        if counts is not None and counts is not self._exclusions:
+            self._audit.append("exclusions", **asdict(counts))
+            self._exclusions = counts
+
+    def release(self, message: Message, request: Request, reply: Message, site: str) -> None:
+        """Check a reply against the list of what may leave, and record it. It may leave after this returns.
+
+        Raises
+        ------
+        PolicyError
+            If there is anything in it that is not on the list.
+        """
+        parts = list_parts(reply.content) if reply.has_content() else []
+        problem = _find_stranger(request.kind, parts) or self._find_breach(request, reply, site)
+        if problem is not None:
+            self._audit.append("withheld", **_describe(message, request), reason=problem)
+            raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
+        self._audit.append("sent", **_describe(message, request), parts=parts)
+
+    def record_failure(self, message: Message, request: Request | None, error: Exception) -> None:
+        """Record an error and the text about it that leaves."""
+        text = describe_error(error)
+        data = text.encode()
+        part = {"name": "error", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if not isinstance(error, PolicyError):  # recorded already
+            self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
+        self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
+
+    def _find_refusals(self, request: Request, num_bytes: int) -> list[Refusal]:
+        policy = self._policy
+        return [
+            *check_plan(policy, request.plan),
+            *check_test(policy, request.part),
+            *(check_hours(policy, self._clock()) if request.kind == "train" else []),
+            *check_disk(policy, self._state_dir),
+            *check_size(policy, num_bytes),
+        ]
+
+    def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
+        if TABLES not in reply.content:
+            return None
+        tables = read_tables(reply)
+        if not set(tables.groups) <= {site}:
+            return "its tables are of other groups than the site"
+        breach = find_breach(tables, choose_release(self._policy, request.part))
+        return None if breach is None else f"its tables must not leave, because {breach}"
+
+
+def guard_messages(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Let a message through to the app and its reply out; in a simulation, as they are.
+
+    A modifier as Flower's ``ClientApp`` takes it.
+    """
+    hospital = find_hospital(context.node_config)
+    if hospital is None:
+        return call_next(message, context)
+    guard = _find_guard(hospital)
+    request: Request | None = None
+    try:
+        request = guard.receive(message)
+        guard.check(message, request)
+        hospital.open_site()
+        guard.note_exclusions(hospital)
+        reply = call_next(message, context)
+        guard.note_exclusions(hospital)
+        guard.release(message, request, reply, hospital.config.name)
+    except Exception as error:
+        explained = _explain(error)
+        _logger.warning("A request was not answered: %s", describe_error(explained))
+        guard.record_failure(message, request, explained)
+        if explained is error:
+            raise
+        raise explained from error
+    return reply
+
+
+def list_parts(content: RecordDict) -> list[Part]:
+    """Return name, bytes and SHA-256 of every part of a message, with the keys of a request or report.
+
+    A part of an unknown form has no digest, and is never accepted or sent.
+    """
+    return [_describe_part(str(name), record) for name, record in content.items()]
+
+
+@functools.lru_cache(maxsize=4)
+def _make_guard(state_dir: Path, policy_json: str) -> Guard:
+    policy = PolicyConfig.model_validate_json(policy_json)
+    return Guard(policy, AuditLog(state_dir / AUDIT_FILE), state_dir)
+
+
+def _find_guard(hospital: Hospital) -> Guard:
+    return _make_guard(hospital.state_dir, hospital.config.policy.model_dump_json())
+
+
+def _describe(message: Message, request: Request | None) -> dict[str, Any]:
+    """Return what an entry says of the message that it is about."""
+    about: dict[str, Any] = {"kind": message_kind(message)[:60]}
+    if request is not None:
+        about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
+    return about
+
+
+def _describe_part(name: str, record: object) -> Part:
+    data, keys = _read_record(record)
+    part: Part = {"name": name[:60], "bytes": 0 if data is None else len(data), "sha256": None}
+    if data is not None:
+        part["sha256"] = hash_model(data) if name == MODEL else hashlib.sha256(data).hexdigest()
+    return part if keys is None else part | {"keys": keys}
+
+
+def _read_record(record: object) -> tuple[bytes | None, list[str] | None]:
+    """Return the bytes of a record of one of the agreed forms, and the keys of a request or report."""
+    if isinstance(record, ConfigRecord) and set(record) == {"json"}:
+        text = record["json"]
+        keys = _read_keys(text) if isinstance(text, str) else None
+        return (None, None) if keys is None else (str(text).encode(), keys)
+    if isinstance(record, ArrayRecord) and set(record) == {"bytes"}:
+        array = record["bytes"]
+        if (array.stype, array.dtype, array.shape) == (STYPE, "uint8", (len(array.data),)):
+            return array.data, None
+    return None, None
+
+
+def _read_keys(text: str) -> list[str] | None:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return sorted(values) if isinstance(values, dict) else None
+
+
+def _find_stranger(kind: str, parts: list[Part]) -> str | None:
+    """Return what in a reply is not on the list; without its name, which might tell something itself."""
+    allowed = LEAVING[kind]
+    if not parts or any(part["name"] not in allowed or part["sha256"] is None for part in parts):
+        return "it holds a part that is not on the list of what may leave, or none"
+    strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
+    return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
+
+
+def _explain(error: Exception) -> Exception:
+    """Return an error that a person can act on where one is known."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if told or isinstance(error, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+        return TrainingError(
+            "This site has too little memory for the task. Lower training.batch_size or data.image_size in "
+            "server.yaml, choose a smaller model, or raise policy.gpu_share in the site's client.yaml."
+        )
+    return error

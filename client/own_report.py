@@ -1,0 +1,95 @@
+"""A site's own report: the released model on the test images of this site alone, with nothing held back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmed.deployment import ClientConfig
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.report import ReportContent, write_report
+from fedmed.run_folder import describe_environment
+from fedmed.wire import unpack_tables
+
+_STAYS = (
+    "This page is for {site} alone and must not leave it: it holds figures of small groups and rare classes that the "
+    "site withholds from everybody else."
+)
+_SCOPE = (
+    "All figures are of this site's own test images, except for the course of the rounds (loss, pooled validation "
+    "figures), which is that of the whole federation. The federation's report is in the folder federation_report."
+)
+_NO_TABLES = (
+    "This site has no tables of its test images for the released model, because it did not take part in the test or "
+    "its state was removed. So there are no figures of this site."
+)
+
+
+def write_own_report(config: ClientConfig, manifest: Mapping[str, Any], history: list[dict[str, Any]]) -> bool:
+    """Write ``state_dir/report/index.html`` and ``report.json``.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        Settings of this site.
+    manifest : mapping
+        Content of the released model's ``manifest.json``.
+    history : list of dict
+        The federation's rounds, without what they say about single sites.
+
+    Returns
+    -------
+    bool
+        Whether there are figures of this site; without them the report says why.
+
+    Raises
+    ------
+    FedmedError
+        If this site's tables are damaged.
+    KeyError, TypeError, ValueError
+        If the manifest or the history is not as agreed.
+    """
+    tables = _read_tables(config, str(manifest["run_id"]), str(manifest["model_sha256"]))
+    classes = tuple(manifest["classes"])
+    notes = [_STAYS.format(site=config.name), _SCOPE]
+    if tables is None:
+        notes.append(_NO_TABLES)
+    environment = describe_environment()
+    environment.pop("command")  # it holds paths
+    content = ReportContent(
+        title=f"The released model at {config.name}",
+        config=manifest["plan"],
+        environment=environment,
+        classes=classes,
+        chosen_round=int(manifest["chosen_round"]),
+        rounds_done=len(history),
+        history=history,
+        validation={},
+        test={} if tables is None else {config.name: tables},
+        composition=_read_composition(config, classes),
+        synthetic=config.data.source == "phantom",
+        notes=notes,
+        seed=int(manifest["plan"]["seed"]),
+        thresholds={"k": 1, "k_row": 1},
+        command="flower-client --fetch-model",
+    )
+    write_report(Path(config.state_dir), content)
+    return tables is not None
+
+
+def _read_tables(config: ClientConfig, run_id: str, model_sha256: str) -> EvaluationTables | None:
+    path = Path(config.state_dir) / "runs" / run_id / "own_tables" / f"{model_sha256}.safetensors"
+    return unpack_tables(path.read_bytes()) if path.is_file() else None
+
+
+def _read_composition(config: ClientConfig, classes: tuple[str, ...]) -> dict[str, dict[str, list[int]]] | None:
+    """Return this site's images by part and class; None where the split does not say, as after withdrawals."""
+    try:
+        index = json.loads((Path(config.state_dir) / "splits" / "splits.json").read_text(encoding="utf-8"))
+        composition: dict[str, dict[str, list[int]]] = index["composition"]
+    except (OSError, ValueError, KeyError):
+        return None
+    name = config.data_site or (next(iter(composition)) if len(composition) == 1 else None)
+    if config.exclude is not None or name not in composition or tuple(index["classes"]) != classes:
+        return None
+    return {config.name: composition[name]}

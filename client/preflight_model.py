@@ -1,0 +1,255 @@
+"""Checks of the machine against the plan: processor, the model, memory, disk and one training step."""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from client.exclusions import select_images
+from client.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
+from client.preflight_bench import Bench, CheckFailedError, CheckResult
+from client.request import try_plan
+from fedmed.config import Plan
+from fedmed.data import ImagePart
+from fedmed.network import Network, get_network
+from fedmed.training import fit, select_device
+
+GIB = 2**30
+_SLOW_STEP_S = 20.0
+_CAREFUL_SHARE = 0.8
+_FLOAT_BYTES = 4
+_ACTIVATION_FACTOR = 2  # what a layer gives, and its gradient or an intermediate result of it
+_SPARE_DISK_BYTES = 512 * 2**20
+_MODELS_ON_DISK = 8  # states of two or three rounds, the residual beside each, the released model while it is replaced
+
+
+def check_device(bench: Bench, name: str) -> CheckResult:
+    """Say what training will run on."""
+    device = select_device(bench.config.device)
+    if device.type == "cpu":
+        threads = bench.config.threads or os.cpu_count() or 1
+        return CheckResult(name, "ok", f"CPU, {threads} threads on {os.cpu_count()} cores")
+    free, total = torch.cuda.mem_get_info()
+    share = bench.config.policy.gpu_share
+    found = f"{torch.cuda.get_device_name(0)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if free < share * total / 2:
+        return CheckResult(
+            name, "warning", found, "Another program uses much of the GPU. Stop it, or set `device: cpu`."
+        )
+    return CheckResult(name, "ok", f"{found}; {share:.0%} may be used (policy.gpu_share)")
+
+
+def check_model(bench: Bench, name: str) -> CheckResult:
+    """Build the network and compare its definition with the server's."""
+    plan = bench.get_plan()
+    try_plan(plan)
+    bench.network = network = get_network(plan)
+    parameters = sum(parameter.numel() for parameter in network.model.parameters())
+    size = _count_shared_bytes(network)
+    found = f"{plan.model.name}, {parameters / 1e6:.1f} million parameters, {size / 2**20:.1f} MiB"
+    too_large = check_size(bench.config.policy, size)
+    if too_large:
+        raise CheckFailedError(f"{found}. {_say_refusal(too_large[0])}", too_large[0].advice)
+    wanted = (bench.hello or {}).get("model_digest")
+    if wanted is None:
+        return CheckResult(name, "ok", f"{found}; the server has not told its digest yet")
+    if wanted != network.digest():
+        raise CheckFailedError(
+            f"{found}. Its definition differs from the server's (digest {network.digest()[:12]} here, "
+            f"{str(wanted)[:12]} there).",
+            "Install the same version of fedmed at both ends.",
+        )
+    return CheckResult(name, "ok", f"{found}; the same definition as at the server (digest {wanted[:12]})")
+
+
+def check_policy(bench: Bench, name: str) -> CheckResult:
+    """Compare the plan with what this site allows."""
+    plan, policy = bench.get_plan(), bench.config.policy
+    refused = check_plan(policy, plan) + check_disk(policy, Path(bench.config.state_dir))
+    if refused:
+        raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
+    limited = check_hours(policy, datetime.now()) + check_test(policy, "test")
+    limits = policy.suppression
+    allowed = f"the plan is allowed; groups from {limits.k} and rows from {limits.k_row} images are counted"
+    if limited:
+        return CheckResult(name, "warning", f"{allowed}. {' '.join(map(_say_refusal, limited))}", limited[0].advice)
+    return CheckResult(name, "ok", allowed)
+
+
+def check_memory(bench: Bench, name: str) -> CheckResult:
+    """Estimate what training needs and compare it with what is free."""
+    plan, network = bench.get_plan(), bench.get_network()
+    device = select_device(bench.config.device)
+    training = estimate_training_bytes(network.model, plan)
+    process = 3 * _count_shared_bytes(network) + bench.config.data.cache_mib * 2**20
+    places = [("main memory", process + (training if device.type == "cpu" else 0), find_free_memory())]
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        places.append(("GPU memory", training, min(free, int(total * bench.config.policy.gpu_share))))
+    found = "; ".join(f"about {need / GIB:.1f} of {free / GIB:.1f} GiB {place}" for place, need, free in places)
+    advice = (
+        "Close other programs, lower data.cache_mib, or use a machine with more memory. The coordinating site can "
+        f"lower training.batch_size (now {plan.training.batch_size}) or data.image_size (now {plan.image_size})."
+    )
+    if any(need > free for _, need, free in places):
+        return CheckResult(name, "failed", f"{found}: it does not fit", advice)
+    tight = any(need > _CAREFUL_SHARE * free for _, need, free in places)
+    return CheckResult(name, "warning" if tight else "ok", found, advice if tight else "")
+
+
+def check_room(bench: Bench, name: str) -> CheckResult:
+    """Compare what the plan's model needs in the state folder with what is free and allowed."""
+    state_dir, policy = Path(bench.config.state_dir), bench.config.policy
+    need = _MODELS_ON_DISK * _count_shared_bytes(bench.get_network()) + _SPARE_DISK_BYTES
+    used = measure_folder(state_dir)
+    free = shutil.disk_usage(state_dir).free
+    found = (
+        f"about {need / GIB:.1f} GiB needed; {free / GIB:.1f} GiB free; {used / GIB:.1f} of "
+        f"{policy.max_disk_gib:g} GiB used (policy.max_disk_gib)"
+    )
+    if need > free:
+        raise CheckFailedError(found, "Free some space, or choose another disk with `state_dir`.")
+    if used + need > policy.max_disk_gib * GIB:
+        raise CheckFailedError(found, "Raise policy.max_disk_gib, or remove old federations: flower-client --forget.")
+    return CheckResult(name, "ok", found)
+
+
+def check_step(bench: Bench, name: str) -> CheckResult:
+    """Train on one batch, and say how long an epoch will take."""
+    plan, site = bench.get_plan(), bench.get_site()
+    device = select_device(bench.config.device)
+    size = min(plan.training.batch_size, len(site.data.train))
+    with use_threads(bench.config.threads):
+        try:
+            step_s, peak = _time_step(bench.get_network().model, site.data.train, size, plan, device)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise CheckFailedError(
+                f"The memory is not enough for one batch of {size} images.",
+                "Close other programs, or ask the coordinating site for a smaller training.batch_size.",
+            ) from None
+    steps = math.ceil(len(site.data.train) / plan.training.batch_size)
+    epochs = plan.training.epochs_per_round
+    round_s = step_s * steps * epochs
+    found = (
+        f"{size} images in {format_seconds(step_s)}; an epoch of {len(site.data.train)} images about "
+        f"{format_seconds(step_s * steps)}, a round of {epochs} epochs {format_seconds(round_s)}{peak}"
+    )
+    deadline = (bench.hello or {}).get("round_deadline_s")
+    if deadline is not None and round_s > deadline:
+        return CheckResult(
+            name,
+            "warning",
+            f"{found}; the server waits {format_seconds(deadline)} (round_deadline_s)",
+            "This site would miss every round. Use a GPU or more threads, or ask for a longer round_deadline_s.",
+        )
+    return CheckResult(name, "ok", found)
+
+
+def estimate_training_bytes(model: nn.Module, plan: Plan) -> int:
+    """Estimate the memory of one training step.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    plan : Plan
+        Batch, image size and optimizer.
+
+    Notes
+    -----
+    Weights, their gradients, the optimizer's one or two values a weight (and FedProx's copy), and twice what the layers
+    give for one image, times the batch.
+    """
+    state = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
+    weights = sum(int(parameter.nbytes) for parameter in model.parameters() if parameter.requires_grad)
+    optimizer = plan.training.optimizer
+    copies = 1 + (2 if optimizer.name != "sgd" else int(optimizer.momentum > 0)) + int(plan.training.proximal_mu > 0)
+    outputs = _count_outputs(model, plan.image_size) * _FLOAT_BYTES
+    return state + copies * weights + _ACTIVATION_FACTOR * outputs * plan.training.batch_size
+
+
+def find_free_memory() -> int:
+    """Return the main memory that is free, in bytes, within the limit of a container if there is one."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _read_lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _read_lines(Path("/sys/fs/cgroup/memory.max")), _read_lines(Path("/sys/fs/cgroup/memory.current"))
+    if limit and used and limit[0].isdecimal():
+        free = min(free, int(limit[0]) - int(used[0]))
+    return free
+
+
+@contextmanager
+def use_threads(threads: int | None) -> Iterator[None]:
+    """Run a block with as many PyTorch threads as the worker will have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time for a person."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _say_refusal(refusal: Refusal) -> str:
+    return f"policy.{refusal.key}: {refusal.found}; allowed: {refusal.allowed}."
+
+
+def _time_step(model: nn.Module, part: ImagePart, size: int, plan: Plan, device: torch.device) -> tuple[float, str]:
+    """Return the seconds of a step and a word about the GPU's memory; a quick step is repeated with other images."""
+    training = plan.training.model_copy(update={"epochs_per_round": 1, "batch_size": max(size, 2)})
+    one_step = plan.model_copy(update={"training": training})
+    seconds = math.inf
+    for first in (0, 1):
+        indices = [(first + place * len(part) // size) % len(part) for place in range(size)]
+        images = select_images(part, indices)
+        result = fit(model, images, one_step, site="check", round_number=1, device=device)
+        seconds = min(seconds, result.train_s)
+        if seconds > _SLOW_STEP_S:
+            break
+    peak = f"; GPU memory at most {torch.cuda.max_memory_allocated() / GIB:.1f} GiB" if device.type == "cuda" else ""
+    return seconds, peak
+
+
+def _count_outputs(model: nn.Module, image_size: int) -> int:
+    """Return how many numbers the layers give for one image."""
+    total = 0
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal total
+        total += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    leaves = [module for module in model.modules() if not any(module.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        with torch.inference_mode():
+            model.cpu().eval()(torch.zeros(1, 3, image_size, image_size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def _count_shared_bytes(network: Network) -> int:
+    state = network.model.state_dict()
+    return sum(int(state[name].nbytes) for name in network.shared)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().split("\n")
+    except OSError:
+        return []

@@ -1,0 +1,144 @@
+"""Exactly what would leave this site: the replies are really built, in a folder of their own, and thrown away.
+
+The site's own ClientApp answers, policy and all, with few images in place of all: as many of every class as decide
+which rows of the tables are withheld. What leaves does not depend on the others, except for digits of numbers.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.guard import list_parts
+from client.preflight_bench import Bench, Check, CheckResult
+from client.preflight_data import WHOLE
+from client.preflight_model import use_threads
+from client.site import app
+from fedmed.config import Compression, Plan
+from fedmed.config_files import dump_config
+from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
+from fedmed.deployment import ClientConfig
+from fedmed.errors import PolicyError
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.wire import REQUEST, TABLES, make_content, read_tables
+
+_SMALL = "small"
+_RUN_ID = "check"
+_TRAIN_ROWS = 2
+_NEEDS = ("classes", "policy", "training step")
+
+Values = dict[str, Any]
+
+
+def list_size_checks() -> tuple[Check, ...]:
+    """Return one check for each kind of message."""
+    rounds: list[tuple[str, str, Values, Compression]] = [
+        (f"leaves: update, {kind}", "train", {"round": 1}, kind) for kind in get_args(Compression)
+    ]
+    rounds += [
+        (f"leaves: {part} tables", "evaluate", {"round": 1, "part": part}, "none") for part in ("validation", "test")
+    ]
+    checks = [Check("leaves: description", partial(_check_reply, "query", {}, "none"), _NEEDS)]
+    checks += [Check(name, partial(_check_reply, kind, values, how), _NEEDS) for name, kind, values, how in rounds]
+    return tuple(checks)
+
+
+def _check_reply(kind: str, values: Values, compression: Compression, bench: Bench, name: str) -> CheckResult:
+    """Build one reply and list its parts."""
+    plan = bench.get_plan().model_copy(update={"run_id": _RUN_ID, "compression": compression})
+    folder = bench.folder / (WHOLE if kind == "query" else _SMALL)
+    if folder.name == _SMALL:
+        _shrink_site(bench, folder)
+    try:
+        with use_threads(bench.config.threads):
+            reply = _ask(kind, values, plan, bench, folder)
+    except PolicyError as error:
+        return CheckResult(name, "ok", f"nothing: {error}")
+    in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
+    return CheckResult(
+        name, "ok", f"{'; '.join(map(_describe_part, list_parts(reply.content)))}{in_use}" + _say_rows(reply)
+    )
+
+
+def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:
+    """Return the ClientApp's reply to a request as the server would make it."""
+    model = None if kind == "query" else bench.get_network().pack()
+    request = {**values, "plan": plan.model_dump(mode="json"), "best_round": None}
+    # Flower's messages name the task that they belong to; here it is none.
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    message = Message(make_content(REQUEST, request, model=model), dst_node_id=1, message_type=kind)
+    settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
+    context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
+    return app(message, context)
+
+
+def _write_settings(config: ClientConfig, folder: Path) -> Path:
+    """Write the site's settings with another state folder, and without hours, which decide when and not what."""
+    policy = config.policy.model_copy(update={"hours": None})
+    file = folder / "client.yaml"
+    if not file.is_file():
+        file.write_text(dump_config(config.model_copy(update={"state_dir": str(folder), "policy": policy})))
+    return file
+
+
+def _shrink_site(bench: Bench, folder: Path) -> None:
+    """Make a state folder whose split has few images."""
+    source, target = bench.folder / WHOLE / "splits", folder / "splits"
+    if target.is_dir():
+        return
+    target.mkdir(parents=True)
+    index = SplitIndex(**json.loads((source / "splits.json").read_text(encoding="utf-8")))
+    limits = bench.config.policy.suppression
+    most = {"train": _TRAIN_ROWS, "validation": max(limits.k, limits.k_row), "test": max(limits.k, limits.k_row)}
+    keep = _make_filter(bench)
+    rows = {site: _choose_rows(read_site(source, index, site), most, keep) for site in index.composition}
+    common = {
+        key: getattr(index, key) for key in ("settings", "fingerprint", "classes", "attribute_names", "num_bad_rows")
+    }
+    write_splits(target, common, rows)
+
+
+def _make_filter(bench: Bench) -> Callable[[SplitRow], bool]:
+    """Return whether an image may be used: those of patients who withdrew must not stand for the others."""
+    data = bench.get_site().data
+    items = {*data.train.items, *data.validation.items, *data.test.items}
+    return lambda row: row.item.key in items
+
+
+def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[[SplitRow], bool]) -> list[SplitRow]:
+    """Return the first few rows of every part and class."""
+    seen: dict[tuple[str, int], int] = {}
+    chosen = []
+    for row in filter(keep, rows):
+        place = row.part, row.item.label
+        seen[place] = seen.get(place, 0) + 1
+        if seen[place] <= most[row.part]:
+            chosen.append(row)
+    return chosen
+
+
+def _describe_part(part: dict[str, Any]) -> str:
+    keys = f" ({', '.join(part['keys'])})" if part.get("keys") else ""
+    return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
+
+
+def _say_rows(reply: Message) -> str:
+    """Say which classes the tables count."""
+    if TABLES not in reply.content:
+        return ""
+    tables = read_tables(reply)
+    images = tables.counts.sum(axis=(0, 2))
+    return f"; counts by true class for {int((images > 0).sum())} of {len(images)} classes, {_say_scores(tables)}"
+
+
+def _say_scores(tables: EvaluationTables) -> str:
+    return "with histograms of scores" if tables.scores.sum() else "without histograms of scores"
+
+
+def format_bytes(number: int) -> str:
+    """Return an exact number of bytes, and in MiB where it is large."""
+    return f"{number:,} bytes" if number < 2**20 else f"{number:,} bytes ({number / 2**20:.1f} MiB)"

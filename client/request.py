@@ -1,0 +1,215 @@
+"""What the server asks of a site: read, checked, and with the model that it is about.
+
+Nothing that arrives is trusted: each value is checked for its type and range, and what a plan names must be something
+that is installed here. All errors here may be told to the server, since they speak only of what it sent.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from pydantic import ValidationError
+
+from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
+from fedmed.data import make_eval_transform, make_train_transform
+from fedmed.errors import FedmedError
+from fedmed.losses import build_loss
+from fedmed.network import get_network, hash_model
+from fedmed.wire import MODEL, REQUEST, WireError, read_model, read_values
+
+PARTS = ("validation", "test")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_IMAGE_SIZES = range(16, 1025)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of the server."""
+
+    kind: str
+    """``query``, ``train`` or ``evaluate``."""
+    plan: Plan
+    round: int = 0
+    """From 1 in training; 0 is the model at the start."""
+    part: str | None = None
+    """Which images to score: ``validation`` or ``test``."""
+    best_round: int | None = None
+    model_sha256: str | None = None
+    """Hash of the model, also where the message does not bring it."""
+    remember: bool = False
+    """Whether the model should be kept in memory for the next request."""
+
+
+def read_request(message: Message) -> Request:
+    """Read and check what a message asks for.
+
+    Raises
+    ------
+    WireError
+        With the value found and what is allowed.
+    """
+    kind = message_kind(message)
+    try:
+        values = read_values(message, REQUEST)
+    except RecursionError:
+        raise WireError("The request is nested too deeply to be read.") from None
+    plan = _read_plan(values)
+    request = Request(
+        kind=kind,
+        plan=plan,
+        round=_read_round(values, plan) if kind != "query" else 0,
+        part=_read_choice(values, "part", PARTS) if kind == "evaluate" else None,
+        best_round=_read_optional_count(values, "best_round"),
+        model_sha256=_read_hash(values),
+        remember=values.get("remember", False) is True,
+    )
+    if kind == "train" and request.round == 0:
+        raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
+    return request
+
+
+def message_kind(message: Message) -> str:
+    """Return ``query``, ``train`` or ``evaluate``."""
+    return message.metadata.message_type.partition(".")[0]
+
+
+def check_classes(request: Request, own: tuple[str, ...]) -> None:
+    """Check that the server's classes are this site's.
+
+    Raises
+    ------
+    WireError
+        Without the site's own classes, which come from its table and may hold anything.
+    """
+    if tuple(request.plan.classes) != own:
+        raise WireError(
+            f"The server's classes are {request.plan.classes}, this site's {len(own)} are others or in another order. "
+            "They must be the same, in the same order: list them as data.classes in the site's client.yaml; "
+            "flower-client --check shows both."
+        )
+
+
+def try_plan(plan: Plan) -> None:
+    """Build what a plan names.
+
+    Raises
+    ------
+    WireError
+        If it cannot be carried out with what is installed here.
+    """
+    _try_plan(plan.model_dump_json())
+
+
+@functools.lru_cache(maxsize=1)
+def _try_plan(plan_json: str) -> None:
+    plan = Plan.model_validate_json(plan_json)
+    try:
+        make_train_transform(plan.augmentation, plan.image_size)
+        make_eval_transform(plan.augmentation, plan.image_size)
+        build_loss(plan.loss, [1] * len(plan.classes))
+        get_network(plan)
+    except FedmedError as error:
+        raise WireError(f"The server's plan cannot be carried out here: {error}") from None
+    except Exception as error:  # options come from the network and may be anything
+        raise WireError(
+            f"The server's plan cannot be carried out here: building its model and loss ended with a "
+            f"{type(error).__name__}. Check model and loss in server.yaml."
+        ) from error
+
+
+class ModelMemory:
+    """The last model that this process received, for requests that come without it."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, bytes] | None = None
+
+    def take(self, message: Message, request: Request) -> bytes | None:
+        """Return the packed model that a request is about, or None if it must be sent first.
+
+        Raises
+        ------
+        WireError
+            If the message neither holds nor names a model, or holds another than it names.
+        """
+        if request.model_sha256 is not None and MODEL not in message.content:
+            kept = self._kept
+            return kept[1] if kept is not None and kept[0] == request.model_sha256 else None
+        packed = read_model(message)
+        self._kept = None
+        if request.remember:
+            digest = hash_model(packed)
+            if digest != request.model_sha256:
+                raise WireError("The model that arrived is not the one that the request names; its hash differs.")
+            self._kept = (digest, packed)
+        return packed
+
+
+def _read_plan(values: Mapping[str, Any]) -> Plan:
+    try:
+        plan = Plan.model_validate(values["plan"])
+    except (KeyError, ValidationError, RecursionError):
+        raise WireError(
+            "The server's plan cannot be read here. Server and site must run the same version of fedmed."
+        ) from None
+    for option in LOCAL_MODEL_OPTIONS:
+        if option in plan.model.options:
+            raise WireError(
+                f"The server's plan sets the model option '{option}', which names a file of the coordinating site and "
+                "never travels. This site opens no file that the server names."
+            )
+    if plan.image_size not in _IMAGE_SIZES:
+        allowed = f"{_IMAGE_SIZES.start} to {_IMAGE_SIZES.stop - 1}"
+        raise WireError(f"The server's plan has image_size {plan.image_size}. Allowed: {allowed} pixels.")
+    if plan.rounds < 1 or plan.seed < 0 or len(plan.classes) < 2:
+        raise WireError(
+            f"The server's plan has {plan.rounds} rounds, the seed {plan.seed} and {len(plan.classes)} classes. "
+            "Allowed: from 1, from 0 and from 2."
+        )
+    if plan.run_id and not _RUN_ID.fullmatch(plan.run_id):
+        raise WireError(
+            f"The server's plan has the run_id {_show(plan.run_id)}. Allowed: up to 100 letters, digits, '_', '-' and "
+            "'.', beginning with a letter or digit; it names a folder here."
+        )
+    return plan
+
+
+def _read_round(values: Mapping[str, Any], plan: Plan) -> int:
+    number = _read_optional_count(values, "round")
+    if number is None or number > plan.rounds:
+        raise WireError(f"The request is for round {number}. Allowed: up to the plan's last round, {plan.rounds}.")
+    return number
+
+
+def _read_optional_count(values: Mapping[str, Any], key: str) -> int | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: a whole number from 0.")
+    return value
+
+
+def _read_choice(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or value not in allowed:
+        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: {', '.join(allowed)}.")
+    return value
+
+
+def _read_hash(values: Mapping[str, Any]) -> str | None:
+    value = values.get("model_sha256")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise WireError(f"The request's 'model_sha256' is {_show(value)}. Allowed: 64 hexadecimal digits.")
+    return value
+
+
+def _show(value: object) -> str:
+    """Return a value from the network, short enough for a log."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,0 +1,161 @@
+"""The SuperNode's side of its worker: starts it, hands it messages, and replaces it when it dies or hangs."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from client.pipe import Pipe
+from fedmed.errors import FedmedError, ProcessError
+from fedmed.processes import Child, child_environment
+
+_STALL_S = 60.0  # within one frame
+_TICK_S = 5.0
+_MAX_FAILED_STARTS = 3
+# Messages are large and alike: with these settings of the C library their memory is used again instead of being given
+# back and fetched anew page by page, which took twice as long as everything else that the worker does with a message.
+_MEMORY = ("glibc.malloc.hugetlb=1", "glibc.malloc.mmap_threshold=33554432", "glibc.malloc.trim_threshold=268435456")
+
+
+class WorkerLostError(FedmedError):
+    """The worker ended while it had a message; its text may be told to the server."""
+
+    shareable = True
+
+
+class WorkerLateError(FedmedError):
+    """The worker took longer than the server waits."""
+
+
+class WorkerProcess:
+    """One worker, restarted as often as needed.
+
+    Parameters
+    ----------
+    app : str
+        ``module:attribute`` of the ClientApp.
+    threads : int
+        PyTorch threads.
+    state_dir : Path
+        Its folder ``logs`` gets the worker's logs.
+    """
+
+    def __init__(self, app: str, threads: int, state_dir: Path) -> None:
+        logs = state_dir / "logs"
+        self._options = ["--app", app, "--threads", str(threads), "--log", str(logs / "worker.log")]
+        self._output = logs / "worker.out"
+        self._environment = child_environment(state_dir / "flwr", {"GLIBC_TUNABLES": ":".join(_MEMORY)})
+        self._child: Child | None = None
+        self._pipe: Pipe | None = None
+        self._is_ready = False
+        self._num_failed_starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker that runs now or ran last."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Start the process and return at once; it gets ready while the SuperNode connects.
+
+        Call it in the main thread only: Linux ends the worker together with the thread that started it.
+        """
+        self.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-m", "client.worker", "--fd", str(number), "--parent", str(os.getpid())]
+            self._child = Child("worker", command + self._options, self._output, self._environment, (number,))
+            self._pipe = Pipe(ours, _STALL_S)
+            self._child.start()
+
+    def perform(
+        self, task: Mapping[str, Any], objects: Mapping[str, bytes], deadline: float, check: Callable[[], None]
+    ) -> dict[str, bytes]:
+        """Have a message answered.
+
+        Parameters
+        ----------
+        task, objects : mapping
+            See :meth:`client.worker.Worker.answer`.
+        deadline : float
+            When to give up, in :func:`time.monotonic` seconds.
+        check : callable
+            Called every few seconds of waiting; what it raises ends the waiting, and the worker.
+
+        Raises
+        ------
+        WorkerLostError
+            If the process ended; like after all other errors, a new one has been started.
+        WorkerLateError
+            If it was still busy at the deadline.
+        ProcessError
+            If it does not start at all.
+        """
+        try:
+            self._wait_until_ready(deadline, check)
+            assert self._pipe is not None, "start comes first"
+            self._pipe.send({**task, "kind": "task"}, objects)
+            self._wait(self._pipe, deadline, check)
+            return self._pipe.receive()[1]
+        except EOFError:
+            text = f"the site's worker process ended ({self._describe_end()})"
+            self.start()
+            raise WorkerLostError(text) from None
+        except Exception:
+            self.start()
+            raise
+
+    def stop(self) -> None:
+        """End the process at once; it keeps nothing that is not on disk."""
+        self._is_ready = False
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._child is not None and self._child.poll() is None:
+            if self._child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._child.pid, signal.SIGKILL)  # with the processes that it started itself
+            self._child.stop()
+
+    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> None:
+        while not self._is_ready:
+            assert self._pipe is not None, "start comes first"
+            self._wait(self._pipe, deadline, check)
+            try:
+                answer = self._pipe.receive()[0]
+            except EOFError:
+                answer = {"text": self._describe_end()}
+            if answer.get("kind") == "ready":
+                self._is_ready, self._num_failed_starts = True, 0
+                return
+            self._num_failed_starts += 1
+            if self._num_failed_starts >= _MAX_FAILED_STARTS:
+                raise ProcessError(
+                    f"The worker process does not start ({answer.get('text')}). Look into worker.log and worker.out in "
+                    "the folder logs of state_dir; 'flower-client --check' finds the usual causes."
+                )
+            self.start()
+
+    def _wait(self, pipe: Pipe, deadline: float, check: Callable[[], None]) -> None:
+        while not pipe.wait(min(_TICK_S, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                raise WorkerLateError("the worker process did not finish in time and was restarted")
+            check()
+
+    def _describe_end(self) -> str:
+        assert self._child is not None, "start comes first"
+        end = time.monotonic() + 2.0
+        while (code := self._child.poll()) is None and time.monotonic() < end:
+            time.sleep(0.01)  # the socket closes a moment before the process has ended
+        if code is None:
+            return "it does not answer"
+        if code >= 0:
+            return f"exit code {code}"
+        hint = ", perhaps because the machine has too little memory" if code == -signal.SIGKILL else ""
+        return f"{signal.Signals(-code).name}{hint}"

@@ -1,0 +1,110 @@
+"""The few words of ASGI, the interface between a web server and an application, and a bell for those who wait."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Bell:
+    """Wakes everybody who waits for something to happen; belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How often it has rung."""
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def ring(self) -> None:
+        """Wake everybody."""
+        self.count += 1
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, seen: int, timeout_s: float, unless: asyncio.Future[None]) -> bool:
+        """Wait until the bell has rung more than ``seen`` times; return whether it has.
+
+        Parameters
+        ----------
+        seen : int
+            Value of ``count`` before the look that found nothing, so that no ringing is missed.
+        timeout_s : float
+            Longest time to wait.
+        unless : asyncio.Future
+            Ends the waiting as well.
+        """
+        if self.count > seen:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await asyncio.wait({future, unless}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiting.discard(future)
+            future.cancel()
+        return self.count > seen
+
+    @property
+    def num_waiting(self) -> int:
+        """How many wait at the moment."""
+        return len(self._waiting)
+
+
+async def answer(send: Send, status: int, body: bytes = b"", *, close: bool = False) -> None:
+    """Send a short answer.
+
+    Parameters
+    ----------
+    send : Send
+        ASGI's.
+    status : int
+        HTTP status.
+    body : bytes
+        JSON, or nothing.
+    close : bool
+        Whether the connection ends, because the body of the request was not read.
+    """
+    headers = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
+    if body:
+        headers.append((b"content-type", b"application/json"))
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(receive: Receive, most_bytes: int) -> bytes | None:
+    """Return the body of a request, or None if it is larger than allowed or the other side has gone."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        event = await receive()
+        parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if event["type"] == "http.disconnect" or size > most_bytes:
+            return None
+        if not event.get("more_body"):
+            return b"".join(parts)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that gives a body that was read already, and then what comes after it."""
+    request: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Event:
+        return request.pop() if request else await receive()
+
+    return again
+
+
+async def wait_for_end(receive: Receive) -> None:
+    """Return when the site has closed its connection."""
+    with contextlib.suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,187 @@
+"""What stands between the network and Flower's SuperLink, as plain ASGI.
+
+The public side lets through Flower's Fleet API and a few questions of our own, from known sites only, and says no
+before it has read anything of a request but its head. A site that asks for a message and gets none is answered as soon
+as there may be one, so that it need not ask again and again. The private side notices when the ServerApp has sent
+something.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+
+# Touched internal: the name of the header in which the ServerApp proves that it may act for its run.
+from flwr.supercore.constant import TASK_TOKEN_HEADER
+
+from server.admission import RefusalLog, Visitor, identify
+from server.asgi import App, Bell, Event, Receive, Scope, Send, answer, read_body, replay, wait_for_end
+from server.link_state import DeploymentLinkState
+from server.reception import Reception
+
+MAX_BODY_BYTES = 64 * 2**20
+HOLD_S = 20.0
+RELEASED_HOLD_S = 1.0
+RELEASE_HEADER = b"x-fedmed-release"
+DROP_PATH = "/v1/fedmed/drop"
+_FLEET, _OWN = "/v1/fleet/", "/v1/fedmed/"
+_PULL, _ACTIVATE = "/v1/fleet/pull-messages", "/v1/fleet/activate-node"
+_UNKNOWN = b'{"detail": "unknown or revoked site, or a clock that differs"}'
+_SEND = "/v1/runtime/push-messages"
+
+log = logging.getLogger("fedmed.superlink")
+
+
+class PrivateGate:
+    """The listener for our own processes: rings when the ServerApp has sent something.
+
+    Parameters
+    ----------
+    app : App
+        Flower's SuperLink.
+    state : DeploymentLinkState
+        Knows the ServerApp's token and the messages.
+    bell : Bell
+        Is rung.
+    """
+
+    def __init__(self, app: App, state: DeploymentLinkState, bell: Bell) -> None:
+        self._app, self._state, self._bell = app, state, bell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        path = scope.get("path")
+        if path == DROP_PATH:
+            await self._drop(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+        if path == _SEND:
+            self._bell.ring()
+
+    async def _drop(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Remove messages whose answers the ServerApp does not want any more."""
+        token = dict(scope["headers"]).get(TASK_TOKEN_HEADER.encode(), b"").decode("latin-1")
+        if not token or await asyncio.to_thread(self._state.get_task_by_token, token) is None:
+            await answer(send, 401)
+            return
+        body = await read_body(receive, MAX_BODY_BYTES)
+        if body is not None:
+            await asyncio.to_thread(self._state.drop_messages, json.loads(body)["message_ids"])
+            await answer(send, 204)
+
+
+class PublicGate:
+    """The listener for sites.
+
+    Parameters
+    ----------
+    app : App
+        Flower's SuperLink.
+    state : DeploymentLinkState
+        Knows the sites' keys.
+    bell : Bell
+        Rings when there may be a message, and when a model was released.
+    reception : Reception
+        Answers our own questions and knows the release.
+    refusals : RefusalLog
+        Takes who was refused.
+    """
+
+    def __init__(
+        self, app: App, state: DeploymentLinkState, bell: Bell, reception: Reception, refusals: RefusalLog
+    ) -> None:
+        self._app, self._state, self._bell = app, state, bell
+        self._reception, self._refusals = reception, refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        status = check_length(scope) if path.startswith((_FLEET, _OWN)) else 404
+        if status is not None:
+            await answer(send, status, close=True)
+            return
+        visitor = await asyncio.to_thread(identify, self._state, scope["headers"])
+        if visitor.problem is not None:
+            await self._refuse(scope, visitor, visitor.problem)
+            await answer(send, 401, _UNKNOWN, close=True)
+        elif path.startswith(_OWN):
+            await self._reception.serve(scope, receive, send, visitor)
+        elif path == _PULL:
+            await self._hold(scope, receive, send)
+        elif path == _ACTIVATE:
+            await self._activate(scope, receive, send, visitor)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _hold(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on the question for messages; while the answer is empty, wait until there may be one and ask again."""
+        body = await read_body(receive, MAX_BODY_BYTES)
+        if body is None:
+            return
+        gone = asyncio.ensure_future(wait_for_end(receive))
+        end = time.monotonic() + (HOLD_S if self._reception.release_sha256 is None else RELEASED_HOLD_S)
+        try:
+            while True:
+                seen = self._bell.count
+                events = await self._ask(dict(scope), body)
+                left_s = end - time.monotonic()
+                if not _is_empty(events[0]) or left_s <= 0 or gone.done():
+                    break
+                if await self._bell.wait(seen, left_s, unless=gone) and self._reception.release_sha256 is not None:
+                    end = 0.0
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        for event in events:
+            await send(self._mark(event))
+
+    async def _ask(self, scope: Scope, body: bytes) -> list[Event]:
+        """Return Flower's answer to a request that was read already."""
+        events: list[Event] = []
+        never: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+        async def forever() -> Event:
+            return await never
+
+        async def send(event: Event) -> None:
+            events.append(event)
+
+        await self._app(scope, replay(body, forever), send)
+        return events
+
+    def _mark(self, event: Event) -> Event:
+        """Tell the site of the release, if there is one."""
+        released = self._reception.release_sha256
+        if event["type"] == "http.response.start" and released is not None:
+            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER, released.encode())]
+        return event
+
+    async def _activate(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
+        """Pass on the start of a site's process; note if its identity is in use already."""
+
+        async def watch(event: Event) -> None:
+            if event["type"] == "http.response.start" and event["status"] >= 400:
+                await self._refuse(scope, visitor, "another process with this key is connected")
+            await send(event)
+
+        await self._app(scope, receive, watch)
+
+    async def _refuse(self, scope: Scope, visitor: Visitor, reason: str) -> None:
+        client = scope.get("client")
+        await asyncio.to_thread(self._refusals.add, str(client[0]) if client else "unknown", visitor, reason)
+
+
+def check_length(scope: Scope) -> int | None:
+    """Return the status with which a request is refused for the size of its body, or None."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length")
+    if length is None:
+        return 411 if scope["method"] != "GET" or b"transfer-encoding" in headers else None
+    return None if length.isdigit() and int(length) <= MAX_BODY_BYTES else 413
+
+
+def _is_empty(event: Event) -> bool:
+    return event["status"] == 200 and dict(event.get("headers", [])).get(b"content-length") == b"0"

@@ -1,0 +1,80 @@
+"""The list of known sites, ``sites.json``: names, public keys, and who is revoked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmed.atomic_files import write_atomically
+from fedmed.deployment import ServerConfig
+from fedmed.errors import KeyFileError
+from fedmed.keys import fingerprint
+
+SITES_FILE = "sites.json"
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """A site of the list.
+
+    Attributes
+    ----------
+    public_key : str
+        ``TYPE BASE64`` in OpenSSH's form.
+    revoked : bool
+        Whether it is refused.
+    added : str
+        When it came on the list, ISO 8601 in UTC.
+    """
+
+    public_key: str
+    revoked: bool
+    added: str
+
+
+def keys_folder(config: ServerConfig) -> Path:
+    """Return the folder that ``--provision`` made."""
+    assert config.keys is not None, "load_server_config fills it in"
+    return Path(config.keys)
+
+
+def read_sites(config: ServerConfig) -> dict[str, SiteEntry]:
+    """Return the list of sites, in the order in which they were added.
+
+    Raises
+    ------
+    KeyFileError
+        If it is missing or damaged.
+    """
+    path = keys_folder(config) / SITES_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        return {str(name): _parse_entry(entry) for name, entry in content["sites"].items()}
+    except OSError as error:
+        raise KeyFileError(
+            f"The list of sites {path} cannot be read: {error.strerror}. Where nothing was provisioned yet, type: "
+            "flower-server --config server.yaml --provision DIR\nand then use DIR/server.yaml; or let 'keys' name the "
+            "folder that was provisioned."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise KeyFileError(f"The list of sites {path} is damaged. Put back a copy of it.") from None
+
+
+def write_sites(config: ServerConfig, sites: Mapping[str, SiteEntry]) -> None:
+    """Replace the list of sites in one step.
+
+    Raises
+    ------
+    CheckpointError
+        If the disk is full or the file cannot be written.
+    """
+    content = {"sites": {name: asdict(entry) for name, entry in sites.items()}}
+    write_atomically(keys_folder(config) / SITES_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _parse_entry(entry: dict[str, Any]) -> SiteEntry:
+    if not isinstance(entry["revoked"], bool):
+        raise TypeError("revoked is no truth value")
+    fingerprint(entry["public_key"])
+    return SiteEntry(entry["public_key"], entry["revoked"], str(entry["added"]))

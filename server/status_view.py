@@ -1,0 +1,142 @@
+"""``status.json`` of a run folder, read and shown: ``flower-server --status``."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedmed.errors import RunFolderError
+
+STATUS_FILE = "status.json"
+ENDED = {"finished", "stopped", "failed"}
+_PHASES = {"join": "sites describe themselves", "train": "training", "evaluate": "validation", "test": "test"}
+_TITLES = ("site", "connected", "last seen", "joined", "last round", "status", "share", "rounds", "model")
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Return what ``status.json`` of a run folder says.
+
+    Returns
+    -------
+    dict
+        Plain JSON: ``state``, ``round``, ``rounds``, ``phase``, ``asked`` and ``answered`` (sites in this phase),
+        ``sites`` (name -> ``connected``, ``last_seen``, ``joined``, ``last_round``, ``last_status``, ``last_share``,
+        ``rounds_taken``, ``collected``), ``message``, ``updated``, ``pid``, ``process_started`` and ``running``:
+        whether that process is still there.
+
+    Raises
+    ------
+    RunFolderError
+        If the server was never started on this folder, or the file cannot be read.
+    """
+    path = run_dir / STATUS_FILE
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"There is no {STATUS_FILE} in '{run_dir}': no flower-server has been started with this run_dir yet."
+        ) from None
+    except OSError as error:
+        raise RunFolderError(
+            f"'{path}' cannot be read: {error.strerror}. Ask as the user who runs flower-server."
+        ) from error
+    except ValueError:
+        status = None
+    if not isinstance(status, dict) or not isinstance(status.get("pid"), int) or "sites" not in status:
+        raise RunFolderError(f"'{path}' is damaged. Start flower-server again; it writes a new one.")
+    status["running"] = _is_running(status["pid"], status.get("process_started"))
+    if not status["running"]:
+        for entry in status["sites"].values():
+            entry["connected"] = False
+    return status
+
+
+def render_status(status: Mapping[str, Any], now: datetime | None = None, width: int = 110) -> str:
+    """Return a status as text for a person.
+
+    Parameters
+    ----------
+    status : mapping
+        Of :func:`read_status`.
+    now : datetime, optional
+        The present; default: the clock.
+    width : int
+        Columns of the text.
+    """
+    now = now or datetime.now(UTC)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for title in _TITLES:
+        table.add_column(title, justify="right" if title in {"last round", "share", "rounds"} else "left")
+    for name, entry in status["sites"].items():
+        share = entry.get("last_share")
+        table.add_row(
+            Text(name),
+            "yes" if entry["connected"] else "no",
+            _describe_age(entry["last_seen"], now),
+            "yes" if entry["joined"] else "no",
+            "-" if entry["last_round"] is None else str(entry["last_round"]),
+            Text(entry["last_status"] or "-"),
+            "-" if share is None else f"{share:.0%}",
+            str(entry["rounds_taken"]),
+            "collected" if entry["collected"] else "-",
+        )
+    text = StringIO()
+    console = Console(file=text, width=width, color_system=None, highlight=False)
+    console.print(Text(_describe_state(status, now)))
+    if status["message"]:
+        console.print(Text(status["message"]))
+    console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _describe_state(status: Mapping[str, Any], now: datetime) -> str:
+    state, rounds = status["state"], f"round {status['round']} of {status['rounds']}"
+    updated = _describe_age(status["updated"], now)
+    if status["phase"]:
+        rounds += f", {_PHASES.get(status['phase'], status['phase'])}"
+        rounds += f": {status['answered']} of {status['asked']} sites have answered"
+    if state in ENDED:
+        return f"{state} ({updated}), {rounds}"
+    if not status["running"]:
+        return f"ended without a word after {rounds} (last sign of life {updated}). Start flower-server again to go on."
+    shown = rounds if state == "round" else f"{state}, {rounds}"
+    return f"{shown} (process {status['pid']}, updated {updated})"
+
+
+def _describe_age(stamp: str | None, now: datetime) -> str:
+    if not stamp:
+        return "never"
+    age = max(now - datetime.fromisoformat(stamp), timedelta())
+    seconds = round(age.total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def _is_running(pid: int, started: int | None) -> bool:
+    """Return whether a process is there, and is not another one to which the system gave the same number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it belongs to somebody else
+    return started is None or process_start(pid) == started
+
+
+def process_start(pid: int) -> int | None:
+    """Return when a process was started, in the kernel's ticks since boot; None if it is gone or that is not known."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        # The name, in brackets, is the only field that may hold a space; the start is field 22 of all.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    return None

@@ -1,0 +1,302 @@
+"""Child process of ``flower-server``: Flower's SuperLink behind two listeners.
+
+The public one is what the sites reach: TLS, Flower's Fleet API and our few questions. The private one is on the
+loopback interface: Flower's Control API for the supervisor and its Runtime API for the executor of the ServerApp.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import importlib
+import json
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported, however this process was started
+
+import flwr.superlink.main as flower_main
+import uvicorn
+
+# Touched internals: Flower's web application and its settings, made here by hand because its own command opens one
+# port only, for everything, and knows no object store but its own.
+from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
+from flwr.supercore.auth.typing import AccountInfo
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.federation import FederationManager
+
+from fedmed.errors import KeyFileError
+from fedmed.processes import read_secret, set_up_logging, watch_parent
+from server.admission import RefusalLog
+from server.gate import Bell, PrivateGate, PublicGate
+from server.link_state import DeploymentLinkStateFactory
+from server.object_store import FileObjectStoreFactory
+from server.reception import Reception
+
+_LOOK_EVERY_S = 0.5
+_PURGE_EVERY_S = 30.0
+_KEEP_ALIVE_S = 120
+
+log = logging.getLogger("fedmed.superlink")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Settings of this process; the file that holds them names files with secrets, but no secrets."""
+
+    public_host: str
+    public_port: int
+    private_port: int
+    database: str
+    objects_dir: str
+    superexec_secret_file: str
+    control_token_file: str
+    hello_file: str
+    release_dir: str
+    collected_dir: str
+    parent_pid: int
+    log_file: str
+    certificate: str | None = None
+    key: str | None = None
+    insecure: bool = False
+    refused_file: str | None = None
+
+
+class TokenAuthentication(NoOpControlAuthnPlugin):
+    """Lets into the Control API only who knows the token.
+
+    Parameters
+    ----------
+    token : str
+        Made anew by the supervisor at every start.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def validate_tokens_in_metadata(
+        self, metadata: Sequence[tuple[str, str | bytes]]
+    ) -> tuple[bool, AccountInfo | None]:
+        """Check the token that Flower found in the request."""
+        given = next((value for name, value in metadata if name == "flwr-oidc-access-token"), "")
+        if not isinstance(given, str) or not hmac.compare_digest(given, self._token):
+            return False, None
+        return super().validate_tokens_in_metadata(metadata)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: one signal ends both listeners here."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+class SuperLink:
+    """Both listeners and what has to be done from time to time.
+
+    Parameters
+    ----------
+    launch : Launch
+        Settings.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        app, states = make_app(launch)
+        self._state = states.link_state
+        self._bell = Bell()
+        self._reception = Reception(
+            self._state, Path(launch.hello_file), Path(launch.release_dir), Path(launch.collected_dir)
+        )
+        refusals = RefusalLog(Path(launch.refused_file) if launch.refused_file else None)
+        public = PublicGate(app, self._state, self._bell, self._reception, refusals)
+        private = PrivateGate(app, self._state, self._bell)
+        self._private = Server(_configure(private, host="127.0.0.1", port=launch.private_port, lifespan="on"))
+        tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
+        config = _configure(public, host=launch.public_host, port=launch.public_port, lifespan="off", **tls)
+        config.load()
+        self._certificate = None if config.ssl is None else Certificate(config.ssl, launch)
+        self._public = Server(config)
+
+    async def serve(self) -> bool:
+        """Serve until a signal comes; return whether both listeners had started."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        private = asyncio.create_task(self._private.serve())
+        while not self._private.started and not private.done():
+            await asyncio.sleep(0.01)
+        public = asyncio.create_task(self._public.serve())
+        chores = [
+            asyncio.create_task(_repeat(_LOOK_EVERY_S, self._look)),
+            asyncio.create_task(_repeat(_PURGE_EVERY_S, self._purge)),
+        ]
+        await asyncio.wait({private, public}, return_when=asyncio.FIRST_COMPLETED)
+        self._stop()
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(private, public, *chores, return_exceptions=True)
+        return self._private.started and self._public.started
+
+    def _stop(self) -> None:
+        self._public.should_exit = self._private.should_exit = True
+        self._bell.ring()
+
+    def _look(self) -> None:
+        if self._certificate is not None:
+            self._certificate.reload_if_changed()
+        if self._reception.look_for_release():
+            self._bell.ring()
+
+    async def _purge(self) -> None:
+        removed = await asyncio.to_thread(self._state.purge)
+        if removed:
+            log.info("removed %d messages, uploads and files that nobody waits for", removed)
+
+
+class Certificate:
+    """The server's certificate, read again whenever its file has changed; open connections keep the old one.
+
+    Parameters
+    ----------
+    context : ssl.SSLContext
+        Used for all new connections.
+    launch : Launch
+        Names the files.
+    """
+
+    def __init__(self, context: ssl.SSLContext, launch: Launch) -> None:
+        assert launch.certificate is not None, "insecure servers have no context"
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._context = context
+        self._files = Path(launch.certificate), Path(launch.key or launch.certificate)
+        self._seen = self._look()
+
+    def reload_if_changed(self) -> bool:
+        """Read the files again if they have changed, and return whether they are in use now."""
+        seen = self._look()
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            self._context.load_cert_chain(*self._files)
+        except (OSError, ssl.SSLError) as error:  # written at this very moment, or no pair
+            log.warning("the new certificate cannot be used yet: %s", type(error).__name__)
+            return False
+        log.info("the new certificate is in use")
+        return True
+
+    def _look(self) -> list[int]:
+        return [path.stat().st_mtime_ns if path.is_file() else 0 for path in self._files]
+
+
+def make_app(launch: Launch) -> tuple[Any, DeploymentLinkStateFactory]:
+    """Return Flower's SuperLink as a web application, and the state behind it.
+
+    Parameters
+    ----------
+    launch : Launch
+        Settings.
+    """
+    made: list[DeploymentLinkStateFactory] = []
+
+    def make_factories(database: str, federations: FederationManager) -> tuple[Any, DeploymentLinkStateFactory]:
+        stores = FileObjectStoreFactory(database, Path(launch.objects_dir))
+        made.append(DeploymentLinkStateFactory(database, federations, stores))
+        return stores, made[0]
+
+    config = SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host="127.0.0.1",
+        port=launch.private_port,
+        insecure=True,
+        certificates=None,
+        superexec_auth_secret=read_secret(Path(launch.superexec_secret_file)),
+        authn_plugin=TokenAuthentication(read_secret(Path(launch.control_token_file)).decode().strip()),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=launch.database,
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+    # The package has a function of the same name as the module.
+    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    # create_app takes no factories: it makes them with this function of its module.
+    with mock.patch.object(flower_main, "get_objectstore_linkstate_factories", make_factories):
+        app = flower_main.create_app(config, command.SuperLinkLifespan)
+    return app, made[0]
+
+
+def _configure(app: Any, **settings: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=2,
+        **settings,
+    )
+
+
+async def _repeat(every_s: float, work: Callable[[], Any]) -> None:
+    """Do something again and again; a failure is written down and does not end it."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            result = work()
+            if asyncio.iscoroutine(result):
+                await result
+        except Exception:
+            log.exception("a regular chore failed")
+
+
+def main() -> int:
+    """Run the process; return 0 after a signal, 3 if a listener could not start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--launch", type=Path, required=True)
+    launch = Launch(**json.loads(parser.parse_args().launch.read_text()))
+    watch_parent(launch.parent_pid)
+    set_up_logging(Path(launch.log_file))
+    os.umask(0o077)
+    try:
+        link = SuperLink(launch)
+    except (OSError, ssl.SSLError, KeyFileError):
+        log.exception("the SuperLink cannot start")
+        return 3
+    with asyncio.Runner(loop_factory=link_loop) as runner:
+        return 0 if runner.run(link.serve()) else 3
+
+
+def link_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop."""
+    return asyncio.new_event_loop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""Starts a command with the apps of the tests: ``python -m tests.integration.launch server|client ARGUMENTS``."""
+
+import sys
+
+import client.app
+import server.app
+
+if __name__ == "__main__":
+    which, *arguments = sys.argv[1:]
+    if which == "server":
+        sys.exit(server.app.main(arguments, server_app="tests.integration.apps:server_app"))
+    sys.exit(client.app.main(arguments, client_app="tests.integration.apps:client_app"))
