@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmed.audit import verify_audit
 from fedmed.deployment import ClientConfig, load_client_config
-from fedmed.errors import FedmedError
+from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
 
 EPILOG = """\
@@ -113,6 +113,10 @@ def _make_key(config: ClientConfig) -> int:
     from fedmed.keys import make_site_key  # noqa: PLC0415
 
     key = Path(config.key)
+    if key.name != "site.key":
+        raise ConfigError(
+            f"--make-key makes a file named site.key; 'key' in the config names '{key}'. Set key: site.key."
+        )
     fingerprint = make_site_key(key.parent, config.name)
     public = key.with_name("site.pub")
     print(f"private key: {key} (never send it)\npublic key: {public}\nfingerprint: {fingerprint}")

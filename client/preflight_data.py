@@ -32,12 +32,10 @@ def check_data(bench: Bench, name: str) -> CheckResult:
         bench.site = bench.hospital.open_site()
     except DataError as error:
         skipped = _keep_skipped(bench, state)
-        if not skipped:
+        if "max_bad_share" not in str(error):
             raise
-        limit = f"; data.max_bad_share allows {bench.config.data.max_bad_share:.1%}"
-        raise CheckFailedError(
-            f"{_describe_skipped(skipped)}{limit if 'max_bad_share' in str(error) else ''}.", _advise_skipped(bench)
-        ) from None
+        limit = f"{bench.config.data.max_bad_share:.1%} of them (data.max_bad_share)"
+        raise CheckFailedError(f"{_describe_skipped(skipped)}; allowed: {limit}.", _advise_skipped(bench)) from None
     site = bench.site
     parts = (site.data.train, site.data.validation, site.data.test)
     found = "{} images: {} for training, {} for validation, {} for the test".format(
@@ -221,7 +219,8 @@ def _describe_skipped(reasons: list[str]) -> str:
     """Count reasons without what they say about single rows."""
     kinds = Counter(re.sub(r"\brows? [\d, ]+", "other rows ", reason) for reason in reasons)
     shown = "; ".join(f"{number} x {kind.strip()}" for kind, number in kinds.most_common(4))
-    return f"{len(reasons)} rows cannot be used: {shown}{'; and others' if len(kinds) > 4 else ''}"
+    rows = "1 row" if len(reasons) == 1 else f"{len(reasons)} rows"
+    return f"{rows} cannot be used: {shown}{'; and others' if len(kinds) > 4 else ''}"
 
 
 def _advise_skipped(bench: Bench) -> str:

@@ -22,7 +22,8 @@ from fedmed.training import fit, select_device
 
 GIB = 2**30
 _SLOW_STEP_S = 20.0
-_CAREFUL_SHARE = 0.8
+_TIGHT, _TOO_MUCH = 0.8, 1.5
+"""Shares of the free memory: the estimate is on the safe side, up to twice what is needed in the end."""
 _FLOAT_BYTES = 4
 _ACTIVATION_FACTOR = 2  # what a layer gives, and its gradient or an intermediate result of it
 _SPARE_DISK_BYTES = 512 * 2**20
@@ -87,7 +88,7 @@ def check_memory(bench: Bench, name: str) -> CheckResult:
     plan, network = bench.get_plan(), bench.get_network()
     device = select_device(bench.config.device)
     training = estimate_training_bytes(network.model, plan)
-    process = 3 * _count_shared_bytes(network) + bench.config.data.cache_mib * 2**20
+    process = 3 * _count_shared_bytes(network) + _estimate_cache_bytes(bench)
     places = [("main memory", process + (training if device.type == "cpu" else 0), find_free_memory())]
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -97,9 +98,9 @@ def check_memory(bench: Bench, name: str) -> CheckResult:
         "Close other programs, lower data.cache_mib, or use a machine with more memory. The coordinating site can "
         f"lower training.batch_size (now {plan.training.batch_size}) or data.image_size (now {plan.image_size})."
     )
-    if any(need > free for _, need, free in places):
+    if any(need > _TOO_MUCH * free for _, need, free in places):
         return CheckResult(name, "failed", f"{found}: it does not fit", advice)
-    tight = any(need > _CAREFUL_SHARE * free for _, need, free in places)
+    tight = any(need > _TIGHT * free for _, need, free in places)
     return CheckResult(name, "warning" if tight else "ok", found, advice if tight else "")
 
 
@@ -241,6 +242,16 @@ def _count_outputs(model: nn.Module, image_size: int) -> int:
         for handle in handles:
             handle.remove()
     return total
+
+
+def _estimate_cache_bytes(bench: Bench) -> int:
+    """Return what decoded images will take: all of them if they fit into ``data.cache_mib``, judged by one."""
+    budget = bench.config.data.cache_mib * 2**20
+    if bench.site is None:
+        return budget
+    data = bench.site.data
+    images = sum(map(len, (data.train, data.validation, data.test)))
+    return min(budget, images * data.train.images([0])[0].nbytes)
 
 
 def _count_shared_bytes(network: Network) -> int:

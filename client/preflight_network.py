@@ -1,6 +1,7 @@
 """Checks of the way to the server, from the name to what it answers."""
 
 import os
+import re
 import time
 import urllib.request
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from client.preflight_bench import Bench, CannotCheckError, CheckFailedError, Ch
 from client.tls_probe import check_tls, find_addresses, open_connection, read_date
 from fedmed.config import Plan
 from fedmed.deployment import ClientConfig, is_loopback, split_address
+from fedmed.errors import ConnectionRefusedByServerError
 
 WARN_DAYS = 30
 CLOCK_WARNING_S = 3.0
@@ -57,10 +59,13 @@ def check_server_certificate(bench: Bench, name: str) -> CheckResult:
 
 def check_authentication(bench: Bench, name: str) -> CheckResult:
     """Greet the server with this site's signature and keep its answer."""
-    with bench.connect(bench.config) as server:
-        before = datetime.now(UTC)
-        answer = server.hello()
-        after = datetime.now(UTC)
+    try:
+        with bench.connect(bench.config) as server:
+            before = datetime.now(UTC)
+            answer = server.hello()
+            after = datetime.now(UTC)
+    except ConnectionRefusedByServerError as error:  # its text is also for a client that goes on trying
+        raise CheckFailedError(re.sub(r"(; |\. )[Tt]rying again[^.]*\.$", ".", str(error))) from None
     bench.hello = answer
     bench.clock_ahead_s = compare_clocks(before, _read_time(answer), after)
     known = answer.get("site")

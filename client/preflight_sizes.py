@@ -24,7 +24,7 @@ from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_split
 from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.metrics.tables import EvaluationTables
-from fedmed.wire import REQUEST, TABLES, make_content, read_tables
+from fedmed.wire import REPORT, REQUEST, TABLES, make_content, read_tables, read_values
 
 _SMALL = "small"
 _RUN_ID = "check"
@@ -58,10 +58,11 @@ def _check_reply(kind: str, values: Values, compression: Compression, bench: Ben
             reply = _ask(kind, values, plan, bench, folder)
     except PolicyError as error:
         return CheckResult(name, "ok", f"nothing: {error}")
+    parts = "; ".join(map(_describe_part, list_parts(reply.content)))
+    if kind == "query":
+        return CheckResult(name, "ok", f"{parts}: {json.dumps(read_values(reply, REPORT))}")
     in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
-    return CheckResult(
-        name, "ok", f"{'; '.join(map(_describe_part, list_parts(reply.content)))}{in_use}" + _say_rows(reply)
-    )
+    return CheckResult(name, "ok", f"{parts}{in_use}{_say_rows(reply)}")
 
 
 def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:

@@ -30,7 +30,7 @@ from fedmed.audit import AuditLog
 from fedmed.deployment import ClientConfig, load_client_config
 from fedmed.errors import FedmedError
 from fedmed.keys import check_signature
-from fedmed.processes import private_folder
+from fedmed.processes import private_folder, single_instance
 
 MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
 MODEL_FILE, REPORT_FILE, REPORT_DATA_FILE, HISTORY_FILE = (
@@ -136,6 +136,13 @@ def read_collected(config: ClientConfig) -> str | None:
 
 def _collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None) -> Path:
     state_dir = private_folder(Path(config.state_dir))
+    with single_instance(state_dir / "release.lock", "a process that collects the released model"):
+        manifest = _bring_home(config, fleet, state_dir, announced)
+        _finish(config, fleet, manifest)
+    return state_dir / "model"
+
+
+def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, announced: str | None) -> Manifest:
     partial = state_dir / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     private_folder(partial)
@@ -149,8 +156,7 @@ def _collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None) 
         raise ReleaseError(f"The released model could not be stored: {error.strerror or error}. {_ASK}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _finish(config, fleet, manifest)
-    return state_dir / "model"
+    return manifest
 
 
 def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path, announced: str | None) -> Manifest:
@@ -229,6 +235,8 @@ def _put_in_place(partial: Path, state_dir: Path) -> None:
         for name, source in files.items():
             (partial / source).replace(draft / name)
         sync_folder(draft)
+        if (state_dir / folder).exists():  # else a crash has left the only copy beside it
+            shutil.rmtree(state_dir / f".{folder}.replaced.partial", ignore_errors=True)
         replace_folder(draft, state_dir / folder)
 
 
@@ -250,7 +258,8 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
     try:
         has_figures = write_own_report(config, manifest.content, json.loads(history_file.read_text(encoding="utf-8")))
     except (FedmedError, OSError, ValueError, KeyError, TypeError) as error:
-        _logger.warning("The site's own report could not be made: %s", type(error).__name__, exc_info=error)
+        _logger.warning("The site's own report could not be made (%s).", type(error).__name__)
+        _logger.debug("The site's own report could not be made.", exc_info=error)
         return
     if not has_figures:
         _logger.warning("The site's own report has no figures: this site did not take part in the test of the model.")

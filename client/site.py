@@ -100,10 +100,9 @@ def score(message: Message, context: Context) -> Message:
     """
     site, request = _open(message, context)
     packed = _memory.take(message, request)
-    if packed is not None and MODEL in message.content:
-        model_sha256 = hash_model(packed)
-    else:  # named by the request; what is kept in memory was hashed when it came
-        model_sha256 = str(request.model_sha256)
+    # What is kept in memory was hashed when it came.
+    arrived = packed if MODEL in message.content else None
+    model_sha256 = str(request.model_sha256) if arrived is None else hash_model(arrived)
     tables = None
     if request.part == "test":
         tables = site.files_of(request.plan).read_test_tables(model_sha256, site.release_of("test"))

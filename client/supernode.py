@@ -109,7 +109,8 @@ class SuperNode:
                     self._patience.wait(failure)
                     continue
                 limit_s = patience_s.get(failure.outlook, 0.0)
-                if time.monotonic() - refused.setdefault(failure.outlook, time.monotonic()) >= limit_s:
+                since = refused.setdefault(failure.outlook, time.monotonic())
+                if time.monotonic() - since >= limit_s:
                     raise
                 self._patience.note_failure(failure, f" Trying for another {limit_s:.0f} s.")
                 time.sleep(min(3.0, limit_s / 5))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmed.aggregation.site_state import SiteState
+from fedmed.aggregation.tensor_files import Array, TensorFile, TensorSpec, write_tensors
 from fedmed.atomic_files import (
     encode_json,
     explain_write_failure,
@@ -23,8 +25,6 @@ from fedmed.atomic_files import (
     replace_folder,
     write_atomically,
 )
-from fedmed.aggregation.site_state import SiteState
-from fedmed.aggregation.tensor_files import Array, TensorFile, TensorSpec, write_tensors
 from fedmed.errors import CheckpointError
 
 __all__ = ["Checkpoint", "RunCheckpoints", "SiteState", "write_atomically"]

@@ -75,6 +75,8 @@ class ServerConfig(FederationConfig):
             _check_loopback(self.listen, "insecure: true allows only listen")
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites: a name is given twice")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name is given twice")
         if self.min_sites > len(self.sites):
             raise ValueError(f"min_sites is {self.min_sites}, but 'sites' names only {len(self.sites)}")
         return self
@@ -175,6 +177,8 @@ class ClientConfig(Section):
             _check_loopback(self.server, "insecure: true allows only server")
         if self.proxy is not None and "@" in self.proxy:
             raise ValueError("proxy must not hold a password; set the environment variable HTTPS_PROXY instead")
+        if self.proxy is not None and not self.proxy.startswith(("http://", "https://")):
+            raise ValueError("proxy must begin with http:// or https://, for example http://proxy.example.org:3128")
         return self
 
 

@@ -53,6 +53,12 @@ class Visitor:
     node_id: int | None = None
     problem: str | None = None
 
+    @property
+    def number(self) -> int:
+        """Number of a site that was let in."""
+        assert self.node_id is not None, "others are refused"
+        return self.node_id
+
 
 def identify(state: DeploymentLinkState, headers: Iterable[tuple[bytes, bytes]]) -> Visitor:
     """Check the three headers with which a site signs each of its requests.

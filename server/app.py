@@ -101,14 +101,19 @@ def _dispatch(options: argparse.Namespace, server_app: str) -> int:
 
 
 def _provision(options: argparse.Namespace) -> int:
-    from server.provision import provision  # noqa: PLC0415
+    from server.provision import find_kept_settings, provision  # noqa: PLC0415
 
     made = provision(options.provision, options.config)
+    kept = find_kept_settings(options.provision, options.config)
+    if kept:
+        print(
+            f"{options.provision / 'server.yaml'} was there already and rules; other than given: {', '.join(kept)}.\n"
+        )
     for site in made:
         print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
     print(
-        "\nBring each folder to its hospital on a safe way (it holds the site's private key) and compare the fingerprint "
-        f"over the phone.\nThen type:\n  flower-server --config {options.provision / 'server.yaml'}"
+        "\nBring each folder to its hospital on a safe way (it holds the site's private key) and compare the "
+        f"fingerprint over the phone.\nThen type:\n  flower-server --config {options.provision / 'server.yaml'}"
     )
     return 0
 

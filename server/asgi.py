@@ -18,6 +18,7 @@ class Bell:
     def __init__(self) -> None:
         self.count = 0
         """How often it has rung."""
+        self.closed = False
         self._waiting: set[asyncio.Future[None]] = set()
 
     def ring(self) -> None:
@@ -26,6 +27,11 @@ class Bell:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
+
+    def close(self) -> None:
+        """Wake everybody for good: the process ends."""
+        self.closed = True
+        self.ring()
 
     async def wait(self, seen: int, timeout_s: float, unless: asyncio.Future[None]) -> bool:
         """Wait until the bell has rung more than ``seen`` times; return whether it has.
@@ -39,7 +45,7 @@ class Bell:
         unless : asyncio.Future
             Ends the waiting as well.
         """
-        if self.count > seen:
+        if self.count > seen or self.closed:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)

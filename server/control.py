@@ -1,8 +1,10 @@
 """The supervisor's way to the SuperLink: who may take part, which run goes on."""
 
 import hashlib
+import io
 import os
 import time
+import zipfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 # Touched internals: the client of the Control API, which Flower's own command line uses; it has no public one.
-from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import Status
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import (
@@ -179,7 +180,7 @@ class Control:
 
         Flower wants an app bundle. Ours holds nothing but names: what runs is what is installed.
         """
-        bundle, _ = build_fab_from_files({"pyproject.toml": tomli_w.dumps(_describe_app(run_dir)).encode()})
+        bundle = _make_bundle(run_dir)
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
         run_id = int(self._call("StartRun", StartRunRequest(fab=fab_to_proto(fab))).run_id)
         if run_id == 0:
@@ -248,6 +249,17 @@ def _read_keys(allow: dict[str, str]) -> dict[bytes, str]:
             )
         names[data] = name
     return names
+
+
+def _make_bundle(run_dir: Path) -> bytes:
+    """Return an app bundle: a zip file with the app's description and a list of what is in it."""
+    description = tomli_w.dumps(_describe_app(run_dir)).encode()
+    listed = f"pyproject.toml,{hashlib.sha256(description).hexdigest()},{len(description) * 8}"
+    bundle = io.BytesIO()
+    with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("pyproject.toml", description)
+        file.writestr(".info/CONTENT", listed)
+    return bundle.getvalue()
 
 
 def _describe_app(run_dir: Path) -> dict[str, Any]:

@@ -7,17 +7,18 @@ something.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
 
-# Touched internal: the name of the header in which the ServerApp proves that it may act for its run.
+# Touched internals: the number under which the ServerApp sends, and the header in which it proves that it may.
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 
 from server.admission import RefusalLog, Visitor, identify
 from server.asgi import App, Bell, Event, Receive, Scope, Send, answer, read_body, replay, wait_for_end
 from server.link_state import DeploymentLinkState
+from server.parts import PartsDesk
 from server.reception import Reception
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -27,6 +28,8 @@ RELEASE_HEADER = b"x-fedmed-release"
 DROP_PATH = "/v1/fedmed/drop"
 _FLEET, _OWN = "/v1/fleet/", "/v1/fedmed/"
 _PULL, _ACTIVATE = "/v1/fleet/pull-messages", "/v1/fleet/activate-node"
+_PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
+_PUSH_OWN_PART, _PULL_OWN_PART = "/v1/runtime/push-object", "/v1/runtime/pull-object"
 _UNKNOWN = b'{"detail": "unknown or revoked site, or a clock that differs"}'
 _SEND = "/v1/runtime/push-messages"
 
@@ -44,27 +47,33 @@ class PrivateGate:
         Knows the ServerApp's token and the messages.
     bell : Bell
         Is rung.
+    parts : PartsDesk
+        Takes and gives parts of messages.
     """
 
-    def __init__(self, app: App, state: DeploymentLinkState, bell: Bell) -> None:
-        self._app, self._state, self._bell = app, state, bell
+    def __init__(self, app: App, state: DeploymentLinkState, bell: Bell, parts: PartsDesk) -> None:
+        self._app, self._state, self._bell, self._parts = app, state, bell, parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         path = scope.get("path")
-        if path == DROP_PATH:
-            await self._drop(scope, receive, send)
+        if path in {DROP_PATH, _PUSH_OWN_PART, _PULL_OWN_PART}:
+            run_id = await asyncio.to_thread(self._state.find_run, _read_token(scope))
+            if run_id is None:
+                await answer(send, 401, close=True)
+            elif path == DROP_PATH:
+                await self._drop(receive, send)
+            elif path == _PUSH_OWN_PART:
+                await self._parts.take(scope, receive, send, SUPERLINK_NODE_ID, run_id)
+            else:
+                await self._parts.give(scope, receive, send, SUPERLINK_NODE_ID, run_id)
             return
         await self._app(scope, receive, send)
         if path == _SEND:
             self._bell.ring()
 
-    async def _drop(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _drop(self, receive: Receive, send: Send) -> None:
         """Remove messages whose answers the ServerApp does not want any more."""
-        token = dict(scope["headers"]).get(TASK_TOKEN_HEADER.encode(), b"").decode("latin-1")
-        if not token or await asyncio.to_thread(self._state.get_task_by_token, token) is None:
-            await answer(send, 401)
-            return
         body = await read_body(receive, MAX_BODY_BYTES)
         if body is not None:
             await asyncio.to_thread(self._state.drop_messages, json.loads(body)["message_ids"])
@@ -82,6 +91,8 @@ class PublicGate:
         Knows the sites' keys.
     bell : Bell
         Rings when there may be a message, and when a model was released.
+    parts : PartsDesk
+        Takes and gives parts of messages.
     reception : Reception
         Answers our own questions and knows the release.
     refusals : RefusalLog
@@ -89,9 +100,16 @@ class PublicGate:
     """
 
     def __init__(
-        self, app: App, state: DeploymentLinkState, bell: Bell, reception: Reception, refusals: RefusalLog
+        self,
+        app: App,
+        state: DeploymentLinkState,
+        bell: Bell,
+        *,
+        parts: PartsDesk,
+        reception: Reception,
+        refusals: RefusalLog,
     ) -> None:
-        self._app, self._state, self._bell = app, state, bell
+        self._app, self._state, self._bell, self._parts = app, state, bell, parts
         self._reception, self._refusals = reception, refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,6 +127,10 @@ class PublicGate:
             await answer(send, 401, _UNKNOWN, close=True)
         elif path.startswith(_OWN):
             await self._reception.serve(scope, receive, send, visitor)
+        elif path == _PUSH_PART:
+            await self._parts.take(scope, receive, send, visitor.number, None)
+        elif path == _PULL_PART:
+            await self._parts.give(scope, receive, send, visitor.number, None)
         elif path == _PULL:
             await self._hold(scope, receive, send)
         elif path == _ACTIVATE:
@@ -128,7 +150,7 @@ class PublicGate:
                 seen = self._bell.count
                 events = await self._ask(dict(scope), body)
                 left_s = end - time.monotonic()
-                if not _is_empty(events[0]) or left_s <= 0 or gone.done():
+                if not _is_empty(events[0]) or left_s <= 0 or gone.done() or self._bell.closed:
                     break
                 if await self._bell.wait(seen, left_s, unless=gone) and self._reception.release_sha256 is not None:
                     end = 0.0
@@ -181,6 +203,11 @@ def check_length(scope: Scope) -> int | None:
     if length is None:
         return 411 if scope["method"] != "GET" or b"transfer-encoding" in headers else None
     return None if length.isdigit() and int(length) <= MAX_BODY_BYTES else 413
+
+
+def _read_token(scope: Scope) -> str:
+    token: bytes = dict(scope["headers"]).get(TASK_TOKEN_HEADER.encode(), b"")
+    return token.decode("latin-1")
 
 
 def _is_empty(event: Event) -> bool:

@@ -136,9 +136,11 @@ class DeploymentGrid(HttpGrid):
             expired or its site went away, is answered with an error.
         """
         message_ids = list(message_ids)
-        answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        for reply, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            self._arrived[reply.metadata.reply_to_message_id] = tree
+        asked = [message_id for message_id in message_ids if message_id not in self._arrived]
+        if asked:
+            answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+            for reply, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+                self._arrived[reply.metadata.reply_to_message_id] = tree
         for message_id in message_ids:
             tree = self._arrived.pop(message_id, None)
             if tree is not None:

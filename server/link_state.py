@@ -59,6 +59,7 @@ class DeploymentLinkState(SqlLinkState):
         self._store = store
         # SQLite makes waiting writers sleep for growing times; a lock wakes them at once.
         self._write_lock = threading.Lock()
+        self._tokens: dict[str, tuple[float, int | None]] = {}
         self._running: dict[int, tuple[float, bool]] = {}
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
@@ -84,6 +85,15 @@ class DeploymentLinkState(SqlLinkState):
             running = status is not None and status.status == Status.RUNNING
             self._running[run_id] = (time.monotonic(), running)
         return running
+
+    def find_run(self, token: str) -> int | None:
+        """Return the run that the holder of a token acts for, as of a moment ago."""
+        checked_at, run_id = self._tokens.get(token, (0.0, None))
+        if run_id is None or time.monotonic() - checked_at > _STATUS_VALID_S:
+            task = self.get_task_by_token(token) if token else None
+            run_id = None if task is None else int(task.run_id)
+            self._tokens = {token: (time.monotonic(), run_id)}
+        return run_id
 
     def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
         """Do nothing: one more transaction for every part of a message, for a number that we count ourselves."""

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 # Touched internals: the messages of Flower's APIs for parts.
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.supercore.error import FlowerError
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from server.asgi import App, Bell, Receive, Scope, Send, read_body, replay, wait_for_end
 from server.link_state import DeploymentLinkState
@@ -132,11 +131,6 @@ class PartsDesk:
             raise Unusual
         if not self._state.is_running(request.run_id):
             raise Unusual
-
-
-def serverapp_node() -> int:
-    """Return the number under which the ServerApp sends."""
-    return int(SUPERLINK_NODE_ID)
 
 
 async def _send(send: Send, *parts: bytes) -> None:

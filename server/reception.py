@@ -88,8 +88,7 @@ class Reception:
         await answer(send, 200, json.dumps(content).encode())
 
     def _find_name(self, visitor: Visitor) -> str:
-        assert visitor.node_id is not None, "unknown sites were refused"
-        return str(self._state.get_node_info(node_ids=[visitor.node_id])[0].name)
+        return str(self._state.get_node_info(node_ids=[visitor.number])[0].name)
 
     async def _send_file(self, send: Send, name: str) -> None:
         path = self._release_dir / name

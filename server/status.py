@@ -175,6 +175,8 @@ class StatusFile:
         except (RunFolderError, OSError) as error:
             _logger.warning("participation is not up to date: %s", error)
             return
+        if history:
+            self._content["round"] = max(self._content["round"], history[-1]["round"])
         for site, entry in self._content["sites"].items():
             entry.update(_count_rounds(history, site))
 

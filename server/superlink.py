@@ -7,6 +7,7 @@ loopback interface: Flower's Control API for the supervisor and its Runtime API 
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import hmac
 import importlib
 import json
@@ -37,14 +38,18 @@ from flwr.superlink.federation import FederationManager
 from fedmed.errors import KeyFileError
 from fedmed.processes import read_secret, set_up_logging, watch_parent
 from server.admission import RefusalLog
-from server.gate import Bell, PrivateGate, PublicGate
+from server.asgi import Bell
+from server.gate import PrivateGate, PublicGate
 from server.link_state import DeploymentLinkStateFactory
 from server.object_store import FileObjectStoreFactory
+from server.parts import PartsDesk
 from server.reception import Reception
 
 _LOOK_EVERY_S = 0.5
 _PURGE_EVERY_S = 30.0
 _KEEP_ALIVE_S = 120
+_M_MMAP_THRESHOLD = -3  # number of the setting in glibc's malloc.h
+_LARGE_BLOCK_BYTES = 2**20
 
 log = logging.getLogger("fedmed.superlink")
 
@@ -121,8 +126,9 @@ class SuperLink:
             self._state, Path(launch.hello_file), Path(launch.release_dir), Path(launch.collected_dir)
         )
         refusals = RefusalLog(Path(launch.refused_file) if launch.refused_file else None)
-        public = PublicGate(app, self._state, self._bell, self._reception, refusals)
-        private = PrivateGate(app, self._state, self._bell)
+        parts = PartsDesk(app, self._state, Bell())
+        public = PublicGate(app, self._state, self._bell, parts=parts, reception=self._reception, refusals=refusals)
+        private = PrivateGate(app, self._state, self._bell, parts)
         self._private = Server(_configure(private, host="127.0.0.1", port=launch.private_port, lifespan="on"))
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
         config = _configure(public, host=launch.public_host, port=launch.public_port, lifespan="off", **tls)
@@ -152,7 +158,7 @@ class SuperLink:
 
     def _stop(self) -> None:
         self._public.should_exit = self._private.should_exit = True
-        self._bell.ring()
+        self._bell.close()
 
     def _look(self) -> None:
         if self._certificate is not None:
@@ -259,7 +265,7 @@ def _configure(app: Any, **settings: Any) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=1,
         **settings,
     )
 
@@ -283,19 +289,27 @@ def main() -> int:
     launch = Launch(**json.loads(parser.parse_args().launch.read_text()))
     watch_parent(launch.parent_pid)
     set_up_logging(Path(launch.log_file))
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("flwr").addFilter(_is_worth_a_line)
     os.umask(0o077)
+    _return_large_blocks()
     try:
         link = SuperLink(launch)
     except (OSError, ssl.SSLError, KeyFileError):
         log.exception("the SuperLink cannot start")
         return 3
-    with asyncio.Runner(loop_factory=link_loop) as runner:
-        return 0 if runner.run(link.serve()) else 3
+    return 0 if asyncio.run(link.serve()) else 3
 
 
-def link_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop."""
-    return asyncio.new_event_loop()
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Pass over what is asked every second."""
+    return not record.getMessage().startswith(("ControlServicer.List", "[Fleet.GetRun]"))
+
+
+def _return_large_blocks() -> None:
+    """Have glibc give the memory of a part back when it is done with; it would keep ever more of it for each thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 if __name__ == "__main__":

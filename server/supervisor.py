@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmed.audit import AuditLog
 from fedmed.deployment import ServerConfig, split_address
-from fedmed.errors import FederationError, ProcessError
+from fedmed.errors import FederationError, KeyFileError, ProcessError
 from fedmed.health import HealthService
 from fedmed.processes import Backoff, EventReader, check_port_free
 from fedmed.run_folder import RunFolder
@@ -70,6 +70,7 @@ class Supervisor:
         host, port = split_address(self.config.listen, "listen")
         check_port_free(host, port, "listen")
         write_hello(self.engine.hello_file, self.config)
+        self._look_at_certificate()
         self.listener.on_info(f"Sites reach this server at {self.config.address}; it listens on {self.config.listen}.")
         with self.health:
             try:
@@ -108,7 +109,7 @@ class Supervisor:
                 write_hello(self.engine.hello_file, self.config, round=event["record"]["round"])
         for event in self._refused.read():
             text = f"Refused: {event.get('address')}, key {event.get('fingerprint')}: {event.get('reason')}"
-            self.listener.on_note(text)
+            self._note(text)
             AuditLog(self.run.audit_file).append("refused", **{key: str(value) for key, value in event.items()})
 
     def _watch_children(self) -> None:
@@ -132,7 +133,7 @@ class Supervisor:
                 f"says why: {ended.log_file}. Everything up to the last closed round is saved."
             )
         pause = self._backoff.next()
-        self.listener.on_note(
+        self._note(
             f"The process {ended.name} ended with code {ended.code} (log: {ended.log_file}). Everything is started "
             f"again in {pause:.0f} s; the round under way is repeated."
         )
@@ -151,14 +152,24 @@ class Supervisor:
                 self._sync_sites(control)
             self._look_at_nodes(control)
         except FederationError as error:  # a busy or restarting SuperLink; its end is noticed elsewhere
-            self.listener.on_note(str(error))
+            self._note(str(error))
         free = self.run.free_bytes()
         self.health.set("disk", free > _LEAST_FREE_BYTES, f"{free / 2**20:.0f} MiB free")
         if time.monotonic() >= self._next_certificate_check:
             self._next_certificate_check = time.monotonic() + _CERTIFICATE_EVERY_S
+            self._look_at_certificate()
+
+    def _look_at_certificate(self) -> None:
+        try:
             text = None if self.config.insecure else renew_certificate(self.config)
-            if text:
-                self.listener.on_note(text)
+        except KeyFileError as error:  # connected sites go on; new connections fail, and the text says what to do
+            text = str(error)
+        if text:
+            self._note(text)
+
+    def _note(self, text: str) -> None:
+        self.listener.on_note(text)
+        self.status.set_message(text)
 
     def _sync_sites(self, control: Control) -> None:
         """Make the SuperLink accept exactly the sites on the list."""
@@ -168,7 +179,7 @@ class Supervisor:
         for name in sorted(set(keys) - set(self._known)):
             AuditLog(self.run.audit_file).append("site_allowed", site=name)
         for name in sorted(set(self._known) - set(keys)):
-            self.listener.on_note(f"{name} was revoked; it is refused from now on.")
+            self._note(f"{name} was revoked; it is refused from now on.")
             AuditLog(self.run.audit_file).append("site_revoked", site=name)
         self._known = keys
         self.status.set_sites(sorted(keys))
@@ -180,7 +191,7 @@ class Supervisor:
         for site in sorted(online - self._connected):
             self.listener.on_info(f"{site} is connected ({len(online)} of {len(roster)} sites).")
         for site in sorted(self._connected - online):
-            self.listener.on_note(f"{site} is no longer connected.")
+            self._note(f"{site} is no longer connected.")
         self._connected = online
         self.status.set_connected(online)
 
@@ -201,7 +212,7 @@ class Supervisor:
                 self._look()
         left = sorted(set(self._known) - self._collected)
         if left:
-            self.listener.on_note(
+            self._note(
                 f"Not collected by: {', '.join(left)}. Start the same command again when they are back; it then only "
                 "serves the model."
             )

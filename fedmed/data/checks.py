@@ -91,8 +91,18 @@ def refuse_too_many(table: RawTable, skipped: Sequence[SkippedRow], max_share: f
         )
 
 
-def choose_classes(table: RawTable, kept: Iterable[Row]) -> tuple[str, ...]:
+def choose_classes(table: RawTable, kept: Iterable[Row], *, every_class: bool = True) -> tuple[str, ...]:
     """Return the classes in order: the listed ones, or the sorted labels.
+
+    Parameters
+    ----------
+    table : RawTable
+        The source.
+    kept : iterable of Row
+        Its usable rows.
+    every_class : bool
+        Whether a listed class needs an image. One hospital of a federation may lack a class; all images together may
+        not.
 
     Raises
     ------
@@ -107,7 +117,7 @@ def choose_classes(table: RawTable, kept: Iterable[Row]) -> tuple[str, ...]:
             "Check data.label_column."
         )
     empty = [name for name in classes if not counts[name]]
-    if empty:
+    if empty and every_class:
         raise DataError(
             f"In {table.where} there is no usable image of the class '{empty[0]}'. Images of each class: "
             f"{', '.join(f'{name} {counts[name]}' for name in classes)}. Add images, or take the class out of the list."

@@ -30,7 +30,9 @@ class Prepared:
     """Rows of the source that were left out; ``skipped_rows.csv`` names them."""
 
 
-def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: Path) -> Prepared:
+def prepare_data(
+    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, *, every_class: bool = True
+) -> Prepared:
     """Check the data and write who has which images, or take what an earlier call has written.
 
     Parameters
@@ -43,6 +45,8 @@ def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: P
         Seed of the run; partition and split follow from it and from the set of images, not from their order.
     splits_dir : Path
         Folder for ``splits.json``, one CSV per site, and ``skipped_rows.csv`` if rows were left out.
+    every_class : bool
+        Whether every listed class needs an image; a single hospital may lack one.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: P
         )
     if index is None:
         splits_dir.mkdir(parents=True, exist_ok=True)
-        index = _make_splits(config, sites, seed, splits_dir, table)
+        index = _make_splits(config, sites, seed, splits_dir, table, every_class)
     return Prepared(
         classes=tuple(index.classes),
         sites=tuple(sorted(index.composition)),
@@ -79,8 +83,8 @@ def prepare_data(config: DataConfig, sites: int | None, seed: int, splits_dir: P
     )
 
 
-def _make_splits(
-    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, table: RawTable | None
+def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
+    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, table: RawTable | None, every_class: bool
 ) -> SplitIndex:
     num_bad_rows, names = 0, PHANTOM_ATTRIBUTES
     if isinstance(config, PhantomData):
@@ -90,7 +94,11 @@ def _make_splits(
         assert table is not None
         kept, skipped = check_rows(table)
         refuse_too_many(table, skipped, config.max_bad_share, splits_dir)
-        classes, names, num_bad_rows = choose_classes(table, kept), table.attribute_names, len(skipped)
+        classes, names, num_bad_rows = (
+            choose_classes(table, kept, every_class=every_class),
+            table.attribute_names,
+            len(skipped),
+        )
         items = [_make_item(row, classes) for row in kept]
     by_site = partition_items(config.partition, items, None if table is None else sites, seed)
     parts = split_sites(by_site, len(classes), config.split, seed)

@@ -11,8 +11,8 @@ class Stopped(KeyboardInterrupt):
 def raise_on_signals() -> None:
     """Let SIGINT, SIGTERM and SIGHUP raise :class:`Stopped` in the main thread, so that ``finally`` blocks run.
 
-    SIGHUP (a closed terminal) stays ignored where it was ignored, as under ``nohup``. Wait in short steps: Python notices
-    a signal that comes just before a long sleep only after it.
+    SIGHUP (a closed terminal) stays ignored where it was ignored, as under ``nohup``. Wait in short steps: Python
+    notices a signal that comes just before a long sleep only after it.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:

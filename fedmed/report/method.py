@@ -44,7 +44,7 @@ def render_reading(numbers: Numbers) -> str:
 def _say_thresholds(numbers: Numbers) -> str:
     k, k_row = (numbers.get("thresholds", key) for key in ("k", "k_row"))
     if max(k, k_row) <= 1:
-        return "No group was withheld for being small: one party holds all images, as in a simulation."
+        return "No group was withheld for being small: one party holds all images of this page."
     return (
         f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
         f"{numbers.show('thresholds', 'k_row')} images within a group."
@@ -56,12 +56,14 @@ def render_run(numbers: Numbers) -> str:
     settings = yaml.safe_dump(numbers.get("config"), sort_keys=False, allow_unicode=True)
     rows = [[escape(name), escape(value)] for name, value in _flatten(numbers.get("environment"))]
     environment = render_table("Software and hardware.", ["Part", "Value"], rows) if rows else ""
+    command = numbers.get("command")
+    folders = ", put its folder for RUN and a new one for NEW_FOLDER" if "NEW_FOLDER" in command else ""
     return render_section(
         "run",
         "What was run",
         f"<p>Seed {numbers.show('seed')}. The same seed, settings and versions give the same model. To repeat the "
-        "run, put its folder for RUN and a new one for NEW_FOLDER:</p>",
-        f'<pre tabindex="0"><code>{escape(numbers.get("command"))}</code></pre>',
+        f"run{folders}:</p>",
+        f'<pre tabindex="0"><code>{escape(command)}</code></pre>',
         render_fold("All settings", f'<pre tabindex="0"><code>{escape(settings)}</code></pre>'),
         render_fold("Environment", environment) if rows else "",
     )

@@ -1,4 +1,4 @@
-"""What the sites of the deployment benchmark run: a network of any size, and a ClientApp that does everything but train.
+"""What the sites of the deployment benchmark run: a network of any size, and a ClientApp that does all but train.
 
 Requests are checked and written down as in a hospital; only the training and the scoring are left out.
 """
@@ -44,7 +44,7 @@ class Ballast(nn.Module):
 
 
 @MODELS.register("benchmark_ballast")
-def build_ballast(num_classes: int, megabytes: int = 2) -> nn.Module:
+def build_ballast(num_classes: int, *, megabytes: int = 2) -> nn.Module:
     """Return a network of a given size."""
     return Ballast(megabytes)
 
@@ -65,14 +65,13 @@ def score(message: Message, context: Context) -> Message:
     """Answer with the tables of a network that always says the same."""
     site, request = open_site(context.node_config), read_request(message)
     packed = _memory.take(message, request)
-    if packed is None and request.model_sha256 is None:
+    if packed is None:
         return _ask_for_model(message)
     part = site.data.test if request.part == "test" else site.data.validation
     logits = torch.zeros(len(part), len(request.plan.classes))
     release = site.release_of(request.part or "validation")
     tables = release_tables(logits, part.labels, [site.name] * len(part), release)
-    model_sha256 = hash_model(packed) if packed is not None else request.model_sha256
-    return Message(make_content(REPORT, {"model_sha256": model_sha256}, tables=tables), reply_to=message)
+    return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, tables=tables), reply_to=message)
 
 
 def change_model(packed: bytes, site: Site, request: Request) -> bytes:

@@ -147,7 +147,9 @@ def time_raw_tls(num_bytes: int, num_sites: int, num_rounds: int, folder: Path, 
         connections = []
         for site_port in ports:
             arguments = (site_port, str(folder / "ca.pem"), num_bytes, num_rounds)
-            _processes.Process(target=_echo, args=arguments, daemon=True).start()
+            process = _processes.Process(target=_echo, args=arguments, daemon=True)
+            process.start()
+            stack.callback(process.join, _START_S)
         for _ in ports:
             connection = context.wrap_socket(listener.accept()[0], server_side=True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

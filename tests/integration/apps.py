@@ -3,6 +3,7 @@
 ``FEDMED_TEST_FAULTS`` names a folder. A file ``SITE.json`` in it holds ``{"kind": …, "round": …, "once": …}``.
 """
 
+import errno
 import json
 import os
 import time
@@ -14,6 +15,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.site import app as site_app
+from fedmed.atomic_files import explain_write_failure
+from fedmed.checkpoint import RunCheckpoints
 from fedmed.wire import MODEL, REPORT, REQUEST, make_content, pack_tensors, read_model, read_values, unpack_tensors
 from server.federation import create_deployed_app
 from tests import federation
@@ -22,6 +25,25 @@ __all__ = ["client_app", "server_app"]
 
 assert federation  # importing it registers the model "tiny"
 server_app = create_deployed_app()
+
+
+def _fill_the_disk(folder: Path) -> None:
+    """Let the checkpoint of the round that a file names fail as on a full disk, once."""
+    save = RunCheckpoints.save
+
+    def save_or_fail(self: RunCheckpoints, round_number: int, *arguments: Any, **options: Any) -> Path:
+        marker = folder / "disk_full"
+        if marker.is_file() and marker.read_text() == str(round_number):
+            marker.unlink()
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise explain_write_failure(self.root / f"round_{round_number:05d}", error)
+        return save(self, round_number, *arguments, **options)
+
+    RunCheckpoints.save = save_or_fail  # type: ignore[method-assign]
+
+
+if "FEDMED_TEST_FAULTS" in os.environ:
+    _fill_the_disk(Path(os.environ["FEDMED_TEST_FAULTS"]))
 
 
 class FaultyApp(ClientApp):

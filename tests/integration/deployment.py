@@ -67,7 +67,7 @@ class Deployment:
 
     def __init__(self, folder: Path, sites: int = 2, client: dict[str, Any] | None = None, **settings: Any) -> None:
         self.folder = folder
-        self.names = [f"site_{letter}" for letter in "abcdefgh"[:sites]]
+        self.names = [f"site_{number + 1:02d}" for number in range(sites)]
         self.port = find_free_port()
         self.faults = folder / "faults"
         self.faults.mkdir(parents=True)
@@ -93,8 +93,7 @@ class Deployment:
         self.config = self.kit / "server.yaml"
         data = {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16}
         for name in self.names:
-            number = f"{self.names.index(name) + 1:02d}"
-            changes = {"data": data, "data_sites": sites, "data_site": f"site_{number}", "threads": 1, **(client or {})}
+            changes = {"data": data, "data_sites": sites, "data_site": name, "threads": 1, **(client or {})}
             self.change_client(name, **changes)
         self.processes: list[Process] = []
 
@@ -119,7 +118,12 @@ class Deployment:
         )
 
     def start_server(self) -> Process:
-        process = Process("server", ["server", "--config", str(self.config)], self.folder / "server.txt")
+        process = Process(
+            "server",
+            ["server", "--config", str(self.config)],
+            self.folder / "server.txt",
+            FEDMED_TEST_FAULTS=str(self.faults),
+        )
         self.processes.append(process)
         return process
 

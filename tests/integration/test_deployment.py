@@ -15,7 +15,11 @@ from fedmed.config import RunConfig
 from fedmed.run_folder import RunFolder
 from server.progress import LogListener
 from simulations.engine import run_simulation
+from tests.integration import apps
 from tests.integration.deployment import Deployment, deploy, wait_for
+
+
+assert apps  # importing it registers the model "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 def test_run_folder_and_report_are_complete(finished: Deployment) -> None:
     run = finished.run_folder
     assert [record["round"] for record in finished.history()] == [1, 2, 3]
-    assert all(finished.statuses(number) == {"site_a": "accepted", "site_b": "accepted"} for number in (1, 2, 3))
+    assert all(finished.statuses(number) == {"site_01": "accepted", "site_02": "accepted"} for number in (1, 2, 3))
     report = json.loads((run.report / "report.json").read_text())
     assert report["synthetic"] is True
     assert report["thresholds"] == {"k": 10, "k_row": 5}
@@ -43,8 +47,8 @@ def test_run_folder_and_report_are_complete(finished: Deployment) -> None:
 def test_server_tells_where_it_is_and_who_is_there(finished: Deployment) -> None:
     text = (finished.folder / "server.txt").read_text()
     assert f"127.0.0.1:{finished.port}" in text
-    assert "site_a is connected" in text
-    assert "site_b is connected" in text
+    assert "site_01 is connected" in text
+    assert "site_02 is connected" in text
     assert "MiB to a site" in text
 
 
@@ -59,7 +63,7 @@ def test_model_comes_home(finished: Deployment) -> None:
 
 
 def test_audit_of_a_site_lists_what_left(finished: Deployment) -> None:
-    lines = (finished.kit / "kits" / "site_a" / "state" / "audit.jsonl").read_text().splitlines()
+    lines = (finished.kit / "kits" / "site_01" / "state" / "audit.jsonl").read_text().splitlines()
     sent = [entry["fields"] for entry in map(json.loads, lines) if entry["event"] == "sent"]
     # one description, three updates, three validations, one test
     assert [entry["kind"] for entry in sent].count("train") == 3
@@ -96,7 +100,7 @@ def test_same_bits_as_a_simulation(finished: Deployment, tmp_path: Path) -> None
 
 
 def test_no_secret_in_logs_arguments_or_shared_files(finished: Deployment) -> None:
-    private = (finished.kit / "kits" / "site_a" / "site.key").read_text().splitlines()[1]
+    private = (finished.kit / "kits" / "site_01" / "site.key").read_text().splitlines()[1]
     token = (finished.run_folder.path / "link" / "control.token").read_text()
     for path in finished.folder.rglob("*"):
         if path.is_file() and path.suffix in {".txt", ".log", ".out", ".jsonl", ".json", ".html", ".yaml"}:
@@ -106,16 +110,17 @@ def test_no_secret_in_logs_arguments_or_shared_files(finished: Deployment) -> No
 
 
 def test_started_again_after_the_end_it_only_serves_the_model(finished: Deployment) -> None:
-    shutil.rmtree(finished.kit / "kits" / "site_b" / "state" / "model")
+    shutil.rmtree(finished.kit / "kits" / "site_02" / "state" / "model")
     history = finished.run_folder.history_file.read_bytes()
     for path in (finished.run_folder.path / "collected").glob("*.json"):
         path.unlink()
     server = finished.start_server()
-    fetch_a = finished.run("client", "--config", str(finished.kit / "kits/site_a/client.yaml"), "--fetch-model")
-    fetch_b = finished.run("client", "--config", str(finished.kit / "kits/site_b/client.yaml"), "--fetch-model")
+    wait_for("the release", lambda: "is released" in server.text().split("round 3/3")[-1].split("collected")[-1])
+    fetch_a = finished.run("client", "--config", str(finished.kit / "kits/site_01/client.yaml"), "--fetch-model")
+    fetch_b = finished.run("client", "--config", str(finished.kit / "kits/site_02/client.yaml"), "--fetch-model")
     assert fetch_a.returncode == 0, fetch_a.stdout
     assert fetch_b.returncode == 0, fetch_b.stdout
-    assert (finished.kit / "kits" / "site_b" / "state" / "model" / "model.safetensors").is_file()
+    assert (finished.kit / "kits" / "site_02" / "state" / "model" / "model.safetensors").is_file()
     assert server.wait(30) == 0, server.text()
     assert finished.run_folder.history_file.read_bytes() == history
 
@@ -125,41 +130,39 @@ def test_status_of_a_finished_run(finished: Deployment) -> None:
     status = json.loads(done.stdout)
     assert status["state"] == "finished"
     assert status["round"] == 3
-    assert status["sites"]["site_a"]["last_status"] == "accepted"
-    assert "site_b" in finished.run("server", "--config", str(finished.config), "--status").stdout
+    assert status["sites"]["site_01"]["last_status"] == "accepted"
+    assert "site_02" in finished.run("server", "--config", str(finished.config), "--status").stdout
 
 
 def test_forget_removes_the_state_of_the_run(finished: Deployment) -> None:
-    done = finished.run("client", "--config", str(finished.kit / "kits/site_a/client.yaml"), "--forget")
+    done = finished.run("client", "--config", str(finished.kit / "kits/site_01/client.yaml"), "--forget")
     assert done.returncode == 0, done.stdout
     assert "removed" in done.stdout
-    assert not list((finished.kit / "kits" / "site_a" / "state" / "runs").glob("*"))
+    assert not list((finished.kit / "kits" / "site_01" / "state" / "runs").glob("*"))
 
 
 def test_client_killed_in_the_middle_of_a_round(tmp_path: Path) -> None:
     with deploy(tmp_path) as deployment:
-        deployment.set_fault("site_b", "slow", seconds=30)
-        server, (_, site_b) = deployment.start()
-        wait_for("training of round 2 at site_b", lambda: deployment.fault_seen("site_b"))
-        children = psutil.Process(site_b.pid).children(recursive=True)
-        site_b.kill()
+        deployment.set_fault("site_02", "slow", seconds=30)
+        server, (_, site_02) = deployment.start()
+        wait_for("training of round 2 at site_02", lambda: deployment.fault_seen("site_02"))
+        children = psutil.Process(site_02.pid).children(recursive=True)
+        site_02.kill()
         wait_for("end of its child processes", lambda: not any(child.is_running() for child in children), 20)
-        again = deployment.start_client("site_b")
+        again = deployment.start_client("site_02")
         assert server.wait(120) == 0, server.text()
         assert again.wait(30) == 0, again.text()
-        assert deployment.statuses(2) == {"site_a": "accepted", "site_b": "accepted"}
+        assert deployment.statuses(2) == {"site_01": "accepted", "site_02": "accepted"}
 
 
 @pytest.mark.parametrize("moment", ["mid-round", "between rounds"])
-def test_server_killed_and_started_again_gives_the_same_bits(
-    finished: Deployment, tmp_path: Path, moment: str
-) -> None:
+def test_server_killed_and_started_again_gives_the_same_bits(finished: Deployment, tmp_path: Path, moment: str) -> None:
     with deploy(tmp_path) as deployment:
         if moment == "mid-round":
-            deployment.set_fault("site_b", "slow", seconds=5)
+            deployment.set_fault("site_02", "slow", seconds=5)
         server, clients = deployment.start()
         if moment == "mid-round":
-            wait_for("training of round 2", lambda: deployment.fault_seen("site_b"))
+            wait_for("training of round 2", lambda: deployment.fault_seen("site_02"))
         else:
             wait_for("the end of round 1", lambda: len(deployment.history()) >= 1)
         server.kill()
@@ -172,35 +175,35 @@ def test_server_killed_and_started_again_gives_the_same_bits(
 
 def test_update_with_nan_is_quarantined(tmp_path: Path) -> None:
     with deploy(tmp_path, min_sites=1) as deployment:
-        deployment.set_fault("site_b", "nan")
+        deployment.set_fault("site_02", "nan")
         server, _ = deployment.start()
         assert server.wait(120) == 0, server.text()
-        assert deployment.statuses(2) == {"site_a": "accepted", "site_b": "quarantined"}
-        assert "NaN" in deployment.reason(2, "site_b")
-        assert deployment.statuses(3) == {"site_a": "accepted", "site_b": "accepted"}
+        assert deployment.statuses(2) == {"site_01": "accepted", "site_02": "quarantined"}
+        assert "NaN" in deployment.reason(2, "site_02")
+        assert deployment.statuses(3) == {"site_01": "accepted", "site_02": "accepted"}
 
 
 def test_site_with_another_authority_refuses_the_server(tmp_path: Path) -> None:
     with deploy(tmp_path / "one", min_sites=1) as deployment, deploy(tmp_path / "other") as other:
-        shutil.copy(other.kit / "ca.pem", deployment.kit / "kits" / "site_b" / "ca.pem")
+        shutil.copy(other.kit / "ca.pem", deployment.kit / "kits" / "site_02" / "ca.pem")
         server = deployment.start_server()
-        site_b = deployment.start_client("site_b")
-        assert site_b.wait(60) == 1
-        assert "certificate" in site_b.text()
-        assert "Traceback" not in site_b.text()
-        site_a = deployment.start_client("site_a")
+        site_02 = deployment.start_client("site_02")
+        assert site_02.wait(60) == 1
+        assert "certificate" in site_02.text()
+        assert "Traceback" not in site_02.text()
+        site_01 = deployment.start_client("site_01")
         assert server.wait(120) == 0, server.text()
-        assert site_a.wait(30) == 0
+        assert site_01.wait(30) == 0
 
 
 def test_unknown_site_is_refused_and_logged(tmp_path: Path) -> None:
     with deploy(tmp_path / "one", min_sites=1) as deployment, deploy(tmp_path / "other") as other:
         server = deployment.start_server()
         wait_for("the server", lambda: "Sites reach this server" in server.text())
-        stranger_kit = other.kit / "kits" / "site_a"
+        stranger_kit = other.kit / "kits" / "site_01"
         shutil.copy(deployment.kit / "ca.pem", stranger_kit / "ca.pem")
-        other.change_client("site_a", server=f"127.0.0.1:{deployment.port}")
-        stranger = other.start_client("site_a")
+        other.change_client("site_01", server=f"127.0.0.1:{deployment.port}")
+        stranger = other.start_client("site_01")
         assert stranger.wait(60) == 1
         assert "SHA256:" in stranger.text()
         assert "Traceback" not in stranger.text()
@@ -211,9 +214,9 @@ def test_unknown_site_is_refused_and_logged(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     with deploy(tmp_path) as deployment:
-        server, (site_a, site_b) = deployment.start()
+        server, (site_01, site_02) = deployment.start()
         wait_for("round 1", lambda: len(deployment.history()) >= 1)
-        for process in (server, site_a, site_b):
+        for process in (server, site_01, site_02):
             os.kill(process.pid, signal.SIGINT)
-        assert [process.wait(30) for process in (server, site_a, site_b)] == [130, 130, 130]
+        assert [process.wait(30) for process in (server, site_01, site_02)] == [130, 130, 130]
         assert "To go on, type:" in server.text()

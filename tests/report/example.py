@@ -33,6 +33,8 @@ def make_record(number: int, sites: dict[str, str], value: float = 0.5) -> dict[
         "learning_rate": 0.02,
         "model_sha256": "00",
         "coverage_images": 1.0,
+        "bytes_to_sites": 2000,
+        "bytes_from_sites": 1000 * len(accepted),
         "participation": [
             {
                 "site": site,
@@ -40,6 +42,7 @@ def make_record(number: int, sites: dict[str, str], value: float = 0.5) -> dict[
                 "reason": None if status == "accepted" else f"was {status}",
                 "images": 40 if status == "accepted" else None,
                 "share": 1 / len(accepted) if status == "accepted" else 0.0,
+                "update_bytes": 1000 if status == "accepted" else None,
             }
             for site, status in sites.items()
         ],

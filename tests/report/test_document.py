@@ -61,10 +61,13 @@ def test_participation():
         "accepted_rounds": 1,
         "missed_rounds": 2,
         "mean_share": pytest.approx(0.5 / 3),
+        "update_bytes": 1000,
         "statuses": ["accepted", "late", "late"],
         "reasons": [{"status": "late", "reason": "was late", "rounds": [2, 3]}],
     }
     assert participation["sites"]["north"]["mean_share"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert participation["bytes_to_sites"] == 3 * 2000
+    assert participation["bytes_from_sites"] == (2 + 1 + 1) * 1000
 
 
 def test_a_round_that_was_tried_again_counts_once():

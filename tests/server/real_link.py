@@ -15,6 +15,8 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -22,8 +24,6 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesResponse,
     PushMessagesRequest,
 )
-from flwr.common.serde import message_to_proto
-from flwr.app.message import remove_content_from_message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
@@ -252,7 +252,9 @@ def running_task(link: Link, control: Control, run_dir: Path) -> Iterator[tuple[
 
 def make_content(data: bytes) -> RecordDict:
     array = Array("uint8", (len(data),), "safetensors", data)
-    return RecordDict({"request": ConfigRecord({"json": "{}"}), "model": ArrayRecord({"bytes": array}, keep_input=True)})
+    return RecordDict(
+        {"request": ConfigRecord({"json": "{}"}), "model": ArrayRecord({"bytes": array}, keep_input=True)}
+    )
 
 
 def read_data(message: Message) -> bytes:

@@ -1,0 +1,256 @@
+"""One federation of real processes, watched from outside: when its rounds close, and the memory of its processes.
+
+Memory is the sum of the processes' proportional set sizes: a page that several of them share counts once.
+"""
+
+import itertools
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import yaml
+
+from fedmed.metrics.history import read_history
+from fedmed.processes import find_free_port
+from fedmed.run_folder import RunFolder
+from server.provision import provision
+from simulations.benchmarks.links import HOST, Address, Lines
+
+ROUND_PARTS = ("before", "updates up", "average", "model down", "save")
+"""Of a round: up to the request to train, up to the last update, up to the request to evaluate, up to the last tables,
+up to the line in the history."""
+_CLASSES = ["pattern_plain", "pattern_mesh", "pattern_globules"]
+_SITE_DATA = {"source": "phantom", "images_per_site": 40, "num_classes": len(_CLASSES), "image_size": 16}
+_COMMAND = "import sys, {0}.app; sys.exit({0}.app.main(sys.argv[1:], {0}_app={1!r}))"
+_APPS = {
+    "server": "simulations.benchmarks.deployment_server:server_app",
+    "client": "simulations.benchmarks.deployment_apps:client_app",
+}
+_LINE = re.compile(r"(\S+ \S+) INFO fedmed\.server (?:round (\d+)(?:: (train|evaluate) at| (closed))|\S+: (answered))")
+_LOOK_EVERY_S = 0.005
+_MEMORY_EVERY_S = 0.1
+_PATIENCE_S = 1200.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A federation to measure."""
+
+    megabytes: int
+    """Size of the model; 1 MB is 10^6 bytes."""
+    num_sites: int
+    mbit_s: float | None = None
+    """Speed of each site's line; None: as fast as the machine is."""
+    num_timed: int = 4
+    """Rounds whose time is taken; memory is measured in one before and one after them."""
+
+
+@dataclass
+class Figures:
+    """What was measured."""
+
+    round_s: float = 0.0
+    """Median of the timed rounds."""
+    rounds_s: list[float] = field(default_factory=list)
+    parts_s: dict[str, float] = field(default_factory=dict)
+    """Where the time of a round goes, see :data:`ROUND_PARTS`; medians."""
+    bytes_each_way: int = 0
+    """Of the model to one site, and as many of its update back, in a timed round."""
+    server_mib: float = 0.0
+    """Peak of all processes of the coordinating site."""
+    client_mib: float = 0.0
+    """Peak of all processes of one site."""
+
+
+def measure(case: Case, folder: Path) -> Figures:
+    """Run a federation to its end and return its figures.
+
+    Parameters
+    ----------
+    case : Case
+        What to run.
+    folder : Path
+        For everything; must be empty.
+    """
+    address = (HOST, find_free_port())
+    with ExitStack() as stack:
+        ports = [address[1]] * case.num_sites
+        if case.mbit_s is not None:
+            ports = stack.enter_context(Lines(address, case.num_sites, case.mbit_s)).ports
+        kits = _provision(case, folder, address, ports)
+        run = RunFolder(folder / "federation" / "run")
+        server = stack.enter_context(_start("server", folder / "federation" / "server.yaml", folder / "server.txt"))
+        clients = [
+            stack.enter_context(_start("client", kit / "client.yaml", folder / f"{kit.name}.txt")) for kit in kits
+        ]
+        figures = Figures()
+        with _watch_memory({"server": server.pid, "client": clients[0].pid}) as memory:
+            closed = _watch_rounds(run, server, case.num_timed, memory)
+            _wait(lambda: server.poll() is not None, server)
+        if server.returncode != 0:
+            raise SystemExit(f"a federation failed:\n{(folder / 'server.txt').read_text()}")
+    figures.rounds_s = [after - before for before, after in itertools.pairwise(closed[: case.num_timed + 1])]
+    figures.round_s = statistics.median(figures.rounds_s)
+    figures.parts_s = read_parts((run.logs / "executor.log").read_text(), case.num_timed)
+    figures.server_mib, figures.client_mib = memory.peaks["server"], memory.peaks["client"]
+    figures.bytes_each_way = _read_bytes(run, case)
+    return figures
+
+
+def read_parts(log: str, num_timed: int) -> dict[str, float]:
+    """Return the median seconds of the parts of a round, from the log of the ServerApp."""
+    found: dict[str, list[float]] = {part: [] for part in ROUND_PARTS}
+    marks: list[float] = []
+    last_answer = 0.0
+    for line in log.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        now = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+        if match[5]:
+            last_answer = now
+        elif match[3] == "train":
+            marks = [*marks[:1], now]
+        elif match[3] == "evaluate":
+            marks += [last_answer, now]
+        elif match[4]:
+            marks += [last_answer, now]
+            if 1 < int(match[2]) <= num_timed + 1:
+                for part, begin, end in zip(ROUND_PARTS, marks, marks[1:], strict=False):
+                    found[part].append(end - begin)
+            marks = [now]
+    return {part: statistics.median(seconds) for part, seconds in found.items() if seconds}
+
+
+def _read_bytes(run: RunFolder, case: Case) -> int:
+    """Return the bytes that every timed round sent to one site, which are those that it got back."""
+    records = read_history(run.history_file)[1 : case.num_timed + 1]
+    counts = {record[key] for record in records for key in ("bytes_to_sites", "bytes_from_sites")}
+    if len(counts) != 1:
+        raise SystemExit(f"a round should send each site one model and get one update; bytes were {sorted(counts)}")
+    return int(counts.pop()) // case.num_sites
+
+
+def _provision(case: Case, folder: Path, address: Address, ports: list[int]) -> list[Path]:
+    names = [f"site_{number:02d}" for number in range(1, case.num_sites + 1)]
+    where = f"{address[0]}:{address[1]}"
+    plain = folder / "server.yaml"
+    settings: dict[str, Any] = {
+        "name": "benchmark",
+        "address": where,
+        "listen": where,
+        "sites": names,
+        "rounds": case.num_timed + 2,
+        "min_sites": case.num_sites,
+        "round_deadline_s": _PATIENCE_S,
+        "collect_wait_s": _PATIENCE_S,
+        "classes": _CLASSES,
+        "model": {"name": "benchmark_ballast", "megabytes": case.megabytes},
+        "data": {"source": "sites", "image_size": 16, "synthetic": True},
+    }
+    plain.write_text(yaml.safe_dump(settings))
+    kits = [site.folder for site in provision(folder / "federation", plain)]
+    for name, kit, port in zip(names, kits, ports, strict=True):
+        file = kit / "client.yaml"
+        changes = {
+            "server": f"{HOST}:{port}",
+            "data": _SITE_DATA,
+            "data_sites": case.num_sites,
+            "data_site": name,
+            "threads": 1,
+        }
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+    return kits
+
+
+@contextmanager
+def _start(side: str, config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run one of the two commands with the apps of the benchmark."""
+    command = [sys.executable, "-c", _COMMAND.format(side, _APPS[side]), "--config", str(config)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _watch_rounds(run: RunFolder, server: subprocess.Popen[bytes], num_timed: int, memory: "Memory") -> list[float]:
+    """Return when each round was closed, and have memory measured in all rounds but the timed ones."""
+    closed: list[float] = []
+
+    def look() -> bool:
+        lines = run.history_file.read_bytes().count(b"\n") if run.history_file.exists() else 0
+        closed.extend([time.monotonic()] * (lines - len(closed)))
+        memory.wanted = not 1 <= len(closed) <= num_timed
+        return len(closed) > num_timed
+
+    _wait(look, server)
+    return closed
+
+
+def _wait(condition: Callable[[], bool], server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit("a federation of the benchmark did not end in time")
+        if server.poll() is not None:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+@dataclass
+class Memory:
+    """Peaks in MiB, by the name of a command."""
+
+    peaks: dict[str, float]
+    wanted: bool = True
+    """Off while times are taken, since measuring takes time as well."""
+
+
+@contextmanager
+def _watch_memory(pids: dict[str, int]) -> Iterator[Memory]:
+    memory, ended = Memory(dict.fromkeys(pids, 0.0)), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_MEMORY_EVERY_S):
+            for name, pid in pids.items() if memory.wanted else ():
+                memory.peaks[name] = max(memory.peaks[name], sum_pss_mib(pid))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        ended.set()
+        thread.join()
+
+
+def sum_pss_mib(pid: int) -> float:
+    """Return the proportional set size of a process and of all that it has started, in MiB."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        members = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for member in members:
+        try:
+            total += int(member.memory_full_info().pss)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total / 2**20
