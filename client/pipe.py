@@ -4,11 +4,12 @@ A frame is a small JSON object and any number of named byte strings. Nothing is 
 the other run anything.
 """
 
+import itertools
 import json
 import select
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Blob = bytes | bytearray | memoryview
@@ -40,28 +41,28 @@ class Pipe:
             for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
-    def send(self, header: Mapping[str, Any], blobs: Mapping[str, Blob] | None = None) -> None:
+    def send(self, header: Mapping[str, Any], blobs: Mapping[str, Blob | Sequence[Blob]] | None = None) -> None:
         """Send one frame.
 
         Parameters
         ----------
         header : mapping
             JSON values.
-        blobs : mapping of str to bytes, bytearray or memoryview of bytes
-            Sent as they are, without a copy.
+        blobs : mapping of str to bytes, bytearray, memoryview of bytes, or several of them
+            Sent as they are, without a copy; several arrive as one.
 
         Raises
         ------
         EOFError
             If the other end is gone.
         """
-        blobs = blobs or {}
-        sizes = [[name, len(blob)] for name, blob in blobs.items()]
+        pieces = {name: _to_pieces(blob) for name, blob in (blobs or {}).items()}
+        sizes = [[name, sum(map(len, parts))] for name, parts in pieces.items()]
         head = json.dumps([header, sizes], allow_nan=False).encode()
         try:
             self._socket.sendall(_LENGTH.pack(len(head)) + head)
-            for blob in blobs.values():
-                self._socket.sendall(blob)
+            for piece in itertools.chain.from_iterable(pieces.values()):
+                self._socket.sendall(piece)
         except OSError as error:  # BlockingIOError: it stalled
             raise EOFError("The other end of the pipe is gone.") from error
 
@@ -109,3 +110,7 @@ class Pipe:
         if not data:
             raise EOFError("The other end of the pipe is gone.")
         return data
+
+
+def _to_pieces(blob: Blob | Sequence[Blob]) -> Sequence[Blob]:
+    return (blob,) if isinstance(blob, bytes | bytearray | memoryview) else blob

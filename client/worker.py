@@ -20,8 +20,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.parcel import deflate_message, inflate_message
-from client.pipe import Pipe
+from client.parcel import inflate_message, take_apart
+from client.pipe import Blob, Pipe
 from fedmed.errors import FedmedError
 from fedmed.processes import set_up_logging, watch_parent
 
@@ -41,7 +41,7 @@ class Worker:
         self._app = app
         self._context: Context | None = None
 
-    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> dict[str, bytes]:
+    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> dict[str, tuple[Blob, ...]]:
         """Answer one message; what the app raises becomes an error reply.
 
         Parameters
@@ -53,8 +53,8 @@ class Worker:
 
         Returns
         -------
-        dict of str to bytes
-            The reply, from :func:`client.parcel.deflate_message`.
+        dict of str to tuple
+            The reply, from :func:`client.parcel.take_apart`.
 
         Raises
         ------
@@ -67,7 +67,8 @@ class Worker:
         except (Exception, SystemExit) as error:
             _logger.exception("'%s' failed.", message.metadata.message_type)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe_error(error)), reply_to=message)
-        return deflate_message(reply)
+        del message  # large; the reply does without
+        return take_apart(reply)
 
     def _run(self, message: Message, task: Mapping[str, Any]) -> Message:
         # Flower's runners set this; Message and the mods read it.

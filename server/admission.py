@@ -21,6 +21,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
+from fedmed.errors import KeyFileError
 from fedmed.keys import fingerprint
 from server.link_state import DeploymentLinkState
 
@@ -77,7 +78,7 @@ def identify(state: DeploymentLinkState, headers: Iterable[tuple[bytes, bytes]])
         timestamp = found[_TIME].decode("ascii")
         key = bytes_to_public_key(public_bytes)
         print_of_key = fingerprint(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii"))
-    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
+    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm, KeyFileError):
         return Visitor("none", problem="it shows no key")
     node_id = state.get_node_id_by_public_key(public_bytes)
     if node_id is None:

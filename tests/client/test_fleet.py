@@ -229,7 +229,7 @@ class TestConnection:
     def test_a_connection_cut_within_the_handshake_is_tried_again(self, tmp_path):
         make_certificate(tmp_path)
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            thread = threading.Thread(target=lambda: listener.accept()[0].close())
+            thread = threading.Thread(target=listener.accept()[0].close)
             thread.start()
             with Fleet(make_kit(tmp_path, listener.getsockname()[1])) as fleet:
                 assert expect_failure(fleet.activate, Outlook.RETRY).is_passing
@@ -311,9 +311,11 @@ class TestProxy:
             assert "pass-word" not in f"{failure} {failure!r}"
 
     def test_a_proxy_that_refuses(self, port, tmp_path):
-        with proxying("403 Forbidden") as (proxy, _):
-            with Fleet(make_kit(tmp_path, port, f"proxy: http://127.0.0.1:{proxy}\n")) as fleet:
-                expect_failure(fleet.activate, Outlook.RETRY, f"The proxy 127.0.0.1:{proxy} does not connect", "403")
+        with (
+            proxying("403 Forbidden") as (proxy, _),
+            Fleet(make_kit(tmp_path, port, f"proxy: http://127.0.0.1:{proxy}\n")) as fleet,
+        ):
+            expect_failure(fleet.activate, Outlook.RETRY, f"The proxy 127.0.0.1:{proxy} does not connect", "403")
 
     def test_a_proxy_that_is_not_there(self, port, tmp_path):
         nobody = find_free_port()

@@ -27,12 +27,24 @@ def send_in_thread(pipe, header, blobs):
 def test_a_frame_arrives_as_it_was_sent(ends):
     first, second = ends
     large = bytes(range(256)) * 80_000  # 20 MB: larger than any buffer on the way
-    blobs = {"empty": b"", "large": large, "view": memoryview(large)[3:10], "array": bytearray(b"xyz")}
+    blobs = {
+        "empty": b"",
+        "large": large,
+        "view": memoryview(large)[3:10],
+        "array": bytearray(b"xyz"),
+        "several": (b"a", b"bc"),
+    }
     thread = send_in_thread(first, {"kind": "task", "number": 2**63, "text": "ä"}, blobs)
     header, received = second.receive()
     thread.join()
     assert header == {"kind": "task", "number": 2**63, "text": "ä"}
-    assert received == {"empty": b"", "large": large, "view": bytes([3, 4, 5, 6, 7, 8, 9]), "array": b"xyz"}
+    assert received == {
+        "empty": b"",
+        "large": large,
+        "view": bytes([3, 4, 5, 6, 7, 8, 9]),
+        "array": b"xyz",
+        "several": b"abc",
+    }
     assert list(received) == list(blobs)
     assert all(type(blob) is bytes for blob in received.values())
 

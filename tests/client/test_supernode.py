@@ -30,6 +30,7 @@ from fedmed.keys import make_site_key
 from fedmed.processes import child_environment, find_free_port
 from tests.client.apps import flip, make_request, read_data
 from tests.client.fake_fleet import NODE, RUN, FakeFleet, make_certificate, make_kit, serving
+from tests.client.waiting import is_alive, wait_until
 
 SHA = "ab" * 32
 RUN_OVER = json.dumps({"code": 2007, "detail": "The run has finished."}).encode()
@@ -184,7 +185,7 @@ class TestConnecting:
 
     def test_an_identity_in_use(self, setting):
         setting.server.answer_with("activate-node", 412, times=100)
-        with pytest.raises(FleetError, match="connected to .* from elsewhere") as caught:
+        with pytest.raises(FleetError, match=r"connected to .* from elsewhere") as caught:
             setting.node.run()
         assert setting.fleet.fingerprint in str(caught.value)
         assert caught.value.outlook is Outlook.NOT_ACTIVATED
@@ -223,7 +224,8 @@ class TestConnecting:
         """It may have held a message; the server sends it again to a site that was activated since."""
         setting.server.answer_with("pull-messages", 502)
         assert setting.node.run() == ENDED
-        assert setting.server.order[:5] == ["activate-node", "pull-messages", "deactivate-node", "activate-node", "pull-messages"]  # fmt: skip
+        again = ["activate-node", "pull-messages"]
+        assert setting.server.order[:5] == [*again, "deactivate-node", *again]
 
 
 class TestAssignments:
@@ -368,13 +370,6 @@ class TestSignsOfLife:
         signs.stop()
 
 
-def wait_until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 class Hospital:
     """A SuperNode process with its worker, and the events that it prints."""
 
@@ -449,51 +444,51 @@ def test_a_real_superlink_and_real_processes(tmp_path):
     from tests.server.real_link import running_link, running_task
 
     data = os.urandom(7_000_000)
-    with running_link(tmp_path / "link") as (link, control):
-        with running_hospital(tmp_path / "north", link, control) as north:
+    with (
+        running_link(tmp_path / "link") as (link, control),
+        running_hospital(tmp_path / "north", link, control) as north,
+    ):
+        north.wait_for("waiting")
+        with running_task(link, control, tmp_path) as (grid, _):
+            wait_until(lambda: list(grid.get_node_ids()) == [north.node_id])
+            assert read_data(exchange(grid, north.node_id, make_request("flip", data))) == flip(data)
+
+            reply = exchange(grid, north.node_id, make_request("die"))
+            assert reply.error.reason.startswith("WorkerLostError: the site's worker process ended (SIGKILL")
+            assert read_data(exchange(grid, north.node_id, make_request("flip", b"abc"))) == b"cba"
+
+            # The process dies while its worker is busy: the next one is let in at once, and gets the message again.
+            mark = tmp_path / "mark"
+            (message_id,) = grid.push_messages(
+                [
+                    Message(
+                        make_request("hang", mark=str(mark)),
+                        dst_node_id=north.node_id,
+                        message_type="train",
+                        ttl=60,
+                    )
+                ]
+            )
+            wait_until(mark.exists)
+            (worker,) = north.children()
+            north.stop(signal.SIGKILL)
+            wait_until(lambda: not is_alive(worker))
+            mark.unlink()
+            begin = time.monotonic()
+            north.start()
             north.wait_for("waiting")
-            with running_task(link, control, tmp_path) as (grid, _):
-                wait_until(lambda: list(grid.get_node_ids()) == [north.node_id])
-                assert read_data(exchange(grid, north.node_id, make_request("flip", data))) == flip(data)
+            assert time.monotonic() - begin < 30  # Flower calls a killed site online for 60 s
+            wait_until(lambda: list(grid.pull_messages([message_id])) == [] and mark.exists())
 
-                reply = exchange(grid, north.node_id, make_request("die"))
-                assert reply.error.reason.startswith("WorkerLostError: the site's worker process ended (SIGKILL")
-                assert read_data(exchange(grid, north.node_id, make_request("flip", b"abc"))) == b"cba"
-
-                # The process dies while its worker is busy: the next one is let in at once, and gets the message again.
-                mark = tmp_path / "mark"
-                (message_id,) = grid.push_messages(
-                    [
-                        Message(
-                            make_request("hang", mark=str(mark)),
-                            dst_node_id=north.node_id,
-                            message_type="train",
-                            ttl=60,
-                        )
-                    ]
-                )
-                wait_until(mark.exists)
-                (worker,) = north.children()
-                north.stop(signal.SIGKILL)
-                wait_until(
-                    lambda: not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text()
-                )
-                mark.unlink()
-                begin = time.monotonic()
-                north.start()
-                north.wait_for("waiting")
-                assert time.monotonic() - begin < 30  # Flower calls a killed site online for 60 s
-                wait_until(lambda: list(grid.pull_messages([message_id])) == [] and mark.exists())
-
-                # No secret in the arguments of any process.
-                secret = (north.folder / "site.key").read_text().splitlines()[1]
-                for pid in [north.process.pid, *north.children()]:
-                    assert secret not in Path(f"/proc/{pid}/cmdline").read_text()
-            assert north.stop() == RESTART
-            assert not control.list_nodes()[north.node_id].online
-            assert not (north.folder / "state" / "session.json").exists()
-            logs = "".join(path.read_text() for path in (north.folder / "state" / "logs").iterdir())
-            assert secret not in logs
+            # No secret in the arguments of any process.
+            secret = (north.folder / "site.key").read_text().splitlines()[1]
+            for pid in [north.process.pid, *north.children()]:
+                assert secret not in Path(f"/proc/{pid}/cmdline").read_text()
+        assert north.stop() == RESTART
+        assert not control.list_nodes()[north.node_id].online
+        assert not (north.folder / "state" / "session.json").exists()
+        logs = "".join(path.read_text() for path in (north.folder / "state" / "logs").iterdir())
+        assert secret not in logs
 
 
 def test_the_superlink_is_killed_and_comes_back(tmp_path):
@@ -508,9 +503,9 @@ def test_the_superlink_is_killed_and_comes_back(tmp_path):
         link.process.wait()
         north.wait_for("lost")
         control.close()
-        control = link.start()
+        new_control = link.start()
         north.wait_for("waiting", 2)
-        with running_task(link, control, tmp_path) as (grid, _):
+        with running_task(link, new_control, tmp_path) as (grid, _):
             wait_until(lambda: list(grid.get_node_ids()) == [north.node_id])
             assert read_data(exchange(grid, north.node_id, make_request("flip", b"abc"))) == b"cba"
             # The release appears while the site waits; there is nothing to collect yet, so it tries again later.
@@ -520,9 +515,9 @@ def test_the_superlink_is_killed_and_comes_back(tmp_path):
                 json.dumps({"manifest_sha256": hashlib.sha256(manifest).hexdigest()})
             )
             assert north.process.wait(30) == ENDED
-        wait_until(lambda: (link.folder / "collected" / f"{north.node_id}.json").exists(), 5)
+        wait_until((link.folder / "collected" / f"{north.node_id}.json").exists, 5)
         assert north.events[-1]["event"] == "ended"
-        control.close()
+        new_control.close()
 
 
 def test_an_unknown_site_ends_with_one_clear_line(tmp_path, monkeypatch):

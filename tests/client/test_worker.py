@@ -21,6 +21,7 @@ from client.worker_process import WorkerLateError, WorkerLostError, WorkerProces
 from fedmed.errors import DataError, PolicyError, ProcessError
 from simulations import ray_worker
 from tests.client.apps import app, flip, make_request, read_data, read_report
+from tests.client.waiting import is_alive, wait_until
 
 RUN, NODE = 7, 5
 APP = "tests.client.apps:app"
@@ -46,7 +47,8 @@ def make_task(content, kind="train", **changes):
     return task | changes, objects
 
 
-def read_reply(parts):
+def read_reply(answer):
+    parts = {name: piece if isinstance(piece, bytes) else b"".join(piece) for name, piece in answer.items()}
     announcement, tree = take_announcement(parts)
     assert announcement.metadata.message_id == tree.object_id
     assert all(get_object_id(content) == object_id for object_id, content in parts.items())
@@ -214,19 +216,6 @@ def test_the_worker_dies_with_its_parent(tmp_path):
     with parent:
         worker = int(parent.stdout.readline())
         log = tmp_path / "logs" / "worker.log"
-        end = time.monotonic() + 60
-        while not log.exists() and time.monotonic() < end:
-            time.sleep(0.02)
-        assert log.exists()
+        wait_until(log.exists)
         parent.send_signal(signal.SIGKILL)
-        end = time.monotonic() + 5
-        while is_alive(worker) and time.monotonic() < end:
-            time.sleep(0.02)
-        assert not is_alive(worker)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        wait_until(lambda: not is_alive(worker), 5)

@@ -18,7 +18,6 @@ from simulations.engine import run_simulation
 from tests.integration import apps
 from tests.integration.deployment import Deployment, deploy, wait_for
 
-
 assert apps  # importing it registers the model "tiny"
 
 

@@ -258,4 +258,6 @@ def make_content(data: bytes) -> RecordDict:
 
 
 def read_data(message: Message) -> bytes:
-    return message.content.array_records["model"]["bytes"].data
+    record = message.content["model"]  # its views by type, such as array_records, would keep it alive in a circle
+    assert isinstance(record, ArrayRecord)
+    return record["bytes"].data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
@@ -283,21 +283,36 @@ def test_a_stranger_is_refused_before_its_request_is_read(tmp_path: Path) -> Non
     }
 
 
+def without_signature() -> list[tuple[bytes, bytes]]:
+    return sign()[:2]
+
+
+def with_a_strange_key() -> list[tuple[bytes, bytes]]:
+    pem = x25519.X25519PrivateKey.generate().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return [(b"flwr-public-key", base64.b64encode(pem)), *sign()[1:]]
+
+
+def with_another_time() -> list[tuple[bytes, bytes]]:
+    key, _, signature = sign()
+    return [key, (b"flwr-timestamp", b"2020-01-01"), signature]
+
+
 @pytest.mark.parametrize(
-    ("headers", "reason"),
+    ("make_headers", "reason"),
     [
-        (sign()[:2], "it shows no key"),
-        ([], "it shows no key"),
-        ([sign()[0], (b"flwr-timestamp", b"2020-01-01"), sign()[2]], "its signature is wrong"),
-        (sign(age_s=400), "its clock differs by -400 s"),
-        (sign(age_s=-30), "its clock differs by +30 s"),
+        (without_signature, "it shows no key"),
+        (list, "it shows no key"),
+        (with_a_strange_key, "it shows no key"),
+        (with_another_time, "its signature is wrong"),
+        (lambda: sign(age_s=400), "its clock differs by -400 s"),
+        (lambda: sign(age_s=-30), "its clock differs by +30 s"),
     ],
 )
 def test_a_bad_proof_is_refused_with_its_reason(
-    tmp_path: Path, headers: list[tuple[bytes, bytes]], reason: str
+    tmp_path: Path, make_headers: Callable[[], list[tuple[bytes, bytes]]], reason: str
 ) -> None:
     gates = Gates(tmp_path, FakeApp(b"x"))
-    assert asyncio.run(Request(PULL, headers=headers).run(gates.public)).status == 401
+    assert asyncio.run(Request(PULL, headers=make_headers()).run(gates.public)).status == 401
     assert [line["reason"] for line in gates.refused()] == [reason]
 
 
