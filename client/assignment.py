@@ -1,7 +1,7 @@
 """One message of the server, from its announcement to the answer."""
 
+import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from fedmed.errors import PolicyError
 
 ALLOWED_APP = "fedmed/fedmed"
 ALLOWED_KINDS = ("query", "train", "evaluate")
+
+_logger = logging.getLogger("fedmed.supernode")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Assignment:
         FleetError
             If nobody waits for the answer any more, or it cannot be sent.
         """
-        site, begin = self._site, time.monotonic()
+        site, asked = self._site, time.monotonic()
+        begin = asked
         try:
             self._check_app()
             objects = self._fetch()
@@ -93,6 +96,8 @@ class Assignment:
             reply = self._make_error(refusal)
         seconds = time.monotonic() - begin
         num_bytes = self._send(reply, seconds)
+        fetch_s, send_s = begin - asked, time.monotonic() - begin - seconds
+        _logger.info("'%s': %.3f s to fetch, %.3f s of work, %.3f s to send", self.kind, fetch_s, seconds, send_s)
         text = f"Answered '{self.kind}' after {seconds:.1f} s ({num_bytes / 1e6:.1f} MB)."
         if not num_bytes:
             text = f"The answer to '{self.kind}' came too late for the server ({seconds:.1f} s)."
@@ -118,7 +123,7 @@ class Assignment:
         site.patience.persist(lambda: site.fleet.confirm(self._node_id, self._run_id, message_id), self._deadline)
         return download.objects
 
-    def _work(self, objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    def _work(self, objects: dict[str, bytes]) -> dict[str, bytes]:
         site = self._site
         task = {
             "root": self._tree.object_id,

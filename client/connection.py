@@ -20,7 +20,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from fedmed.deployment import ClientConfig, is_loopback, split_address
-from fedmed.errors import KeyFileError
+from fedmed.errors import ConfigError, KeyFileError
 
 MAX_ANSWER_BYTES = 64 * 2**20
 _TIMEOUT = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
@@ -35,6 +35,8 @@ def make_http_client(config: ClientConfig, key: ec.EllipticCurvePrivateKey) -> t
     ------
     KeyFileError
         If the certificate of the authority cannot be read.
+    ConfigError
+        If the proxy is none.
     """
     proxy = _find_proxy(config)
     transport = _Transport(
@@ -86,7 +88,15 @@ def _find_proxy(config: ClientConfig) -> httpx.Proxy | None:
         url = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     if not url:
         return None
-    return httpx.Proxy(url if "://" in url else f"http://{url}")
+    try:
+        proxy = httpx.Proxy(url if "://" in url else f"http://{url}")
+    except (ValueError, httpx.InvalidURL):
+        proxy = None
+    if proxy is None or proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
+        # Without its text: it may hold a password.
+        where = "'proxy' in client.yaml" if config.proxy else "The environment variable HTTPS_PROXY"
+        raise ConfigError(f"{where} names no HTTP proxy; write it as http://host:port.")
+    return proxy
 
 
 def _notice_dead_peers() -> list[tuple[int, int, int]]:

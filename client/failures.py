@@ -46,14 +46,11 @@ class FleetError(ConnectionRefusedByServerError):
         For the person at this site.
     outlook : Outlook
         What to do about it.
-    was_answered : bool
-        Whether an answer of the server arrived, complete.
     """
 
-    def __init__(self, text: str, outlook: Outlook, *, was_answered: bool = False) -> None:
+    def __init__(self, text: str, outlook: Outlook) -> None:
         super().__init__(text)
         self.outlook = outlook
-        self.was_answered = was_answered
 
     @property
     def is_passing(self) -> bool:
@@ -102,21 +99,20 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
     if status == _UNAUTHORIZED:
         return _explain_unauthorized(response, server, fingerprint)
     if status == _FORBIDDEN and FlowerError.from_json(response.text) is not None:
-        return FleetError("The server no longer waits for this.", Outlook.RUN_OVER, was_answered=True)
+        return FleetError("The server no longer waits for this.", Outlook.RUN_OVER)
     if status == _PRECONDITION_FAILED:
         text = f"{server} does not let this site in at the moment."
-        return FleetError(text, Outlook.NOT_ACTIVATED, was_answered=True)
+        return FleetError(text, Outlook.NOT_ACTIVATED)
     if status == _FORBIDDEN:
         text = f"Something on the way to {server} forbids the connection (HTTP 403), perhaps a firewall: ask IT."
-        return FleetError(text, Outlook.RETRY_SLOWLY, was_answered=True)
+        return FleetError(text, Outlook.RETRY_SLOWLY)
     if status in _SERVER_BUSY or status in _BUSY:
         text = f"{server} cannot answer at the moment (HTTP {status}); trying again."
-        return FleetError(text, Outlook.RETRY, was_answered=True)
+        return FleetError(text, Outlook.RETRY)
     return FleetError(
         f"What listens at {server} answered HTTP {status}, which flower-server of this version does not. Compare the "
         "address in client.yaml and the version of fedmed with those of the coordinating site.",
         Outlook.FATAL,
-        was_answered=True,
     )
 
 
@@ -142,7 +138,7 @@ def _explain_unauthorized(response: httpx.Response, server: str, fingerprint: st
             f"{server} does not accept this site: its key {fingerprint} is unknown there or was revoked, or the clocks "
             "differ. Read this fingerprint out to the coordinating site; they add a site with flower-server --add-site."
         )
-    return FleetError(text, Outlook.UNKNOWN_SITE, was_answered=True)
+    return FleetError(text, Outlook.UNKNOWN_SITE)
 
 
 def _explain_certificate(error: ssl.SSLCertVerificationError, server: str) -> FleetError:

@@ -197,7 +197,7 @@ class Fleet:
                 if answer.object_available:
                     return download.add(object_id, answer.object_content)
                 if not answer.object_found or time.monotonic() > download.deadline:
-                    raise FleetError("The server no longer has this message.", Outlook.RUN_OVER, was_answered=True)
+                    raise FleetError("The server no longer has this message.", Outlook.RUN_OVER)
                 stop.wait(pause)  # the ServerApp is still uploading it
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             return None
@@ -278,7 +278,7 @@ class Fleet:
             raise explain_transport(error, self._server, self._proxy) from error
         except ValueError as error:  # of flwr's client, if the answer is no protobuf, or of JSON
             text = f"What listens at {self._server} is not flower-server of this version; compare the address."
-            raise FleetError(text, Outlook.FATAL, was_answered=True) from error
+            raise FleetError(text, Outlook.FATAL) from error
 
     def _in_parallel(self, work: Callable[[str, threading.Event], None], object_ids: list[str]) -> None:
         stop = threading.Event()

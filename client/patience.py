@@ -38,6 +38,7 @@ class Patience:
         self._tell, self._server = tell, server
         self._backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _WELL_AFTER_S)
         self._lost_at: float | None = None
+        self._told: set[str] = set()
 
     def persist(self, call: Callable[[], _T], deadline: float = float("inf")) -> _T:
         """Repeat a request until it succeeds.
@@ -59,10 +60,13 @@ class Patience:
                 return result
 
     def note_failure(self, failure: FleetError, more: str = "") -> None:
-        """Tell of a failure, if it is the first of an outage."""
+        """Tell of a failure, if it is the first of its kind in an outage."""
         _logger.warning("%s", failure)
         if self._lost_at is None:
             self._lost_at = time.monotonic()
+            self._told.clear()
+        if str(failure) not in self._told:
+            self._told.add(str(failure))
             self._tell("lost", f"{failure}{more}")
 
     def wait(self, failure: FleetError) -> None:

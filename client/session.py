@@ -84,7 +84,7 @@ class SignsOfLife:
             With :attr:`Outlook.RUN_OVER`.
         """
         if self._is_over:
-            raise FleetError("The server has ended this run.", Outlook.RUN_OVER, was_answered=True)
+            raise FleetError("The server has ended this run.", Outlook.RUN_OVER)
 
     def stop(self) -> None:
         """End the thread; it is not waited for, as it may hang in the network."""

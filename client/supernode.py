@@ -34,7 +34,7 @@ _IDENTITY_PATIENCE_S = 75.0
 # A server that is just starting does not know its sites yet.
 _UNKNOWN_PATIENCE_S = 10.0
 _COLLECT_LIMIT_S = 3600.0
-_EMPTY_ANSWER_S, _EMPTY_PAUSE_S = 0.1, 0.1
+_EMPTY_ANSWER_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 0.01, 0.1
 
 _logger = logging.getLogger("fedmed.supernode")
 
@@ -150,6 +150,7 @@ class SuperNode:
         site = Site(
             self._config, self._config_file, self._fleet, self._patience, signs, self._worker, self._tell
         )  # fmt: skip
+        pause = _FIRST_PAUSE_S
         while True:
             asked_at = time.monotonic()
             # A failure here is not repeated: the answer may have held a message, which is then lost. Connecting anew
@@ -162,7 +163,10 @@ class SuperNode:
                 if self._collect(pulled.release):
                     return ENDED
             elif time.monotonic() - asked_at < _EMPTY_ANSWER_S:
-                time.sleep(_EMPTY_PAUSE_S)  # whatever arrives at the server ends the waiting of all
+                time.sleep(pause)  # whatever arrives at the server ends the waiting of all sites
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
 
     def _handle(self, assignment: Assignment) -> None:
         try:

@@ -148,8 +148,14 @@ def serve(pipe: Pipe, client_app: str, threads: int) -> int:
             task, objects = pipe.receive()
         except EOFError:
             return 0
-        pipe.send({"kind": "reply"}, worker.answer(task, objects))
-        del task, objects
+        try:
+            answer = worker.answer(task, objects)
+        except Exception:
+            _logger.exception("A message cannot be read.")
+            pipe.send({"kind": "unreadable"})
+        else:
+            pipe.send({"kind": "reply"}, answer)
+            del answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

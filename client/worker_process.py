@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.pipe import Pipe
-from fedmed.errors import FedmedError, ProcessError
+from fedmed.errors import FedmedError, PolicyError, ProcessError
 from fedmed.processes import Child, child_environment
 
 _STALL_S = 60.0  # within one frame
@@ -75,34 +75,41 @@ class WorkerProcess:
             self._child.start()
 
     def perform(
-        self, task: Mapping[str, Any], objects: Mapping[str, bytes], deadline: float, check: Callable[[], None]
+        self, task: Mapping[str, Any], objects: dict[str, bytes], deadline: float, check: Callable[[], None]
     ) -> dict[str, bytes]:
         """Have a message answered.
 
         Parameters
         ----------
-        task, objects : mapping
-            See :meth:`client.worker.Worker.answer`.
+        task, objects : mapping, dict
+            See :meth:`client.worker.Worker.answer`. The objects are let go once they are handed over.
         deadline : float
             When to give up, in :func:`time.monotonic` seconds.
         check : callable
-            Called every few seconds of waiting; what it raises ends the waiting, and the worker.
+            Called every few seconds of waiting; what it raises ends the waiting, and the worker if it is at work.
+
+        Returns
+        -------
+        dict of str to bytes
+            The reply, from :func:`client.parcel.deflate_message`.
 
         Raises
         ------
         WorkerLostError
-            If the process ended; like after all other errors, a new one has been started.
+            If the process ended while it was at work; a new one has been started.
         WorkerLateError
-            If it was still busy at the deadline.
+            If it was still busy at the deadline; a new one has been started.
+        PolicyError
+            If the message cannot be read.
         ProcessError
-            If it does not start at all.
+            If the process does not start.
         """
+        pipe = self._wait_until_ready(deadline, check)
         try:
-            self._wait_until_ready(deadline, check)
-            assert self._pipe is not None, "start comes first"
-            self._pipe.send({**task, "kind": "task"}, objects)
-            self._wait(self._pipe, deadline, check)
-            return self._pipe.receive()[1]
+            pipe.send({**task, "kind": "task"}, objects)
+            objects.clear()
+            self._wait(pipe, deadline, check)
+            header, reply = pipe.receive()
         except EOFError:
             text = f"the site's worker process ended ({self._describe_end()})"
             self.start()
@@ -110,6 +117,9 @@ class WorkerProcess:
         except Exception:
             self.start()
             raise
+        if header.get("kind") != "reply":
+            raise PolicyError("the request is damaged or has another form than was agreed")
+        return reply
 
     def stop(self) -> None:
         """End the process at once; it keeps nothing that is not on disk."""
@@ -123,9 +133,11 @@ class WorkerProcess:
                     os.killpg(self._child.pid, signal.SIGKILL)  # with the processes that it started itself
             self._child.stop()
 
-    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> None:
-        while not self._is_ready:
+    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> Pipe:
+        while True:
             assert self._pipe is not None, "start comes first"
+            if self._is_ready:
+                return self._pipe
             self._wait(self._pipe, deadline, check)
             try:
                 answer = self._pipe.receive()[0]
@@ -133,7 +145,7 @@ class WorkerProcess:
                 answer = {"text": self._describe_end()}
             if answer.get("kind") == "ready":
                 self._is_ready, self._num_failed_starts = True, 0
-                return
+                continue
             self._num_failed_starts += 1
             if self._num_failed_starts >= _MAX_FAILED_STARTS:
                 raise ProcessError(
@@ -145,7 +157,7 @@ class WorkerProcess:
     def _wait(self, pipe: Pipe, deadline: float, check: Callable[[], None]) -> None:
         while not pipe.wait(min(_TICK_S, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
-                raise WorkerLateError("the worker process did not finish in time and was restarted")
+                raise WorkerLateError("the worker process did not finish in time")
             check()
 
     def _describe_end(self) -> str:

@@ -156,10 +156,10 @@ class Supervisor:
         free = self.run.free_bytes()
         self.health.set("disk", free > _LEAST_FREE_BYTES, f"{free / 2**20:.0f} MiB free")
         if time.monotonic() >= self._next_certificate_check:
-            self._next_certificate_check = time.monotonic() + _CERTIFICATE_EVERY_S
             self._look_at_certificate()
 
     def _look_at_certificate(self) -> None:
+        self._next_certificate_check = time.monotonic() + _CERTIFICATE_EVERY_S
         try:
             text = None if self.config.insecure else renew_certificate(self.config)
         except KeyFileError as error:  # connected sites go on; new connections fail, and the text says what to do

@@ -132,8 +132,8 @@ def _default_config() -> Path:
 
 def _simulate(run: RunFolder, config: RunConfig) -> None:
     # Imported late, so that --help and a wrong setting answer at once.
-    from simulations.engine import run_simulation  # noqa: PLC0415
     from server.console import make_listener  # noqa: PLC0415
+    from simulations.engine import run_simulation  # noqa: PLC0415
 
     print(f"run folder: {run.path}")
     with make_listener(config.rounds) as listener:

@@ -262,7 +262,7 @@ class TestAssignments:
         assert self.run(setting).error.reason == "WorkerLostError: the site's worker process ended (SIGKILL)"
 
     def test_work_that_takes_too_long_is_given_up(self, setting):
-        setting.worker.failure = WorkerLateError("the worker process did not finish in time and was restarted")
+        setting.worker.failure = WorkerLateError("the worker process did not finish in time")
         setting.server.add(make_request())
         assert setting.node.run() == ENDED
         assert setting.server.replies == []

@@ -173,7 +173,7 @@ def test_a_process_that_dies_is_replaced_and_named(process):
 def test_a_process_that_hangs_is_replaced_at_the_deadline(process, tmp_path):
     ask(process, make_request())
     before, begin = process.pid, time.monotonic()
-    with pytest.raises(WorkerLateError, match="did not finish in time and was restarted"):
+    with pytest.raises(WorkerLateError, match="did not finish in time"):
         ask(process, make_request("hang", mark=str(tmp_path / "mark")), seconds=0.5)
     assert time.monotonic() - begin < 10
     assert not Path(f"/proc/{before}").exists()
@@ -194,6 +194,30 @@ def test_waiting_ends_when_the_server_loses_interest(process, tmp_path, monkeypa
     with pytest.raises(LostInterestError):
         ask(process, make_request("hang", mark=str(mark)), check=check)
     assert read_data(ask(process, make_request("flip", b"ab"))) == b"ba"
+
+
+def test_what_cannot_be_read_is_refused_and_the_process_goes_on(process):
+    ask(process, make_request())
+    before = process.pid
+    task, objects = make_task(make_request())
+    del objects[next(iter(objects))]
+    with pytest.raises(PolicyError, match="damaged"):
+        process.perform(task, objects, time.monotonic() + LONG, lambda: None)
+    assert objects == {}
+    assert read_data(ask(process, make_request("flip", b"ab"))) == b"ba"
+    assert process.pid == before
+
+
+def test_a_message_that_comes_too_late_does_not_end_a_process_that_is_starting(tmp_path):
+    process = WorkerProcess(APP, 1, tmp_path)
+    process.start()
+    before = process.pid
+    try:
+        with pytest.raises(WorkerLateError):
+            ask(process, make_request(), seconds=-1)
+        assert process.pid == before
+    finally:
+        process.stop()
 
 
 def test_an_app_that_cannot_be_imported_is_said_after_a_few_tries(tmp_path):

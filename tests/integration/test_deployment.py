@@ -1,4 +1,4 @@
-"""A server and two sites as real processes on loopback: the whole way, and the faults that every change must survive."""
+"""A server and two sites as real processes on loopback: the whole way, and faults that every change must survive."""
 
 import json
 import os
