@@ -54,6 +54,20 @@ class ProcessError(FedmedError):
     """A process of our own could not be started or does not stay up."""
 
 
+def tame(text: str, most: int = 500) -> str:
+    """Return a text that came from the other side fit for a terminal, a log or a page: printable, and not too long.
+
+    Parameters
+    ----------
+    text : str
+        Anything.
+    most : int
+        Letters that are kept.
+    """
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return shown if len(shown) <= most else shown[:most] + "…"
+
+
 def suggest_nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest allowed word, or an empty string.
 

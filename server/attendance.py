@@ -6,11 +6,12 @@ for it. It is asked in passing in every round and waited for again from the roun
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedmed.config import Plan
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, tame
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
 from server.exchange import Answer, Exchange
 from server.progress import Listener
@@ -51,20 +52,20 @@ class Attendance:
             listener.on_note(f"{site} is no longer on the list of sites and takes part no more.")
         strangers = [site for site in exchange.online_sites() if site not in self.descriptions]
         self.welcome_back(exchange, listener)
-        self._probe_silent(exchange, [site for site in strangers if site in self.silent], deadline_s)
+        self.probe_in_passing(exchange, [site for site in strangers if site in self.silent], deadline_s)
         new = [site for site in strangers if site not in self.silent]
         if not new:
             return
         listener.on_phase("join", round_number, len(new))
         request = self._make_request()
-        late = exchange.ask(
+        missing = exchange.ask(
             "query",
             lambda site: request,
             new,
             deadline_s=deadline_s,
             on_answer=lambda answer: self.admit(answer, listener),
         )
-        for site in late:
+        for site in missing.late:
             self.silent.add(site)
             listener.on_note(f"{site} did not describe itself within {deadline_s:g} s and is left out for now.")
 
@@ -104,36 +105,32 @@ class Attendance:
         if dormant:
             exchange.probe(self._make_request(), dormant, ttl)
 
-    def count_round(self, statuses: dict[str, str]) -> None:
-        """Count who answered a round in time; a quarantined update is an answer."""
+    def count_round(self, statuses: dict[str, str], unscored: Iterable[str] = ()) -> None:
+        """Count who answered a round in time; a quarantined update is an answer.
+
+        Parameters
+        ----------
+        statuses : dict of str to str
+            Site to what became of its update.
+        unscored : iterable of str
+            Sites that did not answer when the new model was scored.
+        """
+        silent = set(unscored)
         for site, status in statuses.items():
-            if status in {"late", "error"}:
+            if status in {"late", "absent", "error"} or (site in silent and status != "dormant"):
                 self.missed[site] = self.missed.get(site, 0) + 1
             elif status != "dormant":
                 self.missed[site] = 0
 
-    def _probe_silent(self, exchange: Exchange, silent: list[str], ttl: float) -> None:
+    def probe_in_passing(self, exchange: Exchange, silent: list[str], ttl: float) -> None:
+        """Probe sites, but not more often than every few seconds."""
         if silent and time.monotonic() - self._probed > _PROBE_EVERY_S:
             self._probed = time.monotonic()
             self.probe(exchange, silent, ttl)
 
-    def num_train_images(self) -> dict[str, int]:
-        """Return the training images that each site stated."""
-        return {site: int(told["num_images"]["train"]) for site, told in self.descriptions.items()}
-
-    def composition(self) -> dict[str, dict[str, list[int]]] | None:
-        """Return site -> part -> images by class for the sites that share it, None if no site does."""
-        shared = {site: told["class_counts"] for site, told in self.descriptions.items() if told.get("class_counts")}
-        return dict(sorted(shared.items())) or None
-
-    def thresholds(self) -> dict[str, int]:
-        """Return the largest thresholds below which a site withholds its tables."""
-        told = [site["thresholds"] for site in self.descriptions.values() if "thresholds" in site]
-        return {key: max((int(one[key]) for one in told), default=1) for key in ("k", "k_row")}
-
-    def any_synthetic(self) -> bool:
-        """Return whether a site said that its images are synthetic."""
-        return any(told.get("synthetic") is True for told in self.descriptions.values())
+    def num_images(self, part: str) -> dict[str, int]:
+        """Return the images of a part that each site stated."""
+        return {site: int(told["num_images"][part]) for site, told in self.descriptions.items()}
 
     def _make_request(self) -> Any:
         return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
@@ -141,11 +138,11 @@ class Attendance:
 
 def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
     if description.get("site") != site:
-        raise FedmedError(f"It calls itself {description.get('site')!r}, the roster calls it '{site}'.")
+        raise FedmedError(f"It calls itself {tame(repr(description.get('site')))}, the roster calls it '{site}'.")
     if description.get("model_digest") != model_digest:
         raise FedmedError(
             "Its definition of the model differs from the server's. Install the same version of fedmed on both sides; "
-            f"it runs {description.get('versions')}."
+            f"it runs {tame(str(description.get('versions')))}."
         )
     images = description.get("num_images")
     if not isinstance(images, dict) or not all(_is_count(images.get(part)) for part in _PARTS):

@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 
 from fedmed.errors import FedmedError
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
-from server.exchange import Answer, Exchange
+from server.exchange import Answer, Exchange, Unanswered
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Courier:
         *,
         deadline_s: float,
         on_answer: Callable[[Answer], None],
-    ) -> list[str]:
+    ) -> Unanswered:
         """Send a request with a model and hand over each answer as it arrives.
 
         Parameters
@@ -63,8 +63,8 @@ class Courier:
 
         Returns
         -------
-        list of str
-            Sites that have not answered, sorted.
+        Unanswered
+            Sites that have not answered.
         """
         told = {**values, "model_sha256": model_sha256, "remember": self.remember}
 
@@ -92,10 +92,10 @@ class Courier:
         def choose(site: str) -> RecordDict:
             return without_model if self._held.get(site) == model_sha256 else send_model()
 
-        late = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)
-        for site in late:
+        unanswered = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)
+        for site in unanswered.all:
             self._held.pop(site, None)
-        return late
+        return unanswered
 
     def take_count(self) -> int:
         """Return how many bytes of models were sent since the last call."""

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmed.errors import tame
 from fedmed.run_folder import RunFolder
 
 _SHORTEST_PAUSE_S = 0.005
@@ -27,6 +28,21 @@ class Answer:
     message: Message | None
     reason: str | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """Sites without an answer; names are sorted."""
+
+    absent: list[str]
+    """They were not connected, so they were not asked."""
+    late: list[str]
+    """They did not answer before the deadline."""
+
+    @property
+    def all(self) -> list[str]:
+        """Both."""
+        return sorted([*self.absent, *self.late])
 
 
 @runtime_checkable
@@ -65,7 +81,7 @@ class Exchange:
         *,
         deadline_s: float,
         on_answer: Callable[[Answer], RecordDict | None],
-    ) -> list[str]:
+    ) -> Unanswered:
         """Send a request to many sites and hand over each answer as it arrives.
 
         Parameters
@@ -84,8 +100,8 @@ class Exchange:
 
         Returns
         -------
-        list of str
-            Sites that have not answered, sorted.
+        Unanswered
+            Sites that have not answered.
         """
         start = time.monotonic()
         waiting = self._push(kind, content, sites, ttl=deadline_s)
@@ -107,7 +123,7 @@ class Exchange:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         if waiting and isinstance(self._grid, CanAbandon):
             self._grid.abandon(list(waiting))
-        return sorted(missing | set(waiting.values()))
+        return Unanswered(absent=sorted(missing), late=sorted(set(waiting.values())))
 
     def probe(self, content: RecordDict, sites: Sequence[str], ttl: float) -> None:
         """Send a request without waiting for its answer; see :meth:`collect_probes`."""
@@ -149,5 +165,5 @@ class Exchange:
 
 def _to_answer(site: str, reply: Message, seconds: float) -> Answer:
     if reply.has_error():
-        return Answer(site, None, reply.error.reason or "the site's app failed without a reason", seconds)
+        return Answer(site, None, tame(reply.error.reason or "the site's app failed without a reason"), seconds)
     return Answer(site, reply, None, seconds)

@@ -6,31 +6,33 @@ after the newest one.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmed.aggregation import TensorFile
+from fedmed.atomic_files import write_atomically
 from fedmed.audit import AuditLog
-from fedmed.checkpoint import Checkpoint, RunCheckpoints, write_atomically
+from fedmed.checkpoint import Checkpoint, RunCheckpoints
 from fedmed.compression import estimate_bytes
-from fedmed.config import LOCAL_MODEL_OPTIONS, FederationConfig, SitesData
-from fedmed.deployment import LOCAL_SETTINGS, ServerConfig
-from fedmed.errors import FederationError
+from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.deployment import ServerConfig
+from fedmed.errors import CheckpointError, FederationError
 from fedmed.export import write_model
-from fedmed.metrics.history import append_record, read_history, truncate_history
+from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
+from fedmed.metrics.tables import EvaluationTables
 from fedmed.network import Network
-from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
 from server.courier import Courier
 from server.exchange import Exchange
+from server.products import save_sites, write_final_report
 from server.progress import EventListener, Listener, LogListener
-from server.rounds import LoopState, RoundLoop, Session, save_checkpoint
-from server.scoring import load_tables, round_folder, save_tables
+from server.rounds import LoopState, RoundLoop, save_checkpoint
+from server.scoring import save_tables
+from server.session import Session
 
-_DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
+_TEST_CALLS = 2
 
 
 def create_server_app(listener: Listener | None = None) -> ServerApp:
@@ -82,12 +84,15 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     session = _open_session(grid, run, listener)
     start = _find_start(session)
     listener.on_info(describe_messages(session, start.model_path))
-    session.gather_sites(start.round)
     loop = RoundLoop(session, start)
+    if not _is_tested(run):
+        session.gather_sites(start.round)
     state = loop.run()
     chosen = state.best_round or session.config.rounds
-    _test_once(session, chosen, state)
-    _write_products(session, chosen)
+    if not _is_tested(run):
+        _test_once(session, chosen, state)
+    write_final_report(run, chosen)
+    write_model(run.model, session.checkpoints.load(chosen).model_path, session.plan, chosen_round=chosen)
     session.audit.append("end", chosen_round=chosen)
     write_atomically(run.finished_file, json.dumps({"chosen_round": chosen}).encode())
 
@@ -103,6 +108,8 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     digest = network.digest()
     audit = AuditLog(run.audit_file)
     audit.append("start", model_digest=digest)
+    if isinstance(listener, EventListener):
+        listener.tell_model(digest)
     exchange = Exchange(grid, run)
     return Session(
         config=config,
@@ -136,23 +143,72 @@ def _find_start(session: Session) -> Checkpoint:
     record = found.state["record"]
     if record is not None and (not history or history[-1]["round"] < found.round):
         append_record(session.run.history_file, record)
+        write_metrics_csv(read_history(session.run.history_file), session.run.metrics_file)
+    _replace_lost_best(session, found)
     return found
 
 
-def _test_once(session: Session, chosen: int, state: LoopState) -> None:
-    """Have every site score the chosen model on its test images; a site does so only once for a model."""
-    folder = session.run.tables / "test"
-    if folder.exists():  # a run that was stopped after its test
+def _replace_lost_best(session: Session, found: Checkpoint) -> None:
+    """Choose the best of the rounds that are left, if the checkpoint of the best one is damaged or gone."""
+    best = found.state["best_round"]
+    if best is None or best == found.round:
         return
+    try:
+        session.checkpoints.load(best)
+        return
+    except CheckpointError as error:
+        problem = str(error)
+    key = session.config.choose_by
+    values = {
+        record["round"]: record["validation"]["pooled"].get(key) for record in read_history(session.run.history_file)
+    }
+    kept = [number for number in session.checkpoints.rounds if values.get(number) is not None]
+    sound = [number for number in kept if number == found.round or _is_sound(session, number)]
+    chosen = max(sound, key=lambda number: (values[number], -number), default=None)
+    found.state["best_round"], found.state["best_value"] = chosen, None if chosen is None else values[chosen]
+    session.listener.on_note(f"{problem} The best round that is left is {chosen}.")
+
+
+def _is_sound(session: Session, round_number: int) -> bool:
+    try:
+        session.checkpoints.load(round_number)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_tested(run: RunFolder) -> bool:
+    return (run.tables / "test").exists()
+
+
+def _test_once(session: Session, chosen: int, state: LoopState) -> None:
+    """Have every site score the chosen model on its test images; a site does so only once for a model.
+
+    Who is away gets one more chance, because there is no later round.
+
+    Raises
+    ------
+    FederationError
+        If no site has answered.
+    """
     model = session.checkpoints.load(chosen)
-    sites, _ = session.attendance.split(session.config.max_missed_rounds)
-    tables = session.score(
-        chosen, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
-    )
-    if not tables:
+    tables: dict[str, EvaluationTables] = {}
+    refused: dict[str, str] = {}
+    for _ in range(_TEST_CALLS if session.patient else 1):
+        session.gather_everybody(session.config.rounds)
+        sites = sorted(set(session.attendance.descriptions) - set(tables) - set(refused))
+        if not sites:
+            break
+        scores = session.score(
+            chosen, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
+        )
+        tables |= scores.tables
+        refused |= scores.refused
+    if not tables and not (session.patient and refused):
         raise FederationError("No site has answered the test of the chosen model. Start again to ask again.")
-    save_tables(folder, tables)
-    for site in tables:
+    save_sites(session.run, session.attendance.descriptions)
+    save_tables(session.run.tables / "test", dict(sorted(tables.items())))
+    for site in sorted(tables):
         session.audit.append("test", round=chosen, site=site)
 
 
@@ -168,43 +224,3 @@ def describe_messages(session: Session, model_file: Path) -> str:
         f"Each round sends {down / 2**20:.1f} MiB to a site and {up / 2**20:.1f} MiB{kind} back, and some KiB of "
         f"tables; at {speed:g} Mbit/s that takes {seconds:.1f} s beside the training."
     )
-
-
-def _shown_settings(config: FederationConfig) -> dict[str, Any]:
-    """Return the settings as a report shows them: of a deployment without what concerns the server's machine only."""
-    return config.model_dump(mode="json", exclude=set(LOCAL_SETTINGS) if isinstance(config, ServerConfig) else None)
-
-
-def _shown_environment(run: RunFolder, config: FederationConfig) -> dict[str, object]:
-    """Return versions and hardware; a command line holds paths, which a shared report does not need."""
-    environment = run.read_environment()
-    if isinstance(config, ServerConfig):
-        environment.pop("command", None)
-    return environment
-
-
-def _write_products(session: Session, chosen: int) -> None:
-    run, config = session.run, session.config
-    untested = sorted(set(session.attendance.descriptions) - set(load_tables(run.tables / "test")))
-    history = read_history(run.history_file)
-    content = ReportContent(
-        title=f"Federated run '{config.name}'",
-        config=_shown_settings(config),
-        environment=_shown_environment(run, config),
-        classes=tuple(session.plan.classes),
-        chosen_round=chosen,
-        rounds_done=len(history),
-        history=history,
-        validation=load_tables(round_folder(run.tables, chosen)),
-        test=load_tables(run.tables / "test"),
-        composition=session.attendance.composition(),
-        synthetic=config.data.source == "phantom"
-        or (isinstance(config.data, SitesData) and config.data.synthetic)
-        or session.attendance.any_synthetic(),
-        notes=[f"No test answer from: {', '.join(untested)}."] if untested else [],
-        seed=config.seed,
-        thresholds=session.attendance.thresholds(),
-        **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
-    )
-    write_report(run.path, content)
-    write_model(run.model, session.checkpoints.load(chosen).model_path, session.plan, chosen_round=chosen)

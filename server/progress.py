@@ -81,6 +81,10 @@ class EventListener(LogListener):
         super().on_note(text)
         _print_event("note", text=text)
 
+    def tell_model(self, digest: str) -> None:
+        """Write the digest of the model's definition, with which sites compare theirs."""
+        _print_event("model", digest=digest)
+
 
 def _print_event(event: str, **fields: Any) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)

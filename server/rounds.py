@@ -4,6 +4,7 @@ Three numbers rule a round: ``min_sites``, ``round_deadline_s`` and ``max_missed
 record says who was left out and why. Nothing here knows whether the sites are simulated.
 """
 
+import itertools
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -13,23 +14,20 @@ from typing import Any
 
 from fedmed.aggregation import TensorFile, average_updates, write_tensors
 from fedmed.atomic_files import hash_file
-from fedmed.audit import AuditLog
 from fedmed.checkpoint import MODEL_FILE, Checkpoint, RunCheckpoints
-from fedmed.config import FederationConfig, Plan
 from fedmed.errors import FederationError
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
-from fedmed.metrics.tables import EvaluationTables
-from fedmed.run_folder import RunFolder
-from server.attendance import Attendance
-from server.courier import Courier
-from server.exchange import Answer, Exchange
-from server.progress import Listener
-from server.scoring import collect_tables, prune_tables, round_folder, save_tables, summarise
+from fedmed.processes import Backoff
+from server.exchange import Answer
+from server.products import save_sites
+from server.scoring import Scores, prune_tables, round_folder, save_tables, summarise
+from server.session import Session
 from server.updates import UpdateCollector
 
 MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
-_WAITING_STEP_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
+_COVERAGE_DROP = 0.1
 _SPARE_BYTES = 64 * 2**20
 
 
@@ -43,87 +41,6 @@ class LoopState:
     missed: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] | None = None
     audit_head: str | None = None
-
-
-@dataclass
-class Session:
-    """What one federation has at hand."""
-
-    config: FederationConfig
-    plan: Plan
-    run: RunFolder
-    exchange: Exchange
-    courier: Courier
-    checkpoints: RunCheckpoints
-    audit: AuditLog
-    attendance: Attendance
-    listener: Listener
-    parameters: frozenset[str]
-    """Names of the model's parameters."""
-
-    patient: bool = False
-    """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
-
-    def make_request(self, round_number: int, *, part: str | None = None, best_round: int | None) -> dict[str, Any]:
-        """Return what a request says beside the model."""
-        return {
-            "plan": self.plan.model_dump(mode="json"),
-            "round": round_number,
-            "part": part,
-            "best_round": best_round,
-        }
-
-    def score(
-        self,
-        round_number: int,
-        model_file: Path,
-        model_sha256: str,
-        sites: list[str],
-        *,
-        part: str,
-        best_round: int | None,
-    ) -> dict[str, EvaluationTables]:
-        """Return the sites' tables of a model on one part of their images."""
-        self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
-        return collect_tables(
-            self.courier,
-            self.make_request(round_number, part=part, best_round=best_round),
-            model_file,
-            model_sha256,
-            sites,
-            num_classes=len(self.plan.classes),
-            deadline_s=self.config.round_deadline_s,
-            listener=self.listener,
-        )
-
-    def gather_sites(self, round_number: int) -> None:
-        """Welcome connected sites, and make sure that there are enough of them.
-
-        Raises
-        ------
-        FederationError
-            If there are too few and the session is not patient.
-        """
-        told = -1
-        while True:
-            self.attendance.join(
-                self.exchange, self.listener, deadline_s=self.config.round_deadline_s, round_number=round_number
-            )
-            present = sorted(set(self.exchange.online_sites()) & set(self.attendance.descriptions))
-            if len(present) >= self.config.min_sites:
-                return
-            if not self.patient:
-                raise FederationError(
-                    f"{len(present)} sites could join, min_sites = {self.config.min_sites} are needed. "
-                    "The lines above say what is wrong at the others. Mend it, or lower min_sites, and start again."
-                )
-            if len(present) != told:
-                names = f" ({', '.join(present)})" if present else ""
-                self.listener.on_info(
-                    f"Waiting for sites: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
-                )
-                told = len(present)
-            time.sleep(_WAITING_STEP_S)
 
 
 class RoundLoop:
@@ -142,6 +59,7 @@ class RoundLoop:
         self.state = LoopState(**start.state)
         self._next_round = start.round + 1
         self._model_file, self._model_sha256 = start.model_path, start.model_sha256
+        self._changed: set[str] = set()
         session.attendance.missed = dict(self.state.missed)
 
     def run(self) -> LoopState:
@@ -157,14 +75,14 @@ class RoundLoop:
         return self.state
 
     def _run_round(self, round_number: int) -> None:
+        self._gather_sites(round_number)
         self._check_disk(round_number)
-        self.session.gather_sites(round_number)
         began = time.monotonic()
         collector, attempt = self._collect_updates(round_number)
         averaged = self._average(collector)
         sha256 = hash_file(averaged)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
-        tables = self.session.score(
+        scores = self.session.score(
             round_number, averaged, sha256, sorted(answered), part="validation", best_round=self.state.best_round
         )
         record = {
@@ -179,14 +97,23 @@ class RoundLoop:
             "bytes_from_sites": sum(update.update_bytes or 0 for update in collector.updates.values()),
             "coverage_images": self._coverage(collector),
             "participation": collector.to_records(),
-            "validation": summarise(tables),
+            "validation": summarise(scores.tables),
         }
-        self._close(record, collector, tables, averaged)
+        self._warn_of_coverage(record)
+        self._close(record, collector, scores, averaged)
+
+    def _gather_sites(self, round_number: int) -> None:
+        for site in self._changed:  # it has other images than it declared, so it is asked again
+            self.session.attendance.descriptions.pop(site, None)
+        self._changed.clear()
+        self.session.gather_sites(round_number)
 
     def _check_disk(self, round_number: int) -> None:
         """Refuse to begin a round whose updates and checkpoint would not fit on the disk."""
-        model_bytes = self._model_file.stat().st_size
-        needed = model_bytes * (len(self.session.attendance.descriptions) + 2) + _SPARE_BYTES
+        copies = len(self.session.attendance.descriptions) + 2
+        if self.session.patient:  # the SuperLink keeps what it is sent until it is fetched
+            copies = 2 * copies
+        needed = self._model_file.stat().st_size * copies + _SPARE_BYTES
         free = shutil.disk_usage(self.session.run.path).free
         if free < needed:
             raise FederationError(
@@ -196,23 +123,28 @@ class RoundLoop:
             )
 
     def _collect_updates(self, round_number: int) -> tuple[UpdateCollector, int]:
-        config = self.session.config
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        session, min_sites = self.session, self.session.config.min_sites
+        pauses = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
+        for attempt in itertools.count(1):
             if attempt > 1:
-                self.session.gather_sites(round_number)
+                self._gather_sites(round_number)
             collector = self._train(round_number)
             accepted = collector.accepted()
-            if len(accepted) >= config.min_sites:
+            if len(accepted) >= min_sites:
                 return collector, attempt
-            self.session.listener.on_note(
-                f"Round {round_number}, attempt {attempt} of {MAX_ATTEMPTS}: {len(accepted)} usable updates, at least "
-                f"min_sites = {config.min_sites} are needed. {_list_reasons(collector)}"
+            session.listener.on_note(
+                f"Round {round_number}, attempt {attempt}: {len(accepted)} usable updates, at least "
+                f"min_sites = {min_sites} are needed. {_list_reasons(collector)}"
             )
-        raise FederationError(
-            f"Round {round_number} had fewer than min_sites = {config.min_sites} usable updates in {MAX_ATTEMPTS} "
-            f"attempts. {_list_reasons(collector)} All rounds before it are saved: mend the sites or lower min_sites, "
-            "then resume the run."
-        )
+            if not session.patient and attempt == MAX_ATTEMPTS:
+                raise FederationError(
+                    f"Round {round_number} had fewer than min_sites = {min_sites} usable updates in {MAX_ATTEMPTS} "
+                    f"attempts. {_list_reasons(collector)} All rounds before it are saved: mend the sites or lower "
+                    "min_sites, then resume the run."
+                )
+            if session.patient:  # for example every hospital trains at night only
+                time.sleep(pauses.next())
+        raise AssertionError("not reached")
 
     def _train(self, round_number: int) -> UpdateCollector:
         session, config = self.session, self.session.config
@@ -225,7 +157,7 @@ class RoundLoop:
         collector = UpdateCollector(
             session.run.updates,
             TensorFile(self._model_file),
-            attendance.num_train_images(),
+            attendance.num_images("train"),
             session.parameters,
             session.plan.compression,
         )
@@ -236,7 +168,7 @@ class RoundLoop:
             update = collector.take(answer)
             session.listener.on_answer(update.site, update.reason)
 
-        late = session.courier.ask(
+        missing = session.courier.ask(
             "train",
             session.make_request(round_number, best_round=self.state.best_round),
             self._model_file,
@@ -245,9 +177,11 @@ class RoundLoop:
             deadline_s=config.round_deadline_s,
             on_answer=take,
         )
-        collector.mark(late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
-        for site in collector.changed:  # it has other images than it declared: it joins again before the next round
-            attendance.descriptions.pop(site, None)
+        collector.mark(missing.late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
+        collector.mark(missing.absent, "absent", "not connected when the round began")
+        revoked = set(collector.updates) - session.exchange.known_sites()
+        collector.mark(sorted(revoked), "revoked", "no longer on the list of sites")
+        self._changed |= collector.changed
         collector.compare(self.state.recent_norms, config.aggregation.max_norm_ratio)
         for line in collector.to_records():
             session.audit.append("update", round=round_number, **line)
@@ -269,11 +203,20 @@ class RoundLoop:
             collector.declared.values()
         )
 
+    def _warn_of_coverage(self, record: dict[str, Any]) -> None:
+        """Say when clearly fewer training images stand behind a round than behind the one before."""
+        before = 1.0 if self.state.record is None else float(self.state.record["coverage_images"])
+        if record["coverage_images"] < before - _COVERAGE_DROP:
+            self.session.listener.on_note(
+                f"Round {record['round']} rests on {record['coverage_images']:.0%} of the sites' training images, the "
+                f"round before on {before:.0%}. The participation table says who was left out and why."
+            )
+
     def _close(
         self,
         record: dict[str, Any],
         collector: UpdateCollector,
-        tables: dict[str, EvaluationTables],
+        scores: Scores,
         averaged: Path,
     ) -> None:
         """Save the round: from here on it is never trained again."""
@@ -283,12 +226,14 @@ class RoundLoop:
             state.best_round, state.best_value = round_number, value
         norms = [update.update_norm for update in collector.accepted() if update.update_norm is not None]
         state.recent_norms = [*state.recent_norms, *norms][-_NORMS_REMEMBERED:]
-        session.attendance.count_round({site: update.status for site, update in collector.updates.items()})
+        statuses = {site: update.status for site, update in collector.updates.items()}
+        session.attendance.count_round(statuses, scores.missing)
         state.missed = dict(session.attendance.missed)
         state.record = record
         session.audit.append("round", round=round_number, model_sha256=record["model_sha256"])
         state.audit_head = session.audit.head
-        save_tables(round_folder(session.run.tables, round_number), tables)
+        save_sites(session.run, session.attendance.descriptions)
+        save_tables(round_folder(session.run.tables, round_number), scores.tables)
         self._model_file = save_checkpoint(session.checkpoints, round_number, averaged, state)
         self._model_sha256 = str(record["model_sha256"])
         append_record(session.run.history_file, record)

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
 
-from fedmed.checkpoint import write_atomically
+from fedmed.atomic_files import replace_folder, write_atomically
 from fedmed.errors import FedmedError
 from fedmed.metrics.classification import Figure, compute_figures
 from fedmed.metrics.tables import EvaluationTables, combine_tables
@@ -17,6 +18,18 @@ from server.exchange import Answer
 from server.progress import Listener
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What sites answered to the request to score a model."""
+
+    tables: dict[str, EvaluationTables]
+    """By site, in the order of their names."""
+    refused: dict[str, str]
+    """Site to reason, for answers without usable tables."""
+    missing: list[str]
+    """Sites that did not answer."""
+
+
 def collect_tables(
     courier: Courier,
     request: Mapping[str, Any],
@@ -24,11 +37,12 @@ def collect_tables(
     model_sha256: str,
     sites: Sequence[str],
     *,
+    num_images: Mapping[str, int],
     num_classes: int,
     deadline_s: float,
     listener: Listener,
-) -> dict[str, EvaluationTables]:
-    """Ask sites to score a model and return their tables, in the order of the sites' names.
+) -> Scores:
+    """Ask sites to score a model.
 
     Parameters
     ----------
@@ -42,6 +56,8 @@ def collect_tables(
         Its hash; tables of another model are refused.
     sites : sequence of str
         Whom to ask.
+    num_images : mapping of str to int
+        Images that each site declared for this part; more cannot be in its tables.
     num_classes : int
         K.
     deadline_s : float
@@ -50,30 +66,39 @@ def collect_tables(
         Is told who answered and why tables were refused.
     """
     found: dict[str, EvaluationTables] = {}
+    refused: dict[str, str] = {}
 
     def take(answer: Answer) -> None:
         problem = answer.reason
         if answer.message is not None:
             try:
-                found[answer.site] = _read(answer.message, answer.site, num_classes, model_sha256)
+                tables = _read(answer.message, answer.site, num_classes, model_sha256)
+                if tables.num_images > num_images[answer.site]:
+                    raise WireError("The tables count more images than the site declared.")
+                found[answer.site] = tables
             except FedmedError as error:
                 problem = str(error)
         listener.on_answer(answer.site, problem)
         if problem:
+            refused[answer.site] = problem
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
-    late = courier.ask("evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take)
-    for site in late:
+    missing = courier.ask("evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take)
+    for site in missing.late:
         listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
-    return dict(sorted(found.items()))
+    for site in missing.absent:
+        listener.on_note(f"{site} gave no evaluation: it is not connected.")
+    return Scores(dict(sorted(found.items())), refused, missing.all)
 
 
 def save_tables(folder: Path, tables: dict[str, EvaluationTables]) -> None:
-    """Write tables, one file a site."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Write tables, one file a site; the folder appears with all of them or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for site, of_site in tables.items():
-        write_atomically(folder / f"{site}.safetensors", pack_tables(of_site))
+        write_atomically(partial / f"{site}.safetensors", pack_tables(of_site))
+    replace_folder(partial, folder)
 
 
 def load_tables(folder: Path) -> dict[str, EvaluationTables]:

@@ -1,6 +1,5 @@
 """The updates of one round: received, written to disk, checked, and accounted for site by site."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from fedmed.compression import CompressionError, decompress_update
 from fedmed.config import Compression
 from fedmed.wire import REPORT, WireError, read_model, read_values
 from server.exchange import Answer
+
+_LARGEST_NUMBER = 1e300
 
 
 @dataclass
@@ -60,6 +61,8 @@ class UpdateCollector:
         Training images that each site stated when it joined.
     parameters : frozenset of str
         Names of the model's parameters, whose change is compared between sites.
+    compression : {"none", "fp16", "int8"}
+        Form in which updates must come.
     """
 
     folder: Path
@@ -67,7 +70,6 @@ class UpdateCollector:
     declared: Mapping[str, int]
     parameters: frozenset[str]
     compression: Compression = "none"
-    """Form in which updates must come."""
     updates: dict[str, Update] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     """Sites whose number of images is not the one that they declared."""
@@ -158,6 +160,6 @@ class UpdateCollector:
 def _read_number(values: Mapping[str, Any], key: str) -> float | None:
     """Return a number that is only shown, or None where the site sent something else."""
     value = values.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST_NUMBER:
         return None
     return float(value)

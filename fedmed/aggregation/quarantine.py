@@ -77,7 +77,7 @@ def check_update(
     try:
         file = update if isinstance(update, TensorFile) else TensorFile(update)
     except CheckpointError as error:
-        return UpdateCheck(False, f"The update could not be read and should be sent again: {error}", None)
+        return UpdateCheck(False, _explain_unreadable(error), None)
     reason = _compare_layouts(file.layout, expected)
     if reason:
         return UpdateCheck(False, reason, None)
@@ -91,7 +91,7 @@ def check_update(
             try:
                 values = file.read(name, start, stop)
             except CheckpointError as error:
-                return UpdateCheck(False, f"The update could not be read and should be sent again: {error}", None)
+                return UpdateCheck(False, _explain_unreadable(error), None)
             if not np.isfinite(values).all():
                 return UpdateCheck(False, _explain_not_finite(name, values), None)
             if measured is None or name in measured:
@@ -103,6 +103,12 @@ def check_update(
             False, "The update is longer than float64 can tell: training diverged; lower the learning rate.", None
         )
     return UpdateCheck(True, None, norm)
+
+
+def _explain_unreadable(error: CheckpointError) -> str:
+    """Return what is wrong without the path in the error: the reason is told to other hospitals."""
+    cause = f" ({error.__cause__})" if isinstance(error.__cause__, ValueError) else ""
+    return f"The update is damaged or cut off and should be sent again{cause}."
 
 
 def _describe(arrays: Mapping[str, Array]) -> dict[str, TensorSpec]:

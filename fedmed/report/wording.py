@@ -57,6 +57,7 @@ STATUSES = {
     "late": ("L", "late", "its update came after the deadline"),
     "error": ("E", "error", "the site reported an error"),
     "quarantined": ("Q", "quarantined", "its update was refused by the checks"),
+    "revoked": ("R", "revoked", "it was taken from the list of sites"),
     "dormant": ("D", "dormant", "not waited for, after missing several rounds in a row"),
     "absent": ("·", "absent", "not connected, or not asked"),
 }

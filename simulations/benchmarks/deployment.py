@@ -74,17 +74,22 @@ def _show_times(found: list[Found]) -> None:
 
 
 def _show_parts(found: list[Found]) -> None:
-    print(f"{'':24}" + "".join(f"{part:>13}" for part in ROUND_PARTS))
+    columns = (*ROUND_PARTS, "CPU server", "CPU sites")
+    print(f"{'':24}" + "".join(f"{column:>12}" for column in columns))
     for case, figures, _ in found:
-        print(f"{_name(case):24}" + "".join(f"{figures.parts_s.get(part, 0.0):13.3f}" for part in ROUND_PARTS))
+        parts = [figures.parts_s.get(part, 0.0) for part in ROUND_PARTS]
+        values = [*parts, figures.server_cpu_s, figures.sites_cpu_s]
+        print(f"{_name(case):24}" + "".join(f"{value:12.3f}" for value in values))
 
 
 def _show_memory(found: list[Found]) -> None:
-    print(f"{'MiB (PSS)':24}{'server':>10}{'in models':>11}{'one site':>10}{'in models':>11}")
+    print(f"{'MiB (PSS)':24}{'server':>8}{'in models':>11}{'one site':>10}{'in models':>11}")
     for case, figures, _ in found:
-        model_mib = figures.bytes_each_way / 2**20
-        values = "".join(f"{mib:10.0f}{mib / model_mib:11.1f}" for mib in (figures.server_mib, figures.client_mib))
-        print(f"{_name(case):24}{values}")
+        server, client = sum(figures.server_mib.values()), sum(figures.client_mib.values())
+        model = figures.bytes_each_way / 2**20
+        print(f"{_name(case):24}{server:8.0f}{server / model:11.1f}{client:10.0f}{client / model:11.1f}")
+        for processes in (figures.server_mib, figures.client_mib):
+            print("  of it " + ", ".join(f"{name} {mib:.0f}" for name, mib in processes.items()))
 
 
 def _name(case: Case) -> str:

@@ -5,14 +5,13 @@ Memory is the sum of the processes' proportional set sizes: a page that several 
 
 import itertools
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +40,9 @@ _LINE = re.compile(r"(\S+ \S+) INFO fedmed\.server (?:round (\d+)(?:: (train|eva
 _LOOK_EVERY_S = 0.005
 _MEMORY_EVERY_S = 0.1
 _PATIENCE_S = 1200.0
+_GRACE_S = 30.0
+
+Command = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class Figures:
     rounds_s: list[float] = field(default_factory=list)
     parts_s: dict[str, float] = field(default_factory=dict)
     """Where the time of a round goes, see :data:`ROUND_PARTS`; medians."""
+    server_cpu_s: float = 0.0
+    sites_cpu_s: float = 0.0
+    """Work of all processes of a side in a round; unlike the time, it depends little on what else the machine does."""
     bytes_each_way: int = 0
     """Of the model to one site, and as many of its update back, in a timed round."""
-    server_mib: float = 0.0
-    """Peak of all processes of the coordinating site."""
-    client_mib: float = 0.0
-    """Peak of all processes of one site."""
+    server_mib: dict[str, float] = field(default_factory=dict)
+    """Memory of each process of the coordinating site at the moment of their highest sum."""
+    client_mib: dict[str, float] = field(default_factory=dict)
+    """The same for one site."""
 
 
 def measure(case: Case, folder: Path) -> Figures:
@@ -94,13 +99,18 @@ def measure(case: Case, folder: Path) -> Figures:
         clients = [
             stack.enter_context(_start("client", kit / "client.yaml", folder / f"{kit.name}.txt")) for kit in kits
         ]
-        figures = Figures()
+        figures, closed, commands = Figures(), list[float](), [server, *clients]
+        sides = ([server.pid], [client.pid for client in clients])
         with _watch_memory({"server": server.pid, "client": clients[0].pid}) as memory:
-            closed = _watch_rounds(run, server, case.num_timed, memory)
-            _wait(lambda: server.poll() is not None, server)
-        if server.returncode != 0:
-            raise SystemExit(f"a federation failed:\n{(folder / 'server.txt').read_text()}")
-    figures.rounds_s = [after - before for before, after in itertools.pairwise(closed[: case.num_timed + 1])]
+            _watch_rounds(run, commands, 1, closed)
+            memory.wanted = False
+            before = [read_cpu_s(pids) for pids in sides]
+            _watch_rounds(run, commands, case.num_timed + 1, closed)
+            after = [read_cpu_s(pids) for pids in sides]
+            memory.wanted = True
+            _wait(lambda: server.poll() is not None, commands)
+    figures.server_cpu_s, figures.sites_cpu_s = ((b - a) / case.num_timed for a, b in zip(before, after, strict=True))
+    figures.rounds_s = [end - begin for begin, end in itertools.pairwise(closed[: case.num_timed + 1])]
     figures.round_s = statistics.median(figures.rounds_s)
     figures.parts_s = read_parts((run.logs / "executor.log").read_text(), case.num_timed)
     figures.server_mib, figures.client_mib = memory.peaks["server"], memory.peaks["client"]
@@ -175,61 +185,62 @@ def _provision(case: Case, folder: Path, address: Address, ports: list[int]) -> 
 
 
 @contextmanager
-def _start(side: str, config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one of the two commands with the apps of the benchmark."""
-    command = [sys.executable, "-c", _COMMAND.format(side, _APPS[side]), "--config", str(config)]
+def _start(side: str, config: Path, log: Path) -> Iterator[Command]:
+    """Run one of the two commands with the apps of the benchmark; show what it said if it failed."""
+    arguments = [sys.executable, "-c", _COMMAND.format(side, _APPS[side]), "--config", str(config)]
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        command = subprocess.Popen(  # noqa: S603
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        yield process
+        yield command
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        if command.poll():
+            print(f"{log.stem}:\n{log.read_text(errors='replace')}", file=sys.stderr)
+        command.terminate()
+        try:
+            command.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
 
 
-def _watch_rounds(run: RunFolder, server: subprocess.Popen[bytes], num_timed: int, memory: "Memory") -> list[float]:
-    """Return when each round was closed, and have memory measured in all rounds but the timed ones."""
-    closed: list[float] = []
+def _watch_rounds(run: RunFolder, commands: list[Command], number: int, closed: list[float]) -> None:
+    """Wait until some rounds are closed, and note when each was."""
 
     def look() -> bool:
         lines = run.history_file.read_bytes().count(b"\n") if run.history_file.exists() else 0
         closed.extend([time.monotonic()] * (lines - len(closed)))
-        memory.wanted = not 1 <= len(closed) <= num_timed
-        return len(closed) > num_timed
+        return len(closed) >= number
 
-    _wait(look, server)
-    return closed
+    _wait(look, commands)
 
 
-def _wait(condition: Callable[[], bool], server: subprocess.Popen[bytes]) -> None:
+def _wait(condition: Callable[[], bool], commands: list[Command]) -> None:
     end = time.monotonic() + _PATIENCE_S
     while not condition():
-        if time.monotonic() > end:
-            raise SystemExit("a federation of the benchmark did not end in time")
-        if server.poll() is not None:
-            return
+        if time.monotonic() > end or any(command.poll() for command in commands):
+            raise SystemExit("a federation of the benchmark failed or did not end in time; what it said is above")
         time.sleep(_LOOK_EVERY_S)
 
 
 @dataclass
 class Memory:
-    """Peaks in MiB, by the name of a command."""
+    """By the name of a command: MiB of each of its processes at the moment of their highest sum."""
 
-    peaks: dict[str, float]
+    peaks: dict[str, dict[str, float]]
     wanted: bool = True
     """Off while times are taken, since measuring takes time as well."""
 
 
 @contextmanager
 def _watch_memory(pids: dict[str, int]) -> Iterator[Memory]:
-    memory, ended = Memory(dict.fromkeys(pids, 0.0)), threading.Event()
+    memory, ended = Memory({name: {} for name in pids}), threading.Event()
 
     def watch() -> None:
         while not ended.wait(_MEMORY_EVERY_S):
             for name, pid in pids.items() if memory.wanted else ():
-                memory.peaks[name] = max(memory.peaks[name], sum_pss_mib(pid))
+                memory.peaks[name] = max(memory.peaks[name], read_pss_mib(pid), key=lambda mib: sum(mib.values()))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -240,17 +251,26 @@ def _watch_memory(pids: dict[str, int]) -> Iterator[Memory]:
         thread.join()
 
 
-def sum_pss_mib(pid: int) -> float:
-    """Return the proportional set size of a process and of all that it has started, in MiB."""
-    total = 0
-    try:
+def read_pss_mib(pid: int) -> dict[str, float]:
+    """Return the proportional set sizes, in MiB, of a process and of all that it has started."""
+    found: dict[str, float] = {}
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        members = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    for member in members:
-        try:
-            total += int(member.memory_full_info().pss)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total / 2**20
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                command = member.cmdline()
+                name = command[command.index("-m") + 1] if "-m" in command else "command"
+                found[name] = found.get(name, 0.0) + member.memory_full_info().pss / 2**20
+    return found
+
+
+def read_cpu_s(pids: list[int]) -> float:
+    """Return the processor time that some processes and all that they have started have used so far."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            for member in [process, *process.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += sum(member.cpu_times()[:2])
+    return total

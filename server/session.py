@@ -1,0 +1,117 @@
+"""What one federation has at hand while it runs, and how it waits for its sites."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmed.audit import AuditLog
+from fedmed.checkpoint import RunCheckpoints
+from fedmed.config import FederationConfig, Plan
+from fedmed.errors import FederationError
+from fedmed.run_folder import RunFolder
+from server.attendance import Attendance
+from server.courier import Courier
+from server.exchange import Exchange
+from server.progress import Listener
+from server.scoring import Scores, collect_tables
+
+_WAITING_STEP_S = 0.5
+
+
+@dataclass
+class Session:
+    """What one federation has at hand."""
+
+    config: FederationConfig
+    plan: Plan
+    run: RunFolder
+    exchange: Exchange
+    courier: Courier
+    checkpoints: RunCheckpoints
+    audit: AuditLog
+    attendance: Attendance
+    listener: Listener
+    parameters: frozenset[str]
+    """Names of the model's parameters."""
+    patient: bool = False
+    """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
+
+    def make_request(self, round_number: int, *, part: str | None = None, best_round: int | None) -> dict[str, Any]:
+        """Return what a request says beside the model."""
+        return {
+            "plan": self.plan.model_dump(mode="json"),
+            "round": round_number,
+            "part": part,
+            "best_round": best_round,
+        }
+
+    def score(
+        self,
+        round_number: int,
+        model_file: Path,
+        model_sha256: str,
+        sites: list[str],
+        *,
+        part: str,
+        best_round: int | None,
+    ) -> Scores:
+        """Return the sites' tables of a model on one part of their images."""
+        self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
+        return collect_tables(
+            self.courier,
+            self.make_request(round_number, part=part, best_round=best_round),
+            model_file,
+            model_sha256,
+            sites,
+            num_images=self.attendance.num_images(part),
+            num_classes=len(self.plan.classes),
+            deadline_s=self.config.round_deadline_s,
+            listener=self.listener,
+        )
+
+    def gather_sites(self, round_number: int) -> None:
+        """Welcome connected sites, and make sure that enough of them can be waited for.
+
+        Raises
+        ------
+        FederationError
+            If there are too few and the session is not patient.
+        """
+        told = -1
+        while True:
+            self._join(round_number)
+            awake, dormant = self.attendance.split(self.config.max_missed_rounds)
+            present = sorted(set(self.exchange.online_sites()) & set(awake))
+            if len(present) >= self.config.min_sites:
+                return
+            if not self.patient:
+                raise FederationError(
+                    f"{len(present)} sites could join, min_sites = {self.config.min_sites} are needed. "
+                    "The lines above say what is wrong at the others. Mend it, or lower min_sites, and start again."
+                )
+            self.attendance.probe_in_passing(self.exchange, dormant, self.config.round_deadline_s)
+            if len(present) != told:
+                names = f" ({', '.join(present)})" if present else ""
+                self.listener.on_info(
+                    f"Waiting for sites: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
+                )
+                told = len(present)
+            time.sleep(_WAITING_STEP_S)
+
+    def gather_everybody(self, round_number: int) -> None:
+        """Wait until all sites on the list have joined, at most for one deadline; for what is done only once."""
+        end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
+        while True:
+            self._join(round_number)
+            missing = self.exchange.known_sites() - set(self.exchange.online_sites()) & set(
+                self.attendance.descriptions
+            )
+            if not missing or time.monotonic() >= end:
+                return
+            time.sleep(_WAITING_STEP_S)
+
+    def _join(self, round_number: int) -> None:
+        self.attendance.join(
+            self.exchange, self.listener, deadline_s=self.config.round_deadline_s, round_number=round_number
+        )
