@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,22 @@ import safetensors.numpy
 from flwr.app import Message
 
 from fedmed.audit import verify_audit
-from fedmed.errors import FederationError, FedmedError
+from fedmed.errors import CheckpointError, FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.history import read_history
-from fedmed.wire import MODEL, REPORT, make_content, pack_tensors, read_model, read_values, unpack_tensors
+from fedmed.metrics.tables import combine_tables
+from fedmed.wire import (
+    MODEL,
+    REPORT,
+    TABLES,
+    make_content,
+    pack_tensors,
+    read_model,
+    read_tables,
+    read_values,
+    unpack_tensors,
+)
+from server import scoring
 from tests.federation import Federation
 
 Make = Callable[..., Federation]
@@ -341,3 +354,79 @@ def test_changed_model_file_is_refused(make_federation: Make) -> None:
     shutil.copy(federation.run.checkpoints / "round_00000" / "model.safetensors", federation.run.model)
     with pytest.raises(FedmedError, match="has been changed"):
         load_model(federation.run.model)
+
+
+def test_half_written_test_tables_do_not_count(make_federation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = make_federation()
+    write, count = scoring.write_atomically, iter(range(100))
+
+    def fail_once(path: Path, data: bytes) -> None:
+        if ".test.partial" in str(path) and next(count) == 1:
+            raise CheckpointError("The disk is full")
+        write(path, data)
+
+    monkeypatch.setattr(scoring, "write_atomically", fail_once)
+    with pytest.raises(CheckpointError):
+        federation.go()
+    assert not (federation.run.tables / "test").exists()
+    federation.go()
+    report = json.loads((federation.run.report / "report.json").read_text())
+    assert sorted(report["sites"]) == sorted(federation.sites)
+
+
+def test_lost_best_round_is_replaced_by_the_best_that_is_left(make_federation: Make) -> None:
+    federation = make_federation(rounds=4)
+
+    def stop(site: str, request: Message, reply: Message) -> Message:
+        if in_training(request, 4):
+            raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        federation.go(federation.grid(stop))
+    newest = federation.run.checkpoints / "round_00003"
+    state = json.loads((newest / "state.json").read_bytes())
+    values = [
+        record["validation"]["pooled"]["balanced_accuracy"] for record in read_history(federation.run.history_file)
+    ]
+    best = state["state"]["best_round"]
+    assert best == 1 + values.index(max(values))
+    assert best != 3, "the test needs a best round that is not the newest"
+    shutil.rmtree(federation.run.checkpoints / f"round_{best:05d}")
+    federation.go()
+    report = json.loads((federation.run.report / "report.json").read_text())
+    assert report["chosen_round"] != best
+    assert any("The best round that is left is" in note for note in federation.listener.notes)
+
+
+def test_revoked_site_takes_part_no_more(make_federation: Make) -> None:
+    federation = make_federation()
+    gone = federation.sites[1]
+
+    def revoke(site: str, request: Message, reply: Message) -> Message:
+        if in_training(request, 2):
+            roster = federation.run.read_roster()
+            federation.run.write_roster({node: name for node, name in roster.items() if name != gone})
+        return reply
+
+    federation.go(federation.grid(revoke))
+    assert statuses(federation, 2)[gone] == "revoked"
+    assert gone not in statuses(federation, 3)
+    assert any(f"{gone} is no longer on the list" in note for note in federation.listener.notes)
+
+
+def test_absurd_evaluation_counts_are_refused(make_federation: Make) -> None:
+    federation = make_federation()
+    liar = federation.sites[0]
+
+    def multiply(site: str, request: Message, reply: Message) -> Message:
+        if site == liar and request.metadata.message_type == "evaluate":
+            tables = read_tables(reply)
+            many = combine_tables([tables] * 1000)
+            reply.content[TABLES] = make_content(REPORT, read_values(reply, REPORT), tables=many)[TABLES]
+        return reply
+
+    federation.go(federation.grid(multiply))
+    assert any("more images than the site declared" in note for note in federation.listener.notes)
+    record = read_history(federation.run.history_file)[0]
+    assert liar not in record["validation"]["sites"]
