@@ -319,7 +319,7 @@ def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
 
 
 def test_chosen_round_is_the_best_on_validation(make_federation: Make) -> None:
-    federation = make_federation(rounds=4)
+    federation = make_federation(rounds=4, seed=1)
     federation.go()
     values = [r["validation"]["pooled"]["balanced_accuracy"] for r in read_history(federation.run.history_file)]
     report = json.loads((federation.run.report / "report.json").read_text())
@@ -375,7 +375,7 @@ def test_half_written_test_tables_do_not_count(make_federation: Make, monkeypatc
 
 
 def test_lost_best_round_is_replaced_by_the_best_that_is_left(make_federation: Make) -> None:
-    federation = make_federation(rounds=4)
+    federation = make_federation(rounds=4, seed=1)
 
     def stop(site: str, request: Message, reply: Message) -> Message:
         if in_training(request, 4):
