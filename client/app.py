@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmed.audit import verify_audit
+from client.site_audit import verify_site_audit
 from fedmed.deployment import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
@@ -66,10 +66,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--check", action="store_true", help="try data, model, machine, network and server; send nothing"
     )
     actions.add_argument("--fetch-model", action="store_true", help="collect the released model (again)")
-    actions.add_argument("--verify-audit", action="store_true", help="check the hash chain of this site's audit log")
+    actions.add_argument(
+        "--verify-audit", action="store_true", help="check the hash chain of this site's audit log, and its end"
+    )
     actions.add_argument("--forget", action="store_true", help="remove what this site keeps of finished federations")
     actions.add_argument(
-        "--make-key", action="store_true", help="make this site's key here, and send only the public part to the server"
+        "--make-key",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="make the key of the site NAME in the current folder (without NAME: of the site in client.yaml); the "
+        "coordinating site needs only the public part, to make the kit",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="with --forget: also of federations that have not ended as far as this site knows",
     )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
     parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
@@ -77,58 +89,65 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.json and not (options.check or options.verify_audit):
         parser.error("--json goes with --check or --verify-audit")
+    if options.all and not options.forget:
+        parser.error("--all goes with --forget")
     if options.offline and not options.check:
         parser.error("--offline goes with --check")
     return options
 
 
 def _dispatch(options: argparse.Namespace, client_app: str) -> int:
+    if options.make_key is not None:
+        return _make_key(options.config, options.make_key)
     config = load_client_config(options.config)
     if config.insecure:
         print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
     if options.check:
         return _check(config, offline=options.offline, as_json=options.json)
-    if options.make_key:
-        return _make_key(config)
     if options.verify_audit:
         return _verify_audit(config, options.json)
     if options.fetch_model:
         return _fetch_model(config)
     if options.forget:
-        return _forget(config)
+        return _forget(config, everything=options.all)
     from client.supervisor import take_part  # noqa: PLC0415
 
     return take_part(config, options.config.absolute(), client_app)
 
 
 def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
-    from client.preflight import render_table, run_preflight, to_json  # noqa: PLC0415  (imports torch)
+    from client.preflight import has_failed, render_table, run_preflight, to_json  # noqa: PLC0415  (imports torch)
 
     results = run_preflight(config, offline=offline)
     print(to_json(results) if as_json else render_table(results))
-    return 1 if any(result.status == "failed" for result in results) else 0
+    return 1 if has_failed(results) else 0
 
 
-def _make_key(config: ClientConfig) -> int:
-    from fedmed.keys import make_site_key  # noqa: PLC0415
+def _make_key(config_file: Path, name: str) -> int:
+    """Make a key for ``name`` in the current folder; without a name for the site of a config, where it wants it."""
+    from client.own_key import make_own_key  # noqa: PLC0415
 
-    key = Path(config.key)
-    if key.name != "site.key":
-        raise ConfigError(
-            f"--make-key makes a file named site.key; 'key' in the config names '{key}'. Set key: site.key."
-        )
-    fingerprint = make_site_key(key.parent, config.name)
-    public = key.with_name("site.pub")
+    folder = Path.cwd()
+    if not name:
+        config = load_client_config(config_file)
+        name, folder = config.name, Path(config.key).parent
+        if Path(config.key).name != "site.key":
+            raise ConfigError(
+                f"--make-key makes a file named site.key; 'key' in the config names '{config.key}'. Set key: site.key."
+            )
+    fingerprint = make_own_key(folder, name)
+    key, public = folder / "site.key", folder / "site.pub"
     print(f"private key: {key} (never send it)\npublic key: {public}\nfingerprint: {fingerprint}")
     print(
         "Send the public key to the coordinating site and read the fingerprint out over the phone. There, type:\n"
-        f"  flower-server --config server.yaml --add-site {config.name} --public-key {public.name}"
+        f"  flower-server --config server.yaml --add-site {name} --public-key {public.name}\n"
+        f"That makes the kit of this site. Put {key.name} into its folder when it has come."
     )
     return 0
 
 
 def _verify_audit(config: ClientConfig, as_json: bool) -> int:
-    report = verify_audit(Path(config.state_dir) / "audit.jsonl")
+    report = verify_site_audit(Path(config.state_dir))
     if as_json:
         print(json.dumps(vars(report)))
     elif report.ok:
@@ -139,19 +158,16 @@ def _verify_audit(config: ClientConfig, as_json: bool) -> int:
 
 
 def _fetch_model(config: ClientConfig) -> int:
-    from client.fleet import Fleet  # noqa: PLC0415
-    from client.release import fetch_release  # noqa: PLC0415
+    from client.release import fetch_model  # noqa: PLC0415
 
-    with Fleet(config) as fleet:
-        folder = fetch_release(config, fleet)
-    print(f"model: {folder}\nreport of this site: {Path(config.state_dir) / 'report' / 'index.html'}")
+    print(fetch_model(config))
     return 0
 
 
-def _forget(config: ClientConfig) -> int:
+def _forget(config: ClientConfig, *, everything: bool) -> int:
     from client.supervisor import forget  # noqa: PLC0415
 
-    removed = forget(config)
+    removed = forget(config, everything=everything)
     if not removed:
         print("There is nothing to remove.")
     for line in removed:

@@ -17,9 +17,10 @@ from client.fleet import Download, Fleet
 from client.parcel import deflate_message, take_announcement
 from client.patience import Patience, Tell
 from client.session import SignsOfLife
-from client.worker_process import WorkerLateError, WorkerLostError, WorkerProcess
+from client.site_audit import open_site_audit
+from client.worker_process import Reply, WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.deployment import ClientConfig
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, tame
 
 ALLOWED_APP = "fedmed/fedmed"
 ALLOWED_KINDS = ("query", "train", "evaluate")
@@ -81,23 +82,28 @@ class Assignment:
             If nobody waits for the answer any more, or it cannot be sent.
         """
         site, asked = self._site, time.monotonic()
-        begin = asked
+        begin, log = asked, "supernode.log"
         try:
             self._check_app()
             objects = self._fetch()
             num_bytes = sum(map(len, objects.values()))
             site.tell("task", f"Received '{self.kind}' ({num_bytes / 1e6:.1f} MB).", kind=self.kind, bytes=num_bytes)
-            begin = time.monotonic()
+            begin, log = time.monotonic(), "worker.log"
             reply = self._work(objects)
         except WorkerLateError as late:
             raise FleetError(f"{late}.", Outlook.RUN_OVER) from late
         except (PolicyError, WorkerLostError) as refusal:
-            site.tell("task", f"'{self.kind}' is answered with an error: {refusal}.", kind=self.kind)
-            reply = self._make_error(refusal)
+            open_site_audit(Path(site.config.state_dir)).append("refused", kind=tame(self.kind, 60), text=str(refusal))
+            reply = Reply(self._make_error(refusal), str(refusal))
         seconds = time.monotonic() - begin
-        num_bytes = self._send(reply, seconds)
+        if reply.failure is not None:
+            text = f"'{self.kind}' was not done: {reply.failure.rstrip('.')}. Its log: {log}."
+            site.tell("failed", text, kind=self.kind)
+        num_bytes = self._send(reply.objects, seconds)
         fetch_s, send_s = begin - asked, time.monotonic() - begin - seconds
         _logger.info("'%s': %.3f s to fetch, %.3f s of work, %.3f s to send", self.kind, fetch_s, seconds, send_s)
+        if reply.failure is not None:
+            return
         text = f"Answered '{self.kind}' after {seconds:.1f} s ({num_bytes / 1e6:.1f} MB)."
         if not num_bytes:
             text = f"The answer to '{self.kind}' came too late for the server ({seconds:.1f} s)."
@@ -123,7 +129,7 @@ class Assignment:
         site.patience.persist(lambda: site.fleet.confirm(self._node_id, self._run_id, message_id), self._deadline)
         return download.objects
 
-    def _work(self, objects: dict[str, bytes]) -> dict[str, bytes]:
+    def _work(self, objects: dict[str, bytes]) -> Reply:
         site = self._site
         task = {
             "root": self._tree.object_id,
@@ -131,6 +137,7 @@ class Assignment:
             "run_id": self._run_id,
             "node_id": self._node_id,
             "node_config": {"client-config": str(site.config_file)},
+            "max_bytes": site.config.policy.max_message_mib * 2**20,
         }
         site.signs.watch(self._run_id)
         try:

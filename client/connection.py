@@ -4,6 +4,7 @@ flwr's own follows redirects, trusts whatever the environment names, and knows n
 """
 
 import os
+import re
 import socket
 import ssl
 import urllib.request
@@ -19,10 +20,14 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
+from client.failures import FleetError, Outlook
 from fedmed.deployment import ClientConfig, is_loopback, split_address
 from fedmed.errors import ConfigError, KeyFileError
 
 MAX_ANSWER_BYTES = 64 * 2**20
+RELEASE_PATH = "/v1/fedmed/release/"
+"""Below it are the files of the released model, the only answers that may be longer."""
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _TIMEOUT = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
 # The server keeps a silent connection for two minutes.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=60.0)
@@ -38,7 +43,7 @@ def make_http_client(config: ClientConfig, key: ec.EllipticCurvePrivateKey) -> t
     ConfigError
         If the proxy is none.
     """
-    proxy = _find_proxy(config)
+    proxy = find_proxy(config)
     transport = _Transport(
         # Without TLS there is nothing to verify; an empty context saves loading the system's authorities.
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.insecure else make_tls_context(Path(config.ca)),
@@ -80,8 +85,36 @@ def make_tls_context(ca_file: Path) -> ssl.SSLContext:
     return context
 
 
-def _find_proxy(config: ClientConfig) -> httpx.Proxy | None:
-    """Return the proxy of the settings, else of the environment, where its password may be."""
+def store_answer(response: httpx.Response, target: Path, max_bytes: int | None) -> None:
+    """Write an answer to a file while it arrives; nothing is left of one with more than ``max_bytes``.
+
+    Raises
+    ------
+    FleetError
+        If there are more.
+    """
+    num_bytes = 0
+    with target.open("wb") as output:
+        for block in response.iter_raw():
+            num_bytes += len(block)
+            if max_bytes is not None and num_bytes > max_bytes:
+                target.unlink()
+                raise FleetError(
+                    f"The file {target.name} of the release is larger than {max_bytes} bytes, which is all that was "
+                    "announced or allowed; nothing of it is kept. Tell the coordinating site.",
+                    Outlook.FATAL,
+                )
+            output.write(block)
+
+
+def find_proxy(config: ClientConfig) -> httpx.Proxy | None:
+    """Return the proxy of the settings, else of the environment, where its password may be.
+
+    Raises
+    ------
+    ConfigError
+        If what they name is none.
+    """
     host = split_address(config.server, "server")[0]
     url = config.proxy
     if url is None and not config.insecure and not is_loopback(host) and not urllib.request.proxy_bypass(host):
@@ -124,13 +157,33 @@ class _Signature(httpx.Auth):
 
 
 class _Transport(httpx.HTTPTransport):
-    """Refuses an answer that says of itself that it would fill the memory; files are not read into memory."""
+    """Refuses an answer that could fill the memory: packed, of unknown length or too long.
+
+    Files are not read into memory, and of an error it is enough to know the status.
+    """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
-        length = response.headers.get("content-length", "0")
-        is_file = request.url.path.startswith("/v1/fedmed/release/")
-        if not is_file and (not length.isdigit() or int(length) > MAX_ANSWER_BYTES):
-            response.close()
-            raise httpx.RemoteProtocolError("the answer is too large", request=request)
-        return response
+        problem = _find_problem(request, response)
+        if problem is None:
+            return response
+        response.close()
+        if response.is_error:  # perhaps of a firewall on the way, whose status says more than this refusal
+            date = [(name, value) for name, value in response.headers.items() if name == "date"]
+            return httpx.Response(response.status_code, headers=date, content=b"")
+        raise httpx.RemoteProtocolError(problem, request=request)
+
+
+def _find_problem(request: httpx.Request, response: httpx.Response) -> str | None:
+    """Return why an answer is not read, None if it may be."""
+    headers = response.headers
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        return "the answer is packed"
+    is_file = response.status_code == httpx.codes.OK and request.url.path.startswith(RELEASE_PATH)
+    if is_file or response.status_code == httpx.codes.NO_CONTENT:
+        return None
+    length = headers.get("content-length", "")
+    # With both headers the length would not count (RFC 9112).
+    if "transfer-encoding" in headers or not _LENGTH.fullmatch(length):
+        return "the answer does not tell its length"
+    return "the answer is too large" if int(length) > MAX_ANSWER_BYTES else None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import ssl
 import threading
 import time
@@ -24,7 +25,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client.connection import make_http_client
+from client.connection import RELEASE_PATH, make_http_client, store_answer
 from client.failures import FleetError, Outlook, explain_status, explain_transport
 from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
@@ -36,6 +37,8 @@ _PULL_MESSAGES, _DEACTIVATE = "/flwr.proto.Fleet/PullMessages", "/flwr.proto.Fle
 _READ_TIMEOUTS_S = {_PULL_MESSAGES: 35.0, _DEACTIVATE: 5.0}
 _NUM_CONNECTIONS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")
 
@@ -148,7 +151,8 @@ class Fleet:
             context.request.extensions["timeout"]["read"] = _READ_TIMEOUTS_S[context.rpc_method]
         response = call_next(context)
         if context.rpc_method == _PULL_MESSAGES:
-            self._release = response.headers.get(RELEASE_HEADER)
+            release = response.headers.get(RELEASE_HEADER, "")
+            self._release = release if _SHA256.fullmatch(release) else None
         return response
 
     def activate(self) -> int:
@@ -246,19 +250,39 @@ class Fleet:
 
     def hello(self) -> dict[str, Any]:
         """Return what the server says about itself and the federation."""
-        answer: dict[str, Any] = self._call(lambda: self._post("hello", {}).json())
-        return answer
 
-    def download_release(self, file: str, target: Path) -> None:
-        """Store a file of the released model under a name of this site's choice."""
+        def ask() -> dict[str, Any]:
+            answer = self._post("hello", {}).json()
+            if not isinstance(answer, dict):
+                raise ValueError("not an object")
+            return answer
+
+        return self._call(ask)
+
+    def download_release(self, file: str, target: Path, max_bytes: int | None = None) -> None:
+        """Store a file of the released model under a name of this site's choice.
+
+        Parameters
+        ----------
+        file : str
+            Its name at the server.
+        target : Path
+            Where it goes.
+        max_bytes : int, optional
+            Most bytes that are accepted; at the first one beyond, nothing is left of the file.
+
+        Raises
+        ------
+        FleetError
+            Also if the file is larger.
+        """
 
         def download() -> None:
-            url = f"{self._url}/v1/fedmed/release/{file}"
-            with self._http.stream("GET", url) as response:
+            with self._http.stream("GET", f"{self._url}{RELEASE_PATH}{file}") as response:
+                if not response.is_success:
+                    response.read()  # what it says is looked at to explain it
                 response.raise_for_status()
-                with target.open("wb") as output:
-                    for block in response.iter_raw():
-                        output.write(block)
+                store_answer(response, target, max_bytes)
 
         self._call(download)
 
@@ -276,7 +300,7 @@ class Fleet:
             raise explain_status(error.response, self._server, self.fingerprint) from error
         except httpx.RequestError as error:
             raise explain_transport(error, self._server, self._proxy) from error
-        except ValueError as error:  # of flwr's client, if the answer is no protobuf, or of JSON
+        except (ValueError, RecursionError) as error:  # of flwr's client, if the answer is no protobuf, or of JSON
             text = f"What listens at {self._server} is not flower-server of this version; compare the address."
             raise FleetError(text, Outlook.FATAL) from error
 

@@ -2,14 +2,15 @@
 
 What may leave is listed here, in :data:`LEAVING`. A reply with anything else in it is not sent. Every message leaves a
 trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent`` with name,
-bytes and SHA-256 of every part, written before the part leaves.
+bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the log goes.
 """
 
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from client.counts import Ledger
 from client.local import Hospital, find_hospital
 from client.policy import (
     Refusal,
@@ -29,14 +31,15 @@ from client.policy import (
     refuse,
 )
 from client.request import Request, message_kind, read_request, try_plan
+from client.site_audit import open_site_audit
 from client.worker import describe_error
 from fedmed.audit import AuditLog
 from fedmed.deployment import PolicyConfig
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, RunFolderError, tame
 from fedmed.fairness.suppression import find_breach
 from fedmed.network import hash_model
 from fedmed.training import TrainingError
-from fedmed.wire import MODEL, REPORT, REQUEST, STYPE, TABLES, WireError, read_tables
+from fedmed.wire import MODEL, REPORT, REQUEST, STYPE, TABLES, WireError, read_tables, read_values
 
 LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
     "query": {
@@ -55,10 +58,16 @@ LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
 }
 """All that leaves a site: kind of message -> part -> keys of the report."""
 
-AUDIT_FILE = "audit.jsonl"
 _ARRIVING = (REQUEST, MODEL)
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 _logger = logging.getLogger("fedmed.client")
+
+_MOST_KEYS = 40  # of an arriving part, in the audit log
+
+
+class NotRecordedError(RunFolderError):
+    """What happens cannot be written down, so that nothing may leave, not even what is wrong."""
+
 
 Part = dict[str, Any]
 Clock = Callable[[], datetime]
@@ -81,6 +90,7 @@ class Guard:
 
     def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
         self._policy, self._audit, self._state_dir, self._clock = policy, audit, state_dir, clock
+        self._ledger = Ledger(state_dir / "runs", policy)
         self._exclusions: object = None
         audit.append("policy", **policy.model_dump(mode="json"))
 
@@ -101,7 +111,7 @@ class Guard:
             problem = error
         if any(part["name"] not in _ARRIVING or part["sha256"] is None for part in parts):
             problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(_ARRIVING)}.")
-        self._audit.append("received", **_describe(message, request), parts=parts)
+        self._audit.append("received", **_describe(message, request), parts=[_shorten(part) for part in parts])
         if problem is not None or request is None:
             raise problem or WireError("The message cannot be read.")
         return request
@@ -116,7 +126,7 @@ class Guard:
         WireError
             If its plan cannot be carried out.
         """
-        refusals = self._find_refusals(request, sum(part["bytes"] for part in list_parts(message.content)))
+        refusals = self._find_refusals(request, list_parts(message.content))
         if refusals:
             told = [asdict(refusal) for refusal in refusals]
             self._audit.append("refused", **_describe(message, request), refusals=told)
@@ -143,9 +153,12 @@ class Guard:
         if problem is not None:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
+        if MODEL in reply.content or TABLES in reply.content:
+            tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
+            self._ledger.note(request, tested)
         self._audit.append("sent", **_describe(message, request), parts=parts)
 
-    def record_failure(self, message: Message, request: Request | None, error: Exception) -> None:
+    def record_failure(self, message: Message, request: Request | None, error: BaseException) -> None:
         """Record an error and the text about it that leaves."""
         text = describe_error(error)
         data = text.encode()
@@ -154,14 +167,16 @@ class Guard:
             self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
         self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
 
-    def _find_refusals(self, request: Request, num_bytes: int) -> list[Refusal]:
+    def _find_refusals(self, request: Request, parts: list[Part]) -> list[Refusal]:
         policy = self._policy
+        arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
         return [
             *check_plan(policy, request.plan),
             *check_test(policy, request.part),
             *(check_hours(policy, self._clock()) if request.kind == "train" else []),
             *check_disk(policy, self._state_dir),
-            *check_size(policy, num_bytes),
+            *check_size(policy, sum(part["bytes"] for part in parts)),
+            *self._ledger.check(request, arrived[0] if arrived else request.model_sha256),
         ]
 
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
@@ -179,10 +194,11 @@ def guard_messages(message: Message, context: Context, call_next: Callable[[Mess
 
     A modifier as Flower's ``ClientApp`` takes it.
     """
-    hospital = find_hospital(context.node_config)
-    if hospital is None:
+    with _recorded():
+        hospital = find_hospital(context.node_config)
+        guard = _find_guard(hospital) if hospital is not None else None
+    if hospital is None or guard is None:
         return call_next(message, context)
-    guard = _find_guard(hospital)
     request: Request | None = None
     try:
         request = guard.receive(message)
@@ -192,14 +208,27 @@ def guard_messages(message: Message, context: Context, call_next: Callable[[Mess
         reply = call_next(message, context)
         guard.note_exclusions(hospital)
         guard.release(message, request, reply, hospital.config.name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         explained = _explain(error)
-        _logger.warning("A request was not answered: %s", describe_error(explained))
-        guard.record_failure(message, request, explained)
+        _logger.warning("A request was not answered: %s", tame(describe_error(explained), 2000))
+        with _recorded():
+            guard.record_failure(message, request, explained)
         if explained is error:
             raise
         raise explained from error
     return reply
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Turn every failure to open or write the audit log into one that says nothing."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise NotRecordedError(
+            f"This site cannot write down what it receives and sends ({type(error).__name__}), so nothing leaves it. "
+            "Look into worker.log in the folder logs of state_dir; flower-client --check finds the usual causes."
+        ) from error
 
 
 def list_parts(content: RecordDict) -> list[Part]:
@@ -213,7 +242,7 @@ def list_parts(content: RecordDict) -> list[Part]:
 @functools.lru_cache(maxsize=4)
 def _make_guard(state_dir: Path, policy_json: str) -> Guard:
     policy = PolicyConfig.model_validate_json(policy_json)
-    return Guard(policy, AuditLog(state_dir / AUDIT_FILE), state_dir)
+    return Guard(policy, open_site_audit(state_dir), state_dir)
 
 
 def _find_guard(hospital: Hospital) -> Guard:
@@ -222,7 +251,7 @@ def _find_guard(hospital: Hospital) -> Guard:
 
 def _describe(message: Message, request: Request | None) -> dict[str, Any]:
     """Return what an entry says of the message that it is about."""
-    about: dict[str, Any] = {"kind": message_kind(message)[:60]}
+    about: dict[str, Any] = {"kind": tame(message_kind(message), 60)}
     if request is not None:
         about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
     return about
@@ -230,10 +259,16 @@ def _describe(message: Message, request: Request | None) -> dict[str, Any]:
 
 def _describe_part(name: str, record: object) -> Part:
     data, keys = _read_record(record)
-    part: Part = {"name": name[:60], "bytes": 0 if data is None else len(data), "sha256": None}
+    part: Part = {"name": tame(name, 60), "bytes": 0 if data is None else len(data), "sha256": None}
     if data is not None:
         part["sha256"] = hash_model(data) if name == MODEL else hashlib.sha256(data).hexdigest()
     return part if keys is None else part | {"keys": keys}
+
+
+def _shorten(part: Part) -> Part:
+    """Return a part that arrived, with no more of its keys than a log should hold."""
+    keys = part.get("keys", [])
+    return part if len(keys) <= _MOST_KEYS else part | {"keys": keys[:_MOST_KEYS], "num_keys": len(keys)}
 
 
 def _read_record(record: object) -> tuple[bytes | None, list[str] | None]:
@@ -266,7 +301,7 @@ def _find_stranger(kind: str, parts: list[Part]) -> str | None:
     return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
 
 
-def _explain(error: Exception) -> Exception:
+def _explain(error: BaseException) -> BaseException:
     """Return an error that a person can act on where one is known."""
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     if told or isinstance(error, MemoryError):  # torch.OutOfMemoryError is a RuntimeError

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmed.atomic_files import write_atomically
 from fedmed.deployment import ClientConfig
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.report import ReportContent, write_report
@@ -25,8 +26,12 @@ _NO_TABLES = (
 )
 
 
-def write_own_report(config: ClientConfig, manifest: Mapping[str, Any], history: list[dict[str, Any]]) -> bool:
+def write_own_report(
+    config: ClientConfig, manifest: Mapping[str, Any], history: list[dict[str, Any]], manifest_sha256: str
+) -> bool:
     """Write ``state_dir/report/index.html`` and ``report.json``.
+
+    A report with figures of the same release stays as it is when the tables behind it have been removed meanwhile.
 
     Parameters
     ----------
@@ -36,6 +41,8 @@ def write_own_report(config: ClientConfig, manifest: Mapping[str, Any], history:
         Content of the released model's ``manifest.json``.
     history : list of dict
         The federation's rounds, without what they say about single sites.
+    manifest_sha256 : str
+        Hash of the manifest, the name of the release.
 
     Returns
     -------
@@ -50,6 +57,9 @@ def write_own_report(config: ClientConfig, manifest: Mapping[str, Any], history:
         If the manifest or the history is not as agreed.
     """
     tables = _read_tables(config, str(manifest["run_id"]), str(manifest["model_sha256"]))
+    mark = Path(config.state_dir) / "report" / "release.sha256"
+    if tables is None and _has_report(mark, manifest_sha256):
+        return True
     classes = tuple(manifest["classes"])
     notes = [_STAYS.format(site=config.name), _SCOPE]
     if tables is None:
@@ -73,8 +83,20 @@ def write_own_report(config: ClientConfig, manifest: Mapping[str, Any], history:
         thresholds={"k": 1, "k_row": 1},
         command="flower-client --fetch-model",
     )
+    mark.unlink(missing_ok=True)
     write_report(Path(config.state_dir), content)
+    if tables is not None:
+        write_atomically(mark, manifest_sha256.encode())
     return tables is not None
+
+
+def _has_report(mark: Path, manifest_sha256: str) -> bool:
+    """Return whether there is a complete report with figures of a release; ``mark`` beside it names the release."""
+    return (
+        mark.is_file()
+        and mark.read_bytes() == manifest_sha256.encode()
+        and all((mark.parent / name).is_file() for name in ("index.html", "report.json"))
+    )
 
 
 def _read_tables(config: ClientConfig, run_id: str, model_sha256: str) -> EvaluationTables | None:

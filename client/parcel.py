@@ -6,9 +6,11 @@ they are copied once on the way in and not at all on the way out, because a mess
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, Message
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
@@ -27,7 +29,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from client.pipe import Blob
 
+MAX_BYTES = 2 * 2**30
+"""Most bytes of all arrays of a message, where the site sets no other limit."""
 _MESSAGE, _TREE = "message", "tree"
+_NUMPY_HEAD_BYTES = 4096  # Flower's own arrays are .npy files
 
 
 def inflate_message(task: Mapping[str, Any], objects: dict[str, bytes]) -> Message:
@@ -36,7 +41,8 @@ def inflate_message(task: Mapping[str, Any], objects: dict[str, bytes]) -> Messa
     Parameters
     ----------
     task : mapping
-        What was announced: ``root`` (id of the message), ``message_type``, ``run_id``, ``node_id``.
+        What was announced: ``root`` (id of the message), ``message_type``, ``run_id``, ``node_id``. And, if this site
+        allows another size than 2 GiB, ``max_bytes`` for all arrays together.
     objects : dict of str to bytes
         The objects by id.
 
@@ -45,7 +51,7 @@ def inflate_message(task: Mapping[str, Any], objects: dict[str, bytes]) -> Messa
     ValueError
         If the objects are not the message that was announced.
     """
-    arrays = _inflate_arrays(objects)
+    arrays = _inflate_arrays(objects, int(task.get("max_bytes", MAX_BYTES)))
     message = inflate_object_from_contents(task["root"], objects, objects=arrays)
     objects.clear()
     if not isinstance(message, Message) or message.has_error():
@@ -90,8 +96,11 @@ def _deflate(item: InflatableObject) -> tuple[Blob, ...]:
     return head.encode() + HEAD_BODY_DIVIDER, item.data
 
 
-def _inflate_arrays(objects: dict[str, bytes]) -> dict[str, InflatableObject]:
-    """Build the arrays of a message, and take them and their pieces out of the objects."""
+def _inflate_arrays(objects: dict[str, bytes], max_bytes: int) -> dict[str, InflatableObject]:
+    """Build the arrays of a message, and take them and their pieces out of the objects.
+
+    A piece may occur in an array many times, so that little that arrives can become much: sizes are added up first.
+    """
     arrays: dict[str, InflatableObject] = {}
     used: set[str] = set()
     for object_id, content in objects.items():
@@ -99,12 +108,29 @@ def _inflate_arrays(objects: dict[str, bytes]) -> dict[str, InflatableObject]:
         if kind == Array.__qualname__:
             values = json.loads(bytes(_body(content)))
             pieces = [_body(objects[children[index]], ArrayChunk) for index in values["arraychunk_ids"]]
+            num_bytes = sum(map(len, pieces))
+            max_bytes -= num_bytes
+            if num_bytes > _declared_bytes(values["dtype"], values["shape"]) + _NUMPY_HEAD_BYTES:
+                raise ValueError("An array has more bytes than its type and shape say.")
+            if max_bytes < 0:
+                raise ValueError("The arrays of the message are larger than this site allows.")
             data = b"".join(pieces)
             arrays[object_id] = Array(values["dtype"], tuple(values["shape"]), values["stype"], data)
             used |= {object_id, *children}
     for object_id in used:
         del objects[object_id]
     return arrays
+
+
+def _declared_bytes(dtype: object, shape: object) -> int:
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise ValueError("An array has no type or no shape.")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError("The shape of an array is none.")
+    try:
+        return np.dtype(dtype).itemsize * math.prod(shape)
+    except TypeError:
+        raise ValueError("The type of an array is none.") from None
 
 
 def _body(content: bytes, kind: type[InflatableObject] | None = None) -> memoryview:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, tame
 from fedmed.fairness.suppression import Release
 from fedmed.models import list_models
 
@@ -61,9 +61,9 @@ def check_plan(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
         "study": (_quote(plan.study), _quote(policy.study), "study.id"),
         "approval": (_quote(plan.approval), _quote(policy.approval), "study.approval"),
         "models": (_quote(plan.model.name), ", ".join(models) or "none", "model.name"),
-        "max_rounds": (f"{plan.rounds} rounds", f"up to {policy.max_rounds}", "rounds"),
+        "max_rounds": (f"{tame(str(plan.rounds), 30)} rounds", f"up to {policy.max_rounds}", "rounds"),
         "max_epochs_per_round": (
-            f"{epochs} epochs in a round",
+            f"{tame(str(epochs), 30)} epochs in a round",
             f"up to {policy.max_epochs_per_round}",
             "training.epochs_per_round",
         ),
@@ -140,4 +140,4 @@ def _is_within(span: str, now: time) -> bool:
 def _quote(text: str | None) -> str:
     if text is None:
         return "none"
-    return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
+    return f"'{tame(text, 100)}'"

@@ -1,21 +1,18 @@
 """Checks of the way to the server, from the name to what it answers."""
 
-import os
 import re
 import time
-import urllib.request
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from client.preflight_bench import Bench, CannotCheckError, CheckFailedError, CheckResult, NotApplicableError
 from client.tls_probe import check_tls, find_addresses, open_connection, read_date
 from fedmed.config import Plan
-from fedmed.deployment import ClientConfig, is_loopback, split_address
+from fedmed.deployment import ClientConfig, split_address
 from fedmed.errors import ConnectionRefusedByServerError
 
 WARN_DAYS = 30
@@ -74,7 +71,8 @@ def check_authentication(bench: Bench, name: str) -> CheckResult:
             f"The server knows this key as the site '{known}', client.yaml says name: {bench.config.name}.",
             f"Write `name: {known}`, or use the kit that was made for '{bench.config.name}'.",
         )
-    way = f" through the proxy {_name_proxy(proxy)}" if (proxy := find_proxy(bench.config)) else ""
+    proxy = _name_proxy(bench.config)
+    way = f" through the proxy {proxy}" if proxy else ""
     return CheckResult(name, "ok", f"the server knows this site as '{known}'{way}")
 
 
@@ -155,26 +153,18 @@ def compare_clocks(before: datetime, server: datetime, after: datetime) -> float
     return -(server - after).total_seconds() if server > after else 0.0
 
 
-def find_proxy(config: ClientConfig) -> str | None:
-    """Return the proxy that requests go through, as :mod:`client.connection` chooses it."""
-    host = split_address(config.server, "server")[0]
-    if config.proxy or config.insecure or is_loopback(host) or urllib.request.proxy_bypass(host):
-        return config.proxy
-    return os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or None
+def _name_proxy(config: ClientConfig) -> str | None:
+    """Return host and port of the proxy on the way, without user and password; None if there is none."""
+    from client.connection import find_proxy  # noqa: PLC0415  (imports flwr)
 
-
-def _name_proxy(proxy: str) -> str:
-    """Return host and port, without user and password."""
-    parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    proxy = find_proxy(config)
+    return proxy.url.netloc.decode() if proxy else None
 
 
 def _get_direct_address(config: ClientConfig) -> tuple[str, int]:
-    proxy = find_proxy(config)
+    proxy = _name_proxy(config)
     if proxy:
-        raise NotApplicableError(
-            f"The way leads through the proxy {_name_proxy(proxy)}, so only the greeting is tried."
-        )
+        raise NotApplicableError(f"The way leads through the proxy {proxy}, so only the greeting is tried.")
     return split_address(config.server, "server")
 
 
@@ -194,7 +184,7 @@ def _read_time(hello: dict[str, Any]) -> datetime:
 
 
 def _ask_date(config: ClientConfig) -> float | None:
-    if find_proxy(config):
+    if _name_proxy(config):
         return None
     host, port = split_address(config.server, "server")
     before = datetime.now(UTC)

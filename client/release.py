@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmed.atomic_files import hash_file, replace_folder, sync_folder, write_atomically
-from fedmed.audit import AuditLog
+from client.collected import Collected, find_collected, write_collected
+from client.site_audit import open_site_audit
+from fedmed.atomic_files import hash_file, replace_folder, sync_folder
 from fedmed.deployment import ClientConfig, load_client_config
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, tame
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
 
@@ -61,7 +62,7 @@ class ReleaseError(FedmedError):
 class ReleaseServer(Protocol):
     """What is needed of :class:`client.fleet.Fleet`."""
 
-    def download_release(self, file: str, target: Path) -> None:
+    def download_release(self, file: str, target: Path, max_bytes: int | None = None) -> None:
         """Write a file of the release to ``target``."""
 
     def report_collected(self, manifest_sha256: str) -> None:
@@ -82,7 +83,7 @@ class Manifest:
     """File name -> SHA-256 and bytes."""
 
 
-def fetch_release(config: ClientConfig, fleet: ReleaseServer) -> Path:
+def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = None) -> Path:
     """Collect the released model, also if it was collected before; files that are here and sound are not sent again.
 
     Parameters
@@ -91,6 +92,8 @@ def fetch_release(config: ClientConfig, fleet: ReleaseServer) -> Path:
         Settings of this site, with absolute paths.
     fleet : ReleaseServer
         Signed connection to the server.
+    announced : str, optional
+        Hash of the manifest that the server has announced; default: whatever it has released.
 
     Returns
     -------
@@ -100,46 +103,24 @@ def fetch_release(config: ClientConfig, fleet: ReleaseServer) -> Path:
     Raises
     ------
     FedmedError
-        If there is no release, or it cannot be trusted or stored. What was collected before is untouched.
+        If there is no release, it is another one than was announced, or it cannot be trusted or stored. What was
+        collected before is untouched.
     """
-    return _collect(config, fleet, None)
-
-
-def collect(config: ClientConfig, fleet: ReleaseServer, manifest_sha256: str) -> Path:
-    """Collect the release that the server has announced.
-
-    Parameters
-    ----------
-    config, fleet
-        As for :func:`fetch_release`.
-    manifest_sha256 : str
-        The announced hash of the manifest.
-
-    Returns
-    -------
-    Path
-        ``state_dir/model``.
-
-    Raises
-    ------
-    FedmedError
-        As for :func:`fetch_release`; also if the server sends another release than the announced one.
-    """
-    return _collect(config, fleet, manifest_sha256)
-
-
-def read_collected(config: ClientConfig) -> str | None:
-    """Return the hash of the manifest that was collected last and reported, None if there is none."""
-    found = _read_collected(config).get("manifest_sha256")
-    return found if isinstance(found, str) else None
-
-
-def _collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None) -> Path:
     state_dir = private_folder(Path(config.state_dir))
     with single_instance(state_dir / "release.lock", "a process that collects the released model"):
         manifest = _bring_home(config, fleet, state_dir, announced)
-        _finish(config, fleet, manifest)
+        _finish(fleet, state_dir, manifest)
     return state_dir / "model"
+
+
+def fetch_model(config: ClientConfig, announced: str | None = None) -> str:
+    """Do what :func:`collect` does over a connection of its own; return one line for a person."""
+    from client.fleet import Fleet  # noqa: PLC0415  (imports flwr)
+
+    with Fleet(config) as fleet:
+        folder = collect(config, fleet, announced)
+    own_report = folder.parent / "report" / "index.html"
+    return f"The released model is in {folder}, this site's own report in {own_report}."
 
 
 def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, announced: str | None) -> Manifest:
@@ -148,6 +129,7 @@ def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, ann
     private_folder(partial)
     try:
         manifest = _download_manifest(config, fleet, partial, announced)
+        _check_belonging(config, manifest, state_dir, by_itself=announced is not None)
         _gather_files(fleet, partial, state_dir, manifest)
         _put_in_place(partial, state_dir)
         _log_arrival(state_dir, manifest)
@@ -162,9 +144,7 @@ def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, ann
 def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path, announced: str | None) -> Manifest:
     """Fetch the manifest and check its signature before anything in it is believed."""
     for name in (MANIFEST_FILE, SIGNATURE_FILE):
-        fleet.download_release(name, folder / name)
-        if (folder / name).stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ReleaseError(f"The file {name} of the release is far too large. {_ASK}")
+        fleet.download_release(name, folder / name, _MAX_MANIFEST_BYTES)
     data = (folder / MANIFEST_FILE).read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     if announced is not None and sha256 != announced:
@@ -195,6 +175,33 @@ def _parse_manifest(data: bytes, sha256: str) -> Manifest:
     return manifest
 
 
+def _check_belonging(config: ClientConfig, manifest: Manifest, state_dir: Path, *, by_itself: bool) -> None:
+    """Refuse a release that is genuine, but of another study, older than the one here, or of a run of others."""
+    plan = manifest.content.get("plan")
+    told = plan if isinstance(plan, dict) else {}
+    for key in ("study", "approval"):
+        wanted, found = getattr(config.policy, key), told.get(key)
+        if wanted is not None and wanted != found:
+            raise ReleaseError(
+                f"The released model is of {key} {tame(repr(found))}; policy.{key} allows {wanted!r} only. {_ASK}"
+            )
+    here = _read_release_time(state_dir / "model" / MANIFEST_FILE)
+    if str(manifest.content.get("released", "")) < here:
+        raise ReleaseError(f"The server offers a model that was released before the one here ({here}). {_ASK}")
+    if by_itself and not (state_dir / "runs" / manifest.run_id).is_dir():
+        raise ReleaseError(
+            "The released model is of a run in which this site took no part. To have it all the same, type: "
+            "flower-client --fetch-model"
+        )
+
+
+def _read_release_time(manifest_file: Path) -> str:
+    try:
+        return str(json.loads(manifest_file.read_text()).get("released", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest: Manifest) -> None:
     """Fetch the files that a site has use for, and check each; what lies here from an earlier time is taken."""
     sources = {name: state_dir / folder / target for folder, files in _PLACES.items() for target, name in files.items()}
@@ -208,7 +215,7 @@ def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest
         )
     for name in lacking:
         digest, size = manifest.files[name]
-        fleet.download_release(name, partial / name)
+        fleet.download_release(name, partial / name, size)
         found = (partial / name).stat().st_size
         if found != size or hash_file(partial / name) != digest:
             raise ReleaseError(
@@ -246,7 +253,7 @@ def _log_arrival(state_dir: Path, manifest: Manifest) -> None:
         for name, (digest, size) in manifest.files.items()
         if name in _FILES
     ]
-    AuditLog(state_dir / "audit.jsonl").append(
+    open_site_audit(state_dir).append(
         "release_received", run_id=manifest.run_id, manifest_sha256=manifest.sha256, parts=parts
     )
 
@@ -256,7 +263,8 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
     from client.own_report import write_own_report  # noqa: PLC0415  (imports torch, which a waiting process does without)
 
     try:
-        has_figures = write_own_report(config, manifest.content, json.loads(history_file.read_text(encoding="utf-8")))
+        history = json.loads(history_file.read_text(encoding="utf-8"))
+        has_figures = write_own_report(config, manifest.content, history, manifest.sha256)
     except (FedmedError, OSError, ValueError, KeyError, TypeError) as error:
         _logger.warning("The site's own report could not be made (%s).", type(error).__name__)
         _logger.debug("The site's own report could not be made.", exc_info=error)
@@ -265,40 +273,26 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
         _logger.warning("The site's own report has no figures: this site did not take part in the test of the model.")
 
 
-def _finish(config: ClientConfig, fleet: ReleaseServer, manifest: Manifest) -> None:
+def _finish(fleet: ReleaseServer, state_dir: Path, manifest: Manifest) -> None:
     """Tell the server, then remember that it knows."""
-    state_dir = Path(config.state_dir)
-    known = _read_collected(config).get("run_ids")
-    run_ids = [*(known if isinstance(known, list) else []), manifest.run_id]
+    run_ids = [*find_collected(state_dir).run_ids, manifest.run_id]
+    open_site_audit(state_dir).append("release_confirmed", manifest_sha256=manifest.sha256)
     fleet.report_collected(manifest.sha256)
-    AuditLog(state_dir / "audit.jsonl").append("release_confirmed", manifest_sha256=manifest.sha256)
-    content = {"manifest_sha256": manifest.sha256, "run_ids": list(dict.fromkeys(run_ids))}
-    write_atomically(state_dir / "collected.json", json.dumps(content).encode())
-
-
-def _read_collected(config: ClientConfig) -> dict[str, Any]:
-    try:
-        found = json.loads((Path(config.state_dir) / "collected.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    write_collected(state_dir, Collected(manifest.sha256, tuple(dict.fromkeys(run_ids))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Collect the released model by hand and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m client.release", description="Collect the released model.")
     parser.add_argument("--config", type=Path, default=Path("client.yaml"), metavar="FILE")
+    parser.add_argument("--manifest", metavar="SHA256", help="hash of the manifest that the server has announced")
     options = parser.parse_args(arguments)
     try:
-        from client.fleet import Fleet  # noqa: PLC0415  (imports flwr)
-
-        config = load_client_config(options.config)
-        with Fleet(config) as fleet:
-            folder = fetch_release(config, fleet)
+        told = fetch_model(load_client_config(options.config), options.manifest)
     except FedmedError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    print(f"The released model is in {folder}, this site's own report in {folder.parent / 'report' / 'index.html'}.")
+    print(told)
     return 0
 
 

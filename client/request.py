@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
-from fedmed.errors import FedmedError
+from fedmed.errors import ConfigError, FedmedError, tame
 from fedmed.losses import build_loss
 from fedmed.network import get_network, hash_model
 from fedmed.wire import MODEL, REQUEST, WireError, read_model, read_values
@@ -24,6 +24,8 @@ PARTS = ("validation", "test")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
+_CANNOT = "The server's plan cannot be carried out here"
+_MOST_OF_ERROR = 1000  # it lists what is allowed
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def check_classes(request: Request, own: tuple[str, ...]) -> None:
     """
     if tuple(request.plan.classes) != own:
         raise WireError(
-            f"The server's classes are {request.plan.classes}, this site's {len(own)} are others or in another order. "
-            "They must be the same, in the same order: list them as data.classes in the site's client.yaml; "
-            "flower-client --check shows both."
+            f"The server's classes are {tame(str(request.plan.classes))}, this site's {len(own)} are others or in "
+            "another order. They must be the same, in the same order: list them as data.classes in the site's "
+            "client.yaml; flower-client --check shows both."
         )
 
 
@@ -112,12 +114,14 @@ def _try_plan(plan_json: str) -> None:
         make_eval_transform(plan.augmentation, plan.image_size)
         build_loss(plan.loss, [1] * len(plan.classes))
         get_network(plan)
-    except FedmedError as error:
-        raise WireError(f"The server's plan cannot be carried out here: {error}") from None
+    except ConfigError as error:  # of these four: a name or an option in the plan that is not known here
+        raise WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}") from None
     except Exception as error:  # options come from the network and may be anything
+        if isinstance(error, FedmedError) and error.shareable:
+            raise WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}") from None
         raise WireError(
-            f"The server's plan cannot be carried out here: building its model and loss ended with a "
-            f"{type(error).__name__}. Check model and loss in server.yaml."
+            f"{_CANNOT}: building its model and loss ended with a {type(error).__name__}. Check model and loss in "
+            "server.yaml."
         ) from error
 
 
@@ -163,11 +167,13 @@ def _read_plan(values: Mapping[str, Any]) -> Plan:
             )
     if plan.image_size not in _IMAGE_SIZES:
         allowed = f"{_IMAGE_SIZES.start} to {_IMAGE_SIZES.stop - 1}"
-        raise WireError(f"The server's plan has image_size {plan.image_size}. Allowed: {allowed} pixels.")
+        raise WireError(
+            f"The server's plan has image_size {tame(str(plan.image_size), 30)}. Allowed: {allowed} pixels."
+        )
     if plan.rounds < 1 or plan.seed < 0 or len(plan.classes) < 2:
         raise WireError(
-            f"The server's plan has {plan.rounds} rounds, the seed {plan.seed} and {len(plan.classes)} classes. "
-            "Allowed: from 1, from 0 and from 2."
+            f"The server's plan has {tame(str(plan.rounds), 30)} rounds, the seed {tame(str(plan.seed), 30)} and "
+            f"{len(plan.classes)} classes. Allowed: from 1, from 0 and from 2."
         )
     if plan.run_id and not _RUN_ID.fullmatch(plan.run_id):
         raise WireError(
@@ -180,7 +186,10 @@ def _read_plan(values: Mapping[str, Any]) -> Plan:
 def _read_round(values: Mapping[str, Any], plan: Plan) -> int:
     number = _read_optional_count(values, "round")
     if number is None or number > plan.rounds:
-        raise WireError(f"The request is for round {number}. Allowed: up to the plan's last round, {plan.rounds}.")
+        raise WireError(
+            f"The request is for round {tame(str(number), 30)}. Allowed: up to the plan's last round, "
+            f"{tame(str(plan.rounds), 30)}."
+        )
     return number
 
 
@@ -211,5 +220,4 @@ def _read_hash(values: Mapping[str, Any]) -> str | None:
 
 def _show(value: object) -> str:
     """Return a value from the network, short enough for a log."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
+    return tame(repr(value), 100)

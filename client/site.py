@@ -96,7 +96,8 @@ def train(message: Message, context: Context) -> Message:
 def score(message: Message, context: Context) -> Message:
     """Score a global model on this site's validation or test images and answer with tables.
 
-    Test tables are computed once for a model and stored; asked again, the stored answer is given.
+    Test tables are computed once for a model and stored; asked again, the stored answer is given, unless test images
+    are left out since because patients withdrew.
     """
     site, request = _open(message, context)
     packed = _memory.take(message, request)

@@ -19,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.assignment import Assignment, Site
+from client.collected import find_collected
 from client.failures import FleetError, Outlook
 from client.fleet import Fleet
 from client.patience import Patience, Tell
 from client.session import Session, SignsOfLife
+from client.site_audit import open_site_audit
 from client.worker_process import WorkerProcess
 from fedmed.deployment import ClientConfig, load_client_config
 from fedmed.errors import FedmedError
@@ -178,12 +180,13 @@ class SuperNode:
 
     def _collect(self, sha256: str) -> bool:
         """Fetch the released model; return whether it is here."""
-        if _read_collected(Path(self._config.state_dir)) == sha256:
+        if find_collected(Path(self._config.state_dir)).manifest_sha256 == sha256:
+            open_site_audit(Path(self._config.state_dir)).append("release_confirmed", manifest_sha256=sha256)
             self._patience.persist(lambda: self._fleet.report_collected(sha256))
             self._tell("ended", "The federation has ended; its model is here already.")
             return True
         self._tell("waiting", "The federation has ended; collecting its model.")
-        code, said = _run_release(self._config_file)
+        code, said = _run_release(self._config_file, sha256)
         if code == 0:
             self._tell("collected", said or "The released model is in the state folder.", sha256=sha256)
             self._tell("ended", "The federation has ended.")
@@ -194,17 +197,9 @@ class SuperNode:
         return False
 
 
-def _read_collected(state_dir: Path) -> str | None:
-    try:
-        values = json.loads((state_dir / "collected.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return values.get("manifest_sha256") if isinstance(values, dict) else None
-
-
-def _run_release(config_file: Path) -> tuple[int, str]:
+def _run_release(config_file: Path, sha256: str) -> tuple[int, str]:
     """Run ``client.release`` in a process of its own, which may import PyTorch; return its code and last line."""
-    command = [sys.executable, "-m", "client.release", "--config", str(config_file)]
+    command = [sys.executable, "-P", "-m", "client.release", "--config", str(config_file), "--manifest", sha256]
     process = subprocess.Popen(  # noqa: S603  the command is our own
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -231,7 +226,7 @@ def _take_part(config_file: Path, app: str) -> int:
     state_dir = private_folder(Path(config.state_dir))
     set_up_logging(state_dir / "logs" / "supernode.log")
     threads = config.threads or len(os.sched_getaffinity(0))
-    worker = WorkerProcess(app, threads, state_dir)
+    worker = WorkerProcess(app, threads, state_dir, config.device)
     try:
         with Fleet(config) as fleet:
             node = SuperNode(config, config_file, fleet, worker, _tell_supervisor)

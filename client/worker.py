@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ from fedmed.processes import set_up_logging, watch_parent
 _logger = logging.getLogger("fedmed.worker")
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what is told at the site only."""
+
+    parts: dict[str, tuple[Blob, ...]]
+    """The reply, from :func:`client.parcel.take_apart`."""
+    failure: str | None = None
+    """Why the work was not done, in full; it may name files and never leaves the site. None: it was done."""
+
+
 class Worker:
     """Turns requests into replies.
 
@@ -41,7 +52,7 @@ class Worker:
         self._app = app
         self._context: Context | None = None
 
-    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> dict[str, tuple[Blob, ...]]:
+    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> Answer:
         """Answer one message; what the app raises becomes an error reply.
 
         Parameters
@@ -53,8 +64,8 @@ class Worker:
 
         Returns
         -------
-        dict of str to tuple
-            The reply, from :func:`client.parcel.take_apart`.
+        Answer
+            The reply, and why it is an error if it is one.
 
         Raises
         ------
@@ -62,13 +73,15 @@ class Worker:
             If the objects are not the message that was announced.
         """
         message = inflate_message(task, objects)
+        failure = None
         try:
             reply = self._run(message, task)
         except (Exception, SystemExit) as error:
             _logger.exception("'%s' failed.", message.metadata.message_type)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe_error(error)), reply_to=message)
+            failure = explain_locally(error)
         del message  # large; the reply does without
-        return take_apart(reply)
+        return Answer(take_apart(reply), failure)
 
     def _run(self, message: Message, task: Mapping[str, Any]) -> Message:
         # Flower's runners set this; Message and the mods read it.
@@ -103,6 +116,12 @@ def describe_error(error: BaseException) -> str:
     return f"{name} at the site; its log says more"
 
 
+def explain_locally(error: BaseException) -> str:
+    """Say what happened to the people at the site: our own errors in full, of others the class."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedmedError) and text else type(error).__name__
+
+
 def load_client_app(client_app: str) -> ClientApp:
     """Import a ``ClientApp`` by its ``module:attribute``.
 
@@ -118,13 +137,21 @@ def load_client_app(client_app: str) -> ClientApp:
     return app
 
 
-def warm_up(threads: int) -> None:
-    """Import PyTorch, set its threads and take one optimizer step, which imports more than PyTorch itself does."""
+def warm_up(threads: int, device_wish: str = "auto") -> None:
+    """Import PyTorch, set its threads and take one optimizer step, which imports more than PyTorch itself does.
+
+    Parameters
+    ----------
+    threads : int
+        PyTorch threads.
+    device_wish : str
+        ``device`` of client.yaml; with ``cpu`` the GPU is not touched.
+    """
     # Here and not above: others import this module for its names, and need not have torch.
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if device_wish != "cpu" and torch.cuda.is_available() else "cpu"
     # Zeros, so that torch's global random generator stays untouched.
     kernel = torch.zeros(8, 3, 3, 3, device=device, requires_grad=True)
     optimizer = torch.optim.SGD([kernel], lr=0.1)
@@ -132,11 +159,11 @@ def warm_up(threads: int) -> None:
     optimizer.step()
 
 
-def serve(pipe: Pipe, client_app: str, threads: int) -> int:
+def serve(pipe: Pipe, client_app: str, threads: int, device_wish: str = "auto") -> int:
     """Answer tasks until the other end is gone; return the exit code."""
     try:
         worker = Worker(load_client_app(client_app))
-        warm_up(threads)
+        warm_up(threads, device_wish)
     except (Exception, SystemExit) as error:
         _logger.exception("The app cannot be loaded.")
         detail = str(error) if isinstance(error, FedmedError | ImportError) else ""
@@ -150,11 +177,11 @@ def serve(pipe: Pipe, client_app: str, threads: int) -> int:
             return 0
         try:
             answer = worker.answer(task, objects)
-        except Exception:
+        except Exception as error:
             _logger.exception("A message cannot be read.")
-            pipe.send({"kind": "unreadable"})
+            pipe.send({"kind": "no memory" if isinstance(error, MemoryError) else "unreadable"})
         else:
-            pipe.send({"kind": "reply"}, answer)
+            pipe.send({"kind": "reply", "failure": answer.failure}, answer.parts)
             del answer
 
 
@@ -164,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fd", type=int, required=True, help="inherited socket")
     parser.add_argument("--app", required=True, help="module:attribute of the ClientApp")
     parser.add_argument("--threads", type=int, required=True, help="threads of PyTorch")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda, as in client.yaml")
     parser.add_argument("--log", type=Path, help="log file; it may hold private details and never leaves the site")
     parser.add_argument("--parent", type=int, required=True, help="process id of the SuperNode")
     options = parser.parse_args(arguments)
@@ -172,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.set_inheritable(options.fd, False)
     if options.log is not None:
         set_up_logging(options.log)
-    return serve(Pipe(socket.socket(fileno=options.fd)), options.app, options.threads)
+    return serve(Pipe(socket.socket(fileno=options.fd)), options.app, options.threads, options.device)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ class WorkerLateError(FedmedError):
     """The worker took longer than the server waits."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What the worker answered."""
+
+    objects: dict[str, bytes]
+    """From :func:`client.parcel.deflate_message`."""
+    failure: str | None = None
+    """Why the work was not done, for the people at this site only; None: it was done."""
+
+
 class WorkerProcess:
     """One worker, restarted as often as needed.
 
@@ -43,11 +54,14 @@ class WorkerProcess:
         PyTorch threads.
     state_dir : Path
         Its folder ``logs`` gets the worker's logs.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, app: str, threads: int, state_dir: Path) -> None:
+    def __init__(self, app: str, threads: int, state_dir: Path, device: str = "auto") -> None:
         logs = state_dir / "logs"
-        self._options = ["--app", app, "--threads", str(threads), "--log", str(logs / "worker.log")]
+        self._options = ["--app", app, "--threads", str(threads), "--device", device]
+        self._options += ["--log", str(logs / "worker.log")]
         self._output = logs / "worker.out"
         self._environment = child_environment(state_dir / "flwr", {"GLIBC_TUNABLES": ":".join(_MEMORY)})
         self._child: Child | None = None
@@ -76,7 +90,7 @@ class WorkerProcess:
 
     def perform(
         self, task: Mapping[str, Any], objects: dict[str, bytes], deadline: float, check: Callable[[], None]
-    ) -> dict[str, bytes]:
+    ) -> Reply:
         """Have a message answered.
 
         Parameters
@@ -90,8 +104,8 @@ class WorkerProcess:
 
         Returns
         -------
-        dict of str to bytes
-            The reply, from :func:`client.parcel.deflate_message`.
+        Reply
+            The reply, and why it is an error if it is one.
 
         Raises
         ------
@@ -100,7 +114,7 @@ class WorkerProcess:
         WorkerLateError
             If it was still busy at the deadline; a new one has been started.
         PolicyError
-            If the message cannot be read.
+            If the message cannot be read, or there is too little memory for it.
         ProcessError
             If the process does not start.
         """
@@ -117,9 +131,11 @@ class WorkerProcess:
         except Exception:
             self.start()
             raise
+        if header.get("kind") == "no memory":
+            raise PolicyError("this site has too little memory for the request")
         if header.get("kind") != "reply":
             raise PolicyError("the request is damaged or has another form than was agreed")
-        return reply
+        return Reply(reply, header.get("failure"))
 
     def stop(self) -> None:
         """End the process at once; it keeps nothing that is not on disk."""

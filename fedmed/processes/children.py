@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 _PARENT_POLL_S = 0.5
 
 
-def child_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(home: Path, extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
     """Return the environment of a child process.
 
     Parameters
@@ -29,8 +29,11 @@ def child_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
         Folder for what Flower keeps.
     extra : mapping of str to str, optional
         Further variables. Everybody on the machine with the same user can read them: no secrets.
+    network : bool
+        Whether the process connects to other machines. If not, it does not get the proxies of this process
+        (``HTTPS_PROXY`` and the like), which may hold a password.
     """
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if network or not _names_proxy(name)}
     bin_folder = str(Path(sys.executable).parent)
     paths = [path for path in environment.get("PATH", "").split(os.pathsep) if path and path != bin_folder]
     environment["PATH"] = os.pathsep.join([bin_folder, *paths])
@@ -45,6 +48,12 @@ def child_environment(home: Path, extra: Mapping[str, str] | None = None) -> dic
         "PYTHONSAFEPATH": "1",
     }
     return environment | dict(extra or {})
+
+
+def _names_proxy(variable: str) -> bool:
+    """Return whether programs look for a proxy in a variable; they disagree on capital letters."""
+    name = variable.lower()
+    return name.endswith("_proxy") and name != "no_proxy"
 
 
 class Child:

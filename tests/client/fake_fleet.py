@@ -52,12 +52,12 @@ class FakeFleet:
         self.files: dict[str, bytes] = {}
         self.app = "fedmed/fedmed"
         self.date_offset_s = 0.0
-        self._answers: dict[str, list[tuple[int, bytes, dict[str, str]]]] = {}
+        self._answers: dict[str, list[tuple[int, bytes, dict[str, str | None]]]] = {}
 
-    def answer_with(self, name: str, status: int, body: bytes = b"", times: int = 1, **headers: str) -> None:
+    def answer_with(self, name: str, status: int, body: bytes = b"", times: int = 1, **headers: str | None) -> None:
         self._answers.setdefault(name, []).extend([(status, body, headers)] * times)
 
-    def answer(self, name: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+    def answer(self, name: str, body: bytes) -> tuple[int, bytes, dict[str, str | None]]:
         self.calls[name] += 1
         if self._answers.get(name):
             return self._answers[name].pop(0)
@@ -131,7 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             "date", format_datetime(datetime.now(UTC) + timedelta(seconds=fleet.date_offset_s), usegmt=True)
         )
         for name, value in ({"content-length": str(len(answer))} | headers).items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer)
 

@@ -106,7 +106,7 @@ class FakeFleet:
             raise self.answer
         return self.answer
 
-    def download_release(self, file: str, target: Path) -> None:
+    def download_release(self, file: str, target: Path, max_bytes: int | None = None) -> None:
         assert self.files is not None
         self.downloaded.append(file)
         target.write_bytes((self.files / file).read_bytes())

@@ -1,5 +1,6 @@
 """The line to the server: what goes over it, and what is said when it fails."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -110,6 +112,85 @@ class TestRequests:
         fleet.push_objects(NODE, RUN, session, objects)
         assert sorted(fake.stored) == sorted(objects)
         expect_failure(lambda: fleet.push_objects(NODE, RUN, "old", objects), Outlook.RETRY, "again")
+
+    def test_a_release_that_is_larger_than_announced_is_cut_off(self, fake, fleet, tmp_path):
+        fake.files["model"] = bytes(300_000)
+        fleet.download_release("model", tmp_path / "copy", 300_000)
+        assert (tmp_path / "copy").stat().st_size == 300_000
+        expect_failure(
+            lambda: fleet.download_release("model", tmp_path / "large", 299_999),
+            Outlook.FATAL,
+            "large of the release is larger than 299999 bytes",
+        )
+        assert not (tmp_path / "large").exists()
+        endless = b"10000\r\n" + bytes(2**16) + b"\r\n"  # of unknown length; the last chunk never comes
+        fake.answer_with("model", 200, endless * 4, **CHUNKED)
+        expect_failure(
+            lambda: fleet.download_release("model", tmp_path / "large", 10**5), Outlook.FATAL, "100000 bytes"
+        )
+        assert not (tmp_path / "large").exists()
+
+    def test_a_release_that_is_forbidden_is_explained(self, fake, fleet, tmp_path):
+        fake.answer_with("model", 403, b"<html>Forbidden by policy</html>")
+        expect_failure(lambda: fleet.download_release("model", tmp_path / "x"), Outlook.RETRY_SLOWLY, "firewall")
+
+    @pytest.mark.parametrize("value", ["", "../../etc", "AB" * 32, "ab" * 33])
+    def test_a_release_is_named_by_a_hash(self, fake, fleet, value):
+        fake.headers = {"x-fedmed-release": value}
+        assert fleet.pull_message(NODE).release is None
+
+    @pytest.mark.parametrize("body", [b"[1]", b"[" * 100_000, b'"text"'])
+    def test_a_greeting_of_another_form(self, fake, fleet, body):
+        fake.hello = body
+        expect_failure(fleet.hello, Outlook.FATAL, "not flower-server")
+
+
+CHUNKED = {"transfer-encoding": "chunked", "content-length": None}
+HELLO = b'{"round": 3}'
+IN_CHUNKS = b"c\r\n" + HELLO + b"\r\n0\r\n\r\n"
+
+
+class TestAnswers:
+    """What an answer says of itself before it is read."""
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (IN_CHUNKS, CHUNKED),
+            (IN_CHUNKS, CHUNKED | {"content-length": "12"}),
+            (HELLO, {"content-length": None, "connection": "close"}),
+            (gzip.compress(HELLO), {"content-encoding": "gzip"}),
+            (zlib.compress(HELLO), {"content-encoding": "Deflate"}),
+            (HELLO, {"content-encoding": "identity, gzip"}),
+            (HELLO, {"content-length": str(64 * 2**20 + 1)}),
+            (HELLO, {"content-length": "9" * 30}),
+        ],
+    )
+    def test_packed_or_of_unknown_length_or_too_large(self, fake, fleet, body, headers):
+        fake.answer_with("hello", 200, body, **headers)
+        expect_failure(fleet.hello, Outlook.RETRY, "was cut")
+        assert fleet.hello() == {"round": 3}  # over a new connection
+
+    def test_a_packed_file(self, fake, fleet, tmp_path):
+        fake.answer_with("model", 200, gzip.compress(bytes(10**6)), **{"content-encoding": "gzip"})
+        expect_failure(lambda: fleet.download_release("model", tmp_path / "copy"), Outlook.RETRY)
+        assert not (tmp_path / "copy").exists()
+
+    def test_plain_answers(self, fake, fleet, tmp_path):
+        fake.answer_with("hello", 200, HELLO, **{"content-encoding": "identity"})
+        assert fleet.hello() == {"round": 3}
+        fake.answer_with("collected", 204, **{"content-length": None})
+        fleet.report_collected("ab" * 32)
+        fake.answer_with("model", 200, IN_CHUNKS, **CHUNKED)
+        fleet.download_release("model", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == HELLO
+
+    def test_the_status_of_an_error_is_told_whatever_comes_with_it(self, fake, fleet):
+        fake.answer_with("hello", 503, IN_CHUNKS, **CHUNKED)
+        expect_failure(fleet.hello, Outlook.RETRY, "HTTP 503")
+        fake.date_offset_s = -60.0
+        fake.answer_with("hello", 401, gzip.compress(bytes(10**6)), **{"content-encoding": "gzip"})
+        expect_failure(fleet.hello, Outlook.UNKNOWN_SITE, "ahead of")
 
 
 class TestObjects:

@@ -12,19 +12,21 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client import guard as guard_module
+from client import request as request_module
 from client import site as site_module
-from client.guard import LEAVING, Guard, guard_messages, list_parts
+from client import site_audit
+from client.guard import LEAVING, Guard, NotRecordedError, guard_messages, list_parts
 from client.local import find_hospital
 from client.policy import Refusal, check_hours, check_plan
 from client.worker import describe_error
 from fedmed.audit import AuditLog
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
-from fedmed.errors import FedmedError, PolicyError, RunFolderError
+from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.training import TrainingError
 from fedmed.wire import REPORT, WireError, make_content, read_tables, read_values
-from tests.client.hospital import FILE, PATIENT, PLAN, HospitalSite
+from tests.client.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
 
 MODELS = "adsr_resnet101, adsr_resnet18, adsr_resnet34, adsr_resnet50, mobilenet_v2, resnet18, tiny"
 IN_CLIENT_YAML = "in server.yaml, or the policy in the site's client.yaml."
@@ -558,4 +560,125 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
-    assert guard_module.AUDIT_FILE == "audit.jsonl"
+    assert site_audit.AUDIT_FILE == "audit.jsonl"
+
+
+EVIL = "\x1b[2J\u202e\nsecond" + "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("query", {"plan": PLAN | {"model": {"name": EVIL}}}),
+        ("query", {"plan": PLAN | {"model": {"name": "tiny", EVIL: 1}}}),
+        ("query", {"plan": PLAN | {"loss": {EVIL: 1}}}),
+        ("query", {"plan": PLAN | {"augmentation": EVIL}}),
+        ("query", {"plan": PLAN | {"run_id": EVIL}}),
+        ("query", {"plan": PLAN | {"classes": [EVIL, "b"]}}),
+        ("query", {"plan": PLAN | {"study": EVIL}}),
+        ("query", {"plan": PLAN | {"rounds": 10**4000}}),
+        ("query", {"plan": PLAN | {"seed": -(10**4000)}}),
+        ("query", {"plan": PLAN | {"image_size": 10**4000}}),
+        ("train", {"plan": PLAN, "round": 10**4000}),
+        ("evaluate", {"plan": PLAN, "round": 1, "part": EVIL}),
+    ],
+)
+def test_texts_of_the_server_are_tame(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, values: dict[str, Any]
+) -> None:
+    site = HospitalSite(tmp_path, policy=POLICY | {"study": "skin"})
+    with pytest.raises(FedmedError) as caught:
+        site.send(site.message(kind, None, values))
+    assert caught.value.shareable
+    for text in (str(caught.value), *(record.getMessage() for record in caplog.records)):
+        assert text.isprintable()
+        assert len(text) < 1700
+
+
+def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
+    site = HospitalSite(tmp_path)
+    site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
+    (part,) = site.events("received")[0]["parts"]
+    assert (len(part["keys"]), part["num_keys"]) == (40, 5001)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConfigError("There is no model 'x'"), "cannot be carried out here: There is no model 'x'"),
+        (RunFolderError(f"{PATIENT} in /secret"), "ended with a RunFolderError. Check model and loss in server.yaml."),
+        (PolicyError("told"), "cannot be carried out here: told"),
+        (OSError(f"{PATIENT} in /secret"), "ended with a OSError. Check model and loss in server.yaml."),
+    ],
+)
+def test_only_errors_about_the_plan_are_told(monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+    def fail(plan: Plan) -> None:
+        raise error
+
+    monkeypatch.setattr(request_module, "get_network", fail)
+    request_module._try_plan.cache_clear()
+    with pytest.raises(WireError) as caught:
+        request_module.try_plan(Plan.model_validate(PLAN))
+    assert str(caught.value).endswith(text)
+    assert PATIENT not in str(caught.value)
+
+
+def assert_says_nothing(error: BaseException) -> None:
+    assert describe_error(error) == "NotRecordedError at the site; its log says more"
+
+
+@pytest.mark.parametrize("kind", ["query", "train"])
+def test_nothing_leaves_with_a_broken_audit_log(tmp_path: Path, kind: str) -> None:
+    site = HospitalSite(tmp_path)
+    site.state.mkdir()
+    (site.state / "audit.jsonl").write_text(f'{{"{PATIENT}": 1}}\n')
+    with pytest.raises(NotRecordedError) as caught:
+        site.ask(kind, site.model if kind == "train" else None, round=1)
+    assert_says_nothing(caught.value)
+    assert "broken" in str(caught.value.__cause__)  # for the log at the site
+
+
+def test_nothing_leaves_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = HospitalSite(tmp_path, policy={"study": "eyes"})
+    with pytest.raises(PolicyError):
+        site.ask("query")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(NotRecordedError) as caught:  # a refusal that would be told otherwise
+        site.ask("query")
+    assert_says_nothing(caught.value)
+    with pytest.raises(NotRecordedError):
+        site.restart().ask("query")
+
+
+@pytest.mark.parametrize("error", [PolicyError(f"{PATIENT} told"), ValueError(PATIENT), SystemExit(PATIENT)])
+def test_nothing_leaves_where_the_hospital_cannot_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    site = HospitalSite(tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    for name in ("find_hospital", "_find_guard"):
+        with monkeypatch.context() as patch:
+            patch.setattr(guard_module, name, fail)
+            with pytest.raises(NotRecordedError) as caught:
+                site.ask("query")
+            assert_says_nothing(caught.value)
+            assert PATIENT not in str(caught.value)
+
+
+def test_an_app_that_wants_to_exit_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = HospitalSite(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise SystemExit(PATIENT)
+
+    monkeypatch.setattr(site_module, "fit", fail)
+    with pytest.raises(SystemExit):
+        site.ask("train", site.model, round=1)
+    assert site.events("sent")[0]["text"] == "SystemExit at the site; its log says more"

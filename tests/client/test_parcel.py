@@ -1,5 +1,6 @@
 """Our way of taking messages apart against Flower's own."""
 
+import json
 import os
 import time
 
@@ -84,3 +85,56 @@ def test_a_piece_that_is_something_else_is_refused():
     task = {"root": tree.object_id, "message_type": "train", "run_id": 3, "node_id": 5}
     with pytest.raises(ValueError, match="something else"):
         inflate_message(task, parts)
+
+
+def take_with_body(change):
+    """Take a message of one array apart, with the description of the array changed."""
+    parts = deflate_message(make(CONTENTS["pieces that are alike"]))
+    _, tree = take_announcement(parts)
+    array = next(object_id for object_id, content in parts.items() if content.startswith(b"Array "))
+    head, _, body = parts[array].partition(b"\x00")
+    values = json.loads(body)
+    change(values)
+    parts[array] = head + b"\x00" + json.dumps(values).encode()
+    return {"root": tree.object_id, "message_type": "train", "run_id": 3, "node_id": 5}, parts
+
+
+def repeat(values, times=3200, declare=True):
+    """Have the first piece of 5 MiB many times, 16 GB in all."""
+    values["arraychunk_ids"] = values["arraychunk_ids"][:1] * times
+    if declare:
+        values["shape"] = [CHUNK * times]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda values: repeat(values, declare=False), "more bytes than its type and shape"),
+        (lambda values: repeat(values, 4, declare=False), "more bytes than its type and shape"),
+        (repeat, "larger than this site allows"),
+        (lambda values: values.update(shape=[-1, -(10**12)]), "shape of an array is none"),
+        (lambda values: values.update(shape=[10.0**12]), "shape of an array is none"),
+        (lambda values: values.update(shape=10**12), "no type or no shape"),
+        (lambda values: values.update(dtype=None), "no type or no shape"),
+        (lambda values: values.update(dtype="magic"), "type of an array is none"),
+        (lambda values: values.update(dtype="S0"), "more bytes than its type and shape"),
+    ],
+)
+def test_pieces_that_are_repeated_do_not_fill_the_memory(change, problem):
+    task, parts = take_with_body(change)
+    with pytest.raises(ValueError, match=problem):
+        inflate_message(task, parts)
+
+
+def test_all_arrays_together_stay_within_the_limit_of_the_task():
+    content = CONTENTS["arrays that share pieces"]
+    num_bytes = 3 * CHUNK + 1
+    for max_bytes in (num_bytes, num_bytes - 1):
+        parts = deflate_message(make(content))
+        _, tree = take_announcement(parts)
+        task = {"root": tree.object_id, "message_type": "train", "run_id": 3, "node_id": 5, "max_bytes": max_bytes}
+        if max_bytes == num_bytes:
+            assert inflate_message(task, parts).content == content
+        else:
+            with pytest.raises(ValueError, match="larger than this site allows"):
+                inflate_message(task, parts)

@@ -286,6 +286,16 @@ def test_server_without_a_plan_and_with_one_of_another_version(config: ClientCon
     assert "must run the same version" in check(config, strange)["plan"].advice
 
 
+def test_what_is_no_proxy_is_said_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hush@proxy.example.org:port")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    found = check(make_kit(tmp_path, server="fedmed.example.org:8443"))
+    assert found["server address"].status == "failed"
+    assert "HTTPS_PROXY names no HTTP proxy" in found["server address"].found
+    assert "hush" not in to_json(list(found.values()))
+
+
 def test_proxy_leaves_only_the_greeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:hush@proxy.example.org:3128")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from client import release
-from client.release import ReleaseError, collect, fetch_release, read_collected
+from client.collected import Collected, read_collected
+from client.release import ReleaseError, collect, fetch_model
 from fedmed.audit import verify_audit
 from fedmed.config import Plan
 from fedmed.deployment import ClientConfig
-from fedmed.errors import ConnectionRefusedByServerError, KeyFileError
+from fedmed.errors import CheckpointError, ConnectionRefusedByServerError, KeyFileError
 from fedmed.export import load_model, write_model
 from fedmed.keys import make_release_key, sign
 from fedmed.metrics.tables import tables_from_logits
@@ -79,7 +80,10 @@ class Release:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClientConfig:
-    return make_kit(tmp_path)
+    config = make_kit(tmp_path)
+    for run_id in (RUN, "next"):  # this site took part in both
+        (Path(config.state_dir) / "runs" / run_id).mkdir(parents=True)
+    return config
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_model_report_and_own_report_are_in_place(
     assert (state / "federation_report" / "index.html").read_text() == "<p>all sites</p>"
     assert json.loads((state / "federation_report" / "report.json").read_text()) == {"title": "all sites"}
     assert fleet.collected == [released.sha256]
-    assert read_collected(config) == released.sha256
+    assert read_collected(Path(config.state_dir)) == Collected(released.sha256, (RUN,))
     assert json.loads((state / "collected.json").read_text())["run_ids"] == [RUN]
     assert not list(state.glob(".*"))
 
@@ -130,7 +134,7 @@ def test_own_report_is_of_this_site_alone(
     config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
 ) -> None:
     store_own_tables(state, released)
-    fetch_release(config, fleet)
+    collect(config, fleet)
     report = json.loads((state / "report" / "report.json").read_text())
     assert report["test_images"] == {"total": 6, "by_class": {"benign": 3, "malignant": 2, "other": 1}}
     assert report["figures"]["accuracy"]["value"] == pytest.approx(4 / 6)
@@ -150,11 +154,29 @@ def test_own_report_is_of_this_site_alone(
 def test_site_that_missed_the_test_is_told_so(
     config: ClientConfig, fleet: FakeFleet, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     assert "did not take part in the test" in caplog.text
     report = json.loads((state / "report" / "report.json").read_text())
     assert report["figures"]["accuracy"]["value"] is None
     assert any("no tables of its test images" in note for note in report["notes"])
+
+
+def test_own_report_outlives_its_tables(
+    config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
+) -> None:
+    store_own_tables(state, released)
+    collect(config, fleet)
+    before = (state / "report" / "report.json").read_bytes()
+    shutil.rmtree(state / "runs")  # --forget
+    collect(config, fleet)
+    assert (state / "report" / "report.json").read_bytes() == before
+    # Another release has another report, even without figures; and that one is no reason to keep anything.
+    second = Release(tmp_path / "second", tmp_path / "coordinator" / "release.key", seed=5)
+    collect(config, FakeFleet({}, second.folder))
+    assert json.loads((state / "report" / "report.json").read_text())["figures"]["accuracy"]["value"] is None
+    store_own_tables(state, released)
+    collect(config, fleet)
+    assert json.loads((state / "report" / "report.json").read_text())["test_images"]["total"] == 6
 
 
 def test_own_report_shows_the_split(config: ClientConfig, fleet: FakeFleet, state: Path) -> None:
@@ -162,12 +184,12 @@ def test_own_report_shows_the_split(config: ClientConfig, fleet: FakeFleet, stat
     composition = {"train": [5, 4, 3], "validation": [1, 1, 1], "test": [3, 2, 1]}
     index = {"classes": CLASSES, "composition": {"pooled": composition}}
     (state / "splits" / "splits.json").write_text(json.dumps(index))
-    fetch_release(config, fleet)
+    collect(config, fleet)
     report = json.loads((state / "report" / "report.json").read_text())
     assert report["composition"] == {
         "north": {part: dict(zip(CLASSES, numbers, strict=True)) for part, numbers in composition.items()}
     }
-    fetch_release(config.model_copy(update={"exclude": "list.txt"}), fleet)
+    collect(config.model_copy(update={"exclude": "list.txt"}), fleet)
     assert json.loads((state / "report" / "report.json").read_text())["composition"] is None
 
 
@@ -177,14 +199,14 @@ def test_damaged_tables_do_not_keep_the_model_away(
     store_own_tables(state, released)
     for path in (state / "runs").rglob("*.safetensors"):
         path.write_bytes(b"damaged")
-    fetch_release(config, fleet)
+    collect(config, fleet)
     assert "own report could not be made" in caplog.text
     assert load_model(state / "model")[1]["run_id"] == RUN
     assert fleet.collected
 
 
 def test_arrival_is_in_the_audit_log(config: ClientConfig, fleet: FakeFleet, released: Release, state: Path) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     assert verify_audit(state / "audit.jsonl").ok
     entries = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in entries] == ["release_received", "release_confirmed"]
@@ -196,12 +218,12 @@ def test_arrival_is_in_the_audit_log(config: ClientConfig, fleet: FakeFleet, rel
 def test_wrong_signature_changes_nothing(
     config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
 ) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     before = (state / "model" / "manifest.json").read_bytes()
     make_release_key(tmp_path / "stranger")
     Release(tmp_path / "forged", tmp_path / "stranger" / "release.key", seed=4)
     with pytest.raises(KeyFileError, match="signature does not fit"):
-        fetch_release(config, FakeFleet({}, tmp_path / "forged"))
+        collect(config, FakeFleet({}, tmp_path / "forged"))
     assert (state / "model" / "manifest.json").read_bytes() == before
     assert not list(state.glob(".*"))
 
@@ -210,7 +232,7 @@ def test_changed_manifest_is_refused(config: ClientConfig, fleet: FakeFleet, rel
     file = released.folder / "manifest.json"
     file.write_bytes(file.read_bytes().replace(b'"benign"', b'"malignant"', 1))
     with pytest.raises(KeyFileError, match="signature does not fit"):
-        fetch_release(config, fleet)
+        collect(config, fleet)
     assert fleet.downloaded == ["manifest.json", "manifest.sig"]  # nothing else is asked for before
     assert not (state / "model").exists()
 
@@ -222,7 +244,7 @@ def test_damaged_model_is_refused(
     file = released.folder / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ReleaseError, match=r"model\.safetensors of the release arrived damaged"):
-        fetch_release(config, fleet)
+        collect(config, fleet)
     assert not (state / "model").exists()
     assert fleet.collected == []
 
@@ -241,13 +263,39 @@ def test_manifest_that_makes_no_sense(
 ) -> None:
     released.sign(**changes)
     with pytest.raises(ReleaseError, match=message):
-        fetch_release(config, fleet)
+        collect(config, fleet)
 
 
 def test_another_release_than_announced(config: ClientConfig, fleet: FakeFleet, released: Release) -> None:
     with pytest.raises(ReleaseError, match="announced the release 0000000000000000"):
         collect(config, fleet, "0" * 64)
-    assert read_collected(config) is None
+    assert read_collected(Path(config.state_dir)) == Collected()
+
+
+def test_command_collects_what_was_announced_only(
+    config: ClientConfig,
+    fleet: FakeFleet,
+    released: Release,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("client.fleet.Fleet", lambda config: fleet)
+    command = ["--config", str(Path(config.key).with_name("client.yaml")), "--manifest"]
+    assert release.main([*command, "0" * 64]) == 1
+    assert "announced the release 0000000000000000" in capsys.readouterr().err
+    assert release.main([*command, released.sha256]) == 0
+    assert capsys.readouterr().out.strip() == fetch_model(config)
+    assert fleet.collected == [released.sha256] * 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"manifest_sha256": "ab", "run_ids": 3}'])
+def test_damaged_note_of_what_was_collected(config: ClientConfig, fleet: FakeFleet, state: Path, text: str) -> None:
+    state.mkdir(exist_ok=True)
+    (state / "collected.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"collected\.json cannot be read .*Move it away"):
+        read_collected(state)
+    collect(config, fleet)  # it does not keep the model away
+    assert read_collected(state).run_ids == (RUN,)
 
 
 def test_full_disk_is_noticed_before_the_download(
@@ -256,19 +304,19 @@ def test_full_disk_is_noticed_before_the_download(
     usage = shutil.disk_usage(config.ca)._replace(free=1000)
     monkeypatch.setattr(release.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ReleaseError, match="0 MiB are free"):
-        fetch_release(config, fleet)
+        collect(config, fleet)
     assert "model.safetensors" not in fleet.downloaded
 
 
 def test_what_is_here_is_not_sent_again_and_what_is_damaged_is(
     config: ClientConfig, fleet: FakeFleet, state: Path
 ) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     fleet.downloaded.clear()
-    fetch_release(config, fleet)
+    collect(config, fleet)
     assert fleet.downloaded == ["manifest.json", "manifest.sig", "history.json"]
     (state / "model" / "model.safetensors").write_bytes(b"damaged")
-    fetch_release(config, fleet)
+    collect(config, fleet)
     load_model(state / "model")
     assert fleet.downloaded[-2:] == ["model.safetensors", "history.json"]
     assert json.loads((state / "collected.json").read_text())["run_ids"] == [RUN]
@@ -281,20 +329,20 @@ def test_server_that_goes_away_before_it_knows(
     with pytest.raises(ConnectionRefusedByServerError):
         collect(config, fleet, released.sha256)
     load_model(state / "model")
-    assert read_collected(config) is None
+    assert read_collected(Path(config.state_dir)) == Collected()
     fleet.failure = None
     fleet.downloaded.clear()
     collect(config, fleet, released.sha256)
     assert "model.safetensors" not in fleet.downloaded
-    assert read_collected(config) == released.sha256
+    assert read_collected(Path(config.state_dir)) == Collected(released.sha256, (RUN,))
 
 
 def test_leftovers_of_a_crash_do_not_hinder(config: ClientConfig, fleet: FakeFleet, state: Path) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     for name in (".model.replaced.partial", ".federation_report.replaced.partial", ".release.partial"):
         (state / name).mkdir()
         (state / name / "model.safetensors").write_bytes(b"old")
-    fetch_release(config, fleet)
+    collect(config, fleet)
     load_model(state / "model")
     assert not list(state.glob(".*"))
 
@@ -302,7 +350,7 @@ def test_leftovers_of_a_crash_do_not_hinder(config: ClientConfig, fleet: FakeFle
 def test_next_release_replaces_the_last(
     config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
 ) -> None:
-    fetch_release(config, fleet)
+    collect(config, fleet)
     second = Release(tmp_path / "second", tmp_path / "coordinator" / "release.key", seed=5)
     second.sign(run_id="next")
     collect(config, FakeFleet({}, second.folder), second.sha256)
@@ -311,6 +359,37 @@ def test_next_release_replaces_the_last(
         "manifest_sha256": second.sha256,
         "run_ids": [RUN, "next"],
     }
+
+
+def test_release_of_a_run_of_others_is_taken_by_hand_only(
+    config: ClientConfig, fleet: FakeFleet, released: Release, state: Path
+) -> None:
+    released.sign(run_id="strange")
+    with pytest.raises(ReleaseError, match=r"took no part.*--fetch-model"):
+        collect(config, fleet, released.sha256)
+    assert not (state / "model").exists()
+    collect(config, fleet)
+    assert (state / "model" / "model.safetensors").is_file()
+
+
+def test_older_release_does_not_replace_a_newer(
+    config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
+) -> None:
+    released.sign(released="2026-11-02T00:00:00+00:00")
+    collect(config, fleet)
+    old = Release(tmp_path / "old", tmp_path / "coordinator" / "release.key", seed=5)
+    old.sign(released="2026-11-01T00:00:00+00:00")
+    with pytest.raises(ReleaseError, match="before the one here"):
+        collect(config, FakeFleet({}, old.folder), old.sha256)
+    assert load_model(state / "model")[1]["plan"]["seed"] != 5
+
+
+@pytest.mark.parametrize("key", ["study", "approval"])
+def test_release_of_another_study_is_refused(config: ClientConfig, fleet: FakeFleet, state: Path, key: str) -> None:
+    setattr(config.policy, key, "ours")
+    with pytest.raises(ReleaseError, match=rf"policy\.{key} allows 'ours' only"):
+        collect(config, fleet)
+    assert not (state / "model").exists()
 
 
 def test_waiting_process_does_not_load_torch() -> None:

@@ -25,7 +25,7 @@ from client.fleet import Fleet
 from client.parcel import deflate_message, inflate_message, take_announcement
 from client.session import Session, SignsOfLife
 from client.supernode import ENDED, RESTART, SuperNode
-from client.worker_process import WorkerLateError, WorkerLostError
+from client.worker_process import Reply, WorkerLateError, WorkerLostError
 from fedmed.keys import make_site_key
 from fedmed.processes import child_environment, find_free_port
 from tests.client.apps import flip, make_request, read_data
@@ -97,6 +97,7 @@ class FakeWorker:
         self.tasks: list = []
         self.failure: Exception | None = None
         self.check_once = False
+        self.told: str | None = None  # why the work was not done
 
     def perform(self, task, objects, deadline, check):
         self.tasks.append((task, deadline))
@@ -106,7 +107,7 @@ class FakeWorker:
             raise self.failure
         message = inflate_message(task, dict(objects))
         content = make_request("flip", flip(read_data(message)))
-        return deflate_message(Message(content, reply_to=message))
+        return Reply(deflate_message(Message(content, reply_to=message)), self.told)
 
 
 class Setting:
@@ -121,6 +122,10 @@ class Setting:
     def tell(self, event, text, **values) -> None:
         assert "\n" not in text
         self.events.append((event, text))
+
+    def collect(self, sha256) -> tuple[int, str]:
+        assert sha256 == SHA  # what the server has announced
+        return self.releases.pop(0)
 
     def texts(self, event) -> list[str]:
         return [text for kind, text in self.events if kind == event]
@@ -137,7 +142,7 @@ def setting(tmp_path, monkeypatch) -> Iterator[Setting]:
         config = make_kit(tmp_path, port)
         with Fleet(config) as fleet:
             made = Setting(config, fleet, server, worker)
-            monkeypatch.setattr(supernode_module, "_run_release", lambda config_file: made.releases.pop(0))
+            monkeypatch.setattr(supernode_module, "_run_release", lambda config_file, sha256: made.collect(sha256))
             yield made
 
 
@@ -243,7 +248,11 @@ class TestAssignments:
         )
         assert setting.worker.tasks == []
         assert setting.server.calls["pull-object"] == 0
-        assert "evil/app" in setting.texts("task")[0]
+        assert setting.texts("failed") == [
+            "'train' was not done: the run is one of the app 'evil/app'; this site runs 'fedmed/fedmed' only. "
+            "Its log: supernode.log."
+        ]
+        assert setting.texts("reply") == []
 
     def test_another_kind_of_request_is_refused(self, setting):
         setting.server.add(make_request(), "get_parameters")
@@ -260,6 +269,18 @@ class TestAssignments:
         setting.worker.failure = WorkerLostError("the site's worker process ended (SIGKILL)")
         setting.server.add(make_request())
         assert self.run(setting).error.reason == "WorkerLostError: the site's worker process ended (SIGKILL)"
+
+        assert setting.texts("failed") == [
+            "'train' was not done: the site's worker process ended (SIGKILL). Its log: worker.log."
+        ]
+        assert setting.texts("reply") == []
+
+    def test_work_that_failed_is_not_called_answered(self, setting):
+        setting.worker.told = "The image a.png cannot be read."
+        setting.server.add(make_request())
+        self.run(setting)
+        assert setting.texts("failed") == ["'train' was not done: The image a.png cannot be read. Its log: worker.log."]
+        assert setting.texts("reply") == []
 
     def test_work_that_takes_too_long_is_given_up(self, setting):
         setting.worker.failure = WorkerLateError("the worker process did not finish in time")
@@ -344,9 +365,22 @@ class TestEnd:
         assert len(setting.server.replies) == 2
 
     def test_the_release_process_says_why_it_failed(self, tmp_path):
-        code, said = supernode_module._run_release(tmp_path / "client.yaml")
-        assert code != 0
-        assert said
+        code, said = supernode_module._run_release(tmp_path / "client.yaml", SHA)
+        assert code == 1
+        assert "There is no" in said
+
+    def test_the_release_process_is_told_which_release(self, tmp_path, monkeypatch):
+        commands = []
+        popen = subprocess.Popen
+
+        def note(command, **options):
+            commands.append(command)
+            return popen([sys.executable, "-c", "print('home')"], **options)
+
+        monkeypatch.setattr(supernode_module.subprocess, "Popen", note)
+        assert supernode_module._run_release(tmp_path / "client.yaml", SHA) == (0, "home")
+        assert commands[0][1:4] == ["-P", "-m", "client.release"]
+        assert commands[0][-2:] == ["--manifest", SHA]
 
 
 class TestSignsOfLife:

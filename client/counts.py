@@ -1,0 +1,131 @@
+"""How often a run has used a hospital, counted by the hospital itself: a server can claim anything.
+
+::
+
+    state_dir/runs/RUN_ID/counts.json   {"study": …, "tested": [SHA-256 of a model, …], "trained": 3}
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from client.policy import Refusal
+from client.request import Request
+from fedmed.checkpoint import write_atomically
+from fedmed.deployment import PolicyConfig
+from fedmed.errors import RunFolderError
+
+COUNTS_FILE = "counts.json"
+MAX_TESTED_MODELS = 3
+"""Different models of a run whose test tables may leave: the chosen one, and a little for runs that were stopped."""
+MAX_RUNS = 100
+"""Runs of a study."""
+_SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
+"""More updates than rounds that leave, since a round is repeated when the server was started anew in it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What has left the site in a run."""
+
+    study: str | None
+    """As the server names it."""
+    trained: int = 0
+    """Updates."""
+    tested: tuple[str, ...] = ()
+    """Hashes of the models whose test tables were sent."""
+
+
+class Ledger:
+    """The counts of all runs.
+
+    Parameters
+    ----------
+    runs : Path
+        ``state_dir/runs``.
+    policy : PolicyConfig
+        What the site allows.
+    """
+
+    def __init__(self, runs: Path, policy: PolicyConfig) -> None:
+        self._runs, self._policy = runs, policy
+
+    def check(self, request: Request, model_sha256: str | None) -> list[Refusal]:
+        """Return refusals for a request that would go beyond what a run may have of this site.
+
+        Parameters
+        ----------
+        request : Request
+            Of a run with a name; nothing else is answered with more than the site's description.
+        model_sha256 : str, optional
+            The model that it is about.
+        """
+        if request.kind == "query" or not request.plan.run_id:
+            return []
+        counts = self._read(self._runs / request.plan.run_id / COUNTS_FILE)
+        if counts is None:
+            return self._check_runs(request)
+        if request.kind == "train":
+            return self._check_trained(counts)
+        return _check_tested(counts, model_sha256) if request.part == "test" else []
+
+    def note(self, request: Request, model_sha256: str | None) -> None:
+        """Count an answer that is about to leave; it is on the disk when this returns.
+
+        Parameters
+        ----------
+        request : Request
+            What is answered with an update or with tables.
+        model_sha256 : str, optional
+            The model that was tested.
+        """
+        path = self._runs / request.plan.run_id / COUNTS_FILE
+        old = self._read(path) or Counts(request.plan.study)
+        tested = [model_sha256] if request.part == "test" and model_sha256 is not None else []
+        new = Counts(
+            study=old.study,
+            trained=old.trained + (request.kind == "train"),
+            tested=tuple(dict.fromkeys([*old.tested, *tested])),
+        )
+        if new != old or not path.is_file():
+            write_atomically(path, json.dumps(asdict(new), sort_keys=True).encode())
+
+    def _check_trained(self, counts: Counts) -> list[Refusal]:
+        most = self._policy.max_rounds + math.ceil(_SPARE_SHARE * self._policy.max_rounds) + _SPARE_ROUNDS
+        if counts.trained < most:
+            return []
+        advice = "The run has had all its rounds here, with those that were repeated; end it, or begin a new one."
+        return [Refusal("max_rounds", f"{counts.trained} updates sent in this run", f"up to {most}", advice)]
+
+    def _check_runs(self, request: Request) -> list[Refusal]:
+        """Refuse a new run after too many; where the policy names no study, the server could name one for each."""
+        known = [self._read(path) for path in self._runs.glob(f"*/{COUNTS_FILE}")]
+        named = self._policy.study is not None
+        number = sum(counts is not None and (counts.study == request.plan.study or not named) for counts in known)
+        if number < MAX_RUNS:
+            return []
+        advice = "At the site, remove what finished federations have left with flower-client --forget."
+        return [Refusal("study", f"a new run after {number} runs", f"up to {MAX_RUNS}", advice)]
+
+    @staticmethod
+    def _read(path: Path) -> Counts | None:
+        try:
+            values = json.loads(path.read_bytes())
+            return Counts(values["study"], int(values["trained"]), tuple(map(str, values["tested"])))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            # To begin anew would make the limits void.
+            raise RunFolderError(
+                f"{path}, in which this site counts what a run has had of it, cannot be read ({type(error).__name__}). "
+                "Nothing more is sent in this run; look who changed the file, and move its folder away to begin anew."
+            ) from error
+
+
+def _check_tested(counts: Counts, model_sha256: str | None) -> list[Refusal]:
+    if model_sha256 in counts.tested or len(counts.tested) < MAX_TESTED_MODELS:
+        return []
+    found = f"a test of one more model after {len(counts.tested)} in this run"
+    advice = "Test images are for the chosen model only; the federation can go on without this test."
+    return [Refusal("test_tables", found, f"up to {MAX_TESTED_MODELS} different models", advice)]
