@@ -77,8 +77,6 @@ class ServerConfig(FederationConfig):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name is given twice")
-        if self.min_sites > len(self.sites):
-            raise ValueError(f"min_sites is {self.min_sites}, but 'sites' names only {len(self.sites)}")
         return self
 
 
@@ -175,6 +173,8 @@ class ClientConfig(Section):
         _check_loopback(self.health, "health")
         if self.insecure:
             _check_loopback(self.server, "insecure: true allows only server")
+            if self.proxy is not None:
+                raise ValueError("insecure: true allows no proxy")
         if self.proxy is not None and "@" in self.proxy:
             raise ValueError("proxy must not hold a password; set the environment variable HTTPS_PROXY instead")
         if self.proxy is not None and not self.proxy.startswith(("http://", "https://")):

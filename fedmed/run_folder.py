@@ -35,6 +35,9 @@ from fedmed.config_files import dump_config, load_run_config, read_yaml, validat
 from fedmed.deployment import ServerConfig
 from fedmed.errors import RunFolderError
 
+LOCK_FILE = "server.lock"
+MANIFEST_FILE = "manifest.json"
+"""Describes a model that is given away, and in a release everything that goes with it."""
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
 
@@ -65,9 +68,10 @@ class RunFolder:
         self.model = self.path / "model"
         self.logs = self.path / "logs"
         self.finished_file = self.path / "finished.json"
+        self._subfolders = (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs)
 
     @classmethod
-    def create(cls, path: Path, resume_command: str) -> "RunFolder":
+    def create(cls, path: Path, resume_command: str, setting: str = "--out") -> "RunFolder":
         """Make a new run folder.
 
         Parameters
@@ -76,6 +80,8 @@ class RunFolder:
             Must not exist, or be an empty folder.
         resume_command : str
             The line to type if the folder holds a run already.
+        setting : str
+            What names the folder, for the message.
 
         Raises
         ------
@@ -85,13 +91,12 @@ class RunFolder:
         folder = cls(path)
         if folder.config_file.exists() and not any(folder.checkpoints.glob("round_*")):
             folder.clear()  # a start that failed before the first checkpoint, for example for want of data
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if folder.config_file.exists():
-                raise RunFolderError(
-                    f"'{path}' holds a run already. To go on with it, type:\n  {resume_command}\n"
-                    "For a new run, choose another folder after --out."
-                )
-            raise RunFolderError(f"'{path}' exists and is no empty folder. Choose another folder after --out.")
+        if folder.config_file.exists():
+            raise RunFolderError(
+                f"'{path}' holds a run already. To go on with it, type:\n  {resume_command}\n"
+                f"For a new run, name another folder with {setting}."
+            )
+        folder.check_free(setting)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,14 +121,30 @@ class RunFolder:
         folder.make_folders()
         return folder
 
+    def check_free(self, setting: str) -> None:
+        """Check that a new run may begin here: there is nothing, or what a start leaves that was stopped at once.
+
+        Raises
+        ------
+        RunFolderError
+            If there is anything else; ``setting`` is what names the folder.
+        """
+        if self.path.exists() and not (self.path.is_dir() and all(map(self._is_empty_start, self.path.iterdir()))):
+            raise RunFolderError(f"'{self.path}' exists and is no empty folder. Name another folder with {setting}.")
+
+    def _is_empty_start(self, path: Path) -> bool:
+        if path in self._subfolders:
+            return path.is_dir() and not any(path.iterdir())
+        return path.name == LOCK_FILE or re.fullmatch(r"\.config\.yaml\..*partial", path.name) is not None
+
     def make_folders(self) -> None:
         """Make the subfolders that are written during a run."""
-        for folder in (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs):
+        for folder in self._subfolders:
             folder.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else."""
-        for subfolder in (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs):
+        for subfolder in self._subfolders:
             shutil.rmtree(subfolder, ignore_errors=True)
         for file in (self.environment_file, self.roster_file, self.audit_file, self.history_file, self.config_file):
             file.unlink(missing_ok=True)

@@ -135,7 +135,7 @@ def read_values(message: Message, kind: str) -> dict[str, Any]:
     text = record.get("json") if isinstance(record, ConfigRecord) else None
     try:
         values = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets nested thousands deep
         values = None
     if not isinstance(values, dict):
         raise WireError(f"The message has no readable part '{kind}'.")
@@ -183,7 +183,7 @@ def unpack_tables(data: bytes) -> EvaluationTables:
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
         groups = json.loads(_read_metadata(data)["groups"])
         return EvaluationTables.from_arrays(tuple(groups), arrays)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"The tables that arrived cannot be read: {error}.") from None
 
 

@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedmed.atomic_files import find_rounds
 from fedmed.audit import verify_audit
 from fedmed.deployment import ServerConfig, load_server_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals, single_instance
-from fedmed.run_folder import RunFolder
+from fedmed.run_folder import LOCK_FILE, RunFolder
 
 EPILOG = """\
 from nothing to a federation:
@@ -119,7 +120,7 @@ def _provision(options: argparse.Namespace) -> int:
 
 
 def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
-    from server.provision import add_site, revoke_site  # noqa: PLC0415
+    from server.provision import add_site, check_enough_sites, revoke_site  # noqa: PLC0415
 
     if options.add_site:
         site = add_site(config, options.add_site, options.public_key)
@@ -128,6 +129,10 @@ def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
     else:
         revoke_site(config, options.revoke_site)
         print(f"{options.revoke_site} is revoked. A server that is running refuses it within a few seconds.")
+        try:
+            check_enough_sites(config)
+        except ConfigError as error:
+            print(f"WARNING: {error}", file=sys.stderr)
     return 0
 
 
@@ -140,7 +145,8 @@ def _show_status(config: ServerConfig, as_json: bool) -> int:
 
 
 def _verify_audit(config: ServerConfig, as_json: bool) -> int:
-    report = verify_audit(Path(config.run_dir) / "audit.jsonl")
+    run = RunFolder(Path(config.run_dir))
+    report = verify_audit(run.audit_file, _find_audit_head(run))
     if as_json:
         print(json.dumps(vars(report)))
     elif report.ok:
@@ -150,26 +156,44 @@ def _verify_audit(config: ServerConfig, as_json: bool) -> int:
     return 0 if report.ok else 1
 
 
+def _find_audit_head(run: RunFolder) -> str | None:
+    """Return what the newest checkpoint says was the log's last entry; without it, a log cut short looks sound."""
+    # Read here: fedmed.checkpoint would import torch.
+    for _, folder in sorted(find_rounds(run.checkpoints).items(), reverse=True):
+        try:
+            head = json.loads((folder / "state.json").read_bytes())["state"]["audit_head"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged checkpoint; the run, too, goes on from the one before
+        return None if head is None else str(head)
+    return None
+
+
 def _serve(config: ServerConfig, server_app: str) -> int:
     from server.console import make_listener  # noqa: PLC0415
-    from server.provision import read_sites  # noqa: PLC0415
+    from server.provision import check_enough_sites, read_sites  # noqa: PLC0415
+    from server.release import check_release_key, find_release  # noqa: PLC0415
     from server.supervisor import Supervisor  # noqa: PLC0415
 
     read_sites(config)  # fails with what to do where nothing was provisioned
-    run = _open_run(config)
-    if config.insecure:
-        print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
-    print(f"run folder: {run.path}", flush=True)
-    with (
-        single_instance(run.path / "server.lock", "a flower-server for this run folder"),
-        make_listener(config.rounds) as listener,
-    ):
-        supervisor = Supervisor(config, run, listener, server_app)
-        try:
-            supervisor.serve()
-        except BaseException as error:
-            supervisor.status.set_ended(error)
-            raise
+    run = RunFolder(Path(config.run_dir))
+    if not run.config_file.is_file():
+        run.check_free("run_dir")  # before anything is written into a folder that is not ours
+    with single_instance(run.path / LOCK_FILE, "a flower-server for this run folder"):
+        _open_run(run, config)
+        if not run.finished_file.is_file():
+            check_enough_sites(config)
+        if find_release(run) is None:
+            check_release_key(Path(str(config.keys)))
+        if config.insecure:
+            print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
+        print(f"run folder: {run.path}", flush=True)
+        with make_listener(config.rounds, "starting") as listener:
+            supervisor = Supervisor(config, run, listener, server_app)
+            try:
+                supervisor.serve()
+            except BaseException as error:
+                supervisor.status.set_ended(error)
+                raise
     print(f"model: {run.model}\nreport: {run.report / 'index.html'}")
     return 0
 
@@ -181,13 +205,10 @@ _MAY_CHANGE = {
 """Settings that do not change a run's results."""
 
 
-def _open_run(config: ServerConfig) -> RunFolder:
-    """Return the run's folder, new or with a run to go on with."""
-    path = Path(config.run_dir)
-    command = "flower-server with the same --config"
-    run = RunFolder(path)
+def _open_run(run: RunFolder, config: ServerConfig) -> None:
+    """Make a new run's folder, or check that a run may go on with these settings; then write them down."""
     if not run.config_file.is_file():
-        run = RunFolder.create(path, command)
+        RunFolder.create(run.path, "flower-server with the same --config", "run_dir")
     elif any(run.checkpoints.glob("round_*")):
         old = run.read_settings().model_dump(mode="json")
         new = config.model_dump(mode="json")
@@ -195,9 +216,8 @@ def _open_run(config: ServerConfig) -> RunFolder:
         forbidden = [key for key in changed if key not in _MAY_CHANGE]
         if forbidden:
             raise ConfigError(
-                f"'{path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change while a "
-                "run goes on. Put them back, or set another run_dir for a new run."
+                f"'{run.path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change "
+                "while a run goes on. Put them back, or set another run_dir for a new run."
             )
     run.make_folders()
     run.write_config(config)
-    return run

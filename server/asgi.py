@@ -11,6 +11,13 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+DROP_PATH = "/v1/fedmed/drop"
+"""Where the ServerApp says which answers it does not want any more."""
+OPEN_PATH = "/v1/fedmed/open"
+"""Where the supervisor says that the list of sites is the present one, and that they may come in."""
+STALL_S = 120.0
+"""For how long a body may make no progress, in either direction."""
+
 
 class Bell:
     """Wakes everybody who waits for something to happen; belongs to one event loop."""
@@ -62,7 +69,13 @@ class Bell:
         return len(self._waiting)
 
 
-async def answer(send: Send, status: int, body: bytes = b"", *, close: bool = False) -> None:
+class TooSlow(Exception):  # noqa: N818  (whoever reads the request answers it)
+    """A body has made no progress."""
+
+
+async def answer(
+    send: Send, status: int, body: bytes = b"", *, close: bool = False, retry_after_s: int | None = None
+) -> None:
     """Send a short answer.
 
     Parameters
@@ -75,22 +88,36 @@ async def answer(send: Send, status: int, body: bytes = b"", *, close: bool = Fa
         JSON, or nothing.
     close : bool
         Whether the connection ends, because the body of the request was not read.
+    retry_after_s : int, optional
+        When to ask again.
     """
     headers = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
     if body:
         headers.append((b"content-type", b"application/json"))
     if close:
         headers.append((b"connection", b"close"))
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def read_body(receive: Receive, most_bytes: int) -> bytes | None:
-    """Return the body of a request, or None if it is larger than allowed or the other side has gone."""
+    """Return the body of a request, or None if it is larger than allowed or the other side has gone.
+
+    Raises
+    ------
+    TooSlow
+        If nothing comes for a while.
+    """
     parts: list[bytes] = []
     size = 0
     while True:
-        event = await receive()
+        try:
+            async with asyncio.timeout(STALL_S):
+                event = await receive()
+        except TimeoutError:
+            raise TooSlow from None
         parts.append(event.get("body", b""))
         size += len(parts[-1])
         if event["type"] == "http.disconnect" or size > most_bytes:

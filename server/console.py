@@ -15,8 +15,16 @@ _PHASES = {"join": "sites get ready", "train": "training", "evaluate": "validati
 
 
 @contextmanager
-def make_listener(num_rounds: int) -> Iterator[Listener]:
-    """Yield the listener that fits the terminal, and clean up after it."""
+def make_listener(num_rounds: int, beginning: str = "preparing the data") -> Iterator[Listener]:
+    """Yield the listener that fits the terminal, and clean up after it.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds of the run.
+    beginning : str
+        What goes on until the first phase.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield PlainListener(num_rounds)
@@ -30,7 +38,7 @@ def make_listener(num_rounds: int) -> Iterator[Listener]:
         TimeRemainingColumn(elapsed_when_finished=False),
     ]
     with Progress(*columns, console=console, transient=True) as progress:
-        yield BarListener(num_rounds, progress)
+        yield BarListener(num_rounds, progress, beginning)
 
 
 class BarListener:
@@ -42,11 +50,13 @@ class BarListener:
         Rounds of the run.
     progress : Progress
         Where to draw.
+    beginning : str
+        What the bar says before the first phase.
     """
 
-    def __init__(self, num_rounds: int, progress: Progress) -> None:
+    def __init__(self, num_rounds: int, progress: Progress, beginning: str) -> None:
         self._num_rounds, self._progress = num_rounds, progress
-        self._task: TaskID = progress.add_task("preparing the data", total=float(num_rounds), figures="")
+        self._task: TaskID = progress.add_task(beginning, total=float(num_rounds), figures="")
         self._round, self._phase, self._num_sites, self._num_done = 0, "", 0, 0
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
@@ -135,9 +145,12 @@ def describe_round(record: dict[str, Any], num_rounds: int) -> str:
 
 
 def _describe_figures(record: dict[str, Any]) -> str:
-    value = record["validation"]["pooled"].get("balanced_accuracy")
-    accuracy = "n/a" if value is None else f"{value:.3f}"
-    return f"loss {record['loss']:.3f}  balanced accuracy {accuracy}"
+    accuracy = record["validation"]["pooled"].get("balanced_accuracy")
+    return f"loss {_format(record['loss'])}  balanced accuracy {_format(accuracy)}"
+
+
+def _format(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _print(text: str) -> None:

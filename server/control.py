@@ -5,9 +5,9 @@ import io
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported
 
@@ -36,6 +36,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from fedmed.errors import FederationError, KeyFileError, ProcessError
+from server.asgi import OPEN_PATH
 
 APP_ID = "fedmed/fedmed"
 SERVER_APP = "server.federation:app"
@@ -55,14 +56,6 @@ class NodeState(NamedTuple):
     def online(self) -> bool:
         """Whether the site is connected."""
         return self.status == NodeStatus.ONLINE
-
-
-class RunState(NamedTuple):
-    """How a run of Flower stands: ``pending``, ``starting``, ``running`` or ``finished``, and then how it ended."""
-
-    status: str
-    sub_status: str
-    details: str
 
 
 class _Token:
@@ -89,31 +82,47 @@ class Control:
 
     def __init__(self, port: int, token: str) -> None:
         self._address = f"127.0.0.1:{port}"
+        self._token = token.strip()
         self._client = ControlHttpClient.from_server_address(
             self._address, True, None, [_Token(token), RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
         )
         # Flower's client would ask a proxy of the environment even for the loopback interface.
         self._client._client = httpx.Client(trust_env=False, timeout=_TIMEOUT_S)
 
-    def __enter__(self) -> Self:
-        return self
+    def open_gate(self) -> None:
+        """Let the sites in: the list of sites is the present one.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        Raises
+        ------
+        FederationError
+            If the SuperLink does not answer.
+        """
+        url, headers = f"http://{self._address}{OPEN_PATH}", {"authorization": f"Bearer {self._token}"}
+        try:
+            httpx.post(url, headers=headers, trust_env=False, timeout=_TIMEOUT_S).raise_for_status()
+        except httpx.HTTPStatusError as error:
+            raise _refused("open", error) from None
+        except httpx.TransportError as error:
+            raise _unreachable(error) from None
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def wait_ready(self, timeout_s: float) -> None:
+    def wait_ready(self, timeout_s: float, exit_code: Callable[[], int | None] = lambda: None) -> None:
         """Wait until the SuperLink answers.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Longest time to wait.
+        exit_code : callable
+            Returns the code with which its process has ended, None while it runs.
 
         Raises
         ------
         ProcessError
-            If it does not within the time.
+            If it does not within the time, or has ended.
         """
         end = time.monotonic() + timeout_s
         with httpx.Client(trust_env=False, timeout=2.0) as client:
@@ -123,19 +132,30 @@ class Control:
                         return
                 except httpx.TransportError:
                     pass
+                code = exit_code()
+                if code is not None:
+                    raise ProcessError(
+                        f"The SuperLink process ended with code {code} before it was ready. Its logs, superlink.log "
+                        "and superlink.out in the folder logs of the run's folder, say why."
+                    )
                 time.sleep(_POLL_S)
         raise ProcessError(
             f"The SuperLink process did not get ready within {timeout_s:g} s. Its log, logs/superlink.log in the run's "
             "folder, says why."
         )
 
-    def sync_sites(self, allow: dict[str, str]) -> dict[str, int]:
+    def sync_sites(
+        self, allow: dict[str, str], on_problem: Callable[[KeyFileError], None] | None = None
+    ) -> dict[str, int]:
         """Make the SuperLink accept exactly these sites.
 
         Parameters
         ----------
         allow : dict
             Name of the site -> its public key as one line of OpenSSH.
+        on_problem : callable, optional
+            Is told of a site whose key cannot be used, belongs to another site, or was revoked before. Such a site
+            stays as the SuperLink knows it, or stays out; all others are seen to. Default: the problem is raised.
 
         Returns
         -------
@@ -145,18 +165,28 @@ class Control:
         Raises
         ------
         KeyFileError
-            If a key cannot be used, belongs to two sites, or was revoked before.
+            See ``on_problem``.
         """
-        wanted = _read_keys(allow)
-        known = {
-            node.public_key: node
-            for node in self._call("ListNodes", ListNodesRequest()).nodes_info
-            if node.status != NodeStatus.UNREGISTERED
-        }
+        report = on_problem or _raise
+        wanted = _read_keys(allow, report)
+        nodes = self._call("ListNodes", ListNodesRequest()).nodes_info
+        known = {node.public_key: node for node in nodes if node.status != NodeStatus.UNREGISTERED}
+        roster: dict[str, int] = {}
+        unreadable = set(allow) - set(wanted.values())
         for key, node in known.items():
-            if key not in wanted:
+            if key in wanted:
+                roster[wanted[key]] = node.node_id
+            elif node.name in unreadable:
+                roster[node.name] = node.node_id
+            else:
                 self._call("UnregisterNode", UnregisterNodeRequest(node_id=node.node_id))
-        return {name: known[key].node_id if key in known else self._register(name, key) for key, name in wanted.items()}
+        for key, name in wanted.items():
+            if name not in roster:
+                try:
+                    roster[name] = self._register(name, key)
+                except KeyFileError as error:
+                    report(error)
+        return {name: roster[name] for name in allow if name in roster}
 
     def list_nodes(self) -> dict[int, NodeState]:
         """Return every registered site's number and state."""
@@ -187,12 +217,6 @@ class Control:
             raise FederationError("The SuperLink did not start a run; its log, logs/superlink.log, says why.")
         return run_id
 
-    def run_status(self, run_id: int) -> RunState:
-        """Return how a run stands."""
-        runs = self._call("ListRuns", ListRunsRequest(run_id=run_id)).run_dict
-        status = runs[run_id].status
-        return RunState(status.status, status.sub_status, status.details)
-
     def stop_run(self, run_id: int) -> None:
         """Stop a run; its messages are removed."""
         self._call("StopRun", StopRunRequest(run_id=run_id))
@@ -201,6 +225,8 @@ class Control:
         try:
             return int(self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
         except httpx.HTTPStatusError as error:
+            if error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+                raise _refused("RegisterNode", error) from None
             raise KeyFileError(
                 f"The key of the site '{name}' cannot be used again: it was revoked before "
                 f"(the SuperLink answered {error.response.status_code}). Have the site make a new key and add it with "
@@ -213,12 +239,20 @@ class Control:
         try:
             return getattr(self._client, method)(request)
         except httpx.HTTPStatusError as error:
-            raise FederationError(
-                f"The SuperLink process refused the command {method} with status {error.response.status_code}; its "
-                "log, logs/superlink.log in the run's folder, says why."
-            ) from None
+            raise _refused(method, error) from None
         except httpx.TransportError as error:
             raise _unreachable(error) from None
+
+
+def _raise(error: KeyFileError) -> None:
+    raise error
+
+
+def _refused(method: str, error: httpx.HTTPStatusError) -> FederationError:
+    return FederationError(
+        f"The SuperLink process refused the command {method} with status {error.response.status_code}; its log, "
+        "logs/superlink.log in the run's folder, says why."
+    )
 
 
 def _unreachable(error: httpx.TransportError) -> FederationError:
@@ -228,27 +262,34 @@ def _unreachable(error: httpx.TransportError) -> FederationError:
     )
 
 
-def _read_keys(allow: dict[str, str]) -> dict[bytes, str]:
-    """Return key as Flower stores it -> name of the site."""
+def _read_keys(allow: dict[str, str], report: Callable[[KeyFileError], None]) -> dict[bytes, str]:
+    """Return key as Flower stores it -> name of the site; sites whose key cannot be used are left out."""
     names: dict[bytes, str] = {}
     for name, line in allow.items():
         try:
-            key = load_ssh_public_key(line.encode())
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise KeyFileError(
-                f"The public key of the site '{name}' in sites.json is no elliptic-curve key of OpenSSH. Make a new "
-                "one with --add-site."
-            )
-        data = public_key_to_bytes(key)
-        if data in names:
-            raise KeyFileError(
-                f"The sites '{names[data]}' and '{name}' have the same public key in sites.json. Each site needs its "
-                "own; make a new one with --add-site."
-            )
-        names[data] = name
+            data = _read_key(name, line)
+            if data in names:
+                raise KeyFileError(
+                    f"The sites '{names[data]}' and '{name}' have the same public key in sites.json. Each site needs "
+                    "its own; make a new one with --add-site."
+                )
+            names[data] = name
+        except KeyFileError as error:
+            report(error)
     return names
+
+
+def _read_key(name: str, line: str) -> bytes:
+    try:
+        key = load_ssh_public_key(line.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise KeyFileError(
+            f"The public key of the site '{name}' in sites.json is no elliptic-curve key of OpenSSH. Make a new "
+            "one with --add-site."
+        )
+    return public_key_to_bytes(key)
 
 
 def _make_bundle(run_dir: Path) -> bytes:

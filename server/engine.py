@@ -51,10 +51,10 @@ class Engine:
         self.events = EventQueue()
         """What the ServerApp tells."""
         self.control: Control | None = None
-        self._run_id: int | None = None
         self._private_port = 0
         self._link: Child | None = None
         self._executor: Child | None = None
+        self._artist: Child | None = None
 
     def start_link(self) -> Control:
         """Start the SuperLink and return its Control API once it answers."""
@@ -79,17 +79,18 @@ class Engine:
             "release_dir": str(release_folder(self._run)),
             "collected_dir": str(self.collected_dir),
             "refused_file": str(self.refused_file),
+            "start_open": False,
         }
         self._link = self._start_child("superlink", "server.superlink", launch)
         self.control = Control(self._private_port, token.read_text())
-        self.control.wait_ready(_READY_S)
+        self.control.wait_ready(_READY_S, self._link.poll)
         return self.control
 
     def start_run(self) -> None:
         """Start a run of Flower and the executor that takes it; the ServerApp resumes by itself."""
         assert self.control is not None, "the SuperLink is started first"
         self.control.stop_stale_runs()
-        self._run_id = self.control.start_run(self._run.path)
+        self.control.start_run(self._run.path)
         launch = {
             "runtime_port": self._private_port,
             "superexec_secret_file": str(self._folder / "executor.secret"),
@@ -107,9 +108,21 @@ class Engine:
                 return Ended(child.name, code, self._run.logs / f"{child.name}.log")
         return None
 
+    def draw_report(self) -> None:
+        """Start drawing the report of the run as far as it has come, unless the last drawing is still under way."""
+        if self._artist is not None and self._artist.poll() is None:
+            return
+        self._artist = Child(
+            "interim",
+            [sys.executable, "-P", "-m", "server.interim", str(self._run.path)],
+            self._run.logs / "interim.out",
+            child_environment(self._folder / "flwr"),
+        )
+        self._artist.start()
+
     def stop(self) -> None:
         """Stop both processes; the sites see a server that is away."""
-        for child in (self._executor, self._link):
+        for child in (self._artist, self._executor, self._link):
             if child is not None:
                 child.stop()
         self._executor = self._link = None

@@ -17,6 +17,7 @@ from fedmed.run_folder import RunFolder
 
 _SHORTEST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
+_SPARE_BYTES = 64 * 2**20
 _TTL_MARGIN_S = 5.0  # a site gives up a little after the server does, not before
 
 
@@ -53,6 +54,13 @@ class CanAbandon(Protocol):
         """Drop messages; a process that hangs on one of them is restarted."""
 
 
+@runtime_checkable
+class BoundsReplies(Protocol):
+    """A Grid that refuses replies above a size before they fill the memory."""
+
+    max_array_bytes: int
+
+
 class Exchange:
     """Sends requests to sites by name.
 
@@ -68,6 +76,11 @@ class Exchange:
         self._grid = grid
         self._run = run
         self._probes: dict[str, str] = {}
+
+    def bound_replies(self, model_bytes: int) -> None:
+        """Let the Grid refuse replies that are far larger than a model."""
+        if isinstance(self._grid, BoundsReplies):
+            self._grid.max_array_bytes = 2 * model_bytes + _SPARE_BYTES
 
     def online_sites(self) -> list[str]:
         """Return the names of the sites that are on the roster and connected, sorted."""

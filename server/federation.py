@@ -83,6 +83,7 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     """
     session = _open_session(grid, run, listener)
     start = _find_start(session)
+    session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
     loop = RoundLoop(session, start)
     if not _is_tested(run):

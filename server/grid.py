@@ -28,6 +28,7 @@ from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesReques
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE, TASK_TOKEN_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
+    UnexpectedObjectContentError,
     get_all_nested_objects,
     get_object_head_values_from_object_content,
     get_object_tree,
@@ -35,9 +36,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
 
-DROP_PATH = "/v1/fedmed/drop"
+from server.asgi import DROP_PATH
+
 _CONNECTIONS = 4
+_MAX_ARRAY_BYTES = 2 * 2**30
 _TIMEOUT_S = 60.0
 _RETRY_FOR_S = 15.0
 _RETRY_PAUSE_S = 0.2
@@ -45,6 +49,15 @@ _DEPTH_OF_ARRAYS = 3  # message, record dictionary, record, array; below are the
 
 log = logging.getLogger("fedmed.grid")
 Result = TypeVar("Result")
+
+
+_MISSING = "parts of the reply are missing at the server; its logs/superlink.log says why"
+_MALFORMED = "the reply is malformed and was not used; the site and the server must have the same versions"
+_MALFORMATIONS = (
+    ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError,
+    DecodeError, UnexpectedObjectContentError,
+)  # fmt: skip
+"""What taking a reply apart may raise that its site has made up."""
 
 
 class PartMissingError(Exception):
@@ -86,6 +99,8 @@ class DeploymentGrid(HttpGrid):
         self._retry_invoker = cast("Any", Retry())
         self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="grid")
         self._arrived: dict[str, ObjectTree] = {}
+        self.max_array_bytes = _MAX_ARRAY_BYTES
+        """Largest array that a reply may hold; larger ones are answered with an error."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -187,13 +202,34 @@ class DeploymentGrid(HttpGrid):
 
     def _read_reply(self, tree: ObjectTree, message_id: str) -> Message:
         try:
-            reply = cast("Message", self._read(tree))
+            reply = self._read(tree)
+            if not isinstance(reply, Message) or reply.metadata.reply_to_message_id != message_id:
+                raise TypeError("no reply to this message")
+            reply.metadata.__dict__["_message_id"] = tree.object_id
         except PartMissingError:
-            return _make_error(message_id, self._run_id, self.node.node_id)
+            return self._make_error(message_id, ErrorCode.MESSAGE_UNAVAILABLE, _MISSING)
+        except _MALFORMATIONS as error:  # one site must not end the run of all
+            log.warning("a malformed reply was passed over: %s", type(error).__name__)
+            reply = self._make_error(message_id, ErrorCode.UNKNOWN, _MALFORMED)
+        # In any case: it must not come again.
         request = ConfirmMessageReceivedRequest(node=self.node, run_id=self._run_id, message_object_id=tree.object_id)
         self._runtime_client.ConfirmMessageReceived(request)
-        reply.metadata.__dict__["_message_id"] = tree.object_id
         return reply
+
+    def _make_error(self, message_id: str, code: int, reason: str) -> Message:
+        """Return the answer to a message whose reply cannot be read."""
+        metadata = Metadata(
+            run_id=self._run_id,
+            message_id="",
+            src_node_id=self.node.node_id,
+            dst_node_id=self.node.node_id,
+            reply_to_message_id=message_id,
+            group_id="",
+            created_at=time.time(),
+            ttl=0.0,
+            message_type=SYSTEM_MESSAGE_TYPE,
+        )
+        return make_message(metadata=metadata, error=Error(code=code, reason=reason))
 
     def _read(self, tree: ObjectTree) -> InflatableObject:
         """Put an object together from its parts."""
@@ -214,6 +250,8 @@ class DeploymentGrid(HttpGrid):
         about = json.loads(bytes(_body(content)))
         data = io.BytesIO()
         for chunk in self._map(self._pull_part, (chunks[number] for number in about["arraychunk_ids"])):
+            if data.tell() + len(chunk) > self.max_array_bytes:  # one chunk may be named any number of times
+                raise ValueError(f"an array is larger than {self.max_array_bytes} bytes")
             data.write(_body(chunk))
         return Array(about["dtype"], tuple(about["shape"]), about["stype"], data.getvalue())
 
@@ -249,20 +287,3 @@ def _list_ids(tree: ObjectTree, depth: int) -> list[str]:
 
 def _body(content: bytes) -> memoryview:
     return memoryview(content)[content.index(HEAD_BODY_DIVIDER) + len(HEAD_BODY_DIVIDER) :]
-
-
-def _make_error(message_id: str, run_id: int, node_id: int) -> Message:
-    """Return the answer to a message whose reply was removed while it was read."""
-    metadata = Metadata(
-        run_id=run_id,
-        message_id="",
-        src_node_id=node_id,
-        dst_node_id=node_id,
-        reply_to_message_id=message_id,
-        group_id="",
-        created_at=time.time(),
-        ttl=0.0,
-        message_type=SYSTEM_MESSAGE_TYPE,
-    )
-    reason = "parts of the reply are missing at the server; its logs/superlink.log says why"
-    return make_message(metadata=metadata, error=Error(code=ErrorCode.MESSAGE_UNAVAILABLE, reason=reason))

@@ -23,7 +23,9 @@ from flwr.superlink.federation import FederationManager
 
 from fedmed.processes import read_secret
 from server.link_state import DeploymentLinkStateFactory
+from server.listener import MAX_CONNECTIONS_PER_SOURCE
 from server.object_store import FileObjectStoreFactory
+from server.parts import MAX_REPLY_BYTES
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Launch:
     key: str | None = None
     insecure: bool = False
     refused_file: str | None = None
+    max_reply_bytes: int = MAX_REPLY_BYTES
+    max_connections_per_source: int = MAX_CONNECTIONS_PER_SOURCE
+    start_open: bool = True
+    """Whether sites are let in at once, and not only when the supervisor says so."""
 
 
 class TokenAuthentication(NoOpControlAuthnPlugin):

@@ -33,6 +33,7 @@ from flwr.superlink.federation import FederationManager
 from sqlalchemy import delete, select, update
 
 from server.object_store import FileObjectStore, FileObjectStoreFactory
+from server.quotas import UploadedBytes
 
 OFFLINE_GRACE_S = 30.0
 _STATUS_VALID_S = 0.5
@@ -61,9 +62,37 @@ class DeploymentLinkState(SqlLinkState):
         self._write_lock = threading.Lock()
         self._tokens: dict[str, tuple[float, int | None]] = {}
         self._running: dict[int, tuple[float, bool]] = {}
+        self._uploaded = UploadedBytes()
 
-    def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        """Take a content that was announced; hashing and writing happen outside of the database's transaction."""
+    def store_object(
+        self, run_id: int, session_id: str, object_id: str, object_content: bytes, most_bytes: int | None = None
+    ) -> bool:
+        """Take a content that was announced; hashing and writing happen outside of the database's transaction.
+
+        Parameters
+        ----------
+        run_id, session_id, object_id, object_content
+            As for the parent class, but never without a session.
+        most_bytes : int, optional
+            Most bytes of the whole session.
+
+        Raises
+        ------
+        ReplyTooLarge
+            If it would be more.
+        """
+        if not session_id:
+            return False
+        self._uploaded.add(session_id, len(object_content), most_bytes)
+        stored = False
+        try:
+            stored = self._store_staged(run_id, session_id, object_id, object_content)
+        finally:
+            if not stored:
+                self._uploaded.take_back(session_id, len(object_content))
+        return stored
+
+    def _store_staged(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         try:
             staged = self._store.stage(object_id, object_content)
         except (OSError, ValueError) as error:
@@ -76,6 +105,11 @@ class DeploymentLinkState(SqlLinkState):
                 return bool(super().store_object(run_id, session_id, object_id, staged))  # type: ignore[arg-type]
         finally:
             staged.discard()
+
+    def _cleanup_push_session(self, session_id: str, *, cleanup_messages: bool) -> None:
+        """Remove a session whose parts are all here, or which was given up."""
+        super()._cleanup_push_session(session_id, cleanup_messages=cleanup_messages)
+        self._uploaded.forget(session_id)
 
     def is_running(self, run_id: int) -> bool:
         """Return whether a run goes on, as of a moment ago: parts come by the hundred."""
@@ -181,6 +215,7 @@ class DeploymentLinkState(SqlLinkState):
             ).all()
             for session_id in given_up:
                 self._cleanup_push_session(session_id, cleanup_messages=True)
+            self._uploaded.keep_only(set(session.scalars(select(ObjectPushSession.session_id))))
         return len(expired) + len(given_up) + self._store.sweep(orphans_older_than_s)
 
     def _claim_replies(self, message_ids: set[str], run_id: int) -> dict[str, Message]:

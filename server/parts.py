@@ -10,16 +10,19 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-# Touched internals: the messages of Flower's APIs for parts.
+# Touched internals: the messages of Flower's APIs for parts, and the number under which the ServerApp sends.
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
 from flwr.supercore.error import FlowerError
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from server.asgi import App, Bell, Receive, Scope, Send, read_body, replay, wait_for_end
+from server.asgi import App, Bell, Receive, Scope, Send, answer, read_body, replay, wait_for_end
 from server.link_state import DeploymentLinkState
+from server.quotas import ReplyTooLarge
 
-MAX_PART_BYTES = 64 * 2**20
+MAX_PART_BYTES = 8 * 2**20  # Flower cuts arrays into pieces of 5 MiB
+MAX_REPLY_BYTES = 2 * 2**30
 HOLD_S = 5.0
 _HEADERS = [(b"content-type", PROTOBUF_MEDIA_TYPE.encode())]
 _CONTENT_TAG = bytes([PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number << 3 | 2])
@@ -43,10 +46,15 @@ class PartsDesk:
         Keeps the parts.
     arrived : Bell
         Is rung for every part that has come in; who asks for one before is answered then.
+    max_reply_bytes : int
+        Most bytes of one reply of a site.
     """
 
-    def __init__(self, app: App, state: DeploymentLinkState, arrived: Bell) -> None:
+    def __init__(
+        self, app: App, state: DeploymentLinkState, arrived: Bell, max_reply_bytes: int = MAX_REPLY_BYTES
+    ) -> None:
         self._app, self._state, self._arrived = app, state, arrived
+        self._max_reply_bytes = max_reply_bytes
 
     async def take(self, scope: Scope, receive: Receive, send: Send, node_id: int, run_id: int | None) -> None:
         """Handle ``push-object``.
@@ -67,6 +75,10 @@ class PartsDesk:
             stored = await asyncio.to_thread(self._store, body, node_id, run_id)
         except (Unusual, DecodeError, FlowerError):
             await self._app(scope, replay(body, receive), send)
+            return
+        except ReplyTooLarge:
+            log.warning("refused a reply of more than %d bytes from the node %d", self._max_reply_bytes, node_id)
+            await answer(send, 413)
             return
         self._arrived.ring()
         await _send(send, PushObjectResponse(stored=stored).SerializeToString())
@@ -119,7 +131,10 @@ class PartsDesk:
     def _store(self, body: bytes, node_id: int, run_id: int | None) -> bool:
         request = PushObjectRequest.FromString(body)
         self._check(request, node_id, run_id)
-        return self._state.store_object(request.run_id, request.session_id, request.object_id, request.object_content)
+        most = None if node_id == SUPERLINK_NODE_ID else self._max_reply_bytes
+        return self._state.store_object(
+            request.run_id, request.session_id, request.object_id, request.object_content, most
+        )
 
     def _load(self, body: bytes, node_id: int, run_id: int | None) -> bytes | None:
         request = PullObjectRequest.FromString(body)

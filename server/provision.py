@@ -27,12 +27,13 @@ from fedmed.keys import Authority, fingerprint, make_release_key, read_public_ke
 from fedmed.processes import private_folder
 from server.kits import Kit, Value, make_kit, replace_values
 from server.renewal import renew_certificate
-from server.site_list import SITES_FILE, SiteEntry, keys_folder, read_sites, write_sites
+from server.site_list import SITES_FILE, SiteEntry, check_enough_sites, keys_folder, read_sites, write_sites
 
 __all__ = [
     "ProvisionedSite",
     "SiteEntry",
     "add_site",
+    "check_enough_sites",
     "find_kept_settings",
     "provision",
     "read_sites",
@@ -188,20 +189,28 @@ def _copy_settings(config_file: Path, config: ServerConfig, directory: Path) -> 
 def _add(config: ServerConfig, known: dict[str, SiteEntry], name: str, public_key: Path | None) -> None:
     """Make a kit and put the site on the list, the list last: what a crash leaves is completed by the next try."""
     line = None if public_key is None else read_public_key(public_key)
-    holder = next((other for other, entry in known.items() if entry.public_key == line), None)
-    if holder is not None:
-        raise KeyFileError(
-            f"{public_key} is the key of the site '{holder}'{', which is revoked' if known[holder].revoked else ''}. "
-            "Every site needs a key of its own; have a new pair made."
-        )
+    _check_unused(known, line, f"{public_key}")
     folder, now = private_folder(keys_folder(config) / "kits") / name, datetime.now(UTC)
     if name in known and folder.exists():  # revoked: its old key must not come back
         folder.rename(folder.with_name(f".{name}.revoked-{now:%Y%m%dT%H%M%S.%f}"))
     order = list(dict.fromkeys([*known, name]))
     kit = Kit(folder, name, order.index(name), max(len(order), len(config.sites)))
     line = make_kit(kit, config, line)
-    known[name] = SiteEntry(line, revoked=False, added=now.isoformat(timespec="seconds"))
+    _check_unused(known, line, f"{folder / 'site.pub'}")  # of a kit that lay there already
+    earlier = known[name].all_keys if name in known else ()
+    known[name] = SiteEntry(line, revoked=False, added=now.isoformat(timespec="seconds"), earlier_keys=earlier)
     write_sites(config, known)
+
+
+def _check_unused(known: dict[str, SiteEntry], line: str | None, source: str) -> None:
+    """Refuse a key that a site has or ever had: Flower, too, takes no key a second time."""
+    for holder, entry in known.items():
+        if line in entry.all_keys:
+            revoked = ", which is revoked" if entry.revoked or line != entry.public_key else ""
+            raise KeyFileError(
+                f"{source} is the key of the site '{holder}'{revoked}. Every site needs a key of its own; have a new "
+                "pair made."
+            )
 
 
 def _describe(config: ServerConfig, name: str, entry: SiteEntry) -> ProvisionedSite:

@@ -4,24 +4,32 @@
 """
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import json
 import logging
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
+
+# Touched internals: the header in which Flower's SuperNode shows its key.
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
 from fedmed.atomic_files import write_atomically
 from fedmed.errors import FedmedError
+from fedmed.run_folder import MANIFEST_FILE
 from server.admission import Visitor
-from server.asgi import Receive, Scope, Send, answer, read_body
+from server.asgi import STALL_S, Receive, Scope, Send, answer, read_body
 from server.link_state import DeploymentLinkState
 
-MANIFEST_FILE = "manifest.json"
 _HELLO, _RELEASE, _COLLECTED = "/v1/fedmed/hello", "/v1/fedmed/release/", "/v1/fedmed/collected"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 2**20
+_LOOK_EVERY_BYTES = 8 * 2**20
+_KEY = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
 _LARGEST_QUESTION_BYTES = 65_536
 
 log = logging.getLogger("fedmed.superlink")
@@ -70,7 +78,7 @@ class Reception:
         if path == _HELLO and method in {"GET", "POST"}:
             await self._hello(send, visitor)
         elif path.startswith(_RELEASE) and method == "GET":
-            await self._send_file(send, path.removeprefix(_RELEASE))
+            await self._send_file(scope, send, path.removeprefix(_RELEASE), visitor)
         elif path == _COLLECTED and method == "POST":
             await self._take_receipt(receive, send, visitor)
         else:
@@ -90,7 +98,7 @@ class Reception:
     def _find_name(self, visitor: Visitor) -> str:
         return str(self._state.get_node_info(node_ids=[visitor.number])[0].name)
 
-    async def _send_file(self, send: Send, name: str) -> None:
+    async def _send_file(self, scope: Scope, send: Send, name: str, visitor: Visitor) -> None:
         path = self._release_dir / name
         if not _PLAIN_NAME.fullmatch(name) or not path.is_file():
             await answer(send, 404)
@@ -99,13 +107,33 @@ class Reception:
             size = path.stat().st_size
             headers = [(b"content-length", str(size).encode()), (b"content-type", b"application/octet-stream")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while size > 0:
-                block = await asyncio.to_thread(file.read, min(size, _BLOCK_BYTES))
-                if not block:
-                    raise OSError("a released file became shorter while it was sent")
-                size -= len(block)
+            try:
+                await self._stream(file, size, scope, send, visitor)
+            except TimeoutError:
+                log.warning("the site with key %s does not take the released file", visitor.fingerprint)
+                return  # the server closes the connection, as the file was not sent completely
+
+    async def _stream(self, file: BinaryIO, size: int, scope: Scope, send: Send, visitor: Visitor) -> None:
+        sent = 0
+        while sent < size:
+            if sent and sent % _LOOK_EVERY_BYTES == 0 and not await asyncio.to_thread(self._is_known, scope, visitor):
+                log.warning("the site with key %s was revoked; its download ends", visitor.fingerprint)
+                return  # likewise
+            block = await asyncio.to_thread(file.read, min(size - sent, _BLOCK_BYTES))
+            if not block:
+                raise OSError("a released file became shorter while it was sent")
+            sent += len(block)
+            async with asyncio.timeout(STALL_S):
                 await send({"type": "http.response.body", "body": block, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _is_known(self, scope: Scope, visitor: Visitor) -> bool:
+        """Return whether a site that was let in would still be; its signature may have grown old meanwhile."""
+        try:
+            key = base64.b64decode(dict(scope["headers"])[_KEY], validate=True)
+        except (KeyError, binascii.Error):
+            return False
+        return self._state.get_node_id_by_public_key(key) == visitor.node_id
 
     async def _take_receipt(self, receive: Receive, send: Send, visitor: Visitor) -> None:
         sha256 = _read_sha256(await read_body(receive, _LARGEST_QUESTION_BYTES) or b"")

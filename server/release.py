@@ -12,16 +12,17 @@ import hashlib
 import json
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedmed.atomic_files import hash_file, write_atomically
 from fedmed.audit import AuditLog
-from fedmed.keys import sign
+from fedmed.errors import KeyFileError
+from fedmed.keys import check_signature, sign
 from fedmed.metrics.history import read_history
-from fedmed.run_folder import RunFolder
+from fedmed.run_folder import MANIFEST_FILE, RunFolder
 
-MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
 
 
@@ -36,15 +37,36 @@ def find_release(run: RunFolder) -> str | None:
     return hash_file(manifest) if manifest.is_file() else None
 
 
-def prepare_release(run: RunFolder, release_key: Path) -> str:
+def check_release_key(keys: Path) -> None:
+    """Check before the first round that the model can be signed after the last one.
+
+    Raises
+    ------
+    KeyFileError
+        If a key cannot be used, or the two are no pair.
+    """
+    private, public = keys / "release.key", keys / "release.pub"
+    signature = sign(private, b"test")
+    try:
+        check_signature(public, b"test", signature)
+    except KeyFileError:
+        raise KeyFileError(
+            f"{private} and {public} are no pair. The sites trust only the key whose public half their kits hold: put "
+            "back both files as --provision made them."
+        ) from None
+
+
+def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
     """Fill the release folder from a finished run and sign its manifest.
 
     Parameters
     ----------
     run : RunFolder
-        With ``model/`` and ``report/``.
+        With ``model/`` and ``shared/report/``.
     release_key : Path
         Private key of the coordinating site.
+    audit : AuditLog
+        Takes an entry of a new release.
 
     Returns
     -------
@@ -63,12 +85,14 @@ def prepare_release(run: RunFolder, release_key: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     _place(run.model / "model.safetensors", folder / "model.safetensors")
-    _place(run.report / "index.html", folder / "report.html")
-    _place(run.report / "report.json", folder / "report.json")
+    shared = run.path / "shared" / "report"  # the one without reasons that concern single hospitals
+    _place(shared / "index.html", folder / "report.html")
+    _place(shared / "report.json", folder / "report.json")
     write_atomically(folder / "history.json", json.dumps(_share_history(run)).encode())
     manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text())
     manifest |= {
         "run_id": run.read_run_id(),
+        "released": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_sha256": manifest["sha256"]["model.safetensors"],
         "files": {
             path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
@@ -78,8 +102,37 @@ def prepare_release(run: RunFolder, release_key: Path) -> str:
     write_atomically(folder / SIGNATURE_FILE, sign(release_key, data).encode())
     write_atomically(folder / MANIFEST_FILE, data)  # last: from here on sites collect it
     digest = hashlib.sha256(data).hexdigest()
-    AuditLog(run.audit_file).append("release", manifest_sha256=digest, model_sha256=manifest["model_sha256"])
+    audit.append("release", manifest_sha256=digest, model_sha256=manifest["model_sha256"])
     return digest
+
+
+class Receipts:
+    """What sites say about the release that they have collected.
+
+    Parameters
+    ----------
+    run : RunFolder
+        With the release and the roster.
+    folder : Path
+        Where the SuperLink puts ``NODE_ID.json``.
+    """
+
+    def __init__(self, run: RunFolder, folder: Path) -> None:
+        self._run, self._folder = run, folder
+        self.collected: set[str] = set()
+        """Sites that have the present release."""
+
+    def read(self) -> list[str]:
+        """Return the sites whose receipt has come since the last call, sorted."""
+        roster, released = self._run.read_roster(), find_release(self._run)
+        found = {
+            roster[int(path.stem)]
+            for path in self._folder.glob("[0-9]*.json")
+            if int(path.stem) in roster and json.loads(path.read_text()).get("manifest_sha256") == released
+        }
+        news = sorted(found - self.collected)
+        self.collected |= found
+        return news
 
 
 def _place(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmed.atomic_files import write_atomically
 from fedmed.deployment import ServerConfig
-from fedmed.errors import KeyFileError
+from fedmed.errors import ConfigError, KeyFileError
 from fedmed.keys import fingerprint
 
 SITES_FILE = "sites.json"
@@ -26,11 +26,19 @@ class SiteEntry:
         Whether it is refused.
     added : str
         When it came on the list, ISO 8601 in UTC.
+    earlier_keys : tuple of str
+        Keys that it had before it was revoked; nobody may use them again.
     """
 
     public_key: str
     revoked: bool
     added: str
+    earlier_keys: tuple[str, ...] = ()
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """Every key that this site ever had."""
+        return (*self.earlier_keys, self.public_key)
 
 
 def keys_folder(config: ServerConfig) -> Path:
@@ -76,5 +84,26 @@ def write_sites(config: ServerConfig, sites: Mapping[str, SiteEntry]) -> None:
 def _parse_entry(entry: dict[str, Any]) -> SiteEntry:
     if not isinstance(entry["revoked"], bool):
         raise TypeError("revoked is no truth value")
-    fingerprint(entry["public_key"])
-    return SiteEntry(entry["public_key"], entry["revoked"], str(entry["added"]))
+    found = SiteEntry(entry["public_key"], entry["revoked"], str(entry["added"]), tuple(entry.get("earlier_keys", ())))
+    for line in found.all_keys:
+        fingerprint(line)
+    return found
+
+
+def check_enough_sites(config: ServerConfig) -> None:
+    """Check that a round can ever have ``min_sites``.
+
+    Raises
+    ------
+    ConfigError
+        If too few sites are on the list.
+    KeyFileError
+        If the list is missing or damaged.
+    """
+    num_sites = sum(not entry.revoked for entry in read_sites(config).values())
+    if num_sites < config.min_sites:
+        raise ConfigError(
+            f"Only {num_sites} {'site is' if num_sites == 1 else 'sites are'} on the list, min_sites = "
+            f"{config.min_sites} are needed for a round. Add one with --add-site NAME, or lower min_sites in "
+            "server.yaml."
+        )

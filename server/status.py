@@ -126,9 +126,9 @@ class StatusFile:
         if changed or time.monotonic() - self._written >= _REFRESH_S:
             self._write()
 
-    def set_collected(self, site: str) -> None:
-        """Note that a site has the released model."""
-        self._update_site(site, collected=True, last_seen=self._stamp())
+    def set_collected(self, site: str, *, seen: bool = True) -> None:
+        """Note that a site has the released model; ``seen`` is whether it said so just now."""
+        self._update_site(site, collected=True, **({"last_seen": self._stamp()} if seen else {}))
         self._write()
 
     def take_event(self, event: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +24,12 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before flwr is imported, however t
 import uvicorn
 
 from fedmed.errors import KeyFileError
-from fedmed.processes import set_up_logging, watch_parent
+from fedmed.processes import read_secret, set_up_logging, watch_parent
 from server.admission import RefusalLog
 from server.asgi import Bell
 from server.gate import PrivateGate, PublicGate
 from server.link_app import Launch, make_app
+from server.listener import MAX_HEAD_BYTES, Guests, choose_protocol, open_doors
 from server.parts import PartsDesk
 from server.reception import Reception
 
@@ -67,15 +69,25 @@ class SuperLink:
             self._state, Path(launch.hello_file), Path(launch.release_dir), Path(launch.collected_dir)
         )
         refusals = RefusalLog(Path(launch.refused_file) if launch.refused_file else None)
-        parts = PartsDesk(app, self._state, Bell())
-        public = PublicGate(app, self._state, self._bell, parts=parts, reception=self._reception, refusals=refusals)
-        private = PrivateGate(app, self._state, self._bell, parts)
+        parts = PartsDesk(app, self._state, Bell(), launch.max_reply_bytes)
+        opened = asyncio.Event()
+        if launch.start_open:
+            opened.set()
+        public = PublicGate(
+            app, self._state, self._bell, parts=parts, reception=self._reception, refusals=refusals, opened=opened
+        )
+        token = read_secret(Path(launch.control_token_file)).decode().strip()
+        private = PrivateGate(app, self._state, self._bell, parts, opened=opened, control_token=token)
         self._private = Server(_configure(private, host="127.0.0.1", port=launch.private_port, lifespan="on"))
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
-        config = _configure(public, host=launch.public_host, port=launch.public_port, lifespan="off", **tls)
+        limits = {"http": choose_protocol(), "h11_max_incomplete_event_size": MAX_HEAD_BYTES}
+        config = _configure(public, lifespan="off", **limits, **tls)
         config.load()
         self._certificate = None if config.ssl is None else Certificate(config.ssl, launch)
         self._public = Server(config)
+        self._doors: list[socket.socket] = open_doors(
+            launch.public_host, launch.public_port, Guests(launch.max_connections_per_source)
+        )
 
     async def serve(self) -> bool:
         """Serve until a signal comes; return whether both listeners had started."""
@@ -85,7 +97,7 @@ class SuperLink:
         private = asyncio.create_task(self._private.serve())
         while not self._private.started and not private.done():
             await asyncio.sleep(0.01)
-        public = asyncio.create_task(self._public.serve())
+        public = asyncio.create_task(self._public.serve(self._doors))
         chores = [
             asyncio.create_task(_repeat(_LOOK_EVERY_S, self._look)),
             asyncio.create_task(_repeat(_PURGE_EVERY_S, self._purge)),

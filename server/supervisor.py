@@ -4,29 +4,30 @@ Two children do the work: the SuperLink, which the sites talk to, and the execut
 process holds no model. Whatever stops, the next start goes on after the newest checkpoint.
 """
 
-import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedmed.audit import AuditLog
 from fedmed.deployment import ServerConfig, split_address
-from fedmed.errors import FederationError, KeyFileError, ProcessError
+from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.health import HealthService
-from fedmed.processes import Backoff, EventReader, check_port_free
+from fedmed.processes import check_port_free
 from fedmed.run_folder import RunFolder
-from server.control import Control
 from server.engine import EXPLAINED, Engine
 from server.hello import write_hello
 from server.progress import Listener
-from server.provision import read_sites, renew_certificate
-from server.release import find_release, prepare_release
+from server.provision import renew_certificate
+from server.refusals import Refusals
+from server.release import Receipts, prepare_release
+from server.restarts import Restarts
+from server.roster import Roster
 from server.status import StatusFile
 
 _STEP_S = 0.1
 _LOOK_EVERY_S = 1.0
 _CERTIFICATE_EVERY_S = 3600.0
-_MAX_RESTARTS = 5
 _LEAST_FREE_BYTES = 256 * 2**20
 
 
@@ -50,13 +51,12 @@ class Supervisor:
         self.engine = Engine(config, run, server_app)
         self.status = StatusFile(run.path, rounds=config.rounds, sites=config.sites)
         self.health = HealthService(config.health)
+        self.audit = AuditLog(run.audit_file)
+        self.roster = Roster(config, run, self.audit, on_info=listener.on_info, on_note=self._note)
+        self.receipts = Receipts(run, self.engine.collected_dir)
+        self._refusals = Refusals(self.engine.refused_file, self.audit)
+        self._restarts = Restarts()
         self._error = ""
-        self._refused = EventReader(self.engine.refused_file)
-        self._backoff = Backoff(first_s=1.0, longest_s=30.0, reset_after_s=300.0)
-        self._restarts = 0
-        self._known: dict[str, str] = {}
-        self._connected: set[str] = set()
-        self._collected: set[str] = set()
         self._next_look = self._next_certificate_check = 0.0
 
     def serve(self) -> None:
@@ -80,15 +80,22 @@ class Supervisor:
                 self._release()
             finally:
                 self.engine.stop()
+                with suppress(FedmedError):  # the disk is full; what ended the run is what must be told
+                    self._refusals.flush()
 
     def _start(self) -> None:
         """Start everything, as far as the run is not finished."""
         self.status.set_state("starting")
         control = self.engine.start_link()
-        self._sync_sites(control)
-        if not self.run.finished_file.is_file():
+        self.roster.sync(control)
+        control.open_gate()
+        self.status.set_sites(self.roster.listed)
+        if self.run.finished_file.is_file():
+            self.status.set_state("releasing")
+        else:
             self.engine.start_run()
             self.status.set_state("waiting for sites")
+        self._restarts.note_start()
         self.health.set("superlink", True)
         self.health.set("federation", True)
 
@@ -106,41 +113,47 @@ class Supervisor:
             _tell(self.listener, event)
             self.status.take_event(event)
             if event.get("event") == "round":
+                self.engine.draw_report()
                 write_hello(self.engine.hello_file, self.config, round=event["record"]["round"])
-        for event in self._refused.read():
-            text = f"Refused: {event.get('address')}, key {event.get('fingerprint')}: {event.get('reason')}"
+            elif event.get("event") == "model":
+                write_hello(self.engine.hello_file, self.config, model_digest=event["digest"])
+        for text in self._refusals.read():
             self._note(text)
-            AuditLog(self.run.audit_file).append("refused", **{key: str(value) for key, value in event.items()})
 
     def _watch_children(self) -> None:
         ended = self.engine.find_ended()
         if ended is None:
             return
         self._pass_on_events()
-        if ended.name == "executor" and ended.code == 0:
-            if not self.run.finished_file.is_file():
+        if ended.name == "executor":
+            if self.run.finished_file.is_file():
+                return
+            if ended.code == 0:
                 raise FederationError(
                     "The ServerApp ended without a result; see logs/executor.log in the run's folder."
                 )
-            return
-        if ended.name == "executor" and ended.code == EXPLAINED:
-            raise FederationError(self._error)
-        self.health.set("superlink" if ended.name == "superlink" else "federation", False, f"{ended.name} ended")
-        self._restarts += 1
-        if self._restarts > _MAX_RESTARTS:
-            raise ProcessError(
-                f"The process {ended.name} has ended {self._restarts} times, at last with code {ended.code}. Its log "
-                f"says why: {ended.log_file}. Everything up to the last closed round is saved."
+            if ended.code == EXPLAINED:
+                raise FederationError(self._error)
+        component = "superlink" if ended.name == "superlink" else "federation"
+        self.health.set(component, False, f"{ended.name} ended")
+        self._restart(f"The process {ended.name} ended with code {ended.code} (log: {ended.log_file}).")
+
+    def _restart(self, problem: str) -> None:
+        """Start everything again, after a pause; a start that fails counts as one more failure."""
+        while True:
+            pause = self._restarts.count(problem)
+            self._note(
+                f"{problem} Everything is started again in {pause:.0f} s; the round under way, if any, is repeated."
             )
-        pause = self._backoff.next()
-        self._note(
-            f"The process {ended.name} ended with code {ended.code} (log: {ended.log_file}). Everything is started "
-            f"again in {pause:.0f} s; the round under way is repeated."
-        )
-        self.engine.stop()
-        time.sleep(pause)
-        self._connected.clear()
-        self._start()
+            self.engine.stop()
+            self.roster.forget_connected()
+            time.sleep(pause)
+            try:
+                self._start()
+            except (FederationError, ProcessError) as error:
+                problem = str(error)
+            else:
+                return
 
     def _look(self) -> None:
         """Look at what may change at any time: sites that come and go, the list of sites, disk, certificate."""
@@ -148,9 +161,11 @@ class Supervisor:
         if control is None:
             return
         try:
-            if read_public_keys(self.config) != self._known:
-                self._sync_sites(control)
-            self._look_at_nodes(control)
+            if self.roster.has_changed():
+                self.roster.sync(control)
+                self.status.set_sites(self.roster.listed)
+            self.roster.look_at_nodes(control)
+            self.status.set_connected(self.roster.connected)
         except FederationError as error:  # a busy or restarting SuperLink; its end is noticed elsewhere
             self._note(str(error))
         free = self.run.free_bytes()
@@ -171,46 +186,17 @@ class Supervisor:
         self.listener.on_note(text)
         self.status.set_message(text)
 
-    def _sync_sites(self, control: Control) -> None:
-        """Make the SuperLink accept exactly the sites on the list."""
-        keys = read_public_keys(self.config)
-        roster = control.sync_sites(keys)
-        self.run.write_roster({node: name for name, node in roster.items()})
-        for name in sorted(set(keys) - set(self._known)):
-            AuditLog(self.run.audit_file).append("site_allowed", site=name)
-        for name in sorted(set(self._known) - set(keys)):
-            self._note(f"{name} was revoked; it is refused from now on.")
-            AuditLog(self.run.audit_file).append("site_revoked", site=name)
-        self._known = keys
-        self.status.set_sites(sorted(keys))
-
-    def _look_at_nodes(self, control: Control) -> None:
-        roster = self.run.read_roster()
-        nodes = control.list_nodes()
-        online = {roster[node] for node, info in nodes.items() if node in roster and info.online}
-        for site in sorted(online - self._connected):
-            self.listener.on_info(f"{site} is connected ({len(online)} of {len(roster)} sites).")
-        for site in sorted(self._connected - online):
-            self._note(f"{site} is no longer connected.")
-        self._connected = online
-        self.status.set_connected(online)
-
     def _release(self) -> None:
         """Sign the model and wait for the sites to collect it."""
         self.status.set_state("releasing")
-        prepare_release(self.run, Path(str(self.config.keys)) / "release.key")
+        prepare_release(self.run, Path(str(self.config.keys)) / "release.key", self.audit)
+        for site in self.receipts.read():  # of an earlier start, so no news
+            self.status.set_collected(site, seen=False)
         self.listener.on_info("The model is released; the sites collect it now.")
         deadline = time.monotonic() + self.config.collect_wait_s
-        while time.monotonic() < deadline and not self._all_collected():
-            time.sleep(_STEP_S)
-            self._pass_on_events()
-            ended = self.engine.find_ended()
-            if ended is not None and ended.name == "superlink":
-                self._watch_children()
-            if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + _LOOK_EVERY_S
-                self._look()
-        left = sorted(set(self._known) - self._collected)
+        while not self._all_collected() and time.monotonic() < deadline:
+            self._step()
+        left = sorted(self.roster.sites - self.receipts.collected)
         if left:
             self._note(
                 f"Not collected by: {', '.join(left)}. Start the same command again when they are back; it then only "
@@ -220,22 +206,10 @@ class Supervisor:
 
     def _all_collected(self) -> bool:
         """Return whether every site on the list has the model; tell of those who got it since the last look."""
-        roster = self.run.read_roster()
-        released = find_release(self.run)
-        for path in self.engine.collected_dir.glob("*.json"):
-            site = roster.get(int(path.stem))
-            if site is None or site in self._collected:
-                continue
-            if json.loads(path.read_text()).get("manifest_sha256") == released:
-                self._collected.add(site)
-                self.status.set_collected(site)
-                self.listener.on_info(f"{site} has collected the model.")
-        return set(self._known) <= self._collected
-
-
-def read_public_keys(config: ServerConfig) -> dict[str, str]:
-    """Return name -> public key of the sites that may take part."""
-    return {name: entry.public_key for name, entry in read_sites(config).items() if not entry.revoked}
+        for site in self.receipts.read():
+            self.status.set_collected(site)
+            self.listener.on_info(f"{site} has collected the model.")
+        return self.roster.sites <= self.receipts.collected
 
 
 def _tell(listener: Listener, event: dict[str, Any]) -> None:

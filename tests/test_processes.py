@@ -78,6 +78,18 @@ class TestEnvironment:
         assert (environment["EXTRA"], environment["SOMETHING_ELSE"]) == ("1", "kept")
         assert os.environ["FLWR_TELEMETRY_ENABLED"] == "1"
 
+    def test_proxies_are_for_processes_with_a_network_only(self, tmp_path, monkeypatch):
+        names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "Https_Proxy"]
+        for name in names:
+            monkeypatch.setenv(name, "http://user:pass-word@proxy:3128")
+        monkeypatch.setenv("NO_PROXY", "localhost")
+        without, with_network = child_environment(tmp_path), child_environment(tmp_path, network=True)
+        assert not set(names) & set(without)
+        assert "pass-word" not in str(without)
+        assert {with_network[name] for name in names} == {"http://user:pass-word@proxy:3128"}
+        assert without["NO_PROXY"] == with_network["NO_PROXY"] == "localhost"
+        assert child_environment(tmp_path, {"HTTPS_PROXY": "http://other"})["HTTPS_PROXY"] == "http://other"
+
     def test_programs_of_our_environment_come_first_and_once(self, tmp_path, monkeypatch):
         ours = os.path.dirname(sys.executable)
         monkeypatch.setenv("PATH", f"/usr/bin:{ours}:/bin")

@@ -86,6 +86,7 @@ def test_values_must_be_finite() -> None:
         RecordDict(),
         RecordDict({REQUEST: ConfigRecord({"json": "[1]"})}),
         RecordDict({REQUEST: ConfigRecord({"json": "{"})}),
+        RecordDict({REQUEST: ConfigRecord({"json": "[" * 100_000})}),
         RecordDict({REQUEST: ConfigRecord({"json": 3})}),
         RecordDict({REQUEST: ArrayRecord()}),
     ],

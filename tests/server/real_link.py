@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
+from flwr.proto.control_pb2 import ListRunsRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -26,6 +27,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import RunStatus
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -51,6 +53,7 @@ class Link:
 
     folder: Path
     insecure: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
     public_port: int = field(default_factory=find_free_port)
     private_port: int = field(default_factory=find_free_port)
     process: Any = None
@@ -98,6 +101,7 @@ class Link:
             "refused_file": str(self.folder / "refused.jsonl"),
             "parent_pid": os.getpid(),
             "log_file": str(self.folder / "superlink.log"),
+            **self.more,
         }
         file = self.folder / "launch.json"
         file.write_text(json.dumps(launch))
@@ -261,3 +265,9 @@ def read_data(message: Message) -> bytes:
     record = message.content["model"]  # its views by type, such as array_records, would keep it alive in a circle
     assert isinstance(record, ArrayRecord)
     return record["bytes"].data
+
+
+def run_status(control: Control, run_id: int) -> RunStatus:
+    """Return how a run of Flower stands: its status, once it is finished how it ended, and details."""
+    answer: RunStatus = control._call("ListRuns", ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+    return answer

@@ -13,7 +13,7 @@ from fedmed.errors import ProcessError
 from fedmed.processes import child_environment
 from server.control import Control
 from server.executor import acquire_task, load_server_app, main
-from tests.server.real_link import Link, running_link
+from tests.server.real_link import Link, run_status, running_link
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_how_the_serverapp_ended_is_told_to_both_sides(  # noqa: PLR0917
     monkeypatch.setattr(sys, "argv", ["executor", "--launch", str(write_launch(link, tmp_path, app))])
     assert main() == code
     assert capsys.readouterr().out == out
-    state = control.run_status(run_id)
+    state = run_status(control, run_id)
     if sub_status is None:
         assert control.stop_stale_runs() == [run_id]
     else:
@@ -95,7 +95,7 @@ def test_the_real_process_runs_what_is_installed(link_control: tuple[Link, Contr
     log = (tmp_path / "executor.log").read_text()
     assert (done.returncode, done.stdout) == (0, ""), log + done.stderr
     assert (tmp_path / "seen.txt").read_text() == "0 nodes"
-    assert control.run_status(run_id).sub_status == "completed"
+    assert run_status(control, run_id).sub_status == "completed"
     # Flower's own executor would have unpacked the app bundle there.
     assert not list((tmp_path / "flwr").glob("**/*.py"))
 

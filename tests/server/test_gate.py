@@ -9,22 +9,34 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import (
+    Message,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 import server.admission
+import server.asgi
 import server.gate
+import server.reception
 from fedmed.keys import fingerprint
 from server.admission import RefusalLog
-from server.asgi import Bell, Event
-from server.gate import DROP_PATH, PrivateGate, PublicGate
+from server.asgi import DROP_PATH, OPEN_PATH, Bell, Event
+from server.gate import PrivateGate, PublicGate
 from server.parts import PartsDesk
+from server.quotas import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.reception import Reception
 
 KEY = ec.generate_private_key(ec.SECP384R1())
-PULL = "/v1/fleet/pull-messages"
+PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 
 
 def sign(key: ec.EllipticCurvePrivateKey = KEY, age_s: float = 0.0) -> list[tuple[bytes, bytes]]:
@@ -42,10 +54,11 @@ class FakeState:
     def __init__(self) -> None:
         self.part: bytes | None = b""
         self.dropped: list[str] = []
+        self.revoked = False
         self.object_store = self
 
     def get_node_id_by_public_key(self, key: bytes) -> int | None:
-        return 5 if key == public_key_to_bytes(KEY.public_key()) else None
+        return 5 if key == public_key_to_bytes(KEY.public_key()) and not self.revoked else None
 
     def get_node_info(self, node_ids: list[int]) -> list[Any]:
         assert node_ids == [5]
@@ -57,7 +70,11 @@ class FakeState:
     def is_running(self, run_id: int) -> bool:
         return run_id == 9
 
-    def store_object(self, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
+    def store_object(
+        self, run_id: int, session_id: str, object_id: str, content: bytes, most_bytes: int | None
+    ) -> bool:
+        if most_bytes is not None and len(content) > most_bytes:
+            raise ReplyTooLarge
         self.part = content
         return object_id == "wanted"
 
@@ -126,17 +143,22 @@ class Request:
 
 
 class Gates:
-    def __init__(self, folder: Path, app: FakeApp) -> None:
+    def __init__(self, folder: Path, app: FakeApp, *, start_open: bool = True) -> None:
         for name in ("release", "collected"):
             (folder / name).mkdir()
         (folder / "hello.json").write_text('{"round": 3}')
         self.folder, self.state, self.bell = folder, FakeState(), Bell()
         state: Any = self.state
         self.reception = Reception(state, folder / "hello.json", folder / "release", folder / "collected")
-        parts = PartsDesk(app, state, Bell())
+        parts = PartsDesk(app, state, Bell(), 1000)
         refusals = RefusalLog(folder / "refused.jsonl")
-        self.public = PublicGate(app, state, self.bell, parts=parts, reception=self.reception, refusals=refusals)
-        self.private = PrivateGate(app, state, self.bell, parts)
+        opened = asyncio.Event()
+        if start_open:
+            opened.set()
+        self.public = PublicGate(
+            app, state, self.bell, parts=parts, reception=self.reception, refusals=refusals, opened=opened
+        )
+        self.private = PrivateGate(app, state, self.bell, parts, opened=opened, control_token="control")
 
     def refused(self) -> list[dict[str, str]]:
         file = self.folder / "refused.jsonl"
@@ -248,7 +270,9 @@ def test_the_end_of_the_process_ends_the_waiting(tmp_path: Path) -> None:
         ("/v1/control/list-runs", b"3", 404),
         ("/health", b"3", 404),
         ("/docs", b"3", 404),
-        (PULL, b"67108865", 413),
+        (PULL, b"1048577", 413),
+        (PUSH, b"1048577", 413),
+        ("/v1/fleet/push-object", b"8388609", 413),
         (PULL, b"-1", 413),
         (PULL, None, 411),
     ],
@@ -417,3 +441,170 @@ def test_the_record_of_refusals_stays_small(tmp_path: Path, monkeypatch: pytest.
     lines = sum(len(path.read_text().splitlines()) for path in tmp_path.iterdir())
     assert lines <= 100
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2500
+
+
+def announce(*, sender: int = 5, answers: str = "asked", messages: int = 1, trees: int = 1) -> bytes:
+    message = Message(metadata=Metadata(src_node_id=sender, reply_to_message_id=answers))
+    request = PushMessagesRequest(
+        node=Node(node_id=5),
+        messages_list=[message] * messages,
+        message_object_trees=[ObjectTree(object_id="root")] * trees,
+    )
+    return bytes(request.SerializeToString())
+
+
+def test_a_site_announces_replies_of_its_own(tmp_path: Path) -> None:
+    gates = Gates(tmp_path, app := FakeApp(b"taken"))
+    assert asyncio.run(Request(PUSH, announce()).run(gates.public)).body == b"taken"
+    assert app.requests == [announce()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        announce(sender=6),  # another site's
+        announce(answers=""),  # an instruction
+        announce(messages=0),
+        announce(messages=2),
+        announce(trees=0),
+        announce(trees=2),
+        b"",
+        b"no protobuf",
+    ],
+)
+def test_what_is_no_reply_of_its_own_is_refused(tmp_path: Path, body: bytes) -> None:
+    gates = Gates(tmp_path, app := FakeApp(b"taken"))
+    assert asyncio.run(Request(PUSH, body).run(gates.public)).status == 400
+    assert app.requests == []
+
+
+def test_a_site_waits_for_messages_twice_at_most(tmp_path: Path) -> None:
+    async def act() -> None:
+        gates = Gates(tmp_path, FakeApp(b""))
+        pulls = [Request(PULL) for _ in range(MAX_WAITING_PER_SITE)]
+        asking = [asyncio.ensure_future(pull.run(gates.public)) for pull in pulls]
+        await until(lambda: gates.bell.num_waiting == 2)
+        third = await Request(PULL).run(gates.public)
+        assert (third.status, third.headers[b"connection"]) == (429, b"close")
+        assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 200
+        pulls[0].hang_up()
+        await asking[0]
+        asking.append(asyncio.ensure_future(Request(PULL).run(gates.public)))
+        await until(lambda: gates.bell.num_waiting == 2)
+        gates.bell.close()
+        await asyncio.gather(*asking)
+
+    asyncio.run(act())
+
+
+def test_a_site_has_so_many_requests_under_way_and_no_more(tmp_path: Path) -> None:
+    class Slow(Request):
+        async def receive(self) -> Event:
+            await self._gone.wait()
+            return self._body.pop()
+
+    async def act() -> None:
+        gates = Gates(tmp_path, FakeApp(b"x"))
+        slow = [Slow("/v1/fleet/get-run") for _ in range(MAX_REQUESTS_PER_SITE)]
+        asking = [asyncio.ensure_future(one.run(gates.public)) for one in slow]
+        await until(lambda: gates.public._turnstile._all[5] == 16)
+        assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 429
+        for one in slow:
+            one.hang_up()
+        assert [one.status for one in await asyncio.gather(*asking)] == [200] * 16
+        assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 200
+        assert not gates.public._turnstile._all
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("path", [PUSH, "/v1/fleet/push-object", "/v1/fedmed/collected"])
+def test_a_body_that_stops_is_given_up_and_a_slow_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(server.asgi, "STALL_S", 0.3)
+
+    class Trickle(Request):
+        def __init__(self, num_blocks: int) -> None:
+            super().__init__(path)
+            self.left = num_blocks
+
+        async def receive(self) -> Event:
+            await asyncio.sleep(0.1 if self.left else 60)
+            self.left -= 1
+            return {"type": "http.request", "body": b"x", "more_body": self.left > 0}
+
+    async def act() -> None:
+        gates = Gates(tmp_path, FakeApp(b"taken"))
+        stuck = await asyncio.wait_for(Trickle(0).run(gates.public), 5)
+        assert (stuck.status, stuck.headers[b"connection"]) == (408, b"close")
+        assert (await Trickle(6).run(gates.public)).status != 408  # 0.6 s in all
+
+    asyncio.run(act())
+
+
+def test_a_reply_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    gates = Gates(tmp_path, FakeApp(b"x"))
+
+    def push(size: int) -> int:
+        part = PushObjectRequest(node=Node(node_id=5), run_id=9, object_id="wanted", object_content=b"c" * size)
+        return asyncio.run(Request("/v1/fleet/push-object", part.SerializeToString()).run(gates.public)).status
+
+    assert (push(1000), push(1001)) == (200, 413)
+    # Our own process may.
+    own = PushObjectRequest(node=Node(node_id=1), run_id=9, object_id="wanted", object_content=b"c" * 1001)
+    request = Request("/v1/runtime/push-object", own.SerializeToString(), [(b"flwr-task-token", b"secret")])
+    assert asyncio.run(request.run(gates.private)).status == 200
+
+
+def test_nobody_is_let_in_before_the_supervisor_says_so(tmp_path: Path) -> None:
+    gates = Gates(tmp_path, FakeApp(b"message"), start_open=False)
+
+    def pull() -> Request:
+        return asyncio.run(Request(PULL).run(gates.public))
+
+    def open_up(headers: list[tuple[bytes, bytes]], method: str = "POST") -> int:
+        return asyncio.run(Request(OPEN_PATH, b"", headers, method).run(gates.private)).status
+
+    right = [(b"authorization", b"Bearer control")]
+    assert (pull().status, pull().headers[b"retry-after"], pull().headers[b"connection"]) == (503, b"1", b"close")
+    assert open_up([]) == open_up([(b"authorization", b"Bearer x")]) == open_up([(b"authorization", b"control")]) == 401
+    assert open_up(right, "GET") == 405
+    assert pull().status == 503
+    assert open_up(right) == open_up(right) == 204
+    assert pull().body == b"message"
+    assert asyncio.run(Request(OPEN_PATH, b"", [*sign(), *right]).run(gates.public)).status == 404
+
+
+def test_a_download_ends_when_its_site_is_revoked(tmp_path: Path) -> None:
+    gates = Gates(tmp_path, FakeApp(b"x"))
+    with (tmp_path / "release/model.safetensors").open("wb") as file:
+        file.truncate(20 * 2**20)
+
+    class Download(Request):
+        async def send(self, event: Event) -> None:
+            await super().send(event)
+            if len(self.sent) == 1 + 10:  # in the tenth of 20 blocks of 1 MiB
+                gates.state.revoked = True
+
+    download = Download("/v1/fedmed/release/model.safetensors", b"", method="GET")
+    asyncio.run(download.run(gates.public))
+    assert download.headers[b"content-length"] == str(20 * 2**20).encode()
+    assert len(download.body) == 16 * 2**20
+    assert download.sent[-1].get("more_body") is True  # so the connection is closed
+
+
+def test_a_download_that_is_not_taken_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.reception, "STALL_S", 0.1)
+    gates = Gates(tmp_path, FakeApp(b"x"))
+    (tmp_path / "release/model.safetensors").write_bytes(b"model")
+
+    class Download(Request):
+        async def send(self, event: Event) -> None:
+            await super().send(event)
+            if event["type"] == "http.response.body":
+                await asyncio.sleep(60)
+
+    download = Download("/v1/fedmed/release/model.safetensors", b"", method="GET")
+    asyncio.run(asyncio.wait_for(download.run(gates.public), 5))
+    assert [event["type"] for event in download.sent] == ["http.response.start", "http.response.body"]

@@ -1,7 +1,7 @@
 """The ServerApp's grid against a SuperLink in memory; ``test_superlink.py`` has the real one."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -71,9 +71,9 @@ class FakeRuntime:
     def close(self) -> None:
         pass
 
-    def reply(self, message_id: str, data: bytes) -> None:
+    def reply(self, message_id: str, data: bytes, claimed_id: str | None = None) -> None:
         reply = Message(make_content(data), dst_node_id=1, message_type="train")
-        reply.metadata.__dict__["_reply_to_message_id"] = message_id
+        reply.metadata.__dict__["_reply_to_message_id"] = claimed_id or message_id
         for object_id, part in get_all_nested_objects(reply).items():
             self.objects[object_id] = part.deflate()
         proto = ProtoMessage()
@@ -159,6 +159,62 @@ def test_a_reply_with_missing_parts_is_an_error(grid: DeploymentGrid, runtime: F
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert reply.metadata.reply_to_message_id == "m"
     assert runtime.confirmed == []
+
+
+NESTED = b"[" * 100_000
+
+
+def find_part(runtime: FakeRuntime, kind: bytes) -> str:
+    [found] = [object_id for object_id, content in runtime.objects.items() if content.startswith(kind + b" ")]
+    return found
+
+
+def replace_body(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    head, _, body = content.partition(b"\x00")
+    return head + b"\x00" + change(body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        (b"Message", lambda content: b""),
+        (b"Message", lambda content: b"no divider"),
+        (b"Message", lambda content: b"Unknown  3\x00abc"),
+        (b"Message", lambda content: b"RecordDict  2\x00{}"),
+        (b"Message", lambda content: replace_body(content, lambda body: b"\xff" * 20)),
+        (b"Array", lambda content: b"Array\x00{}"),
+        (b"Array", lambda content: replace_body(content, lambda body: b"[]")),
+        (b"Array", lambda content: replace_body(content, lambda body: NESTED)),
+        (b"Array", lambda content: content.replace(b"arraychunk_ids", b"arraychunk_xxx")),
+        (b"Array", lambda content: replace_body(content, lambda body: body.replace(b"[0]", b"[7]"))),
+        (b"Array", lambda content: replace_body(content, lambda body: body.replace(b"[0]", b'["a"]'))),
+        (b"ArrayChunk", lambda content: b"no divider"),
+        (b"RecordDict", lambda content: replace_body(content, lambda body: NESTED)),
+        (b"ArrayRecord", lambda content: replace_body(content, lambda body: NESTED)),
+    ],
+)
+def test_a_malformed_reply_is_an_error_of_its_site_and_does_not_come_again(
+    grid: DeploymentGrid, runtime: FakeRuntime, kind: bytes, make: Callable[[bytes], bytes]
+) -> None:
+    runtime.reply("bad", b"some data")
+    part = find_part(runtime, kind)
+    changed = make(runtime.objects[part])
+    assert changed != runtime.objects[part]
+    runtime.objects[part] = changed
+    root = runtime.replies["bad"][1].object_id
+    runtime.reply("good", b"other data")
+    bad, good = grid.pull_messages(["bad", "good"])
+    assert bad.metadata.reply_to_message_id == "bad"
+    assert (bad.error.code, bad.error.reason) == (ErrorCode.UNKNOWN, server.grid._MALFORMED)
+    assert read_data(good) == b"other data"
+    assert runtime.confirmed == [root, good.metadata.message_id]
+
+
+def test_a_site_cannot_answer_in_the_name_of_another(grid: DeploymentGrid, runtime: FakeRuntime) -> None:
+    runtime.reply("mine", b"x", claimed_id="theirs")
+    [reply] = grid.pull_messages(["mine"])
+    assert reply.has_error()
+    assert reply.metadata.reply_to_message_id == "mine"
 
 
 def test_a_failed_connection_is_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_list_of_sites_holds_the_keys_of_the_kits(config: ServerConfig) -> None:
     assert list(content) == ["sites"]
     assert list(content["sites"]) == ["hospital_a", "hospital_b"]
     for name, entry in content["sites"].items():
-        assert set(entry) == {"public_key", "revoked", "added"}
+        assert set(entry) == {"public_key", "revoked", "added", "earlier_keys"}
         kit = folder_of(config) / "kits" / name
         assert entry["public_key"] == read_public_key(kit / "site.pub")
         assert entry["revoked"] is False

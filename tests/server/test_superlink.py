@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from server.control import APP_ID, Control
 from server.grid import DeploymentGrid
 from server.link_state import DeploymentLinkState, DeploymentLinkStateFactory
 from server.object_store import FileObjectStoreFactory
-from tests.server.real_link import Link, Site, make_content, read_data, running_link, running_task
+from tests.server.real_link import Link, Site, make_content, read_data, run_status, running_link, running_task
 
 # Flower's migrations use a setting of alembic that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
@@ -293,12 +293,38 @@ def test_a_key_must_be_one_sites_and_elliptic(control: Control, site: Site) -> N
         control.sync_sites({"a": "ssh-ed25519 nonsense"})
 
 
+def test_a_site_whose_key_cannot_be_used_keeps_nobody_out(link: Link, control: Control, site: Site) -> None:
+    other, third = Site(link), Site(link)
+    nodes = control.sync_sites({"revoked": third.public_line, "site_01": site.public_line})
+    control.sync_sites({"site_01": site.public_line})
+    problems: list[KeyFileError] = []
+    lines = {
+        "revoked": third.public_line,
+        "damaged": "ssh-ed25519 nonsense",
+        "site_01": "ssh-ed25519 nonsense",  # stays as it is known
+        "twin": other.public_line,
+        "twin_2": other.public_line,
+    }
+    found = control.sync_sites(lines, problems.append)
+    assert found == {"site_01": nodes["site_01"], "twin": found["twin"]}
+    assert sorted(str(problem).split(" in sites.json")[0] for problem in problems) == [
+        "The key of the site 'revoked' cannot be used again: it was revoked before (the SuperLink answered 412). Have "
+        "the site make a new key and add it with --add-site.",
+        "The public key of the site 'damaged'",
+        "The public key of the site 'site_01'",
+        "The sites 'twin' and 'twin_2' have the same public key",
+    ]
+    site.pull()  # it is still let in
+    for one in (other, third):
+        one.close()
+
+
 def test_the_private_side_is_closed_to_the_public_and_to_strangers(link: Link, control: Control) -> None:
     context = ssl.create_default_context(cafile=str(link.folder / "ca.pem"))
     with httpx.Client(verify=context, trust_env=False) as client:
         for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/health", "/v1/fedmed/drop"):
             assert client.post(f"https://127.0.0.1:{link.public_port}{path}").status_code in {401, 404}
-    with Control(link.private_port, "wrong") as stranger, pytest.raises(FederationError, match="status 401"):
+    with closing(Control(link.private_port, "wrong")) as stranger, pytest.raises(FederationError, match="status 401"):
         stranger.list_nodes()
     answer = httpx.post(f"http://127.0.0.1:{link.private_port}/v1/fedmed/drop", json={}, trust_env=False)
     assert answer.status_code == 401
@@ -389,7 +415,7 @@ def test_the_state_survives_the_process_and_stale_runs_are_stopped(tmp_path: Pat
         with running_task(link, control, tmp_path) as (grid, context):
             assert isinstance(context, Context)
             assert context.run_config == {"run-dir": str(tmp_path)}
-            assert control.run_status(grid.run.run_id).status == "running"
+            assert run_status(control, grid.run.run_id).status == "running"
             site.activate()
             send(grid, site, DATA)
             thread, _ = hold(site)
@@ -401,7 +427,8 @@ def test_the_state_survives_the_process_and_stale_runs_are_stopped(tmp_path: Pat
             control.close()
             again = link.start()
             assert again.stop_stale_runs() == [grid.run.run_id]
-        assert again.run_status(grid.run.run_id)[:2] == ("finished", "stopped")
+        stopped = run_status(again, grid.run.run_id)
+        assert (stopped.status, stopped.sub_status) == ("finished", "stopped")
         assert link.count_files() == 0
         assert again.sync_sites({"site_01": site.public_line}) == nodes
         assert again.list_nodes()[site.node.node_id].online
@@ -420,3 +447,71 @@ def test_it_ends_with_its_parent_and_keeps_no_secret(link: Link) -> None:
     assert "secret" not in command
     assert Path(f"/proc/{link.process.pid}/environ").read_text().count("FLWR_TELEMETRY_ENABLED=0") == 1
     assert os.getppid() != link.process.pid
+
+
+def test_sites_wait_for_the_supervisor_and_send_no_more_than_they_may(tmp_path: Path) -> None:
+    more = {"start_open": False, "max_reply_bytes": 12 * 2**20}
+    with running_link(tmp_path / "link", insecure=True, more=more) as (link, control):
+        site = Site(link)
+        control.sync_sites({"site_01": site.public_line})
+        closed = site.ask("POST", "/v1/fedmed/hello")
+        assert (closed.status_code, closed.headers["retry-after"]) == (503, "1")
+        assert _open(link, "wrong") == 401
+        assert site.ask("POST", "/v1/fedmed/hello").status_code == 503
+        assert _open(link, (link.folder / "control.token").read_text()) == 204
+        assert site.ask("POST", "/v1/fedmed/hello").status_code == 200
+        site.activate()
+        with running_task(link, control, tmp_path) as (grid, _):
+            message_id = send(grid, site)
+            message = site.read(site.pull())
+            too_large = Message(make_content(DATA), reply_to=message)
+            session, parts = site.announce(too_large)
+            parts.popitem()  # the root
+            sizes = sorted((len(content), name) for name, content in parts.items())
+            sent = 0
+            for size, name in sizes:
+                if sent + size > 12 * 2**20:
+                    with pytest.raises(httpx.HTTPStatusError, match="413"):
+                        site.send_part(too_large, session, name, parts[name])
+                else:
+                    assert site.send_part(too_large, session, name, parts[name])
+                    sent += size
+            assert sent > 9 * 2**20  # two of five chunks, the shorter one first
+            assert not site.send_part(too_large, "", name, parts[name])  # nothing without a session
+            assert list(grid.pull_messages([message_id])) == []
+        site.close()
+
+
+def _open(link: Link, token: str) -> int:
+    url = f"http://127.0.0.1:{link.private_port}/v1/fedmed/open"
+    return httpx.post(url, headers={"authorization": f"Bearer {token}"}, trust_env=False).status_code
+
+
+def test_a_site_cannot_instruct_another(link: Link, control: Control, site: Site, grid: DeploymentGrid) -> None:
+    second = Site(link)
+    control.sync_sites({"site_01": site.public_line, "site_02": second.public_line})
+    second.activate()
+    send(grid, site)
+    message = site.read(site.pull())
+    for forged in (
+        Message(make_content(b"do this"), dst_node_id=second.node.node_id, message_type="train", ttl=50.0),
+        Message(make_content(b"in its name"), reply_to=message),
+    ):
+        forged.metadata.__dict__["_run_id"] = grid.run.run_id
+        forged.metadata.__dict__["_src_node_id"] = 1 if forged.metadata.reply_to_message_id == "" else site.node.node_id
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            second.announce(forged)
+    second.close()
+
+
+def test_an_endless_head_ends_the_connection(link: Link) -> None:
+    import socket
+
+    context = ssl.create_default_context(cafile=str(link.folder / "ca.pem"))
+    with (
+        socket.create_connection(("127.0.0.1", link.public_port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        wrapped.sendall(b"POST /v1/fedmed/hello HTTP/1.1\r\n")
+        with pytest.raises(OSError, match=r"EOF|reset|pipe"):  # and no answer, and no time-out
+            wrapped.sendall(b"a: bcd\r\n" * 2_500_000)  # 20 MB
