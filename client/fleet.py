@@ -131,6 +131,7 @@ class Fleet:
         self._fleet._client = self._http  # why: see client.connection
         self._pool = ThreadPoolExecutor(_NUM_CONNECTIONS, "transfer")
         self._release: str | None = None
+        self._apps: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         """Return the line itself."""
@@ -177,9 +178,11 @@ class Fleet:
         return Pulled(answer.messages_list[0], answer.message_object_trees[0], self._release)
 
     def get_app(self, node_id: int, run_id: int) -> str:
-        """Return the name of the app that a run belongs to."""
-        request = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
-        return self._call(lambda: self._fleet.GetRun(request)).run.fab_id
+        """Return the name of the app that a run belongs to; it is asked for once a run, and cannot change."""
+        if run_id not in self._apps:
+            request = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
+            self._apps[run_id] = self._call(lambda: self._fleet.GetRun(request)).run.fab_id
+        return self._apps[run_id]
 
     def pull_objects(self, download: Download, object_ids: Iterable[str]) -> None:
         """Fetch the objects that a download still lacks, over several connections.

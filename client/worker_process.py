@@ -18,9 +18,6 @@ from fedmed.processes import Child, child_environment
 _STALL_S = 60.0  # within one frame
 _TICK_S = 5.0
 _MAX_FAILED_STARTS = 3
-# Messages are large and alike: with these settings of the C library their memory is used again instead of being given
-# back and fetched anew page by page, which took twice as long as everything else that the worker does with a message.
-_MEMORY = ("glibc.malloc.hugetlb=1", "glibc.malloc.mmap_threshold=33554432", "glibc.malloc.trim_threshold=268435456")
 
 
 class WorkerLostError(FedmedError):
@@ -63,7 +60,7 @@ class WorkerProcess:
         self._options = ["--app", app, "--threads", str(threads), "--device", device]
         self._options += ["--log", str(logs / "worker.log")]
         self._output = logs / "worker.out"
-        self._environment = child_environment(state_dir / "flwr", {"GLIBC_TUNABLES": ":".join(_MEMORY)})
+        self._environment = child_environment(state_dir / "flwr")
         self._child: Child | None = None
         self._pipe: Pipe | None = None
         self._is_ready = False

@@ -17,7 +17,6 @@ from flwr.app import Error, Message
 # extension point for delivery; its own delivers a message once and loses it when the site ends before it has answered.
 from flwr.common.constant import ErrorCode, Status
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.server.superlink.linkstate.utils import (
     convert_sint64_values_in_dict_to_uint64,
     create_message_error_unavailable_ins_message,
@@ -32,6 +31,7 @@ from flwr.supercore.utils import uint64_to_int64
 from flwr.superlink.federation import FederationManager
 from sqlalchemy import delete, select, update
 
+from server.lookups import QuickLinkState
 from server.object_store import FileObjectStore, FileObjectStoreFactory
 from server.quotas import UploadedBytes
 
@@ -42,7 +42,7 @@ _UNSIGNED = ["run_id", "src_node_id", "dst_node_id"]
 log = logging.getLogger("fedmed.superlink")
 
 
-class DeploymentLinkState(SqlLinkState):
+class DeploymentLinkState(QuickLinkState):
     """Flower's state in SQLite, with contents in files.
 
     Parameters

@@ -18,6 +18,9 @@ from fedmed.processes.logs import rotate_log
 
 _PR_SET_PDEATHSIG = 1
 _PARENT_POLL_S = 0.5
+# Messages are large and alike: with these settings of the C library their memory is used again instead of being given
+# back and fetched anew page by page, which took twice as long as everything else that is done with a message.
+_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 
 
 def child_environment(home: Path, extra: Mapping[str, str] | None = None, *, network: bool = False) -> dict[str, str]:
@@ -47,6 +50,7 @@ def child_environment(home: Path, extra: Mapping[str, str] | None = None, *, net
         # Without it ``python -m`` would prefer a torch.py in the working directory, for example one within a kit.
         "PYTHONSAFEPATH": "1",
     }
+    environment.setdefault("GLIBC_TUNABLES", _MEMORY)
     return environment | dict(extra or {})
 
 
