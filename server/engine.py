@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from server.control import Control
 from server.release import release_folder
 
 _READY_S = 60.0
+_DRAW_EVERY_S = 60.0
 EXPLAINED = 3
 """Exit code of an executor that has told in an event ``error`` what a person can do."""
 
@@ -55,6 +57,7 @@ class Engine:
         self._link: Child | None = None
         self._executor: Child | None = None
         self._artist: Child | None = None
+        self._next_drawing = 0.0
 
     def start_link(self) -> Control:
         """Start the SuperLink and return its Control API once it answers."""
@@ -109,9 +112,10 @@ class Engine:
         return None
 
     def draw_report(self) -> None:
-        """Start drawing the report of the run as far as it has come, unless the last drawing is still under way."""
-        if self._artist is not None and self._artist.poll() is None:
+        """Start drawing the report of the run as far as it has come, but not more often than once a minute."""
+        if time.monotonic() < self._next_drawing or (self._artist is not None and self._artist.poll() is None):
             return
+        self._next_drawing = time.monotonic() + _DRAW_EVERY_S
         self._artist = Child(
             "interim",
             [sys.executable, "-P", "-m", "server.interim", str(self._run.path)],
