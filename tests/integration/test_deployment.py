@@ -215,6 +215,14 @@ def test_ctrl_c_ends_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     with deploy(tmp_path) as deployment:
         server, (site_01, site_02) = deployment.start()
         wait_for("round 1", lambda: len(deployment.history()) >= 1)
+        secrets = [path.read_text().strip() for path in (deployment.run_folder.path / "link").glob("*.token")]
+        secrets += [path.read_text().strip() for path in (deployment.run_folder.path / "link").glob("*.secret")]
+        assert len(secrets) == 2
+        for command in (server, site_01, site_02):
+            for process in psutil.Process(command.pid).children(recursive=True):
+                arguments = " ".join(process.cmdline())
+                assert not any(secret in arguments for secret in secrets)
+                assert "PRIVATE KEY" not in arguments
         for process in (server, site_01, site_02):
             os.kill(process.pid, signal.SIGINT)
         assert [process.wait(30) for process in (server, site_01, site_02)] == [130, 130, 130]
