@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from fedmed.config import Plan
@@ -139,6 +140,12 @@ class Attendance:
 def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
     if description.get("site") != site:
         raise FedmedError(f"It calls itself {tame(repr(description.get('site')))}, the roster calls it '{site}'.")
+    own = {package: metadata.version(package) for package in ("fedmed", "flwr")}
+    told = description.get("versions")
+    if not isinstance(told, dict) or {package: told.get(package) for package in own} != own:
+        raise FedmedError(
+            f"It runs {tame(str(told))}, this server {own}. Install the same version of fedmed on both sides."
+        )
     if description.get("model_digest") != model_digest:
         raise FedmedError(
             "Its definition of the model differs from the server's. Install the same version of fedmed on both sides; "

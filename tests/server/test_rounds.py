@@ -267,20 +267,19 @@ def test_nobody_there_is_a_clear_error(make_federation: Make) -> None:
         federation.go(grid)
 
 
-def test_site_with_another_model_or_name_cannot_join(make_federation: Make) -> None:
-    federation = make_federation(rounds=1)
-
+def test_site_with_another_model_name_or_version_cannot_join(make_federation: Make) -> None:
     def lie(site: str, request: Message, reply: Message) -> Message:
         if request.metadata.message_type != "query":
             return reply
-        if site == federation.sites[0]:
-            return change_values(reply, model_digest="other")
-        return change_values(reply, site="somebody") if site == federation.sites[1] else reply
+        changes = [{"model_digest": "other"}, {"site": "somebody"}, {"versions": {"fedmed": "0.0.9", "flwr": "1.41.0"}}]
+        return change_values(reply, **dict(zip(federation.sites, changes, strict=False)).get(site, {}))
 
+    federation = make_federation(rounds=1, sites=4)
     federation.go(federation.grid(lie))
-    assert list(statuses(federation, 1)) == [federation.sites[2]]
+    assert list(statuses(federation, 1)) == [federation.sites[3]]
     notes = " ".join(federation.listener.notes)
-    assert "Install the same version of fedmed" in notes
+    assert "Its definition of the model differs" in notes
+    assert "It runs {'fedmed': '0.0.9', 'flwr': '1.41.0'}" in notes
     assert "It calls itself 'somebody'" in notes
 
 
