@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from fedmed.aggregation import TensorFile, TensorSpec, make_header
-from fedmed.aggregation.atomic_files import explain_write_failure
 from fedmed.aggregation.tensor_files import DTYPES, Array
+from fedmed.atomic_files import explain_write_failure
 from fedmed.errors import CheckpointError, FedmedError
 
 Kind = Literal["fp16", "int8"]
