@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
 from fedmed.aggregation import TensorSpec, make_header
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, tame
 from fedmed.metrics.tables import EvaluationTables
 
 STYPE = "safetensors"
@@ -184,7 +184,7 @@ def unpack_tables(data: bytes) -> EvaluationTables:
         groups = json.loads(_read_metadata(data)["groups"])
         return EvaluationTables.from_arrays(tuple(groups), arrays)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise WireError(f"The tables that arrived cannot be read: {error}.") from None
+        raise WireError(f"The tables that arrived cannot be read: {tame(str(error))}.") from None
 
 
 def _read_metadata(data: bytes) -> dict[str, str]:
