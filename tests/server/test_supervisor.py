@@ -42,6 +42,9 @@ class FakeControl:
         self.allowed = {name: key for name, key in allow.items() if name not in self._broken}
         return {name: NODES[name] for name in self.allowed}
 
+    def open_gate(self) -> None:
+        assert self.allowed, "nobody is let in before the list of sites is there"
+
     def list_nodes(self) -> dict[int, NodeState]:
         return {NODES[name]: NodeState("online", "", 0.0) for name in self.allowed}
 
@@ -58,6 +61,7 @@ class FakeEngine:
         self.script: deque[Step] = deque()
         self.starts: list[str] = []
         self.failing_starts = 0
+        self.drawings = 0
         self.broken: set[str] = set()
 
     def start_link(self) -> FakeControl:
@@ -70,6 +74,9 @@ class FakeEngine:
 
     def start_run(self) -> None:
         self.starts.append("run")
+
+    def draw_report(self) -> None:
+        self.drawings += 1
 
     def find_ended(self) -> Ended | None:
         assert self.script, "the script is over, but the supervisor goes on"
@@ -130,11 +137,12 @@ class Case:
     def finish(self) -> None:
         """Write what the ServerApp leaves at the end."""
         self.run.model.mkdir()
-        self.run.report.mkdir()
+        shared = self.run.path / "shared" / "report"
+        shared.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
         (self.run.model / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "ab"}}))
-        (self.run.report / "index.html").write_text("report")
-        (self.run.report / "report.json").write_text("{}")
+        (shared / "index.html").write_text("report")
+        (shared / "report.json").write_text("{}")
         self.run.finished_file.write_text("{}")
 
     def collect(self, *names: str) -> None:
