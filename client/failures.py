@@ -3,11 +3,12 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
 
 import httpx
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.error import FlowerError
 
 from fedmed.errors import ConnectionRefusedByServerError
@@ -28,7 +29,7 @@ class Outlook(Enum):
     RETRY_SLOWLY = "retry slowly"
     """Somebody has to act, but not at this site."""
     UNKNOWN_SITE = "unknown site"
-    """The server does not accept this site's signature: final, unless the server is just starting."""
+    """The server does not accept this site's signature; it lets nobody ask before it knows its sites."""
     NOT_ACTIVATED = "not activated"
     """The site is known, but not let in now: it is connected already, or so the server thinks."""
     RUN_OVER = "run over"
@@ -116,17 +117,22 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
     )
 
 
-def clock_ahead_s(response: httpx.Response) -> float | None:
-    """Return by how many seconds, to one, this machine's clock is ahead of the server's; None if it says no time."""
+def _clock_ahead_s(response: httpx.Response) -> float | None:
+    """Return by how many seconds, to one, this machine's clock is ahead of the server's; None if it says no time.
+
+    The server dates its answer when the request arrives, and may hold the answer back: what counts is when this site
+    signed.
+    """
     try:
         date = parsedate_to_datetime(response.headers.get("date", ""))
-    except ValueError:
+        signed = datetime.fromisoformat(response.request.headers.get(TIMESTAMP_HEADER, ""))
+    except (ValueError, RuntimeError):  # RuntimeError: no request belongs to the answer
         return None
-    return (datetime.now(UTC) - date).total_seconds() if date.tzinfo else None
+    return (signed - date).total_seconds() if date.tzinfo and signed.tzinfo else None
 
 
 def _explain_unauthorized(response: httpx.Response, server: str, fingerprint: str) -> FleetError:
-    ahead = clock_ahead_s(response)
+    ahead = _clock_ahead_s(response)
     if ahead is not None and not -_MOST_BEHIND_S < ahead - 1.0 < _MOST_AHEAD_S - 1.0:
         direction = "ahead of" if ahead > 0 else "behind"
         text = (

@@ -180,9 +180,13 @@ class Fleet:
     def get_app(self, node_id: int, run_id: int) -> str:
         """Return the name of the app that a run belongs to; it is asked for once a run, and cannot change."""
         if run_id not in self._apps:
-            request = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
-            self._apps[run_id] = self._call(lambda: self._fleet.GetRun(request)).run.fab_id
+            self.check_run(node_id, run_id)
         return self._apps[run_id]
+
+    def check_run(self, node_id: int, run_id: int) -> None:
+        """Ask whether a run goes on; if it has ended, the failure says so."""
+        request = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
+        self._apps[run_id] = self._call(lambda: self._fleet.GetRun(request)).run.fab_id
 
     def pull_objects(self, download: Download, object_ids: Iterable[str]) -> None:
         """Fetch the objects that a download still lacks, over several connections.

@@ -113,7 +113,7 @@ class SignsOfLife:
         if run_id is None:
             return
         try:
-            self._fleet.get_app(self._node_id, run_id)
+            self._fleet.check_run(self._node_id, run_id)
         except FleetError as failure:
             if failure.outlook is Outlook.RUN_OVER and self._run_id == run_id:
                 self._is_over = True

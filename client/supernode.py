@@ -33,8 +33,6 @@ from fedmed.processes import Backoff, Stopped, private_folder, raise_on_signals,
 ENDED, EXPLAINED, RESTART = 0, 3, 75
 # The server calls a site online for 60 s after its last sign of life.
 _IDENTITY_PATIENCE_S = 75.0
-# A server that is just starting does not know its sites yet.
-_UNKNOWN_PATIENCE_S = 10.0
 _COLLECT_LIMIT_S = 3600.0
 _EMPTY_ANSWER_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 0.01, 0.1
 
@@ -100,7 +98,7 @@ class SuperNode:
     def _connect(self) -> int:
         """Activate this site, however long it takes."""
         refused: dict[Outlook, float] = {}
-        patience_s = {Outlook.UNKNOWN_SITE: _UNKNOWN_PATIENCE_S, Outlook.NOT_ACTIVATED: _IDENTITY_PATIENCE_S}
+        patience_s = {Outlook.NOT_ACTIVATED: _IDENTITY_PATIENCE_S}
         while True:
             self._end_old_session()
             try:

@@ -11,13 +11,16 @@ import threading
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
+import httpx
 import pytest
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 
 from client import fleet as fleet_module
-from client.failures import FleetError, Outlook
+from client.failures import FleetError, Outlook, explain_status
 from client.fleet import Download, Fleet
 from fedmed.errors import ConfigError, ConnectionRefusedByServerError, KeyFileError, PolicyError
 from fedmed.keys import fingerprint, read_public_key
@@ -261,6 +264,19 @@ class TestRefusals:
         fake.answer_with("activate-node", 401)
         text = str(expect_failure(fleet.activate, Outlook.UNKNOWN_SITE, "clock", "NTP"))
         assert words in text.replace("61 s", "60 s").replace("399 s", "400 s")
+
+    def test_an_answer_that_was_held_back_says_nothing_of_the_clock(self):
+        """The server dates an answer when the request arrives: 16 s ago, when this site signed it."""
+        then = datetime.now(UTC) - timedelta(seconds=16)
+        request = httpx.Request("POST", "https://server/", headers={TIMESTAMP_HEADER: then.isoformat()})
+        response = httpx.Response(401, headers={"date": format_datetime(then, usegmt=True)}, request=request)
+        assert "revoked" in str(explain_status(response, "server", "SHA256:key"))
+
+    def test_a_run_is_asked_for_again_each_time(self, fake, fleet):
+        assert fleet.get_app(NODE, RUN) == fleet.get_app(NODE, RUN) == "fedmed/fedmed"
+        assert fake.calls["get-run"] == 1
+        fake.answer_with("get-run", 403, json.dumps({"code": 2007, "detail": "The run has finished."}).encode())
+        expect_failure(lambda: fleet.check_run(NODE, RUN), Outlook.RUN_OVER)
 
     def test_a_run_that_is_over(self, fake, fleet):
         fake.answer_with("get-run", 403, json.dumps({"code": 2007, "detail": "The run has finished."}).encode())
