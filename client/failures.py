@@ -18,7 +18,7 @@ _MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
 # OpenSSL's codes for a refused certificate (openssl/x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 _SERVER_BUSY, _BUSY = range(500, 600), {408, 425, 429}
-_UNAUTHORIZED, _FORBIDDEN, _PROXY_LOGIN, _PRECONDITION_FAILED = 401, 403, 407, 412
+_UNAUTHORIZED, _FORBIDDEN, _PROXY_LOGIN, _PRECONDITION_FAILED, _TOO_LARGE = 401, 403, 407, 412, 413
 
 
 class Outlook(Enum):
@@ -101,20 +101,31 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
         return _explain_unauthorized(response, server, fingerprint)
     if status == _FORBIDDEN and FlowerError.from_json(response.text) is not None:
         return FleetError("The server no longer waits for this.", Outlook.RUN_OVER)
-    if status == _PRECONDITION_FAILED:
-        text = f"{server} does not let this site in at the moment."
-        return FleetError(text, Outlook.NOT_ACTIVATED)
-    if status == _FORBIDDEN:
-        text = f"Something on the way to {server} forbids the connection (HTTP 403), perhaps a firewall: ask IT."
-        return FleetError(text, Outlook.RETRY_SLOWLY)
     if status in _SERVER_BUSY or status in _BUSY:
         text = f"{server} cannot answer at the moment (HTTP {status}); trying again."
         return FleetError(text, Outlook.RETRY)
+    if status in _REFUSALS:
+        text, outlook = _REFUSALS[status]
+        return FleetError(text.format(server=server), outlook)
     return FleetError(
         f"What listens at {server} answered HTTP {status}, which flower-server of this version does not. Compare the "
         "address in client.yaml and the version of fedmed with those of the coordinating site.",
         Outlook.FATAL,
     )
+
+
+_REFUSALS = {
+    _PRECONDITION_FAILED: ("{server} does not let this site in at the moment.", Outlook.NOT_ACTIVATED),
+    _FORBIDDEN: (
+        "Something on the way to {server} forbids the connection (HTTP 403), perhaps a firewall: ask IT.",
+        Outlook.RETRY_SLOWLY,
+    ),
+    _TOO_LARGE: (
+        "{server}, or something on the way there, refuses a message of this size (HTTP 413). If a firewall or a proxy "
+        "limits uploads, ask IT to raise the limit for this address to 10 MB. Trying again from time to time.",
+        Outlook.RETRY_SLOWLY,
+    ),
+}
 
 
 def _clock_ahead_s(response: httpx.Response) -> float | None:

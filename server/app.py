@@ -120,17 +120,16 @@ def _provision(options: argparse.Namespace) -> int:
 
 
 def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
-    from server.provision import add_site, check_enough_sites, revoke_site  # noqa: PLC0415
+    from server.provision import add_site, changing_sites, check_enough_sites, revoke_site  # noqa: PLC0415
 
-    # Two commands at a time could each write the list that it has read, and a revocation would be lost.
-    lock = Path(str(config.keys)) / ".sites.lock"
+    keys = Path(str(config.keys))
     if options.add_site:
-        with single_instance(lock, "a command that changes the list of sites"):
+        with changing_sites(keys):
             site = add_site(config, options.add_site, options.public_key)
         print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
         print("A server that is running accepts the site within a few seconds.")
     else:
-        with single_instance(lock, "a command that changes the list of sites"):
+        with changing_sites(keys):
             revoke_site(config, options.revoke_site)
         print(f"{options.revoke_site} is revoked. A server that is running refuses it within a few seconds.")
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from fedmed.config import Plan
 from fedmed.errors import FedmedError, tame
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
-from server.exchange import Answer, Exchange
+from server.exchange import MALFORMATIONS, Answer, Exchange, explain_malformation
 from server.progress import Listener
 
 _PARTS = ("train", "validation", "test")
@@ -78,17 +78,23 @@ class Attendance:
             description = read_values(answer.message, REPORT)
             _check_description(description, answer.site, self.model_digest, len(self.plan.classes))
         except FedmedError as error:
-            self.silent.add(answer.site)
-            if self._refusals.get(answer.site) != str(error):
-                listener.on_answer(answer.site, str(error))
-                listener.on_note(f"{answer.site} cannot join: {error}")
-            self._refusals[answer.site] = str(error)
+            self._turn_away(answer.site, str(error), listener)
+            return
+        except MALFORMATIONS as error:
+            self._turn_away(answer.site, explain_malformation(error), listener)
             return
         self.silent.discard(answer.site)
         self._refusals.pop(answer.site, None)
         self.descriptions[answer.site] = description
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
+
+    def _turn_away(self, site: str, reason: str, listener: Listener) -> None:
+        self.silent.add(site)
+        if self._refusals.get(site) != reason:
+            listener.on_answer(site, reason)
+            listener.on_note(f"{site} cannot join: {reason}")
+        self._refusals[site] = reason
 
     def split(self, max_missed_rounds: int) -> tuple[list[str], list[str]]:
         """Return the joined sites that are waited for, and the dormant ones."""

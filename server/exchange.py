@@ -20,6 +20,14 @@ _LONGEST_PAUSE_S = 0.25
 _SPARE_BYTES = 64 * 2**20
 _TTL_MARGIN_S = 5.0  # a site gives up a little after the server does, not before
 
+MALFORMATIONS = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading an answer may raise that its site has made up; one site must not end the run of all."""
+
+
+def explain_malformation(error: Exception) -> str:
+    """Return why an answer that could not be read does not count."""
+    return f"its answer is malformed ({type(error).__name__}); the site and the server must have the same versions"
+
 
 @dataclass(frozen=True)
 class Answer:

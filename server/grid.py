@@ -39,6 +39,7 @@ from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
 
 from server.asgi import DROP_PATH
+from server.exchange import MALFORMATIONS
 
 _CONNECTIONS = 4
 _MAX_ARRAY_BYTES = 2 * 2**30
@@ -53,11 +54,7 @@ Result = TypeVar("Result")
 
 _MISSING = "parts of the reply are missing at the server; its logs/superlink.log says why"
 _MALFORMED = "the reply is malformed and was not used; the site and the server must have the same versions"
-_MALFORMATIONS = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError,
-    DecodeError, UnexpectedObjectContentError,
-)  # fmt: skip
-"""What taking a reply apart may raise that its site has made up."""
+_UNREADABLE = (*MALFORMATIONS, DecodeError, UnexpectedObjectContentError)
 
 
 class PartMissingError(Exception):
@@ -208,7 +205,7 @@ class DeploymentGrid(HttpGrid):
             reply.metadata.__dict__["_message_id"] = tree.object_id
         except PartMissingError:
             return self._make_error(message_id, ErrorCode.MESSAGE_UNAVAILABLE, _MISSING)
-        except _MALFORMATIONS as error:  # one site must not end the run of all
+        except _UNREADABLE as error:  # one site must not end the run of all
             log.warning("a malformed reply was passed over: %s", type(error).__name__)
             reply = self._make_error(message_id, ErrorCode.UNKNOWN, _MALFORMED)
         # In any case: it must not come again.

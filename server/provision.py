@@ -13,6 +13,8 @@ The folder that ``--provision`` makes::
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.deployment import ServerConfig, SiteName, is_loopback, load_server_config, split_address
 from fedmed.errors import ConfigError, KeyFileError, suggest_nearest
 from fedmed.keys import Authority, fingerprint, make_release_key, read_public_key
-from fedmed.processes import private_folder
+from fedmed.processes import private_folder, single_instance
 from server.kits import Kit, Value, make_kit, replace_values
 from server.renewal import renew_certificate
 from server.site_list import SITES_FILE, SiteEntry, check_enough_sites, keys_folder, read_sites, write_sites
@@ -33,6 +35,7 @@ __all__ = [
     "ProvisionedSite",
     "SiteEntry",
     "add_site",
+    "changing_sites",
     "check_enough_sites",
     "find_kept_settings",
     "provision",
@@ -86,6 +89,24 @@ def provision(directory: Path, config_file: Path) -> list[ProvisionedSite]:
     config = load_server_config(config_file)
     _check_insecure(config)
     private_folder(directory)
+    with changing_sites(directory):
+        return _provision(directory, config_file, config)
+
+
+@contextmanager
+def changing_sites(keys: Path) -> Iterator[None]:
+    """Keep other commands off the list of sites: two at a time could each write the list that it has read.
+
+    Raises
+    ------
+    ProcessError
+        If another one is at it.
+    """
+    with single_instance(keys / ".sites.lock", "a command that changes the list of sites"):
+        yield
+
+
+def _provision(directory: Path, config_file: Path, config: ServerConfig) -> list[ProvisionedSite]:
     given, config = config, config.model_copy(update={"keys": str(directory.absolute())})
     if not (directory / "ca.pem").exists():
         Authority.create(directory)

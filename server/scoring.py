@@ -14,7 +14,7 @@ from fedmed.metrics.classification import Figure, compute_figures
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.wire import REPORT, WireError, pack_tables, read_tables, read_values, unpack_tables
 from server.courier import Courier
-from server.exchange import Answer
+from server.exchange import MALFORMATIONS, Answer, explain_malformation
 from server.progress import Listener
 
 
@@ -78,6 +78,8 @@ def collect_tables(
                 found[answer.site] = tables
             except FedmedError as error:
                 problem = str(error)
+            except MALFORMATIONS as error:
+                problem = explain_malformation(error)
         listener.on_answer(answer.site, problem)
         if problem:
             refused[answer.site] = problem

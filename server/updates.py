@@ -12,7 +12,7 @@ from fedmed.atomic_files import explain_write_failure
 from fedmed.compression import CompressionError, decompress_update
 from fedmed.config import Compression
 from fedmed.wire import REPORT, WireError, read_model, read_values
-from server.exchange import Answer
+from server.exchange import MALFORMATIONS, Answer, explain_malformation
 
 _LARGEST_NUMBER = 1e300
 
@@ -83,6 +83,8 @@ class UpdateCollector:
                 update = self._read(answer.site, answer.message)
             except (WireError, CompressionError) as error:
                 update = Update(answer.site, "quarantined", str(error))
+            except MALFORMATIONS as error:
+                update = Update(answer.site, "quarantined", explain_malformation(error))
         self.updates[answer.site] = update
         return update
 

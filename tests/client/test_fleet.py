@@ -290,6 +290,7 @@ class TestRefusals:
         ("status", "outlook"),
         [
             (412, Outlook.NOT_ACTIVATED),
+            (413, Outlook.RETRY_SLOWLY),
             (500, Outlook.RETRY),
             (503, Outlook.RETRY),
             (429, Outlook.RETRY),

@@ -10,7 +10,7 @@ import yaml
 
 from fedmed.data.phantom import phantom_site_names
 from fedmed.deployment import ServerConfig, load_client_config, load_server_config
-from fedmed.errors import ConfigError, KeyFileError
+from fedmed.errors import ConfigError, KeyFileError, ProcessError
 from fedmed.keys import (
     Authority,
     certificate_expiry,
@@ -27,6 +27,7 @@ from fedmed.keys import (
 from server.kits import replace_values
 from server.provision import (
     add_site,
+    changing_sites,
     find_kept_settings,
     provision,
     read_sites,
@@ -74,7 +75,7 @@ def test_provision_makes_everything_and_keeps_secrets_private(tmp_path: Path) ->
     common = {"client.yaml", "ca.pem", "site.key", "site.pub", "release.pub", "README.txt"}
     own = {"server.yaml", "ca.pem", "ca.key", "server.pem", "server.key", "release.key", "release.pub", "sites.json"}
     kits = {f"kits/{name}/{file}" for name in ("hospital_a", "hospital_b") for file in common}
-    assert set(files_of(tmp_path / "fed")) == own | kits
+    assert set(files_of(tmp_path / "fed")) == own | kits | {".sites.lock"}
     for path in [tmp_path / "fed", *(tmp_path / "fed").rglob("*")]:
         mode = path.stat().st_mode & 0o777
         if path.is_dir():
@@ -195,6 +196,11 @@ def test_provisioning_again_changes_nothing(tmp_path: Path, config: ServerConfig
     again = provision(tmp_path / "fed", tmp_path / "fed" / "server.yaml")
     assert files_of(tmp_path / "fed") == before
     assert [site.fingerprint for site in again] == [fingerprint(e.public_key) for e in read_sites(config).values()]
+
+
+def test_provisioning_waits_for_no_other_change_of_the_list(tmp_path: Path, given: Path, config: ServerConfig) -> None:
+    with changing_sites(folder_of(config)), pytest.raises(ProcessError, match="changes the list of sites"):
+        provision(folder_of(config), given)
 
 
 def test_provisioning_again_adds_what_is_new(tmp_path: Path, given: Path, config: ServerConfig) -> None:

@@ -201,6 +201,37 @@ def test_bad_update_is_quarantined_and_the_round_goes_on(
     assert all(np.isfinite(t).all() for t in safetensors.numpy.load(federation.final_model()).values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [("query", "attendance.read_values"), ("train", "updates.read_values"), ("evaluate", "scoring.read_tables")],
+)
+def test_an_answer_that_no_check_has_foreseen_ends_no_run(
+    make_federation: Make, monkeypatch: pytest.MonkeyPatch, kind: str, reader: str
+) -> None:
+    """Reading it raises what Python does for a wrong type; only its site is left out."""
+    federation = make_federation(rounds=1)
+    bad = federation.sites[1]
+    read: Callable[..., Any] = {"query": read_values, "train": read_values, "evaluate": read_tables}[kind]
+
+    def mark(site: str, request: Message, reply: Message) -> Message:
+        if site == bad and request.metadata.message_type == kind:
+            reply.content["odd"] = make_content(REPORT, {})[REPORT]
+        return reply
+
+    def fail(message: Message, *rest: Any) -> Any:
+        if "odd" in message.content:
+            raise AttributeError("'str' object has no attribute 'items'")
+        return read(message, *rest)
+
+    monkeypatch.setattr(f"server.{reader}", fail)
+    federation.go(federation.grid(mark))
+    if kind == "train":
+        assert statuses(federation, 1)[bad] == "quarantined"
+    assert statuses(federation, 1)[federation.sites[0]] == "accepted"
+    said = [*federation.listener.notes, reason(federation, 1, bad) if kind == "train" else ""]
+    assert any("malformed (AttributeError)" in text for text in said)
+
+
 def test_site_whose_images_vary_a_hundred_times_more_is_not_quarantined(make_federation: Make) -> None:
     federation = make_federation(rounds=1)
     wide = federation.sites[1]
