@@ -52,6 +52,7 @@ _PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
 _PUSH_OWN_PART, _PULL_OWN_PART = "/v1/runtime/push-object", "/v1/runtime/pull-object"
 _UNKNOWN = b'{"detail": "unknown or revoked site, or a clock that differs"}'
 _SEND = "/v1/runtime/push-messages"
+_REVOKE = "/v1/control/unregister-node"
 
 log = logging.getLogger("fedmed.superlink")
 
@@ -106,7 +107,10 @@ class PrivateGate:
                 await self._parts.give(scope, receive, send, SUPERLINK_NODE_ID, run_id)
             return
         await self._app(scope, receive, send)
-        if path == _SEND:
+        if path in {
+            _SEND,
+            _REVOKE,
+        }:  # a revoked site shall hear of it, and not when its question has been held for long
             self._bell.ring()
 
     async def _open(self, scope: Scope, send: Send) -> None:

@@ -12,7 +12,7 @@ _CLEANUP_EVERY_S = 2.0
 
 
 class QuickLinkState(SqlLinkState):
-    """Remembers briefly; a revoked key is refused half a second later at the latest.
+    """Remembers briefly which site a key belongs to; a revoked key is refused at once, in a race half a second later.
 
     Parameters
     ----------
@@ -39,6 +39,11 @@ class QuickLinkState(SqlLinkState):
         if node_id is not None:
             self._nodes_of_keys[public_key] = time.monotonic(), node_id
         return node_id
+
+    def delete_node(self, owner_aid: str, node_id: int) -> None:
+        """Revoke a site and forget its key."""
+        super().delete_node(owner_aid, node_id)
+        self._nodes_of_keys.clear()
 
     def _cleanup_expired_task_tokens(self) -> None:
         """Do what Flower does at every request of the ServerApp, but not at every one."""

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -257,10 +258,21 @@ def test_messages_to_a_revoked_site_are_refused(control: Control, site: Site, gr
     control.sync_sites({})
     message = Message(make_content(b"m"), dst_node_id=site.node.node_id, message_type="train", ttl=100.0)
     assert grid.push_messages([message]) == [""]
+    assert site.ask("POST", "/v1/fedmed/hello").status_code == 401
     with pytest.raises(httpx.HTTPStatusError, match="401"):
         site.pull()
     with pytest.raises(KeyFileError, match="'site_01' cannot be used again: it was revoked before"):
         control.sync_sites({"site_01": site.public_line})
+
+
+def test_a_site_that_waits_for_a_message_hears_at_once_that_it_was_revoked(control: Control, site: Site) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        question = pool.submit(site.pull)
+        time.sleep(0.5)  # the server holds it for twenty seconds
+        assert not question.done()
+        control.sync_sites({})
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            question.result(timeout=10)
 
 
 def test_an_unknown_site_is_refused_and_recorded(link: Link, site: Site) -> None:
@@ -314,7 +326,7 @@ def test_a_site_whose_key_cannot_be_used_keeps_nobody_out(link: Link, control: C
         "The public key of the site 'site_01'",
         "The sites 'twin' and 'twin_2' have the same public key",
     ]
-    site.pull()  # it is still let in
+    assert site.ask("POST", "/v1/fedmed/hello").status_code == 200  # it is still let in
     for one in (other, third):
         one.close()
 
