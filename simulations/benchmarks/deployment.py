@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in [case for part in options.part or list(PARTS) for case in PARTS[part]]:
         print(f"measuring {_name(case)} ...", file=sys.stderr, flush=True)
         found.append(_measure(case))
-    for title, show in (("Seconds a round", _show_times), ("Where they go", _show_parts), ("Memory", _show_memory)):
+    for title, show in (
+        ("Seconds a round", _show_times),
+        ("Where they go", _show_parts),
+        ("Memory", _show_memory),
+        ("Disk of the coordinating site", _show_disk),
+    ):
         print(f"\n{title}")
         show(found)
     if options.json:
@@ -90,6 +95,13 @@ def _show_memory(found: list[Found]) -> None:
         print(f"{_name(case):24}{server:8.0f}{server / model:11.1f}{client:10.0f}{client / model:11.1f}")
         for processes in (figures.server_mib, figures.client_mib):
             print("  of it " + ", ".join(f"{name} {mib:.0f}" for name, mib in processes.items()))
+
+
+def _show_disk(found: list[Found]) -> None:
+    print(f"{'MiB':24}{'most':>8}{'in models':>11}{'growth over the timed rounds':>30}")
+    for case, figures, _ in found:
+        models = figures.server_disk_mib / (figures.bytes_each_way / 2**20)
+        print(f"{_name(case):24}{figures.server_disk_mib:8.0f}{models:11.1f}{figures.disk_growth_mib:30.1f}")
 
 
 def _name(case: Case) -> str:

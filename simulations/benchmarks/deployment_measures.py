@@ -76,6 +76,10 @@ class Figures:
     """Memory of each process of the coordinating site at the moment of their highest sum."""
     client_mib: dict[str, float] = field(default_factory=dict)
     """The same for one site."""
+    server_disk_mib: float = 0.0
+    """Most that the coordinating site's folder held in the last rounds."""
+    disk_growth_mib: float = 0.0
+    """By how much that folder had grown between the end of the first round and the end of the last timed one."""
 
 
 def measure(case: Case, folder: Path) -> Figures:
@@ -101,12 +105,14 @@ def measure(case: Case, folder: Path) -> Figures:
         ]
         figures, closed, commands = Figures(), list[float](), [server, *clients]
         sides = ([server.pid], [client.pid for client in clients])
-        with _watch_memory({"server": server.pid, "client": clients[0].pid}) as memory:
+        with _watch_memory({"server": server.pid, "client": clients[0].pid}, folder / "federation") as memory:
             _watch_rounds(run, commands, 1, closed)
             memory.wanted = False
+            disk = measure_folder(folder / "federation")
             before = [read_cpu_s(pids) for pids in sides]
             _watch_rounds(run, commands, case.num_timed + 1, closed)
             after = [read_cpu_s(pids) for pids in sides]
+            figures.disk_growth_mib = (measure_folder(folder / "federation") - disk) / 2**20
             memory.wanted = True
             _wait(lambda: server.poll() is not None, commands)
     figures.server_cpu_s, figures.sites_cpu_s = ((b - a) / case.num_timed for a, b in zip(before, after, strict=True))
@@ -114,6 +120,7 @@ def measure(case: Case, folder: Path) -> Figures:
     figures.round_s = statistics.median(figures.rounds_s)
     figures.parts_s = read_parts((run.logs / "executor.log").read_text(), case.num_timed)
     figures.server_mib, figures.client_mib = memory.peaks["server"], memory.peaks["client"]
+    figures.server_disk_mib = memory.disk_mib
     figures.bytes_each_way = _read_bytes(run, case)
     return figures
 
@@ -229,18 +236,22 @@ class Memory:
     """By the name of a command: MiB of each of its processes at the moment of their highest sum."""
 
     peaks: dict[str, dict[str, float]]
+    disk_mib: float = 0.0
+    """Most that the watched folder held."""
     wanted: bool = True
     """Off while times are taken, since measuring takes time as well."""
 
 
 @contextmanager
-def _watch_memory(pids: dict[str, int]) -> Iterator[Memory]:
+def _watch_memory(pids: dict[str, int], folder: Path) -> Iterator[Memory]:
     memory, ended = Memory({name: {} for name in pids}), threading.Event()
 
     def watch() -> None:
         while not ended.wait(_MEMORY_EVERY_S):
             for name, pid in pids.items() if memory.wanted else ():
                 memory.peaks[name] = max(memory.peaks[name], read_pss_mib(pid), key=lambda mib: sum(mib.values()))
+            if memory.wanted:
+                memory.disk_mib = max(memory.disk_mib, measure_folder(folder) / 2**20)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -262,6 +273,16 @@ def read_pss_mib(pid: int) -> dict[str, float]:
                 name = command[command.index("-m") + 1] if "-m" in command else "command"
                 found[name] = found.get(name, 0.0) + member.memory_full_info().pss / 2**20
     return found
+
+
+def measure_folder(folder: Path) -> int:
+    """Return the bytes of all files under a folder; a file with two names counts once, what vanishes meanwhile not."""
+    found: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            status = path.stat(follow_symlinks=False)
+            found[status.st_dev, status.st_ino] = status.st_size
+    return sum(found.values())
 
 
 def read_cpu_s(pids: list[int]) -> float:
