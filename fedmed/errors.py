@@ -32,6 +32,10 @@ class CheckpointError(FedmedError):
     """No checkpoint can be read, or it does not fit the model."""
 
 
+class ReparameterizationError(FedmedError):
+    """A model cannot be brought to its deploy form exactly, or its two forms do not agree within tolerance."""
+
+
 class FederationError(FedmedError):
     """The round loop cannot go on, for example because too few sites answered."""
 

@@ -1,0 +1,40 @@
+"""From the train form of a network to its deploy form, and the proof that both are the same function.
+
+>>> from fedmed.reparameterization import reparameterize, verify
+>>> merged = reparameterize(model)
+>>> verify(model, merged, images).require()
+"""
+
+from fedmed.errors import ReparameterizationError
+from fedmed.reparameterization.convert import Conversion, convert, find_places, reparameterize
+from fedmed.reparameterization.loading import Form, describe_form, load_into_deploy_form, load_state
+from fedmed.reparameterization.places import Place
+from fedmed.reparameterization.proof import BlockProof, Comparison, Proof, compare_logits, join, paired_table
+from fedmed.reparameterization.statistics import apply_sums, collect_sums, count_passes, pool_sums, recalibrate
+from fedmed.reparameterization.verify import verify, verify_blocks
+
+__all__ = [
+    "BlockProof",
+    "Comparison",
+    "Conversion",
+    "Form",
+    "Place",
+    "Proof",
+    "ReparameterizationError",
+    "apply_sums",
+    "collect_sums",
+    "compare_logits",
+    "convert",
+    "count_passes",
+    "describe_form",
+    "find_places",
+    "join",
+    "load_into_deploy_form",
+    "load_state",
+    "paired_table",
+    "pool_sums",
+    "recalibrate",
+    "reparameterize",
+    "verify",
+    "verify_blocks",
+]
