@@ -10,16 +10,34 @@ from typing import Any
 from torch import nn
 
 from fedmed.errors import ConfigError
+from fedmed.models.came import came
+from fedmed.models.convert import convert_depthwise
+from fedmed.models.erohprf import (
+    SHUFFLENET_WIDTHS,
+    build_mixnet_s_erohprf,
+    build_mobilenet_v2_erohprf,
+    build_shufflenet_v2_erohprf,
+)
+from fedmed.models.hemf import hemf
+from fedmed.models.hifuse import VARIANTS, hifuse
 from fedmed.models.hosts import ARCHITECTURES, adsr_resnet, build_mobilenet_v2, build_resnet18, insert_adsr
 from fedmed.registry import Registry
 
-__all__ = ["create_model", "insert_adsr", "list_models"]
+__all__ = ["convert_depthwise", "create_model", "insert_adsr", "list_models"]
 
 MODELS: Registry[nn.Module] = Registry("model")
 MODELS.register("resnet18")(build_resnet18)
 MODELS.register("mobilenet_v2")(build_mobilenet_v2)
 for _depth in ARCHITECTURES:
     MODELS.register(f"adsr_resnet{_depth}")(partial(adsr_resnet, _depth))
+MODELS.register("mobilenet_v2_erohprf")(build_mobilenet_v2_erohprf)
+for _size in SHUFFLENET_WIDTHS:
+    MODELS.register(f"shufflenet_v2_{_size}_erohprf")(partial(build_shufflenet_v2_erohprf, _size))
+MODELS.register("mixnet_s_erohprf")(build_mixnet_s_erohprf)
+MODELS.register("hemf")(hemf)
+MODELS.register("came")(came)
+for _variant in VARIANTS:
+    MODELS.register(f"hifuse_{_variant}")(partial(hifuse, _variant))
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:

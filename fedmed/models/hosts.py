@@ -17,9 +17,12 @@ from torch.nn import functional
 
 from fedmed.errors import ConfigError, suggest_nearest
 from fedmed.models.adsr import ADSR
+from fedmed.models.bag_parts import FAMILIES
+from fedmed.models.erohprf import insert_dense_bags
 from fedmed.models.layers import check_subset, read_state_dict
 
 ADSR_OPTIONS = tuple(inspect.signature(ADSR).parameters)[1:]
+HOST_OPTIONS = ("pretrained_backbone", "stages", "bag_levels", "bag_families", "bag_bn_momentum")
 CLASSIFIER = "fc."
 
 
@@ -174,6 +177,9 @@ def adsr_resnet(
     *,
     pretrained_backbone: str | None = None,
     stages: Sequence[int] = (1, 2, 3, 4),
+    bag_levels: Sequence[int] | None = None,
+    bag_families: Sequence[str] = FAMILIES,
+    bag_bn_momentum: float = 0.01,
     **options: Any,
 ) -> ADSRNet:
     """Build ADSR-Net.
@@ -189,6 +195,12 @@ def adsr_resnet(
         Nothing is downloaded. Its classifier is left out. Consider ``gate_gain=2`` with it.
     stages : sequence of int
         Which of the four stages have ADSR.
+    bag_levels : sequence of int, optional
+        Makes every 3x3 convolution of the four stages, with its BatchNorm, a dense bag of these levels (ERoHPRF), which
+        is again one convolution when deployed. In place of 9 taps, levels 3, 5, 7 train 219, and level 3 alone 21. Not
+        with ``pretrained_backbone``, whose 3x3 kernels would be lost.
+    bag_families, bag_bn_momentum
+        ``families`` and ``bn_momentum`` of :class:`fedmed.models.bag.HeterogeneousPyramidConv2d`.
     **options
         Options of :class:`fedmed.models.adsr.ADSR`.
 
@@ -196,17 +208,24 @@ def adsr_resnet(
     ------
     ConfigError
         If an option is unknown or has a value that is not allowed, or the file cannot be used.
+
     """
     if depth not in ARCHITECTURES:
         raise ConfigError(f"ADSR-Net of depth {depth!r}. Allowed: {', '.join(map(str, ARCHITECTURES))}.")
     for option in options:
         if option not in ADSR_OPTIONS:
-            allowed = sorted((*ADSR_OPTIONS, "pretrained_backbone", "stages"))
+            allowed = sorted((*ADSR_OPTIONS, *HOST_OPTIONS))
             raise ConfigError(
                 f"ADSR-Net has no option '{option}'.{suggest_nearest(option, allowed)} Allowed: {', '.join(allowed)}."
             )
     block, depths = ARCHITECTURES[depth]
     model = ADSRNet(block, depths, num_classes, check_subset("stages", stages, (1, 2, 3, 4)), **options)
+    if bag_levels is not None:
+        if pretrained_backbone is not None:
+            raise ConfigError(
+                "'bag_levels' replaces the 3x3 kernels of 'pretrained_backbone'. Allowed: one of the two."
+            )
+        insert_dense_bags(model, bag_levels, families=bag_families, bn_momentum=bag_bn_momentum)
     if pretrained_backbone is not None:
         if not isinstance(pretrained_backbone, str):
             raise ConfigError(
