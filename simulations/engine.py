@@ -8,7 +8,8 @@ from flwr.app import Context, RecordDict
 
 from fedmed.config import RunConfig
 from fedmed.data import Prepared, prepare_data
-from fedmed.errors import ConfigError
+from fedmed.errors import ConfigError, ReparameterizationError
+from fedmed.export.onnx_file import ExportError
 from fedmed.losses import build_loss
 from fedmed.models import create_model
 from fedmed.run_folder import RunFolder
@@ -62,6 +63,28 @@ def run_simulation(
             run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-dir": str(run.path)}
         )
         create_server_app(listener)(grid, context)
+    export_model(run, config, listener)
+
+
+def export_model(run: RunFolder, config: RunConfig, listener: Listener) -> None:
+    """Put the deployable artefact in the place of the model as it was trained.
+
+    A model that cannot be exported, or is not equal to what was trained, stays as it was trained: the run itself has
+    done its work.
+    """
+    from fedmed.export.run import export_run  # noqa: PLC0415  (the ONNX runtime, which only the end of a run needs)
+
+    if config.batch_norm == "local":
+        listener.on_note(
+            "BatchNorm stays at the sites, so each has a model of its own. To export one, type: "
+            f"python -m fedmed.export {run.path} --out DIR --site NAME"
+        )
+        return
+    listener.on_info("The chosen model is merged, proven equal and exported; this can take a minute.")
+    try:
+        export_run(run, run.model)
+    except (ExportError, ReparameterizationError) as error:
+        listener.on_note(f"{error} {run.model} holds the model as it was trained.")
 
 
 def check_settings(config: RunConfig, source: str) -> None:

@@ -1,7 +1,7 @@
-"""The model folder of a run: weights, and a manifest that says how to use them.
+"""The weights of a run in a folder, with a manifest that says how to use them.
 
-The folder holds ``model.safetensors`` and ``manifest.json`` (classes in order, preprocessing, hashes). ``load_model``
-builds the network from the two files alone.
+A folder in train form holds ``model.safetensors`` and ``manifest.json`` (classes in order, preprocessing, hashes). A
+folder in deploy form is an artefact (:mod:`fedmed.export.artefact`). ``load_model`` reads both.
 """
 
 import json
@@ -13,16 +13,14 @@ from torch import nn
 from fedmed.atomic_files import hash_file
 from fedmed.checkpoint import write_atomically
 from fedmed.config import Plan
-from fedmed.data import normalisation
 from fedmed.errors import CheckpointError
+from fedmed.export import torch_loader
+from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing
 from fedmed.network import Network
-
-MODEL_FILE = "model.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 
 def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int) -> None:
-    """Write the model folder.
+    """Write a model in train form.
 
     Parameters
     ----------
@@ -37,23 +35,16 @@ def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int
     """
     folder.mkdir(exist_ok=True)
     write_atomically(folder / MODEL_FILE, model_file.read_bytes())
-    mean, std = normalisation(plan.augmentation)
     manifest: dict[str, Any] = {
         "format": 1,
         "form": "train",
         "classes": plan.classes,
-        "preprocessing": {
-            "image_size": plan.image_size,
-            "recipe": plan.augmentation,
-            "colour": "RGB, scaled to 0..1",
-            "mean": list(mean),
-            "std": list(std),
-        },
+        "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
         "plan": plan.model_dump(mode="json"),
         "sha256": {MODEL_FILE: hash_file(folder / MODEL_FILE)},
-        "notice": "Research software, not a medical device.",
+        "notice": NOTICE,
     }
     if plan.batch_norm == "local":
         manifest["limits"] = "BatchNorm stays at the sites: this file lacks it, and each site adds its own."
@@ -61,12 +52,12 @@ def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read a model folder.
+    """Read a model, in train or deploy form.
 
     Parameters
     ----------
     folder : Path
-        As :func:`write_model` wrote it.
+        As :func:`write_model` or :func:`fedmed.export.build_artefact` wrote it.
 
     Returns
     -------
@@ -92,6 +83,8 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"'{folder / MODEL_FILE}' has been changed: its SHA-256 is {found[:16]}..., the manifest says "
             f"{expected[:16]}.... Copy the folder again from where it came."
         )
+    if manifest.get("form") == "deploy":
+        return torch_loader.build_model(manifest, folder / MODEL_FILE), manifest
     network = Network(plan)
     network.fill((folder / MODEL_FILE).read_bytes(), {})
     return network.model.eval(), manifest

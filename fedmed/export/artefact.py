@@ -1,0 +1,224 @@
+"""The artefact: a folder from which a hospital can use the model, without this library and without PyTorch.
+
+=====================  ===========================================================================
+``model.onnx``         deploy form, any batch size; what ``predict.py`` runs
+``model.safetensors``  deploy form for PyTorch, and ``load_model.py``, which reads it
+``manifest.json``      classes, preprocessing, expected images, hashes of all files, proof, sizes
+``proof.json``         the complete proof that train and deploy form are the same function
+``model_card.md``      what the model is for, how well it does at each site, and its limits
+``predict.py``         classifies files; ``requirements.txt`` names all that it needs
+=====================  ===========================================================================
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmed import predict
+from fedmed.atomic_files import explain_write_failure, hash_file, replace_folder, write_text_atomically
+from fedmed.checkpoint import write_atomically
+from fedmed.config import Plan
+from fedmed.export import torch_loader
+from fedmed.export.compare import FormComparison, choose_batch_size, compare_outputs
+from fedmed.export.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    NOTICE,
+    ONNX_FILE,
+    describe_preprocessing,
+    digest_plan,
+    make_requirements,
+)
+from fedmed.export.measure import describe_sizes
+from fedmed.export.model_card import write_model_card
+from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
+from fedmed.reparameterization import Proof, convert, verify, verify_blocks
+from fedmed.seeding import seeded_torch
+from fedmed.wire import pack_tensors
+
+PROOF_FILE, CARD_FILE, REQUIREMENTS_FILE = "proof.json", "model_card.md", "requirements.txt"
+PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
+SEEDED_IMAGES = 16
+_GROSS = 0.01
+"""Largest difference on noise, in largest logits."""
+
+
+@dataclass(frozen=True)
+class ProofImages:
+    """Images on which the forms are compared."""
+
+    pixels: torch.Tensor
+    """Normalised float32 (N, 3, S, S)."""
+    labels: torch.Tensor
+    """int64 (N,)."""
+    source: str
+    """What they are, in words: ``96 test images of 4 sites``."""
+
+
+@dataclass(frozen=True)
+class ArtefactSettings:
+    """What an artefact says beside what can be computed from the model."""
+
+    plan: Plan
+    chosen_round: int
+    title: str = "A federated image classifier"
+    report: Mapping[str, Any] | None = None
+    """Content of ``report.json``: the figures of the model card."""
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    """Ranges of the images, see :func:`fedmed.export.manifest.describe_range`."""
+    release: Mapping[str, Any] = field(default_factory=lambda: {"kind": "automatic"})
+    """Who decided that the model may be used."""
+    site: str | None = None
+    """The only site whose model this is, where BatchNorm stays at the sites."""
+
+
+def build_artefact(
+    model: nn.Module, settings: ArtefactSettings, folder: Path, images: ProofImages | None = None
+) -> dict[str, Any]:
+    """Merge a copy of a trained model, prove that it is the same function, and write the artefact.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Train form, on the CPU; is set to evaluation mode, with channels last, and else unchanged.
+    settings : ArtefactSettings
+        What the artefact says.
+    folder : Path
+        Appears complete or not at all; an older one is replaced.
+    images : ProofImages, optional
+        Real images for the proof. Without them it is made block by block on seeded inputs in float64, and of the whole
+        network on seeded noise.
+
+    Returns
+    -------
+    dict
+        Content of ``manifest.json``.
+
+    Raises
+    ------
+    ExportError, ReparameterizationError
+        If the model cannot be exported or a form is not equal to the train form; nothing is written then.
+    CheckpointError
+        If the disk is full or cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        manifest = _fill(partial, model.eval(), settings, images)
+        shutil.rmtree(folder.with_name(f".{folder.name}.replaced.partial"), ignore_errors=True)
+        replace_folder(partial, folder)
+    except OSError as error:
+        raise explain_write_failure(folder, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: ProofImages | None) -> dict[str, Any]:
+    plan = settings.plan
+    shown = images or _make_noise(plan)
+    conversion = convert(model, fold_bn=True, example=shown.pixels[:2])
+    deploy = conversion.model.to(memory_format=torch.contiguous_format)
+    if images is None:
+        proof = verify_blocks(model, deploy, places=conversion.places)
+    else:
+        batch_size = choose_batch_size(plan.image_size)
+        proof = verify(model, deploy, images.pixels, images.labels, places=conversion.places, batch_size=batch_size)
+    proof.require()
+    release_memory()
+    write_text_atomically(folder / PROOF_FILE, proof.to_json())
+    write_atomically(folder / MODEL_FILE, pack_tensors(deploy.state_dict()))
+    write_onnx(deploy, plan.image_size, folder / ONNX_FILE)
+    release_memory()
+    try:
+        session = predict.open_session(folder / ONNX_FILE, torch.get_num_threads())
+    except predict.PredictionError as error:
+        raise ExportError(f"The ONNX file that was written cannot be run: {error}") from error
+    comparison = _compare(model, deploy, session, shown, len(plan.classes))
+    _check_comparison(comparison, on_noise=images is None)
+    sizes = describe_sizes(model, deploy, folder / ONNX_FILE, session, plan.image_size)
+    for name, module in PROGRAMS.items():
+        write_atomically(folder / name, Path(str(module.__file__)).read_bytes())
+    write_text_atomically(folder / REQUIREMENTS_FILE, make_requirements())
+    manifest = _describe(settings, _summarise(proof, conversion.places, comparison, shown.source), sizes)
+    write_text_atomically(folder / CARD_FILE, write_model_card(manifest, settings.report))
+    manifest["sha256"] = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    write_text_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False))
+    return manifest
+
+
+def _make_noise(plan: Plan) -> ProofImages:
+    with seeded_torch(plan.seed, "export"):
+        x_NCHW = torch.randn(SEEDED_IMAGES, 3, plan.image_size, plan.image_size)
+    return ProofImages(x_NCHW, torch.zeros(SEEDED_IMAGES, dtype=torch.int64), "seeded noise, no real images")
+
+
+def _compare(
+    model: nn.Module, deploy: nn.Module, session: Any, images: ProofImages, num_classes: int
+) -> FormComparison:
+    """Compare the forms, one image in the last batch so that another batch size than the exporter's is met."""
+    sizes = [len(images.pixels) - 1, 1] if len(images.pixels) > 1 else [1]
+    most = choose_batch_size(images.pixels.shape[-1])
+    batches = (batch for part in torch.split(images.pixels, sizes) for batch in torch.split(part, most))
+    return compare_outputs(model, deploy, session, batches, images.labels, num_classes)
+
+
+def _check_comparison(comparison: FormComparison, *, on_noise: bool) -> None:
+    """Refuse an export that is not what was trained; on noise only a gross difference, since images decide later."""
+    failures = comparison.failures()
+    if on_noise:
+        worst = max(one.max_abs_error / max(one.largest_logit, 1e-30) for one in (comparison.deploy, comparison.onnx))
+        failures = failures if worst > _GROSS else []
+    if failures:
+        raise ExportError(
+            f"What was exported is not equal to what was trained, so it is not kept. {' '.join(failures)}"
+        )
+
+
+def _summarise(proof: Proof, places: Any, comparison: FormComparison, source: str) -> dict[str, Any]:
+    return {
+        "images": source,
+        "merged_places": sum(place.merged for place in places),
+        "kept_norms": sum(not place.merged for place in places),
+        "blocks_max_relative_error": max((block.relative_error for block in proof.blocks), default=0.0),
+        "end_to_end": {one.precision: one.max_abs_error for one in proof.comparisons},
+        "deploy_form": _summarise_comparison(comparison.deploy),
+        "onnx": _summarise_comparison(comparison.onnx),
+        "details": PROOF_FILE,
+    }
+
+
+def _summarise_comparison(comparison: Any) -> dict[str, Any]:
+    keys = ("max_abs_error", "largest_logit", "num_images", "num_ties", "num_agreeing")
+    return {key: getattr(comparison, key) for key in keys}
+
+
+def _describe(settings: ArtefactSettings, proof: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    plan = settings.plan
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "form": "deploy",
+        "title": settings.title,
+        "notice": NOTICE,
+        "classes": plan.classes,
+        "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
+        "expected": dict(settings.expected),
+        "chosen_round": settings.chosen_round,
+        "batch_norm": plan.batch_norm,
+        "site": settings.site,
+        "release": dict(settings.release),
+        "plan": plan.model_dump(mode="json"),
+        "plan_sha256": digest_plan(plan),
+        "proof": proof,
+        "sizes": sizes,
+    }
+    return manifest

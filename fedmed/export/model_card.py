@@ -1,0 +1,186 @@
+"""``model_card.md``: what a model is for, how well it does and where, and what it must not be used for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
+BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
+_MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})
+
+
+def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> str:
+    """Return the card as Markdown.
+
+    Parameters
+    ----------
+    manifest : mapping
+        Content of ``manifest.json``; the hashes are not needed.
+    report : mapping, optional
+        Content of ``report.json`` of the same model. Without it the card says that no figures are known.
+    """
+    parts = [
+        f"# {_plain(manifest['title'])}\n\n**{manifest['notice']}** No decision about a patient may rest on it.",
+        _describe_use(manifest),
+        _describe_data(manifest, report),
+        _describe_results(report),
+        _describe_proof(manifest),
+        _describe_limits(manifest, report),
+        _describe_handling(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_use(manifest: Mapping[str, Any]) -> str:
+    plan = manifest["plan"]
+    release = manifest["release"]
+    by = f", by {_plain(release['by'])}" if release.get("by") else ""
+    return _section(
+        "Intended use",
+        "For research on classifiers of images of the kind described below. Given one image, the model states for each "
+        f"of {len(manifest['classes'])} classes how probable it holds it: {_list(manifest['classes'])}. It knows no "
+        "other class: an image of anything else gets probabilities that sum to 1 all the same.",
+        f"Network `{plan['model']['name']}`, trained in {plan['rounds']} rounds, of which round "
+        f"{manifest['chosen_round']} was chosen on validation images"
+        + (f"; for the site {_plain(manifest['site'])} only, with its own BatchNorm" if manifest.get("site") else "")
+        + f". Study: {_plain(plan['study'])}; approval: {_plain(plan['approval'] or 'none stated')}. "
+        f"Release: {_plain(release.get('kind', 'not stated'))}{by}.",
+    )
+
+
+def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+    paragraphs = []
+    if report and report.get("synthetic"):
+        paragraphs.append(
+            "**The images are synthetic.** The figures say that the software works, nothing about patients."
+        )
+    if report:
+        rows = [[_plain(name), _number(site.get("train_images"))] for name, site in report["sites"].items()]
+        paragraphs.append("Trained on images of these sites, none of which left its site:")
+        paragraphs.append(_table(["site", "training images"], rows))
+    expected = manifest["expected"]
+    if expected:
+        shown = [f"{key} {expected[key][0]:g} to {expected[key][1]:g}" for key in _RANGES if expected.get(key)]
+        shown += [f"colour: {expected['colour']}"] if expected.get("colour") else []
+        paragraphs.append(
+            f"`predict.py` writes a note beside every image outside these ranges ({_plain(expected['basis'])}): "
+            f"{'; '.join(shown)}. Mean and standard deviation are of the pixel values, 0 to 1."
+        )
+    else:
+        paragraphs.append(
+            "Nothing is known of the size and look of the training images, so `predict.py` notes nothing."
+        )
+    return _section("Data", *paragraphs)
+
+
+_RANGES = ("width", "height", "mean", "std")
+
+
+def _describe_results(report: Mapping[str, Any] | None) -> str:
+    if not report:
+        return _section("Results", "No report lies beside this model, so no figures are stated here.")
+    sites = {"**all sites**": report["figures"]} | {
+        _plain(name): site.get("test") or {} for name, site in report["sites"].items()
+    }
+    rows = [
+        [name, _number(_count(figures)), *(_show(figures.get(key)) for key in FIGURES)]
+        for name, figures in sites.items()
+    ]
+    classes = [
+        [_plain(name), *(_show(_find_class(report["figures"], key, name)) for key in BY_CLASS)]
+        for name in report["classes"]
+    ]
+    return _section(
+        "Results",
+        "On test images that were scored once, with the train form of the chosen round; 95 % intervals in brackets.",
+        _table(["site", "test images", *FIGURES.values()], rows),
+        "All sites together, by class:",
+        _table(["class", *BY_CLASS.values()], classes),
+    )
+
+
+def _describe_proof(manifest: Mapping[str, Any]) -> str:
+    proof, sizes = manifest["proof"], manifest["sizes"]
+    rows = [
+        [name, _number(form.get("parameters")), f"{form['bytes'] / 2**20:.1f}", f"{form['latency_ms']:.1f}"]
+        for name, form in (
+            ("train form", sizes["train_form"]), ("deploy form", sizes["deploy_form"]), ("ONNX file", sizes["onnx"])
+        )
+    ]  # fmt: skip
+    onnx, machine = proof["onnx"], sizes["machine"]
+    return _section(
+        "What was deployed",
+        f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])} "
+        f"the logits of the ONNX file differ from those of the trained network by {onnx['max_abs_error']:.1e} at most "
+        f"(allowed: 1e-4); the class is the same for {onnx['num_agreeing']} of the "
+        f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. `{proof['details']}` has the details.",
+        _table(["form", "parameters", "MiB", "ms for one image"], rows),
+        f"Times on a CPU ({machine['processor']}, {machine['threads']} threads), which may have been busy.",
+    )
+
+
+def _describe_limits(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+    limits = [
+        "It has not been shown to help patients, and no authority has approved it.",
+        "It was tested on images of the sites named above. Other devices, populations and ways of taking images may "
+        "give worse results, without a sign of it in the probabilities.",
+        "Probabilities are not guaranteed to be calibrated; the report states the calibration error.",
+        "Figures from few images are uncertain: read the intervals.",
+        "The weights may reveal something about training images to whoever examines them.",
+    ]
+    if report and any(value > 1 for value in (report.get("thresholds") or {}).values()):
+        limits.append("Sites withhold figures of small groups, so rare classes may be missing from the results.")
+    if manifest["batch_norm"] == "local":
+        limits.append("Its BatchNorm is one site's own; at another site it is not the model that was tested there.")
+    return _section("Limits", "\n".join(f"- {limit}" for limit in limits))
+
+
+def _describe_handling() -> str:
+    return _section(
+        "How to use it",
+        "    python -m venv .venv && .venv/bin/pip install -r requirements.txt\n"
+        "    .venv/bin/python predict.py IMAGE_OR_FOLDER... --csv out.csv",
+        "Columns: `file`, one probability for each class, `model` (SHA-256 of `model.onnx`) and `note`. A file that "
+        "cannot be read has a row with the reason and no probabilities. Rows with a note are of images unlike those "
+        "that the model was made with: look at them before anything is concluded from them.",
+        "In PyTorch, with fedmed installed: `from load_model import load_model`. `manifest.json` states how a file "
+        "becomes the network's input, in words and numbers, and the hashes of all files.",
+    )
+
+
+def _section(title: str, *paragraphs: str) -> str:
+    return "\n\n".join([f"## {title}", *paragraphs])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _show(figure: Mapping[str, Any] | None) -> str:
+    if not figure or figure.get("value") is None:
+        return "n/a"
+    interval = figure.get("interval")
+    return f"{figure['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _find_class(figures: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = (figures.get(key, {}).get("by_class") or {}).get(name)
+    return found
+
+
+def _count(figures: Mapping[str, Any]) -> int | None:
+    number: int | None = figures.get("accuracy", {}).get("n")
+    return number
+
+
+def _number(value: int | None) -> str:
+    return "n/a" if value is None else f"{value:,}"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(_plain, names))
+
+
+def _plain(text: object) -> str:
+    """Return a text that came from elsewhere, fit for Markdown."""
+    return str(text).translate(_MARKUP)

@@ -1,0 +1,198 @@
+"""From a finished run folder to the artefact of its chosen model."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmed.checkpoint import RunCheckpoints, SiteState, find_recalibrated
+from fedmed.config import RunConfig
+from fedmed.data import ImagePart, SiteData, load_site, make_eval_transform
+from fedmed.deployment import ServerConfig
+from fedmed.errors import DataError, RunFolderError
+from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
+from fedmed.export.check import Reproduction, check_artefact
+from fedmed.export.onnx_file import ExportError
+from fedmed.export.ranges import describe_range
+from fedmed.network import Network
+from fedmed.run_folder import RunFolder
+from fedmed.wire import unpack_tables
+
+MOST_IMAGES, FEWEST_IMAGES, MOST_PIXELS = 256, 16, 64 * 64 * 64
+"""Of the proof: 64 images of 64 x 64 pixels, more or fewer where they are smaller or larger. They run through two
+networks in two precisions, which should take seconds at the end of a run."""
+MOST_SITES = 8
+MOST_RANGE_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some images of a run."""
+
+    images: ProofImages | None
+    """None where there are none here, or they cannot be read any more."""
+    expected: dict[str, Any]
+
+
+def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict[str, Any]:
+    """Write the artefact of the chosen model of a finished run.
+
+    In a simulation it is proven on test images of the run; where the images are not here, on seeded inputs.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Of a simulation or a real federation, finished.
+    folder : Path
+        Where the artefact appears, complete or not at all.
+    site : str, optional
+        With ``batch_norm: local``: whose model is wanted.
+
+    Returns
+    -------
+    dict
+        Content of ``manifest.json``.
+
+    Raises
+    ------
+    FedmedError
+        If the run has not finished, the site is unknown, or the model cannot be exported or proven.
+    """
+    config = run.read_settings()
+    chosen = read_chosen_round(run)
+    network = load_network(run, config, chosen, site)
+    sample = sample_images(run, config, site)
+    settings = ArtefactSettings(
+        plan=config.make_plan(),
+        chosen_round=chosen,
+        title=f"Federated model '{config.name}'",
+        report=_read_report(run),
+        expected=sample.expected,
+        site=site,
+    )
+    return build_artefact(network.model, settings, folder, sample.images)
+
+
+def read_chosen_round(run: RunFolder) -> int:
+    """Return the round whose model the run has chosen.
+
+    Raises
+    ------
+    RunFolderError
+        If the run has not finished.
+    """
+    try:
+        return int(json.loads(run.finished_file.read_text())["chosen_round"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunFolderError(
+            f"The run in '{run.path}' has not finished, so no model is chosen yet. Let it end, or resume it."
+        ) from None
+
+
+def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, site: str | None = None) -> Network:
+    """Return the network of a round, in train form.
+
+    Raises
+    ------
+    FedmedError
+        If BatchNorm is local and no site, or an unknown one, is named; or the checkpoint is gone or damaged.
+    """
+    plan = config.make_plan()
+    sites = sorted(run.read_roster().values()) if isinstance(config, RunConfig) else []
+    if plan.batch_norm == "local" and site not in sites:
+        wanted = f"'{site}' is none of this run's sites" if site else "a site has to be named with --site"
+        here = ", ".join(sites[:20]) or "none is here: each hospital exports its own"
+        raise ExportError(
+            f"BatchNorm stays at the sites in this run, so each has a model of its own: {wanted} ({here})."
+        )
+    if plan.batch_norm != "local" and site is not None:
+        raise ExportError("All sites of this run share one model: leave out --site.")
+    network = Network(plan)
+    state = SiteState(run.sites / site / "state").load_before(chosen + 1) if site else None
+    kept = RunCheckpoints(run.checkpoints).load(chosen)
+    recalibrated = find_recalibrated(run.recalibrated, kept.model_sha256)
+    model_path = recalibrated[0] if recalibrated else kept.model_path
+    network.fill(model_path.read_bytes(), state[0] if state else {})
+    return network
+
+
+def sample_images(run: RunFolder, config: RunConfig | ServerConfig, site: str | None = None) -> Sample:
+    """Return images for the proof and what images are expected to be like.
+
+    A coordinating site has no images; its settings may say what pixel statistics are expected.
+    """
+    if isinstance(config, ServerConfig):
+        ranges = {"mean": config.data.expected_mean, "std": config.data.expected_std}
+        known: dict[str, Any] = {key: list(value) for key, value in ranges.items() if value is not None}
+        return Sample(None, {"basis": "stated by the coordinating site"} | known if known else {})
+    names = _choose_sites(run, site)
+    try:
+        sites = [load_site(config.data, config.sites, config.seed, run.splits, name, 0.0) for name in names]
+        return Sample(_gather(sites, config), _find_expected(sites))
+    except (DataError, RunFolderError):
+        return Sample(None, {})
+
+
+def reproduce(run: RunFolder, folder: Path, *, site: str | None = None) -> Reproduction:
+    """Score all test images of a simulation with its artefact and compare with the run's test tables.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Of a finished simulation whose images are still here.
+    folder : Path
+        The artefact.
+    site : str, optional
+        As for :func:`export_run`.
+
+    Raises
+    ------
+    FedmedError
+        If images, tables or artefact cannot be read.
+    """
+    config = run.read_config()
+    names = sorted(run.read_roster().values()) if site is None else [site]
+    logged = {path.stem: unpack_tables(path.read_bytes()) for path in (run.tables / "test").glob("*.safetensors")}
+    parts = ((name, load_site(config.data, config.sites, config.seed, run.splits, name, 0.0).test) for name in names)
+    return check_artefact(folder, parts, logged, config.make_plan())
+
+
+def _choose_sites(run: RunFolder, site: str | None) -> list[str]:
+    names = sorted(run.read_roster().values()) if site is None else [site]
+    step = math.ceil(len(names) / MOST_SITES)
+    return names[:: max(1, step)]
+
+
+def _gather(sites: list[SiteData], config: RunConfig) -> ProofImages | None:
+    """Return evenly chosen test images, or validation images where a run has no test images."""
+    limit = max(FEWEST_IMAGES, min(MOST_IMAGES, MOST_PIXELS // config.data.image_size**2))
+    transform = make_eval_transform(config.data.augmentation, config.data.image_size)
+    for kind in ("test", "validation"):
+        parts: list[ImagePart] = [part for part in (getattr(site, kind) for site in sites) if len(part)]
+        if parts:
+            chosen = [_choose_evenly(part, math.ceil(limit / len(parts))) for part in parts]
+            x_NCHW = torch.cat([transform(part.images(of)) for part, of in zip(parts, chosen, strict=True)])
+            labels = torch.cat([part.labels[of] for part, of in zip(parts, chosen, strict=True)])
+            return ProofImages(x_NCHW, labels, f"{len(labels)} {kind} images of {len(parts)} sites")
+    return None
+
+
+def _choose_evenly(part: ImagePart, most: int) -> list[int]:
+    number = min(most, len(part))
+    return [index * len(part) // number for index in range(number)]
+
+
+def _find_expected(sites: list[SiteData]) -> dict[str, Any]:
+    most = math.ceil(MOST_RANGE_IMAGES / len(sites))
+    chosen = [(site.train, index) for site in sites for index in _choose_evenly(site.train, most)]
+    basis = f"from {len(chosen)} training images of {len(sites)} sites"
+    return describe_range((part.images([index])[0] for part, index in chosen), basis)
+
+
+def _read_report(run: RunFolder) -> dict[str, Any] | None:
+    file = run.report / "report.json"
+    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return content

@@ -1,0 +1,330 @@
+"""Classify images with an exported model. Research software, not a medical device.
+
+    python -m fedmed.predict --model DIR IMAGE... --csv out.csv
+    python predict.py IMAGE...                                    inside the folder of an exported model
+
+This one file is copied into every exported model. It needs numpy, pillow and onnxruntime and nothing else.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import numpy as np
+    import numpy.typing as npt
+    import onnxruntime  # type: ignore[import-untyped]
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError as lacking:  # a person at a fresh machine needs the line to type, not a traceback
+    raise SystemExit(f"{lacking.name} is not installed here. Type: pip install -r requirements.txt") from None
+
+BANNER = "Research software, not a medical device: do not base a decision about a patient on it."
+MODEL_FILE, MANIFEST_FILE, FORMAT = "model.onnx", "manifest.json", 2
+SUFFIXES = (".jpeg", ".jpg", ".png")
+Array = npt.NDArray[Any]
+
+
+class PredictionError(Exception):
+    """A foreseeable failure; its text is meant for the person at the keyboard."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An exported model that is sound and ready to run."""
+
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    expected: dict[str, Any]  # ranges of what the model was trained on; empty where nothing is known
+    sha256: str
+    session: Any
+
+    def compute_logits(self, x_BCHW: Array) -> Array:
+        """Return float32 (B, K) from a normalised float32 batch (B, 3, S, S)."""
+        return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: x_BCHW})[0])
+
+
+def open_artefact(folder: Path, threads: int = 0) -> Artefact:
+    """Read the folder of an exported model and check the hash of ``model.onnx``; raises PredictionError."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        version, wanted = manifest["format"], manifest["sha256"].get(MODEL_FILE)
+        if version != FORMAT or wanted is None:
+            problem = f"has format {version!r}; needed is {FORMAT}, with the hash of {MODEL_FILE}"
+            raise PredictionError(f"The manifest in '{folder}' {problem}. Use the predict.py beside the model.")
+        classes, expected = tuple(map(str, manifest["classes"])), dict(manifest.get("expected") or {})
+        preprocessing = dict(manifest["preprocessing"])
+        prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing)  # all its numbers are there
+        found = hash_file(folder / MODEL_FILE)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"is no exported model: {_explain(error)}. Name its folder with --model."
+        raise PredictionError(f"'{folder}' {reason}") from None
+    if found != wanted:
+        problem = f"has been changed: its SHA-256 is {found[:16]}..., the manifest says {str(wanted)[:16]}..."
+        raise PredictionError(f"'{folder / MODEL_FILE}' {problem}. Copy the folder again from where it came.")
+    return Artefact(classes, preprocessing, expected, found, open_session(folder / MODEL_FILE, threads))
+
+
+def open_session(file: Path, threads: int = 0) -> Any:
+    """Return an ``InferenceSession`` on the CPU, 0: one thread a core; raises PredictionError if it cannot run."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common class of its errors
+        raise PredictionError(f"onnxruntime {onnxruntime.__version__} cannot run {file}: {error}") from None
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode_image(path: Path) -> Array:
+    """Read a JPEG or PNG file as it was read for training, as uint8 (H, W, 3), RGB; raises PredictionError.
+
+    Grey is repeated over the channels, palettes and CMYK are converted, transparent pixels become black, the EXIF
+    orientation is applied, and grey of 16 bits is scaled so that 65,535 becomes 255. Colour profiles are ignored.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            return np.array(_convert_to_rgb(_apply_orientation(image)))
+    except Exception as error:  # a broken file may raise anything
+        raise PredictionError(_explain(error)) from None
+
+
+def _apply_orientation(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF data says nothing about the pixels, so the image is taken as it lies
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255.
+        grey = np.rint(np.clip(np.asarray(image).astype(np.float64) / 257.0, 0, 255)).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def prepare_image(pixels: Array, preprocessing: dict[str, Any]) -> Array:
+    """Turn uint8 (H, W, 3) into what the model sees: float32 (3, S, S), ``(value / 255 - mean) / std``."""
+    x_CHW = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    size, rule = int(preprocessing["image_size"]), preprocessing["resize"]
+    if rule["kind"] == "shorter_side":
+        short, (height, width) = int(rule["size"]), x_CHW.shape[1:]
+        long = short * max(height, width) // min(height, width)
+        x_CHW = resize(x_CHW, short, long) if height <= width else resize(x_CHW, long, short)
+        top, left = (round((side - size) / 2) for side in x_CHW.shape[1:])
+        x_CHW = x_CHW[:, top : top + size, left : left + size]
+    else:
+        x_CHW = resize(x_CHW, size, size)
+    mean, std = (np.array(preprocessing[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    return np.asarray((x_CHW.astype(np.float32) / np.float32(255) - mean) / std)
+
+
+def resize(x_CHW: Array, height: int, width: int) -> Array:
+    """Resize uint8 planes, bilinear with antialiasing, to the same bits as PyTorch does for uint8.
+
+    First along the rows, then along the columns, each rounded to uint8. Result i is the sum of the inputs j around
+    ``c = (i + 0.5) * scale`` with the weights ``max(0, 1 - |j + 0.5 - c| / max(scale, 1))``, scaled to a sum of 1 and
+    then to integers of 16 bits.
+    """
+    channels, rows, columns = x_CHW.shape
+    if columns != width:
+        flat = x_CHW.reshape(channels * rows, columns)
+        parts = [_round(flat[:, span] @ w.T, bits) for span, w, bits in _weigh(columns, width)]
+        x_CHW = np.concatenate(parts, axis=1).reshape(channels, rows, width)
+    if rows != height:
+        parts = [_round(np.matmul(w, x_CHW[:, span]), bits) for span, w, bits in _weigh(rows, height)]
+        x_CHW = np.concatenate(parts, axis=1)
+    return x_CHW
+
+
+def _weigh(size: int, target: int, block: int = 8) -> Iterator[tuple[slice, Array, int]]:
+    """Yield for some results: their inputs, whole-numbered weights (in float64 such sums are exact), and their bits."""
+    support = max(size / target, 1.0)
+    centres = [(i + 0.5) * (size / target) for i in range(target)]
+    spans = [(max(int(c - support + 0.5), 0), min(int(c + support + 0.5), size)) for c in centres]
+    taps = [
+        np.maximum(0.0, 1 - np.abs((np.arange(*span) - centre + 0.5) * (1 / support)))
+        for centre, span in zip(centres, spans, strict=True)
+    ]
+    rows = [row / row.sum() for row in taps]
+    largest, bits = max(row.max() for row in rows), 0
+    while bits < 22 and int(0.5 + largest * 2 ** (bits + 1)) < 2**15:
+        bits += 1
+    for first in range(0, target, block):
+        chosen = range(first, min(first + block, target))
+        begin, end = spans[chosen[0]][0], spans[chosen[-1]][1]
+        weights = np.zeros((len(chosen), end - begin))
+        for i in chosen:
+            weights[i - first, spans[i][0] - begin : spans[i][1] - begin] = np.floor(0.5 + rows[i] * 2**bits)
+        yield slice(begin, end), weights, bits
+
+
+def _round(sums: Array, bits: int) -> Array:
+    return np.asarray(np.clip(np.floor(sums / 2**bits + 0.5), 0, 255), dtype=np.uint8)
+
+
+def describe_pixels(pixels: Array) -> dict[str, Any]:
+    """Return size, colour, and mean and standard deviation of all values, 0 to 1, of uint8 (H, W, 3)."""
+    counts = np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256).sum(axis=0)
+    values, total = np.arange(256) / 255, counts.sum()
+    mean, (red, green, blue) = float(counts @ values / total), pixels.transpose(2, 0, 1)
+    return {
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "colour": "grey" if np.array_equal(red, green) and np.array_equal(green, blue) else "colour",
+        "mean": mean,
+        "std": max(float(counts @ values**2 / total) - mean**2, 0.0) ** 0.5,
+    }
+
+
+def find_oddities(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Return a note about everything that lies outside the ranges of the manifest; empty if nothing does."""
+    bounds = {key: expected[key] for key in ("width", "height", "mean", "std") if expected.get(key)}
+    notes = [
+        f"{key} {found[key]:.4g} is outside {low:.4g} to {high:.4g}"
+        for key, (low, high) in bounds.items()
+        if not low <= found[key] <= high
+    ]
+    if expected.get("colour", "both") not in {"both", found["colour"]}:
+        notes.append(f"a {found['colour']} image, where {expected['colour']} images are expected")
+    return "; ".join(notes)
+
+
+def find_images(paths: Iterable[str]) -> Iterator[Path]:
+    """Yield files as they are named, and of folders all JPEG and PNG files, also of folders inside, sorted."""
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+        for folder, subfolders, names in os.walk(path):  # of a file: nothing
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            chosen = (name for name in sorted(names) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+            yield from (Path(folder, name) for name in chosen)
+
+
+def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 16) -> Iterator[list[str]]:
+    """Yield a row for each file: name, probabilities (empty if it cannot be read), hash of the model, note."""
+    for first in range(0, len(files), batch_size):
+        batch, notes, ready, shares = files[first : first + batch_size], {}, {}, {}
+        for file in batch:
+            try:
+                pixels = decode_image(file)
+                notes[file] = find_oddities(describe_pixels(pixels), artefact.expected)
+                ready[file] = prepare_image(pixels, artefact.preprocessing)
+            except (PredictionError, MemoryError) as error:
+                notes[file] = f"not read: {_explain(error)}"
+        if ready:
+            logits = artefact.compute_logits(np.stack(list(ready.values()))).astype(np.float64)
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares = dict(zip(ready, powers / powers.sum(axis=1, keepdims=True), strict=True))
+        for file in batch:
+            cells = [f"{share:.6f}" for share in shares[file]] if file in shares else [""] * len(artefact.classes)
+            yield [_make_safe(str(file)), *cells, artefact.sha256, _make_safe(notes[file])]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parse(arguments)
+    print(BANNER, file=sys.stderr)
+    warnings.filterwarnings("ignore", module="PIL")  # remarks about size and metadata
+    try:
+        _write_table(open_artefact(options.model, options.threads), list(find_images(options.images)), options)
+    except KeyboardInterrupt:
+        print("\nStopped; the table is not complete.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except PredictionError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=f"Classify JPEG and PNG images with an exported model. {BANNER}",
+        epilog="exit code: 0 finished (single files may be unreadable); 1 explained problem; 2 wrong arguments",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders to search")
+    here = Path(__file__).parent
+    parser.add_argument("--model", type=Path, default=here, metavar="DIR", help="the model's folder (default: here)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the table (default: standard output)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: one for each core)")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1 or options.threads < 0:
+        parser.error("allowed are --batch-size from 1 and --threads from 0")
+    return options
+
+
+def _write_table(artefact: Artefact, files: Sequence[Path], options: argparse.Namespace) -> None:
+    if not files:
+        raise PredictionError("There is no JPEG or PNG file in what was named.")
+    start, unread, noted, end = time.monotonic(), 0, 0, ""
+    with _open_table(options.csv) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["file", *map(_make_safe, artefact.classes), "model", "note"])
+        for number, row in enumerate(predict_files(artefact, files, options.batch_size), start=1):
+            writer.writerow(row)
+            unread, noted = unread + (row[1] == ""), noted + (row[1] != "" and row[-1] != "")
+            if sys.stderr.isatty() and (options.csv or not sys.stdout.isatty()):
+                end = "\n"
+                print(f"\r{number} of {len(files)} files", end="", file=sys.stderr, flush=True)
+    took = f"{end}{len(files)} files in {time.monotonic() - start:.1f} s"
+    print(f"{took}: {unread} not read, {noted} with a note.", file=sys.stderr)
+
+
+@contextmanager
+def _open_table(path: Path | None) -> Iterator[IO[str]]:
+    """Open the table's file, which takes its name only when it is complete; or standard output."""
+    if path is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="replace", newline="") as stream:
+            yield stream
+        partial.replace(path)
+    except OSError as error:
+        raise PredictionError(f"'{path}' cannot be written: {_explain(error)}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _make_safe(text: str) -> str:
+    """Return a text that a spreadsheet does not take for a formula and a terminal not for a command."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "neither JPEG nor PNG, or empty"
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return f"it has no {text}" if isinstance(error, KeyError) else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What a site says of a candidate, and how the sites' answers are pooled."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedmed.export.compare import FormComparison
+from fedmed.export.release_form import (
+    change_manifest,
+    describe_comparison,
+    describe_problem,
+    find_breach,
+    pool,
+    read_answer,
+    write_card,
+)
+from fedmed.fairness.suppression import Release
+from fedmed.reparameterization import Comparison
+from fedmed.wire import WireError, pack_files, unpack_files
+
+
+def make(error: float = 1.23456e-7, agreeing: int = 9) -> FormComparison:
+    """Ten images of two classes, one a tie."""
+    one = Comparison("float32", error, 3.14159, 10, 1, agreeing)
+    return FormComparison(one, one, [[4, 0, 0, 1], [3, 1, 0, 1]])
+
+
+def test_floats_are_rounded_up_to_two_digits() -> None:
+    told = describe_comparison(make())
+    assert (told["onnx"]["max_abs_error"], told["onnx"]["largest_logit"]) == (1.3e-7, 3.2)
+    assert describe_comparison(make(1e-4))["deploy"]["max_abs_error"] == 1e-4
+    assert describe_comparison(make(1.0000001e-4))["deploy"]["max_abs_error"] == 1.1e-4
+    assert describe_comparison(make(0.0))["deploy"]["max_abs_error"] == 0.0
+
+
+def test_answer_comes_back_through_json() -> None:
+    told = json.loads(json.dumps(describe_comparison(make()), allow_nan=False))
+    found = read_answer(told, 2)
+    assert describe_comparison(found) == told
+    assert found.failures() == []
+    bad = read_answer(json.loads(json.dumps(describe_comparison(make(math.inf)), allow_nan=False)), 2)
+    assert len(bad.failures()) == 2
+    assert read_answer(describe_problem("It is\nbroken." + "x" * 1000), 2).startswith("It is?broken.x")
+
+
+def malform(**changes: Any) -> dict[str, Any]:
+    told = copy.deepcopy(describe_comparison(make()))
+    for key, value in changes.items():
+        form, _, name = key.partition("_of_")
+        (told[name] if name else told)[form] = value
+    return told
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        [],
+        {},
+        {"problem": 3},
+        {"problem": "x", "more": 1},
+        malform(more=1),
+        malform(paired=[[4, 0, 0, 1]]),
+        malform(paired=[[4, 0, 0, 1], [3, 1, 0]]),
+        malform(paired=[[4, 0, 0, 1], [3, 1, 0, 2]]),
+        malform(paired=[[4, 0, 0, 1], [3, 1, 0, True]]),
+        malform(paired=[[4, 0, 0, 1], [6, -2, 0, 1]]),
+        malform(max_abs_error_of_onnx="0"),
+        malform(max_abs_error_of_onnx=-1.0),
+        malform(max_abs_error_of_onnx=0),
+        malform(max_abs_error_of_onnx=math.nan),
+        malform(precision_of_onnx="float16"),
+        malform(num_images_of_deploy=11),
+        malform(num_agreeing_of_deploy=10),
+        malform(num_ties_of_deploy=1.0),
+        malform(secret_of_deploy=1),
+    ],
+)
+def test_malformed_answer_is_refused(values: object) -> None:
+    with pytest.raises(WireError, match="malformed"):
+        read_answer(values, 2)
+
+
+def test_small_numbers_do_not_leave() -> None:
+    assert find_breach(make(), Release(10, 5)) is None
+    assert find_breach(make(), Release(11, 5)) is not None
+    assert find_breach(make(), Release(10, 6)) is not None
+    empty = Comparison("float32", 0.0, 0.0, 0, 0, 0)
+    assert find_breach(FormComparison(empty, empty, [[0] * 4] * 2), Release(10, 5)) is None
+
+
+def test_pooled_answer_names_no_site() -> None:
+    pooled = pool({"a": make(1e-7), "b": make(3e-7)})
+    assert pooled["num_sites"] == 2
+    assert pooled["num_images"] == pooled["onnx"]["num_images"] == 20
+    assert pooled["onnx"]["max_abs_error"] == 3e-7
+    assert pooled["paired"] == [[8, 0, 0, 2], [6, 2, 0, 2]]
+    assert pool({}) == {"num_sites": 0, "num_images": 0}
+
+
+def test_manifest_of_a_train_form_can_be_changed_and_has_no_card(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"sha256": {}, "form": "train"}')
+    (folder / "model.safetensors").write_bytes(b"x")
+    changed = change_manifest(folder, None, {"release": {"by": "Ada"}})
+    assert json.loads((folder / "manifest.json").read_text()) == changed
+    assert changed == {"sha256": {}, "form": "train", "release": {"by": "Ada"}}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "model", "model.safetensors"]
+
+
+def test_files_are_packed_with_known_names_and_sizes_only() -> None:
+    files = {"a": b"1", "b": torch.arange(5).numpy().tobytes()}
+    packed = pack_files(files)
+    assert packed == pack_files(dict(reversed(files.items())))
+    assert unpack_files(packed, {"a": 1, "b": 40}) == files
+    for limits in ({"a": 1}, {"a": 1, "b": 40, "c": 1}, {"a": 1, "b": 39}):
+        with pytest.raises(WireError):
+            unpack_files(packed, limits)
+    for data in (b"", b"garbage", packed[:-1]):
+        with pytest.raises(WireError, match="cannot be read"):
+            unpack_files(data, {"a": 1})
+    assert write_card  # what it says is tested with a federation, in tests/server/test_candidate.py
