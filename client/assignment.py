@@ -23,7 +23,7 @@ from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError, tame
 
 ALLOWED_APP = "fedmed/fedmed"
-ALLOWED_KINDS = ("query", "train", "evaluate")
+ALLOWED_KINDS = ("query", "train", "evaluate", "evaluate.recalibrate", "evaluate.release")
 
 _logger = logging.getLogger("fedmed.supernode")
 

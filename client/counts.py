@@ -19,10 +19,13 @@ from fedmed.errors import RunFolderError
 COUNTS_FILE = "counts.json"
 MAX_TESTED_MODELS = 3
 """Different models of a run whose test tables may leave: the chosen one, and a little for runs that were stopped."""
+MAX_COMPARED = 5
+"""Different artefacts of a run that may be compared on test images; it is made anew after a crash at a bad moment."""
 MAX_RUNS = 100
 """Runs of a study."""
 _SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
 """More updates than rounds that leave, since a round is repeated when the server was started anew in it."""
+_USES_TRAINING_IMAGES = {"train", "recalibrate"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Counts:
     study: str | None
     """As the server names it."""
     trained: int = 0
-    """Updates."""
+    """Updates, and sums of BatchNorm's inputs."""
     tested: tuple[str, ...] = ()
-    """Hashes of the models whose test tables were sent."""
+    """Hashes of the models whose test tables were sent, or whose forms were compared."""
+    compared: tuple[str, ...] = ()
+    """Hashes of the artefacts that were compared with their model."""
 
 
 class Ledger:
@@ -66,9 +71,10 @@ class Ledger:
         counts = self._read(self._runs / request.plan.run_id / COUNTS_FILE)
         if counts is None:
             return self._check_runs(request)
-        if request.kind == "train":
+        if request.kind in _USES_TRAINING_IMAGES:
             return self._check_trained(counts)
-        return _check_tested(counts, model_sha256) if request.part == "test" else []
+        refusals = _check_tested(counts, model_sha256) if request.part == "test" else []
+        return refusals + (_check_compared(counts, request) if request.kind == "release" else [])
 
     def note(self, request: Request, model_sha256: str | None) -> None:
         """Count an answer that is about to leave; it is on the disk when this returns.
@@ -76,7 +82,7 @@ class Ledger:
         Parameters
         ----------
         request : Request
-            What is answered with an update or with tables.
+            What is answered with more than words.
         model_sha256 : str, optional
             The model that was tested.
         """
@@ -85,8 +91,9 @@ class Ledger:
         tested = [model_sha256] if request.part == "test" and model_sha256 is not None else []
         new = Counts(
             study=old.study,
-            trained=old.trained + (request.kind == "train"),
+            trained=old.trained + (request.kind in _USES_TRAINING_IMAGES),
             tested=tuple(dict.fromkeys([*old.tested, *tested])),
+            compared=tuple(dict.fromkeys([*old.compared, *filter(None, [request.artefact_sha256])])),
         )
         if new != old or not path.is_file():
             write_atomically(path, json.dumps(asdict(new), sort_keys=True).encode())
@@ -112,7 +119,8 @@ class Ledger:
     def _read(path: Path) -> Counts | None:
         try:
             values = json.loads(path.read_bytes())
-            return Counts(values["study"], int(values["trained"]), tuple(map(str, values["tested"])))
+            tested, compared = tuple(map(str, values["tested"])), tuple(map(str, values.get("compared", ())))
+            return Counts(values["study"], int(values["trained"]), tested, compared)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -129,3 +137,11 @@ def _check_tested(counts: Counts, model_sha256: str | None) -> list[Refusal]:
     found = f"a test of one more model after {len(counts.tested)} in this run"
     advice = "Test images are for the chosen model only; the federation can go on without this test."
     return [Refusal("test_tables", found, f"up to {MAX_TESTED_MODELS} different models", advice)]
+
+
+def _check_compared(counts: Counts, request: Request) -> list[Refusal]:
+    if request.artefact_sha256 in counts.compared or len(counts.compared) < MAX_COMPARED:
+        return []
+    found = f"a comparison of one more artefact after {len(counts.compared)} in this run"
+    advice = "The model can be released without this site's comparison."
+    return [Refusal("test_tables", found, f"up to {MAX_COMPARED} different artefacts", advice)]

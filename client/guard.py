@@ -7,7 +7,6 @@ bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` 
 
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 
 from client.counts import Ledger
 from client.local import Hospital, find_hospital
+from client.parts import Part, list_parts, shorten_part
 from client.policy import (
     Refusal,
     check_disk,
@@ -36,10 +36,10 @@ from client.worker import describe_error
 from fedmed.audit import AuditLog
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, tame
+from fedmed.export import release_form
 from fedmed.fairness.suppression import find_breach
-from fedmed.network import hash_model
 from fedmed.training import TrainingError
-from fedmed.wire import MODEL, REPORT, REQUEST, STYPE, TABLES, WireError, read_tables, read_values
+from fedmed.wire import ARTEFACT, MODEL, REPORT, REQUEST, SUMS, TABLES, WireError, read_tables, read_values
 
 LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
     "query": {
@@ -55,6 +55,13 @@ LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
         REPORT: frozenset({"model_sha256", "missing_model"}),
         TABLES: frozenset(),
     },
+    "recalibrate": {
+        REPORT: frozenset({"model_sha256", "missing_model"}),
+        SUMS: frozenset(),
+    },
+    "release": {
+        REPORT: frozenset({"model_sha256", "missing_model", "artefact_sha256", "comparison"}),
+    },
 }
 """All that leaves a site: kind of message -> part -> keys of the report."""
 
@@ -62,14 +69,11 @@ _ARRIVING = (REQUEST, MODEL)
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 _logger = logging.getLogger("fedmed.client")
 
-_MOST_KEYS = 40  # of an arriving part, in the audit log
-
 
 class NotRecordedError(RunFolderError):
     """What happens cannot be written down, so that nothing may leave, not even what is wrong."""
 
 
-Part = dict[str, Any]
 Clock = Callable[[], datetime]
 
 
@@ -109,9 +113,10 @@ class Guard:
             request = read_request(message)
         except WireError as error:
             problem = error
-        if any(part["name"] not in _ARRIVING or part["sha256"] is None for part in parts):
-            problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(_ARRIVING)}.")
-        self._audit.append("received", **_describe(message, request), parts=[_shorten(part) for part in parts])
+        agreed = (*_ARRIVING, ARTEFACT) if message_kind(message) == "release" else _ARRIVING
+        if any(part["name"] not in agreed or part["sha256"] is None for part in parts):
+            problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(agreed)}.")
+        self._audit.append("received", **_describe(message, request), parts=[shorten_part(part) for part in parts])
         if problem is not None or request is None:
             raise problem or WireError("The message cannot be read.")
         return request
@@ -153,7 +158,7 @@ class Guard:
         if problem is not None:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
-        if MODEL in reply.content or TABLES in reply.content:
+        if any(part in reply.content for part in (MODEL, TABLES, SUMS)) or _is_comparison(request, reply):
             tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
             self._ledger.note(request, tested)
         self._audit.append("sent", **_describe(message, request), parts=parts)
@@ -180,6 +185,8 @@ class Guard:
         ]
 
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
+        if _is_comparison(request, reply):
+            return self._find_breach_of_comparison(request, reply)
         if TABLES not in reply.content:
             return None
         tables = read_tables(reply)
@@ -187,6 +194,17 @@ class Guard:
             return "its tables are of other groups than the site"
         breach = find_breach(tables, choose_release(self._policy, request.part))
         return None if breach is None else f"its tables must not leave, because {breach}"
+
+    def _find_breach_of_comparison(self, request: Request, reply: Message) -> str | None:
+        compared = read_values(reply, REPORT)["comparison"]
+        try:
+            found = release_form.read_answer(compared, len(request.plan.classes))
+        except WireError:
+            return "its comparison of the model's forms is malformed"
+        if isinstance(found, str):  # words of ours about what the server has sent
+            return None
+        breach = release_form.find_breach(found, choose_release(self._policy, request.part))
+        return None if breach is None else f"its comparison must not leave, because {breach}"
 
 
 def guard_messages(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -231,14 +249,6 @@ def _recorded() -> Iterator[None]:
         ) from error
 
 
-def list_parts(content: RecordDict) -> list[Part]:
-    """Return name, bytes and SHA-256 of every part of a message, with the keys of a request or report.
-
-    A part of an unknown form has no digest, and is never accepted or sent.
-    """
-    return [_describe_part(str(name), record) for name, record in content.items()]
-
-
 @functools.lru_cache(maxsize=4)
 def _make_guard(state_dir: Path, policy_json: str) -> Guard:
     policy = PolicyConfig.model_validate_json(policy_json)
@@ -257,41 +267,6 @@ def _describe(message: Message, request: Request | None) -> dict[str, Any]:
     return about
 
 
-def _describe_part(name: str, record: object) -> Part:
-    data, keys = _read_record(record)
-    part: Part = {"name": tame(name, 60), "bytes": 0 if data is None else len(data), "sha256": None}
-    if data is not None:
-        part["sha256"] = hash_model(data) if name == MODEL else hashlib.sha256(data).hexdigest()
-    return part if keys is None else part | {"keys": keys}
-
-
-def _shorten(part: Part) -> Part:
-    """Return a part that arrived, with no more of its keys than a log should hold."""
-    keys = part.get("keys", [])
-    return part if len(keys) <= _MOST_KEYS else part | {"keys": keys[:_MOST_KEYS], "num_keys": len(keys)}
-
-
-def _read_record(record: object) -> tuple[bytes | None, list[str] | None]:
-    """Return the bytes of a record of one of the agreed forms, and the keys of a request or report."""
-    if isinstance(record, ConfigRecord) and set(record) == {"json"}:
-        text = record["json"]
-        keys = _read_keys(text) if isinstance(text, str) else None
-        return (None, None) if keys is None else (str(text).encode(), keys)
-    if isinstance(record, ArrayRecord) and set(record) == {"bytes"}:
-        array = record["bytes"]
-        if (array.stype, array.dtype, array.shape) == (STYPE, "uint8", (len(array.data),)):
-            return array.data, None
-    return None, None
-
-
-def _read_keys(text: str) -> list[str] | None:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return sorted(values) if isinstance(values, dict) else None
-
-
 def _find_stranger(kind: str, parts: list[Part]) -> str | None:
     """Return what in a reply is not on the list; without its name, which might tell something itself."""
     allowed = LEAVING[kind]
@@ -299,6 +274,10 @@ def _find_stranger(kind: str, parts: list[Part]) -> str | None:
         return "it holds a part that is not on the list of what may leave, or none"
     strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
     return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
+
+
+def _is_comparison(request: Request, reply: Message) -> bool:
+    return request.kind == "release" and "comparison" in read_values(reply, REPORT)
 
 
 def _explain(error: BaseException) -> BaseException:

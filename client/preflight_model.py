@@ -27,7 +27,8 @@ _TIGHT, _TOO_MUCH = 0.8, 1.5
 _FLOAT_BYTES = 4
 _ACTIVATION_FACTOR = 2  # what a layer gives, and its gradient or an intermediate result of it
 _SPARE_DISK_BYTES = 512 * 2**20
-_MODELS_ON_DISK = 8  # states of two or three rounds, the residual beside each, the released model while it is replaced
+_MODELS_ON_DISK = 12  # states of two or three rounds, the residual beside each; two files of the candidate, and of the
+# released model while it is replaced
 
 
 def check_device(bench: Bench, name: str) -> CheckResult:

@@ -13,7 +13,8 @@ from typing import Any, get_args
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.guard import list_parts
+from client.parts import list_parts
+from client.policy import check_test
 from client.preflight_bench import Bench, Check, CheckResult
 from client.preflight_data import WHOLE
 from client.preflight_model import use_threads
@@ -24,6 +25,7 @@ from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_split
 from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.metrics.tables import EvaluationTables
+from fedmed.reparameterization import Comparison
 from fedmed.wire import REPORT, REQUEST, TABLES, make_content, read_tables, read_values
 
 _SMALL = "small"
@@ -44,7 +46,26 @@ def list_size_checks() -> tuple[Check, ...]:
     ]
     checks = [Check("leaves: description", partial(_check_reply, "query", {}, "none"), _NEEDS)]
     checks += [Check(name, partial(_check_reply, kind, values, how), _NEEDS) for name, kind, values, how in rounds]
+    checks.append(Check("leaves: comparison", _check_comparison, _NEEDS))
     return tuple(checks)
+
+
+def _check_comparison(bench: Bench, name: str) -> CheckResult:
+    """Say what leaves before the release; in the form of a reply, since there is nothing to compare yet."""
+    # Imported late: it imports the ONNX runtime.
+    from fedmed.export.compare import FormComparison  # noqa: PLC0415
+    from fedmed.export.release_form import describe_comparison  # noqa: PLC0415
+
+    refusals = check_test(bench.config.policy, "test")
+    if refusals:
+        return CheckResult(name, "ok", f"nothing: {refusals[0]}")
+    form = Comparison("float32", 1e-6, 10.0, 0, 0, 0)
+    told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(bench.get_plan().classes)))
+    content = make_content(REPORT, {"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": told})
+    parts = "; ".join(map(_describe_part, list_parts(content)))
+    return CheckResult(
+        name, "ok", f"{parts}, about: largest differences between the forms of the model, and counts of test images"
+    )
 
 
 def _check_reply(kind: str, values: Values, compression: Compression, bench: Bench, name: str) -> CheckResult:

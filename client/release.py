@@ -2,7 +2,8 @@
 
 ::
 
-    state_dir/model/              model.safetensors, manifest.json, manifest.sig
+    state_dir/model/              the deployable model, its card, its proof, predict.py; manifest.json, manifest.sig
+    state_dir/own_model/          with batch_norm: local, this site's own deployable model; model/ is then in train form
     state_dir/federation_report/  index.html, report.json: the federation's report
     state_dir/report/             this site's own report; it never leaves
     state_dir/collected.json      which release was collected last, and which runs have ended
@@ -17,15 +18,23 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from client.collected import Collected, find_collected, write_collected
+from client.release_content import (
+    ASK,
+    HISTORY_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    Manifest,
+    ReleaseError,
+    parse_manifest,
+    write_programs,
+)
 from client.site_audit import open_site_audit
 from fedmed.atomic_files import hash_file, replace_folder, sync_folder
 from fedmed.deployment import ClientConfig, load_client_config
@@ -33,30 +42,10 @@ from fedmed.errors import FedmedError, tame
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
 
-MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
-MODEL_FILE, REPORT_FILE, REPORT_DATA_FILE, HISTORY_FILE = (
-    "model.safetensors",
-    "report.html",
-    "report.json",
-    "history.json",
-)
-_FILES = (MODEL_FILE, REPORT_FILE, REPORT_DATA_FILE, HISTORY_FILE)
-_PLACES = {
-    "federation_report": {"index.html": REPORT_FILE, "report.json": REPORT_DATA_FILE},
-    "model": {MODEL_FILE: MODEL_FILE, MANIFEST_FILE: MANIFEST_FILE, SIGNATURE_FILE: SIGNATURE_FILE},
-}
-"""Folder at the site -> file in it -> file of the release. The model comes last: with it the release is here."""
 _PARTIAL = ".release.partial"
 _SPARE_BYTES = 64 * 2**20
 _MAX_MANIFEST_BYTES = 2**24
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_ASK = "Nothing was put in place. Try again: flower-client --fetch-model; if it stays, tell the coordinating site."
 _logger = logging.getLogger("fedmed.client")
-
-
-class ReleaseError(FedmedError):
-    """The released model cannot be used: it is damaged, incomplete, or not the one that was announced."""
 
 
 class ReleaseServer(Protocol):
@@ -67,20 +56,6 @@ class ReleaseServer(Protocol):
 
     def report_collected(self, manifest_sha256: str) -> None:
         """Tell the server that this site has the model."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The signed list of what belongs to a release."""
-
-    sha256: str
-    """Of the manifest's bytes; the name of the release."""
-    content: dict[str, Any]
-    run_id: str
-    model_sha256: str
-    """Hash of the model, as in the rounds."""
-    files: dict[str, tuple[str, int]]
-    """File name -> SHA-256 and bytes."""
 
 
 def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = None) -> Path:
@@ -110,6 +85,8 @@ def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = 
     with single_instance(state_dir / "release.lock", "a process that collects the released model"):
         manifest = _bring_home(config, fleet, state_dir, announced)
         _finish(fleet, state_dir, manifest)
+        if manifest.content.get("batch_norm") == "local":  # takes its time, for which the server need not wait
+            _make_own_model(config, manifest)
     return state_dir / "model"
 
 
@@ -120,7 +97,7 @@ def fetch_model(config: ClientConfig, announced: str | None = None) -> str:
     with Fleet(config) as fleet:
         folder = collect(config, fleet, announced)
     own_report = folder.parent / "report" / "index.html"
-    return f"The released model is in {folder}, this site's own report in {own_report}."
+    return f"{_describe_model(folder)}. This site's own report is in {own_report}."
 
 
 def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, announced: str | None) -> Manifest:
@@ -131,11 +108,11 @@ def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, ann
         manifest = _download_manifest(config, fleet, partial, announced)
         _check_belonging(config, manifest, state_dir, by_itself=announced is not None)
         _gather_files(fleet, partial, state_dir, manifest)
-        _put_in_place(partial, state_dir)
+        _put_in_place(partial, state_dir, manifest)
         _log_arrival(state_dir, manifest)
         _write_own_report(config, manifest, partial / HISTORY_FILE)
     except OSError as error:
-        raise ReleaseError(f"The released model could not be stored: {error.strerror or error}. {_ASK}") from error
+        raise ReleaseError(f"The released model could not be stored: {error.strerror or error}. {ASK}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
@@ -150,29 +127,10 @@ def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path,
     if announced is not None and sha256 != announced:
         raise ReleaseError(
             f"The server announced the release {announced[:16]}... and sent {sha256[:16]}.... It may have released "
-            f"again meanwhile. {_ASK}"
+            f"again meanwhile. {ASK}"
         )
     check_signature(Path(config.release_key), data, (folder / SIGNATURE_FILE).read_text("ascii", "replace").strip())
-    return _parse_manifest(data, sha256)
-
-
-def _parse_manifest(data: bytes, sha256: str) -> Manifest:
-    try:
-        content = json.loads(data)
-        files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in content["files"].items()}
-        manifest = Manifest(sha256, content, str(content["run_id"]), str(content["model_sha256"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ReleaseError(
-            f"The manifest of the release cannot be read ({type(error).__name__}: {error}). Server and site must run "
-            "the same version of fedmed."
-        ) from None
-    missing = [name for name in _FILES if name not in files]
-    hashes = [manifest.model_sha256, *(digest for digest, _ in files.values())]
-    sound = all(map(_SHA256.fullmatch, hashes)) and _PLAIN_NAME.fullmatch(manifest.run_id)
-    if missing or not sound:
-        problem = f"it lacks {', '.join(missing)}" if missing else "it holds names or hashes that are none"
-        raise ReleaseError(f"The manifest of the release cannot be used: {problem}. {_ASK}")
-    return manifest
+    return parse_manifest(data, sha256)
 
 
 def _check_belonging(config: ClientConfig, manifest: Manifest, state_dir: Path, *, by_itself: bool) -> None:
@@ -183,11 +141,11 @@ def _check_belonging(config: ClientConfig, manifest: Manifest, state_dir: Path, 
         wanted, found = getattr(config.policy, key), told.get(key)
         if wanted is not None and wanted != found:
             raise ReleaseError(
-                f"The released model is of {key} {tame(repr(found))}; policy.{key} allows {wanted!r} only. {_ASK}"
+                f"The released model is of {key} {tame(repr(found))}; policy.{key} allows {wanted!r} only. {ASK}"
             )
     here = _read_release_time(state_dir / "model" / MANIFEST_FILE)
     if str(manifest.content.get("released", "")) < here:
-        raise ReleaseError(f"The server offers a model that was released before the one here ({here}). {_ASK}")
+        raise ReleaseError(f"The server offers a model that was released before the one here ({here}). {ASK}")
     if by_itself and not (state_dir / "runs" / manifest.run_id).is_dir():
         raise ReleaseError(
             "The released model is of a run in which this site took no part. To have it all the same, type: "
@@ -204,8 +162,11 @@ def _read_release_time(manifest_file: Path) -> str:
 
 def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest: Manifest) -> None:
     """Fetch the files that a site has use for, and check each; what lies here from an earlier time is taken."""
-    sources = {name: state_dir / folder / target for folder, files in _PLACES.items() for target, name in files.items()}
-    lacking = [name for name in _FILES if not _take_old(sources.get(name), partial / name, manifest.files[name][0])]
+    places = manifest.places
+    sources = {name: state_dir / folder / target for folder, files in places.items() for target, name in files.items()}
+    lacking = [
+        name for name in manifest.wanted if not _take_old(sources.get(name), partial / name, manifest.files[name][0])
+    ]
     needed = sum(manifest.files[name][1] for name in lacking) + _SPARE_BYTES
     free = shutil.disk_usage(partial).free
     if needed > free:
@@ -219,7 +180,7 @@ def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest
         found = (partial / name).stat().st_size
         if found != size or hash_file(partial / name) != digest:
             raise ReleaseError(
-                f"The file {name} of the release arrived damaged ({found} bytes of {size}, or another SHA-256). {_ASK}"
+                f"The file {name} of the release arrived damaged ({found} bytes of {size}, or another SHA-256). {ASK}"
             )
 
 
@@ -234,13 +195,15 @@ def _take_old(source: Path | None, target: Path, digest: str) -> bool:
     return True
 
 
-def _put_in_place(partial: Path, state_dir: Path) -> None:
+def _put_in_place(partial: Path, state_dir: Path, manifest: Manifest) -> None:
     """Replace the folders of an earlier release, each in one step."""
-    for folder, files in _PLACES.items():
+    for folder, files in manifest.places.items():
         draft = partial / folder
         draft.mkdir()
         for name, source in files.items():
             (partial / source).replace(draft / name)
+        if folder == "model" and manifest.is_deployable:
+            write_programs(draft, manifest.content)
         sync_folder(draft)
         if (state_dir / folder).exists():  # else a crash has left the only copy beside it
             shutil.rmtree(state_dir / f".{folder}.replaced.partial", ignore_errors=True)
@@ -251,7 +214,7 @@ def _log_arrival(state_dir: Path, manifest: Manifest) -> None:
     parts = [
         {"name": name, "bytes": size, "sha256": digest}
         for name, (digest, size) in manifest.files.items()
-        if name in _FILES
+        if name in manifest.wanted
     ]
     open_site_audit(state_dir).append(
         "release_received", run_id=manifest.run_id, manifest_sha256=manifest.sha256, parts=parts
@@ -271,6 +234,38 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
         return
     if not has_figures:
         _logger.warning("The site's own report has no figures: this site did not take part in the test of the model.")
+
+
+def _make_own_model(config: ClientConfig, manifest: Manifest) -> None:
+    """Make the deployable model of this site alone. The train form is home whatever becomes of it."""
+    from client.own_model import make_own_model  # noqa: PLC0415  (imports torch)
+
+    try:
+        make_own_model(config, manifest)
+    except Exception as error:  # of exporting and proving, which touch much; the release itself is in place
+        _logger.warning("This site's own deployable model could not be made: %s", error)
+        _logger.debug("This site's own deployable model could not be made.", exc_info=error)
+
+
+def _describe_model(folder: Path) -> str:
+    """Return where the model is and how to use it."""
+    content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if content.get("form") == "deploy":
+        return f"The released model is in {folder}; to use it: python -m fedmed.predict --model {folder} IMAGE"
+    if content.get("batch_norm") != "local":
+        return f"The released model is in {folder}"
+    own = folder.parent / "own_model"
+    if find_trained_sha256(own) == content["model_sha256"]:
+        return f"The released model, in train form, is in {folder}, this site's own deployable model in {own}"
+    return f"The released model, in train form, is in {folder}; this site's own could not be made, the log says why"
+
+
+def find_trained_sha256(folder: Path) -> str | None:
+    """Return the hash of the train form from which an artefact was made, None if there is no artefact."""
+    try:
+        return str(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["trained_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _finish(fleet: ReleaseServer, state_dir: Path, manifest: Manifest) -> None:

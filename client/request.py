@@ -21,6 +21,7 @@ from fedmed.network import get_network, hash_model
 from fedmed.wire import MODEL, REQUEST, WireError, read_model, read_values
 
 PARTS = ("validation", "test")
+_EVALUATIONS = ("recalibrate", "release")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
@@ -33,7 +34,7 @@ class Request:
     """One request of the server."""
 
     kind: str
-    """``query``, ``train`` or ``evaluate``."""
+    """``query``, ``train``, ``evaluate``, ``recalibrate`` or ``release``."""
     plan: Plan
     round: int = 0
     """From 1 in training; 0 is the model at the start."""
@@ -44,6 +45,8 @@ class Request:
     """Hash of the model, also where the message does not bring it."""
     remember: bool = False
     """Whether the model should be kept in memory for the next request."""
+    artefact_sha256: str | None = None
+    """Hash of the files that are compared with the model before a release."""
 
 
 def read_request(message: Message) -> Request:
@@ -64,10 +67,11 @@ def read_request(message: Message) -> Request:
         kind=kind,
         plan=plan,
         round=_read_round(values, plan) if kind != "query" else 0,
-        part=_read_choice(values, "part", PARTS) if kind == "evaluate" else None,
+        part=_read_part(values, kind),
         best_round=_read_optional_count(values, "best_round"),
-        model_sha256=_read_hash(values),
+        model_sha256=_read_hash(values, "model_sha256"),
         remember=values.get("remember", False) is True,
+        artefact_sha256=_read_hash(values, "artefact_sha256") if kind == "release" else None,
     )
     if kind == "train" and request.round == 0:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
@@ -75,8 +79,9 @@ def read_request(message: Message) -> Request:
 
 
 def message_kind(message: Message) -> str:
-    """Return ``query``, ``train`` or ``evaluate``."""
-    return message.metadata.message_type.partition(".")[0]
+    """Return ``query``, ``train``, ``evaluate``, or what for Flower is a kind of evaluation."""
+    kind, _, action = message.metadata.message_type.partition(".")
+    return action if kind == "evaluate" and action in _EVALUATIONS else kind
 
 
 def check_classes(request: Request, own: tuple[str, ...]) -> None:
@@ -202,6 +207,12 @@ def _read_optional_count(values: Mapping[str, Any], key: str) -> int | None:
     return value
 
 
+def _read_part(values: Mapping[str, Any], kind: str) -> str | None:
+    """Return which images to score; the forms of a model are compared on test images only."""
+    allowed = {"evaluate": PARTS, "release": ("test",)}.get(kind)
+    return None if allowed is None else _read_choice(values, "part", allowed)
+
+
 def _read_choice(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
     value = values.get(key)
     if not isinstance(value, str) or value not in allowed:
@@ -209,12 +220,12 @@ def _read_choice(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) 
     return value
 
 
-def _read_hash(values: Mapping[str, Any]) -> str | None:
-    value = values.get("model_sha256")
+def _read_hash(values: Mapping[str, Any], key: str) -> str | None:
+    value = values.get(key)
     if value is None:
         return None
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise WireError(f"The request's 'model_sha256' is {_show(value)}. Allowed: 64 hexadecimal digits.")
+        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: 64 hexadecimal digits.")
     return value
 
 

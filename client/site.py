@@ -18,17 +18,20 @@ from client.local import Site, open_site
 from client.request import ModelMemory, Request, check_classes, read_request
 from fedmed.compression import compress_update
 from fedmed.config import Plan
-from fedmed.data import ImagePart, count_classes
+from fedmed.data import ImagePart, count_classes, make_eval_transform
 from fedmed.fairness.suppression import Release, count_released, counts_may_leave, release_tables
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from fedmed.network import Network, get_network, hash_model
-from fedmed.training import TrainingError, compute_logits, fit
-from fedmed.wire import MODEL, REPORT, make_content, select_state, unpack_tensors
+from fedmed.reparameterization import collect_sums
+from fedmed.seeding import make_rng
+from fedmed.training import TrainingError, compute_logits, fit, make_batches
+from fedmed.wire import MODEL, REPORT, make_content, read_artefact, select_state, unpack_tensors
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
 
 _MOMENTUM, _RESIDUAL = "momentum/", "residual/"
+_BATCH = 64
 
 app = ClientApp(mods=[guard_messages])
 
@@ -112,6 +115,42 @@ def score(message: Message, context: Context) -> Message:
             return _ask_for_model(message)
         tables = _compute_tables(packed, model_sha256, request, site)
     return Message(make_content(REPORT, {"model_sha256": model_sha256}, tables=tables), reply_to=message)
+
+
+@app.evaluate("recalibrate")
+def sum_norm_inputs(message: Message, context: Context) -> Message:
+    """Answer with the sums of what every BatchNorm gets from this site's training images, without changing anything."""
+    site, request = _open(message, context)
+    packed = _memory.take(message, request)
+    if packed is None:
+        return _ask_for_model(message)
+    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+    part, plan = site.data.train, request.plan
+    transform = make_eval_transform(plan.augmentation, plan.image_size)
+    order = make_rng(plan.seed, site.name, request.round, "recalibrate").permutation(len(part))
+    batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(order, _BATCH))
+    sums = collect_sums(network.model.to(site.device), batches, batch_statistics=True)
+    return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, sums=sums), reply_to=message)
+
+
+@app.evaluate("release")
+def compare_forms(message: Message, context: Context) -> Message:
+    """Compare the chosen model with its deployable artefact on this site's test images, and answer with differences."""
+    # Imported late: the ONNX runtime is needed for this alone.
+    from client.candidate import compare_candidate  # noqa: PLC0415
+
+    site, request = _open(message, context)
+    artefact = read_artefact(message)
+    packed = _memory.take(message, request)
+    if packed is None:
+        return _ask_for_model(message)
+    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+    values = {
+        "model_sha256": hash_model(packed),
+        "artefact_sha256": request.artefact_sha256,
+        "comparison": compare_candidate(artefact, network.model, request, site),
+    }
+    return Message(make_content(REPORT, values), reply_to=message)
 
 
 def _open(message: Message, context: Context) -> tuple[Site, Request]:

@@ -27,7 +27,7 @@ from fedmed.atomic_files import (
 )
 from fedmed.errors import CheckpointError
 
-__all__ = ["Checkpoint", "RunCheckpoints", "SiteState", "write_atomically"]
+__all__ = ["Checkpoint", "RunCheckpoints", "SiteState", "find_recalibrated", "write_atomically"]
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.json"
@@ -70,6 +70,25 @@ class Checkpoint:
     def load_model(self) -> dict[str, Array]:
         """Read all tensors of the global model, in the order in which they were saved."""
         return TensorFile(self.model_path).load_all()
+
+
+def find_recalibrated(folder: Path, model_sha256: str) -> tuple[Path, str] | None:
+    """Return the recalibrated form of a model and its SHA-256, None if there is none or it is damaged.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder ``recalibrated``.
+    model_sha256 : str
+        Of the model before.
+    """
+    try:
+        record = json.loads((folder / "record.json").read_bytes())
+        if record["from_sha256"] == model_sha256 and record["model_sha256"] == hash_file(folder / MODEL_FILE):
+            return folder / MODEL_FILE, str(record["model_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 class RunCheckpoints:

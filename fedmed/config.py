@@ -229,7 +229,7 @@ class Plan(Section):
     model: ModelConfig
     loss: dict[str, Any]
     training: TrainingConfig
-    batch_norm: Literal["average", "local"]
+    batch_norm: Literal["average", "local", "recalibrate"]
     compression: Compression = "none"
     study: str = "unnamed"
     """What the federation is for; a site can insist on it."""
@@ -262,7 +262,7 @@ class FederationConfig(Section):
     """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
     training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
-    batch_norm: Literal["average", "local"] = "average"
+    batch_norm: Literal["average", "local", "recalibrate"] = "average"
     """``average``: BatchNorm is averaged like the rest (its counters are not). ``local``: it stays at the site
     (FedBN)."""
     compression: Compression = "none"
@@ -272,6 +272,9 @@ class FederationConfig(Section):
     """Pooled validation figure that chooses the best round."""
     share_class_counts: bool = False
     """Whether a site tells its class counts to the server. A simulation always shows them."""
+    release: Literal["automatic", "manual"] = "automatic"
+    """``automatic``: the finished and proven model is released. ``manual``: it waits until a person has typed
+    ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
 
     def make_plan(self) -> Plan:
         """Return the part of the settings that the sites need."""
@@ -307,4 +310,6 @@ class RunConfig(FederationConfig):
     def _check_sites(self) -> "RunConfig":
         if self.sites is None and (isinstance(self.data, PhantomData) or self.data.partition.kind == "dirichlet"):
             raise ValueError("'sites' must be a number, because the partition makes the sites")
+        if self.release != "automatic":
+            raise ValueError("'release' is 'manual', which is for real federations. Allowed in a simulation: automatic")
         return self

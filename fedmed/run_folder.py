@@ -9,6 +9,7 @@
 ``checkpoints/``          the last rounds and the best
 ``tables/``               evaluation tables behind the checkpoints, and the test tables
 ``updates/``              what sites sent in the round under way
+``recalibrated/``         the chosen model with BatchNorm statistics of all sites, under that policy
 ``sites/``                in a simulation, each site's own state
 ``run_id``                name of the run for what sites keep, in a real federation
 ``finished.json``         chosen round, once everything is done
@@ -66,6 +67,7 @@ class RunFolder:
         self.audit_file = self.path / "audit.jsonl"
         self.report = self.path / "report"
         self.model = self.path / "model"
+        self.recalibrated = self.path / "recalibrated"
         self.logs = self.path / "logs"
         self.finished_file = self.path / "finished.json"
         self._subfolders = (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs)

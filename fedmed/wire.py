@@ -1,10 +1,11 @@
 """What crosses the network: names and types of records, model <-> bytes.
 
-A message holds at most three things:
+A message holds at most these things:
 
 * ``request`` or ``report``: settings and numbers as one JSON text in a ``ConfigRecord``;
 * ``model``: the tensors of a model as one byte array in the safetensors format;
-* ``tables``: evaluation tables, likewise.
+* ``tables``: evaluation tables, likewise; or ``sums``: those of BatchNorm's inputs, likewise;
+* ``artefact``: files of a deployable model, likewise, each as an array of bytes.
 
 A model is one array and not one per tensor, because the engine stores, hashes and acknowledges every array on its
 own, and because the bytes can then be written to disk, hashed and mapped as they are. Nothing that arrives is ever
@@ -30,8 +31,12 @@ from fedmed.metrics.tables import EvaluationTables
 STYPE = "safetensors"
 MODEL = "model"
 TABLES = "tables"
+SUMS = "sums"
+ARTEFACT = "artefact"
 REQUEST = "request"
 REPORT = "report"
+COMPARE_FORMS = "evaluate.release"
+"""Flower's message type of the request to compare the forms of a model before it is released."""
 
 
 class WireError(FedmedError):
@@ -100,7 +105,13 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], names: Ite
 
 
 def make_content(
-    kind: str, values: Mapping[str, Any], *, model: bytes | None = None, tables: EvaluationTables | None = None
+    kind: str,
+    values: Mapping[str, Any],
+    *,
+    model: bytes | None = None,
+    tables: EvaluationTables | None = None,
+    sums: Mapping[str, torch.Tensor] | None = None,
+    artefact: bytes | None = None,
 ) -> RecordDict:
     """Build the content of a message.
 
@@ -114,12 +125,20 @@ def make_content(
         From :func:`pack_tensors`.
     tables : EvaluationTables, optional
         What an evaluation gives.
+    sums : mapping of str to Tensor, optional
+        What a recalibration gives, by layer.
+    artefact : bytes, optional
+        From :func:`pack_files`.
     """
     content = RecordDict({kind: ConfigRecord({"json": json.dumps(values, sort_keys=True, allow_nan=False)})})
     if model is not None:
         content[MODEL] = _to_record(model)
     if tables is not None:
         content[TABLES] = _to_record(pack_tables(tables))
+    if sums is not None:
+        content[SUMS] = _to_record(pack_tensors(sums))
+    if artefact is not None:
+        content[ARTEFACT] = _to_record(artefact)
     return content
 
 
@@ -153,6 +172,20 @@ def read_model(message: Message) -> bytes:
     return _from_record(message, MODEL)
 
 
+def read_sums(message: Message) -> dict[str, torch.Tensor]:
+    """Return the sums of BatchNorm's inputs in a message, by layer, in float64.
+
+    Raises
+    ------
+    WireError
+        If they are missing or no tensors of that type.
+    """
+    sums = unpack_tensors(_from_record(message, SUMS))
+    if any(values.dtype != torch.float64 for values in sums.values()):
+        raise WireError("The BatchNorm sums that arrived are not float64.")
+    return sums
+
+
 def read_tables(message: Message) -> EvaluationTables:
     """Return the evaluation tables of a message.
 
@@ -162,6 +195,53 @@ def read_tables(message: Message) -> EvaluationTables:
         If they are missing or contradict themselves.
     """
     return unpack_tables(_from_record(message, TABLES))
+
+
+def read_artefact(message: Message) -> bytes:
+    """Return the packed files of a message.
+
+    Raises
+    ------
+    WireError
+        If the message has none.
+    """
+    return _from_record(message, ARTEFACT)
+
+
+def pack_files(files: Mapping[str, bytes]) -> bytes:
+    """Return files, none of them empty, as bytes in the safetensors format; equal files give equal bytes."""
+    arrays = {name: np.frombuffer(files[name], dtype=np.uint8) for name in sorted(files)}
+    packed: bytes = safetensors.numpy.save(arrays)
+    return packed
+
+
+def unpack_files(data: bytes, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Return the files that :func:`pack_files` packed.
+
+    Parameters
+    ----------
+    data : bytes
+        As they arrived.
+    limits : mapping of str to int
+        The names that must be there, no more and no fewer, and the most bytes of each. Only these names are used, so
+        that no name that arrived ever becomes a path.
+
+    Raises
+    ------
+    WireError
+        If the bytes are unreadable or hold something else.
+    """
+    try:
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise WireError(f"The files that arrived cannot be read: {tame(str(error))}.") from None
+    if set(arrays) != set(limits):
+        found = tame(", ".join(sorted(arrays)) or "none", 200)
+        raise WireError(f"The files that arrived are {found}. Needed: {', '.join(sorted(limits))}.")
+    for name, most in limits.items():
+        if arrays[name].dtype != np.uint8 or arrays[name].ndim != 1 or not 0 < arrays[name].size <= most:
+            raise WireError(f"The file '{name}' that arrived is no sequence of bytes, empty, or larger than {most}.")
+    return {name: arrays[name].tobytes() for name in limits}
 
 
 def pack_tables(tables: EvaluationTables) -> bytes:

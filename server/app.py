@@ -29,6 +29,10 @@ while it runs, from another terminal:
   flower-server --config FOLDER/server.yaml --add-site NAME [--public-key FILE]
   flower-server --config FOLDER/server.yaml --revoke-site NAME
 
+at the end, with release: manual in server.yaml, while it waits or is stopped:
+  flower-server --config FOLDER/server.yaml --release --by "NAME OF A PERSON"
+The name goes into the audit log, the manifest and the model card; the sites then get the model.
+
 exit code: 0 finished; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
 """
 
@@ -74,6 +78,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions.add_argument("--revoke-site", metavar="NAME", help="refuse a site from now on, also while a run goes on")
     actions.add_argument("--status", action="store_true", help="round, sites, when they were last seen, participation")
     actions.add_argument("--verify-audit", action="store_true", help="check the hash chain of the run's audit log")
+    actions.add_argument(
+        "--release", action="store_true", help="with release: manual, release the proven model; needs --by"
+    )
+    parser.add_argument("--by", metavar="NAME", help="with --release: the person who has decided it")
     parser.add_argument(
         "--public-key", type=Path, metavar="FILE", help="with --add-site: the public key that the site has made itself"
     )
@@ -82,6 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.public_key and not options.add_site:
         parser.error("--public-key goes with --add-site")
+    if options.release != (options.by is not None):
+        parser.error("--release and --by NAME go together")
     if options.json and not (options.status or options.verify_audit):
         parser.error("--json goes with --status or --verify-audit")
     return options
@@ -94,11 +104,13 @@ def _dispatch(options: argparse.Namespace, server_app: str) -> int:
     config = load_server_config(options.config)
     if options.add_site or options.revoke_site:
         return _change_sites(options, config)
+    if options.release:
+        return _release(options, config)
     if options.status:
         return _show_status(config, options.json)
     if options.verify_audit:
         return _verify_audit(config, options.json)
-    return _serve(config, server_app)
+    return _serve(config, server_app, options.config)
 
 
 def _provision(options: argparse.Namespace) -> int:
@@ -171,7 +183,21 @@ def _find_audit_head(run: RunFolder) -> str | None:
     return None
 
 
-def _serve(config: ServerConfig, server_app: str) -> int:
+def _release(options: argparse.Namespace, config: ServerConfig) -> int:
+    from server.decision import decide_release  # noqa: PLC0415
+    from server.status import read_status  # noqa: PLC0415
+
+    run = RunFolder(Path(config.run_dir))
+    decision = decide_release(run, options.by)
+    print(f"{decision.by} has released the model of {run.path}.")
+    if read_status(run.path)["running"]:
+        print("The running flower-server signs it and hands it out now.")
+    else:
+        print(f"To hand it out, type:\n  flower-server --config {options.config}")
+    return 0
+
+
+def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
     from server.console import make_listener  # noqa: PLC0415
     from server.provision import check_enough_sites, read_sites  # noqa: PLC0415
     from server.release import check_release_key, find_release  # noqa: PLC0415
@@ -191,7 +217,7 @@ def _serve(config: ServerConfig, server_app: str) -> int:
             print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
         print(f"run folder: {run.path}", flush=True)
         with make_listener(config.rounds, "starting") as listener:
-            supervisor = Supervisor(config, run, listener, server_app)
+            supervisor = Supervisor(config, run, listener, server_app, config_file=str(config_file))
             try:
                 supervisor.serve()
             except BaseException as error:
@@ -203,7 +229,7 @@ def _serve(config: ServerConfig, server_app: str) -> int:
 
 _MAY_CHANGE = {
     "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s",
-    "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds",
+    "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
 }  # fmt: skip
 """Settings that do not change a run's results."""
 
@@ -217,6 +243,8 @@ def _open_run(run: RunFolder, config: ServerConfig) -> None:
         new = config.model_dump(mode="json")
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         forbidden = [key for key in changed if key not in _MAY_CHANGE]
+        if "release" in changed and new["release"] == "automatic":  # else editing a file would release a model
+            forbidden.append("release")
         if forbidden:
             raise ConfigError(
                 f"'{run.path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change "

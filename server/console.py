@@ -11,7 +11,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from server.progress import Listener
 
-_PHASES = {"join": "sites get ready", "train": "training", "evaluate": "validation", "test": "test"}
+_PHASES = {
+    "join": "sites get ready",
+    "train": "training",
+    "evaluate": "validation",
+    "test": "test",
+    "release": "comparison of the forms",
+}
 
 
 @contextmanager
@@ -91,7 +97,7 @@ class BarListener:
         self._progress.update(
             self._task,
             completed=before + part,
-            description=f"round {self._round}/{self._num_rounds} {_PHASES[self._phase]}: "
+            description=f"round {self._round}/{self._num_rounds} {_PHASES.get(self._phase, self._phase)}: "
             f"{self._num_done}/{self._num_sites} sites",
         )
 
@@ -111,7 +117,7 @@ class PlainListener:
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Say what takes time outside the rounds."""
-        if phase in {"join", "test"}:
+        if phase in {"join", "test", "release"}:
             _print(f"{_PHASES[phase]}: {num_sites} sites")
 
     def on_answer(self, site: str, problem: str | None) -> None:

@@ -45,6 +45,7 @@ class Courier:
         *,
         deadline_s: float,
         on_answer: Callable[[Answer], None],
+        artefact: bytes | None = None,
     ) -> Unanswered:
         """Send a request with a model and hand over each answer as it arrives.
 
@@ -60,6 +61,8 @@ class Courier:
             Hash of that file.
         sites, deadline_s, on_answer
             As for :meth:`Exchange.ask`.
+        artefact : bytes, optional
+            Goes with every request, also where the model need not be sent.
 
         Returns
         -------
@@ -70,9 +73,9 @@ class Courier:
 
         @cache
         def with_model() -> RecordDict:
-            return make_content(REQUEST, told, model=model_file.read_bytes())
+            return make_content(REQUEST, told, model=model_file.read_bytes(), artefact=artefact)
 
-        without_model = make_content(REQUEST, told)
+        without_model = make_content(REQUEST, told, artefact=artefact)
         resent: set[str] = set()
         model_bytes = model_file.stat().st_size
 

@@ -18,16 +18,17 @@ from fedmed.compression import estimate_bytes
 from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.deployment import ServerConfig
 from fedmed.errors import CheckpointError, FederationError
-from fedmed.export import write_model
 from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
+from server.candidate import make_candidate
 from server.courier import Courier
 from server.exchange import Exchange
 from server.products import save_sites, write_final_report
 from server.progress import EventListener, Listener, LogListener
+from server.recalibration import ChosenModel, take_chosen
 from server.rounds import LoopState, RoundLoop, save_checkpoint
 from server.scoring import save_tables
 from server.session import Session
@@ -90,10 +91,11 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         session.gather_sites(start.round)
     state = loop.run()
     chosen = state.best_round or session.config.rounds
+    model = take_chosen(session, chosen, state.best_round)
     if not _is_tested(run):
-        _test_once(session, chosen, state)
+        _test_once(session, model, state)
     write_final_report(run, chosen)
-    write_model(run.model, session.checkpoints.load(chosen).model_path, session.plan, chosen_round=chosen)
+    make_candidate(session, model, state.best_round)
     session.audit.append("end", chosen_round=chosen)
     write_atomically(run.finished_file, json.dumps({"chosen_round": chosen}).encode())
 
@@ -182,7 +184,7 @@ def _is_tested(run: RunFolder) -> bool:
     return (run.tables / "test").exists()
 
 
-def _test_once(session: Session, chosen: int, state: LoopState) -> None:
+def _test_once(session: Session, model: ChosenModel, state: LoopState) -> None:
     """Have every site score the chosen model on its test images; a site does so only once for a model.
 
     Who is away gets one more chance, because there is no later round.
@@ -192,7 +194,6 @@ def _test_once(session: Session, chosen: int, state: LoopState) -> None:
     FederationError
         If no site has answered.
     """
-    model = session.checkpoints.load(chosen)
     tables: dict[str, EvaluationTables] = {}
     refused: dict[str, str] = {}
     for _ in range(_TEST_CALLS if session.patient else 1):
@@ -201,7 +202,7 @@ def _test_once(session: Session, chosen: int, state: LoopState) -> None:
         if not sites:
             break
         scores = session.score(
-            chosen, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
+            model.round, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
         )
         tables |= scores.tables
         refused |= scores.refused
@@ -210,7 +211,7 @@ def _test_once(session: Session, chosen: int, state: LoopState) -> None:
     save_sites(session.run, session.attendance.descriptions)
     save_tables(session.run.tables / "test", dict(sorted(tables.items())))
     for site in sorted(tables):
-        session.audit.append("test", round=chosen, site=site)
+        session.audit.append("test", round=model.round, site=site)
 
 
 def describe_messages(session: Session, model_file: Path) -> str:

@@ -2,10 +2,13 @@
 
 ::
 
-    release/manifest.json      classes, preprocessing, hashes of all other files
+    release/manifest.json      classes, preprocessing, proof, hashes of all other files
     release/manifest.sig       signature of the manifest, base64
-    release/model.safetensors  the model
+    release/model.onnx, model.safetensors, proof.json, model_card.md, requirements.txt
     release/report.html, report.json, history.json
+
+Programs never travel: each site puts its own beside the model. With ``batch_norm: local`` the model is the one in train
+form, ``model.safetensors`` alone, from which each site makes its own.
 """
 
 import hashlib
@@ -24,6 +27,8 @@ from fedmed.metrics.history import read_history
 from fedmed.run_folder import MANIFEST_FILE, RunFolder
 
 SIGNATURE_FILE = "manifest.sig"
+MODEL_FILES = ("model.safetensors", "model.onnx", "proof.json", "model_card.md", "requirements.txt")
+"""What of a model is handed out, as far as it is there."""
 
 
 def release_folder(run: RunFolder) -> Path:
@@ -84,25 +89,30 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
     folder = release_folder(run)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    _place(run.model / "model.safetensors", folder / "model.safetensors")
+    for name in MODEL_FILES:
+        if (run.model / name).is_file():
+            _place(run.model / name, folder / name)
     shared = run.path / "shared" / "report"  # the one without reasons that concern single hospitals
     _place(shared / "index.html", folder / "report.html")
     _place(shared / "report.json", folder / "report.json")
     write_atomically(folder / "history.json", json.dumps(_share_history(run)).encode())
-    manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text())
+    manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
     manifest |= {
         "run_id": run.read_run_id(),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model_sha256": manifest["sha256"]["model.safetensors"],
+        # By the hash of the train form a site finds its own tables of the test.
+        "model_sha256": manifest.get("trained_sha256") or manifest["sha256"]["model.safetensors"],
+        "release": manifest.get("release") or {"kind": "automatic"},
         "files": {
             path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
         },
     }
-    data = json.dumps(manifest, indent=2).encode()
+    data = json.dumps(manifest, indent=2, ensure_ascii=False).encode()
     write_atomically(folder / SIGNATURE_FILE, sign(release_key, data).encode())
     write_atomically(folder / MANIFEST_FILE, data)  # last: from here on sites collect it
     digest = hashlib.sha256(data).hexdigest()
-    audit.append("release", manifest_sha256=digest, model_sha256=manifest["model_sha256"])
+    told = {"manifest_sha256": digest, "model_sha256": manifest["model_sha256"], **manifest["release"]}
+    audit.append("release", **told)
     return digest
 
 

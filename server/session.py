@@ -111,6 +111,16 @@ class Session:
                 return
             time.sleep(_WAITING_STEP_S)
 
+    def gather_sites_of(self, names: set[str], round_number: int) -> None:
+        """Wait until some sites are back and have joined, at most for one deadline; at once if they are here."""
+        end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
+        while True:
+            self._join(round_number)
+            wanted = names & self.exchange.known_sites()
+            if wanted <= set(self.attendance.descriptions) or time.monotonic() >= end:
+                return
+            time.sleep(_WAITING_STEP_S)
+
     def _join(self, round_number: int) -> None:
         self.attendance.join(
             self.exchange, self.listener, deadline_s=self.config.round_deadline_s, round_number=round_number

@@ -20,7 +20,18 @@ from server.status_view import ENDED, STATUS_FILE, process_start, read_status, r
 
 __all__ = ["STATUS_FILE", "State", "StatusFile", "read_status", "render_status"]
 
-State = Literal["starting", "waiting for sites", "round", "testing", "releasing", "finished", "stopped", "failed"]
+State = Literal[
+    "starting",
+    "waiting for sites",
+    "round",
+    "testing",
+    "proving",
+    "waiting for release",
+    "releasing",
+    "finished",
+    "stopped",
+    "failed",
+]
 _REFRESH_S = 5.0
 """Seconds between two writes if nothing but times has changed."""
 _NEW_SITE = {
@@ -81,7 +92,7 @@ class StatusFile:
     def set_state(self, state: State, message: str | None = None) -> None:
         """Note what the server is doing; ``message`` is one clear line for a person."""
         self._content["state"] = state
-        if state not in {"round", "testing"}:
+        if state not in {"round", "testing", "proving"}:
             self._content |= {"phase": None, "asked": 0, "answered": 0}
         if message is not None:
             self._content["message"] = message
@@ -149,8 +160,8 @@ class StatusFile:
 
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
-        if phase == "test":
-            self._content["state"] = "testing"
+        if phase in {"test", "release"}:
+            self._content["state"] = "testing" if phase == "test" else "proving"
         elif phase in {"train", "evaluate"}:
             self._content["state"] = "round"
 

@@ -17,7 +17,13 @@ from fedmed.errors import RunFolderError
 
 STATUS_FILE = "status.json"
 ENDED = {"finished", "stopped", "failed"}
-_PHASES = {"join": "sites describe themselves", "train": "training", "evaluate": "validation", "test": "test"}
+_PHASES = {
+    "join": "sites describe themselves",
+    "train": "training",
+    "evaluate": "validation",
+    "test": "test",
+    "release": "comparison of the forms",
+}
 _TITLES = ("site", "connected", "last seen", "joined", "last round", "status", "share", "rounds", "model")
 
 
@@ -107,6 +113,8 @@ def _describe_state(status: Mapping[str, Any], now: datetime) -> str:
         return f"{state} ({updated}), {rounds}"
     if not status["running"]:
         return f"ended without a word after {rounds} (last sign of life {updated}). Start flower-server again to go on."
+    if state == "waiting for release":
+        state += ' (flower-server --config FILE --release --by "NAME OF A PERSON")'
     shown = rounds if state == "round" else f"{state}, {rounds}"
     return f"{shown} (process {status['pid']}, updated {updated})"
 

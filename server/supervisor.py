@@ -15,12 +15,13 @@ from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessErr
 from fedmed.health import HealthService
 from fedmed.processes import check_port_free
 from fedmed.run_folder import RunFolder
+from server.decision import check_decided, describe_command, read_decision
 from server.engine import EXPLAINED, Engine
 from server.hello import write_hello
 from server.progress import Listener
 from server.provision import renew_certificate
 from server.refusals import Refusals
-from server.release import Receipts, prepare_release
+from server.release import Receipts, find_release, prepare_release
 from server.restarts import Restarts
 from server.roster import Roster
 from server.status import StatusFile
@@ -44,10 +45,21 @@ class Supervisor:
         Is told what happens.
     server_app : str
         ``module:attribute`` of the ServerApp.
+    config_file : str
+        Where the settings were read from, for the line that a person has to type.
     """
 
-    def __init__(self, config: ServerConfig, run: RunFolder, listener: Listener, server_app: str) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        run: RunFolder,
+        listener: Listener,
+        server_app: str,
+        *,
+        config_file: str = "server.yaml",
+    ) -> None:
         self.config, self.run, self.listener = config, run, listener
+        self._release_command = describe_command(config_file)
         self.engine = Engine(config, run, server_app)
         self.status = StatusFile(run.path, rounds=config.rounds, sites=config.sites)
         self.health = HealthService(config.health)
@@ -77,6 +89,7 @@ class Supervisor:
                 self._start()
                 while not self.run.finished_file.is_file():
                     self._step()
+                self._wait_for_decision()
                 self._release()
             finally:
                 self.engine.stop()
@@ -91,7 +104,7 @@ class Supervisor:
         control.open_gate()
         self.status.set_sites(self.roster.listed)
         if self.run.finished_file.is_file():
-            self.status.set_state("releasing")
+            self.status.set_state("waiting for release" if self._must_wait() else "releasing")
         else:
             self.engine.start_run()
             self.status.set_state("waiting for sites")
@@ -185,6 +198,23 @@ class Supervisor:
     def _note(self, text: str) -> None:
         self.listener.on_note(text)
         self.status.set_message(text)
+
+    def _must_wait(self) -> bool:
+        """Return whether a person has to release the model first."""
+        return self.config.release == "manual" and find_release(self.run) is None and read_decision(self.run) is None
+
+    def _wait_for_decision(self) -> None:
+        """Keep a proven candidate until somebody has released it; sites stay connected meanwhile."""
+        if self._must_wait():
+            text = f"The model is proven and waits for its release. To release it, type: {self._release_command}"
+            self.status.set_state("waiting for release", text)
+            self.listener.on_info(text)
+        while self._must_wait():
+            self._step()
+        decision = read_decision(self.run)
+        if decision is not None and find_release(self.run) is None:
+            check_decided(self.run, decision)
+            self.listener.on_info(f"{decision.by} has released the model.")
 
     def _release(self) -> None:
         """Sign the model and wait for the sites to collect it."""

@@ -10,6 +10,7 @@ from client.site import app as client_app
 from fedmed.config import RunConfig
 from fedmed.data import prepare_data
 from fedmed.models import MODELS
+from fedmed.models.bag import HeterogeneousPyramidConv2d
 from fedmed.run_folder import RunFolder
 from server.federation import run_federation
 from server.progress import LogListener
@@ -26,6 +27,22 @@ if "tiny" not in MODELS.names():
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(width, num_classes),
+        )
+
+
+if "tiny_bag" not in MODELS.names():
+
+    @MODELS.register("tiny_bag")
+    def build_tiny_bag(num_classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            HeterogeneousPyramidConv2d(4, 4, levels=(3, 5), bn_momentum=0.1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, num_classes),
         )
 
 

@@ -77,7 +77,7 @@ def test_unknown_key_of_the_data_lists_the_keys_of_its_source(tmp_path: Path) ->
 def test_wrong_values_name_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     path = write(tmp_path, "sites: 2\nbatch_norm: avrage\ntraining: {optimizer: {lr: -1}}\n")
     text = message(path)
-    assert "'batch_norm' is 'avrage'. Did you mean 'average'? Allowed: 'average' or 'local'." in text
+    assert "'batch_norm' is 'avrage'. Did you mean 'average'? Allowed: 'average', 'local' or 'recalibrate'." in text
     assert "'training.optimizer.lr' is -1. Input should be greater than 0." in text
 
 
@@ -92,6 +92,12 @@ def test_wrong_source_lists_the_sources(tmp_path: Path) -> None:
 
 def test_phantom_needs_a_number_of_sites(tmp_path: Path) -> None:
     assert "'sites' must be a number" in message(write(tmp_path, "rounds: 2"))
+
+
+def test_a_simulation_releases_by_itself(tmp_path: Path) -> None:
+    text = message(write(tmp_path, "sites: 2\nrelease: manual\n"))
+    assert "'release' is 'manual'" in text
+    assert "Allowed in a simulation: automatic" in text
 
 
 def test_shares_must_leave_room_for_training(tmp_path: Path) -> None:

@@ -35,15 +35,15 @@ def batch_norm_names(model: nn.Module) -> frozenset[str]:
     return frozenset(names & model.state_dict().keys())
 
 
-def shared_names(model: nn.Module, policy: Literal["average", "local"]) -> list[str]:
+def shared_names(model: nn.Module, policy: Literal["average", "local", "recalibrate"]) -> list[str]:
     """Return the names of the tensors that travel between the sites and the server.
 
     Parameters
     ----------
     model : nn.Module
         The network.
-    policy : {"average", "local"}
-        ``average``: everything travels. ``local``: all but BatchNorm.
+    policy : {"average", "local", "recalibrate"}
+        ``local``: all but BatchNorm travels. Else everything does; ``recalibrate`` only adds a step before the test.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def shared_names(model: nn.Module, policy: Literal["average", "local"]) -> list[
     ValueError
         If the policy is unknown.
     """
-    if policy not in ("average", "local"):
-        raise ValueError(f"batch_norm is {policy!r}; allowed are 'average' and 'local'")
+    if policy not in ("average", "local", "recalibrate"):
+        raise ValueError(f"batch_norm is {policy!r}; allowed are 'average', 'local' and 'recalibrate'")
     kept = batch_norm_names(model) if policy == "local" else frozenset()
     return [name for name in model.state_dict() if name not in kept]

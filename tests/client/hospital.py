@@ -1,5 +1,6 @@
 """A hospital in this process: images of patients with names that must not get out, and its ClientApp asked directly."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from client.site import app
 from fedmed.audit import verify_audit
 from fedmed.config import Plan
 from fedmed.network import Network
-from fedmed.wire import REQUEST, make_content
+from fedmed.wire import COMPARE_FORMS, REQUEST, make_content
 from tests.data.conftest import write_csv, write_image
 
 PATIENT = "PATIENT-ERIKA-MUSTERMANN"
@@ -81,9 +82,10 @@ class HospitalSite:
         other.config = {"client-config": str(other.file)}
         return other
 
-    def message(self, kind: str, model: bytes | None, values: dict[str, Any]) -> Message:
+    def message(self, kind: str, model: bytes | None, values: dict[str, Any], artefact: bytes | None = None) -> Message:
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-        return Message(make_content(REQUEST, values, model=model), dst_node_id=1, message_type=kind)
+        content = make_content(REQUEST, values, model=model, artefact=artefact)
+        return Message(content, dst_node_id=1, message_type=kind)
 
     def send(self, message: Message) -> Message:
         return app(message, Context(1, 1, self.config, RecordDict(), {}))
@@ -92,6 +94,18 @@ class HospitalSite:
         """Ask for something, with a few keys of the plan changed."""
         values["plan"] = PLAN | (plan or {})
         return self.send(self.message(kind, model, values))
+
+    def compare(
+        self, artefact: bytes | None, plan: dict[str, Any] | None = None, *, with_model: bool = True, **changes: Any
+    ) -> Message:
+        """Ask for a comparison of the model with an artefact."""
+        values: dict[str, Any] = {
+            "round": 1,
+            "part": "test",
+            "artefact_sha256": hashlib.sha256(artefact or b"").hexdigest(),
+        } | changes
+        values["plan"] = PLAN | (plan or {})
+        return self.send(self.message(COMPARE_FORMS, self.model if with_model else None, values, artefact))
 
     def audit(self) -> list[dict[str, Any]]:
         """Return the audit log's entries, after checking its chain."""

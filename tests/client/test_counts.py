@@ -34,16 +34,34 @@ def test_answers_are_counted(tmp_path: Path) -> None:
     assert not (site.state / "runs").exists()
     site.ask("train", site.model, round=1)
     site.ask("train", site.model, round=1)
-    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": []}
+    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": [], "compared": []}
     missing = site.ask("train", round=2, model_sha256="0" * 64)
     assert read_values(missing, REPORT) == {"missing_model": True}
     with pytest.raises(WireError):
         site.ask("train", b"garbage", round=2)
     site.ask("evaluate", site.model, round=1, part="validation")
-    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": []}
+    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": [], "compared": []}
     site.ask("evaluate", site.model, round=1, part="test")
     site.ask("evaluate", round=1, part="test", model_sha256=hash_model(site.model))
-    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": [hash_model(site.model)]}
+    assert read_counts(site) == {"study": "skin", "trained": 2, "tested": [hash_model(site.model)], "compared": []}
+
+
+def test_few_artefacts_of_a_run_are_compared(tmp_path: Path) -> None:
+    site = HospitalSite(tmp_path)
+    artefacts = [f"no artefact {number}".encode() for number in range(6)]
+    for artefact in (*artefacts[:5], artefacts[0]):
+        site.compare(artefact)
+    assert len(read_counts(site)["compared"]) == 5
+    with pytest.raises(PolicyError, match=r"one more artefact after 5 in this run, allowed up to 5 different"):
+        site.compare(artefacts[5])
+    assert read_counts(site)["tested"] == [hash_model(site.model)]
+
+
+def test_counts_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "run1" / COUNTS_FILE
+    file.parent.mkdir()
+    file.write_text('{"study": "skin", "trained": 1, "tested": []}')
+    assert Ledger(tmp_path, PolicyConfig()).check(request("train", "run1"), None) == []
 
 
 def test_rounds_are_limited_whatever_the_server_calls_them(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from client import guard as guard_module
 from client import request as request_module
 from client import site as site_module
 from client import site_audit
-from client.guard import LEAVING, Guard, NotRecordedError, guard_messages, list_parts
+from client.guard import LEAVING, Guard, NotRecordedError, guard_messages
 from client.local import find_hospital
+from client.parts import list_parts
 from client.policy import Refusal, check_hours, check_plan
 from client.worker import describe_error
 from fedmed.audit import AuditLog
@@ -24,11 +25,12 @@ from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
 from fedmed.metrics.tables import tables_from_logits
+from fedmed.models import list_models
 from fedmed.training import TrainingError
 from fedmed.wire import REPORT, WireError, make_content, read_tables, read_values
 from tests.client.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
 
-MODELS = "adsr_resnet101, adsr_resnet18, adsr_resnet34, adsr_resnet50, mobilenet_v2, resnet18, tiny"
+MODELS = ", ".join(list_models())  # with "tiny", which the import of the hospital registers
 IN_CLIENT_YAML = "in server.yaml, or the policy in the site's client.yaml."
 
 
@@ -559,6 +561,11 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
             replies.append(site.ask(kind, model_sha256="0" * 64, **values))
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
+        reply = site.ask("evaluate.recalibrate", None if "model_sha256" in values else site.model, **values)
+        sent["recalibrate"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
+        sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
     assert site_audit.AUDIT_FILE == "audit.jsonl"
 

@@ -330,6 +330,7 @@ def test_policy_that_limits_when_and_what(config: ClientConfig) -> None:
     assert found["leaves: update, none"].status == "ok"
     assert found["leaves: test tables"].found.startswith("nothing: ")
     assert "policy.test_tables" in found["leaves: test tables"].found
+    assert "policy.test_tables" in found["leaves: comparison"].found
 
 
 def test_model_differs_or_is_unknown_or_too_large(config: ClientConfig) -> None:
@@ -422,6 +423,7 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
         assert read_bytes(found[f"leaves: {part} tables"].found, "tables") == len(pack_tables(zeros))
     assert found["leaves: validation tables"].found.endswith("without histograms of scores")
     assert found["leaves: test tables"].found.endswith("with histograms of scores")
+    assert "(artefact_sha256, comparison, model_sha256)" in found["leaves: comparison"].found
 
 
 def test_withheld_rows_are_those_of_all_images(config: ClientConfig) -> None:

@@ -1,6 +1,7 @@
 """Apps for processes under test: a tiny network, and a site that misbehaves when a file tells it to.
 
 ``FEDMED_TEST_FAULTS`` names a folder. A file ``SITE.json`` in it holds ``{"kind": …, "round": …, "once": …}``.
+Without ``FEDMED_TEST_ARTEFACT`` the model is released in train form, which saves seconds where that is not the matter.
 """
 
 import errno
@@ -17,8 +18,12 @@ from flwr.clientapp import ClientApp
 from client.site import app as site_app
 from fedmed.atomic_files import explain_write_failure
 from fedmed.checkpoint import RunCheckpoints
+from fedmed.export import write_model
 from fedmed.wire import MODEL, REPORT, REQUEST, make_content, pack_tensors, read_model, read_values, unpack_tensors
+from server import federation as server_federation
 from server.federation import create_deployed_app
+from server.recalibration import ChosenModel
+from server.session import Session
 from tests import federation
 
 __all__ = ["client_app", "server_app"]
@@ -41,6 +46,13 @@ def _fill_the_disk(folder: Path) -> None:
 
     RunCheckpoints.save = save_or_fail  # type: ignore[method-assign]
 
+
+def _keep_train_form(session: Session, model: ChosenModel, best_round: int | None) -> None:
+    write_model(session.run.model, model.model_path, session.plan, chosen_round=model.round)
+
+
+if "FEDMED_TEST_ARTEFACT" not in os.environ:
+    server_federation.make_candidate = _keep_train_form
 
 if "FEDMED_TEST_FAULTS" in os.environ:
     _fill_the_disk(Path(os.environ["FEDMED_TEST_FAULTS"]))

@@ -65,8 +65,16 @@ class Process:
 class Deployment:
     """Kits, settings and processes of one federation."""
 
-    def __init__(self, folder: Path, sites: int = 2, client: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sites: int = 2,
+        client: dict[str, Any] | None = None,
+        artefact: bool = False,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
+        self._environment = {"FEDMED_TEST_ARTEFACT": "1"} if artefact else {}
         self.names = [f"site_{number + 1:02d}" for number in range(sites)]
         self.port = find_free_port()
         self.faults = folder / "faults"
@@ -123,6 +131,7 @@ class Deployment:
             ["server", "--config", str(self.config)],
             self.folder / "server.txt",
             FEDMED_TEST_FAULTS=str(self.faults),
+            **self._environment,
         )
         self.processes.append(process)
         return process

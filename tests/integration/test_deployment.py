@@ -1,9 +1,12 @@
 """A server and two sites as real processes on loopback: the whole way, and faults that every change must survive."""
 
+import csv
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +15,11 @@ import pytest
 
 from fedmed.audit import verify_audit
 from fedmed.config import RunConfig
+from fedmed.export.check import check_hashes
 from fedmed.run_folder import RunFolder
 from server.progress import LogListener
 from simulations.engine import run_simulation
+from tests.data.conftest import write_image
 from tests.integration import apps
 from tests.integration.deployment import Deployment, deploy, wait_for
 
@@ -24,7 +29,7 @@ assert apps  # importing it registers the model "tiny"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """An undisturbed federation that has ended."""
-    with deploy(tmp_path_factory.mktemp("undisturbed")) as deployment:
+    with deploy(tmp_path_factory.mktemp("undisturbed"), artefact=True) as deployment:
         server, clients = deployment.start()
         assert server.wait(120) == 0, server.text() + clients[0].text()
         for client in clients:
@@ -61,13 +66,42 @@ def test_model_comes_home(finished: Deployment) -> None:
         assert verify_audit(state / "audit.jsonl").ok
 
 
+def test_both_sites_have_compared_the_forms_before_the_release(finished: Deployment) -> None:
+    told = json.loads((finished.run_folder.tables / "release.json").read_text())
+    assert sorted(told["sites"]) == finished.names
+    for compared in told["sites"].values():
+        assert compared["onnx"]["max_abs_error"] <= 1e-4
+        assert compared["deploy"]["num_agreeing"] + compared["deploy"]["num_ties"] == compared["deploy"]["num_images"]
+    events = [json.loads(line)["event"] for line in finished.run_folder.audit_file.read_text().splitlines()]
+    assert events.count("compared") == 2
+    manifest = json.loads((finished.kit / "kits" / "site_01" / "state" / "model" / "manifest.json").read_text())
+    assert manifest["proof"]["sites"]["num_sites"] == 2
+
+
+def test_released_model_classifies_a_file_at_a_site(finished: Deployment, tmp_path: Path) -> None:
+    for number in range(2):
+        write_image(tmp_path / "images" / f"{number}.png", number, (20, 16))
+    model = finished.kit / "kits" / "site_02" / "state" / "model"
+    check_hashes(model)
+    command = [sys.executable, str(model / "predict.py"), str(tmp_path / "images"), "--csv", str(tmp_path / "out.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png"]
+    classes = ["pattern_plain", "pattern_mesh", "pattern_globules"]
+    assert all(sum(float(row[name]) for name in classes) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
 def test_audit_of_a_site_lists_what_left(finished: Deployment) -> None:
     lines = (finished.kit / "kits" / "site_01" / "state" / "audit.jsonl").read_text().splitlines()
     sent = [entry["fields"] for entry in map(json.loads, lines) if entry["event"] == "sent"]
-    # one description, three updates, three validations, one test
+    # one description, three updates, three validations, one test, one comparison
     assert [entry["kind"] for entry in sent].count("train") == 3
     assert [entry["kind"] for entry in sent].count("evaluate") == 4
     assert [entry["kind"] for entry in sent].count("query") == 1
+    (compared,) = (entry for entry in sent if entry["kind"] == "release")
+    assert compared["parts"][0]["keys"] == ["artefact_sha256", "comparison", "model_sha256"]
 
 
 def test_model_travels_once_in_each_direction(finished: Deployment) -> None:
@@ -138,6 +172,38 @@ def test_forget_removes_the_state_of_the_run(finished: Deployment) -> None:
     assert done.returncode == 0, done.stdout
     assert "removed" in done.stdout
     assert not list((finished.kit / "kits" / "site_01" / "state" / "runs").glob("*"))
+
+
+@pytest.mark.faults
+def test_manual_release_waits_for_a_person(tmp_path: Path) -> None:
+    with deploy(tmp_path, artefact=True, release="manual", model={"name": "tiny_bag"}, rounds=1) as deployment:
+        command = ["server", "--config", str(deployment.config)]
+        early = deployment.run(*command, "--release", "--by", "Ada Lovelace")
+        assert early.returncode == 1
+        assert "nothing to release" in early.stdout
+        server, clients = deployment.start()
+        wait_for("the candidate", lambda: "waits for its release" in server.text())
+        assert f'flower-server --config {deployment.config} --release --by "NAME OF A PERSON"' in " ".join(
+            server.text().split()
+        )
+        status = json.loads(deployment.run(*command, "--status", "--json").stdout)
+        assert (status["state"], status["running"]) == ("waiting for release", True)
+        assert not (deployment.run_folder.path / "release").exists()
+        assert [client.poll() for client in clients] == [None, None]
+        done = deployment.run(*command, "--release", "--by", "Ada Lovelace")
+        assert done.returncode == 0, done.stdout
+        assert "hands it out now" in done.stdout
+        assert server.wait(60) == 0, server.text()
+        assert [client.wait(30) for client in clients] == [0, 0]
+        model = deployment.kit / "kits" / "site_01" / "state" / "model"
+        proof = json.loads((model / "manifest.json").read_text())["proof"]
+        assert proof["merged_places"] == 2  # the bag, and a BatchNorm
+        assert proof["sites"]["num_sites"] == 2
+        assert json.loads((model / "manifest.json").read_text())["release"]["by"] == "Ada Lovelace"
+        assert "by Ada Lovelace" in (model / "model_card.md").read_text()
+        again = deployment.run(*command, "--release", "--by", "Ada Lovelace")
+        assert again.returncode == 1
+        assert "was released already, by Ada Lovelace" in again.stdout
 
 
 def test_client_killed_in_the_middle_of_a_round(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ class FakeSupervisor:
     work: Callable[[], None]
     states: list[BaseException | None]
 
-    def __init__(self, config: ServerConfig, run: RunFolder, listener: object, server_app: str) -> None:
+    def __init__(
+        self, config: ServerConfig, run: RunFolder, listener: object, server_app: str, *, config_file: str
+    ) -> None:
         self.status = self
 
     def serve(self) -> None:
@@ -76,6 +78,9 @@ def start(file: Path, *arguments: str) -> int:
         ["--config", "x", "--status", "--verify-audit"],
         ["--config", "x", "--public-key", "y"],
         ["--config", "x", "--json"],
+        ["--config", "x", "--release"],
+        ["--config", "x", "--by", "Ada"],
+        ["--config", "x", "--status", "--by", "Ada"],
         ["--config", "x", "--unknown"],
     ],
 )
@@ -91,7 +96,7 @@ def test_help_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for word in ("--provision", "--add-site", "--revoke-site", "--status", "--verify-audit", "exit code"):
+    for word in ("--provision", "--add-site", "--revoke-site", "--status", "--release", "--verify-audit", "exit code"):
         assert word in out
 
 
@@ -201,6 +206,29 @@ def test_some_settings_may_change_while_a_run_goes_on_and_others_not(
     config = change(file, rounds=5, seed=yaml.safe_load(before)["seed"], min_sites=1, round_deadline_s=5)
     assert start(file) == 0
     assert run.read_settings() == config
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_manual_release_cannot_be_undone_by_editing_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(file) == 0
+    (RunFolder(file.parent / "run").checkpoints / "round_00001").mkdir()
+    change(file, release="manual")
+    assert start(file) == 0
+    change(file, release="automatic")
+    assert start(file) == 1
+    assert "other settings: release differ" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_release_without_a_candidate_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(file, "--release", "--by", "Ada") == 1
+    assert "There is no run in" in capsys.readouterr().err
+    change(file, release="manual")
+    assert start(file) == 0
+    assert start(file, "--release", "--by", "Ada") == 1
+    assert "has not finished" in capsys.readouterr().err
+    assert start(file, "--release", "--by", " ") == 1
+    assert "must be the name of the person" in capsys.readouterr().err
 
 
 # --- sites and keys

@@ -123,6 +123,11 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     assert (late["last_round"], late["last_status"], late["last_share"], late["rounds_taken"]) == (1, "late", None, 0)
     file.take_event(phase("test", 1))
     assert read_status(tmp_path)["state"] == "testing"
+    file.take_event(phase("release", 1))
+    assert read_status(tmp_path)["state"] == "proving"
+    file.set_state("waiting for release", "type this")
+    assert read_status(tmp_path)["phase"] is None
+    assert "--release --by" in render_status(read_status(tmp_path))
     file.set_state("releasing")
     file.set_collected("aachen")
     status = read_status(tmp_path)

@@ -1,5 +1,6 @@
 """What the supervisor does when its processes end, with an engine in memory; the real one is in tests/integration."""
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import pytest
 import server.supervisor
 from fedmed.audit import AuditLog, verify_audit
 from fedmed.deployment import ServerConfig
-from fedmed.errors import FederationError, KeyFileError, ProcessError
+from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.processes import EventQueue
 from fedmed.run_folder import RunFolder
 from server.control import NodeState
+from server.decision import decide_release
 from server.engine import Ended
 from server.provision import add_site, read_sites, revoke_site
 from server.refusals import Refusals
@@ -134,13 +136,14 @@ class Case:
         assert not self.engine.script
         return supervisor
 
-    def finish(self) -> None:
+    def finish(self, **manifest: Any) -> None:
         """Write what the ServerApp leaves at the end."""
         self.run.model.mkdir()
         shared = self.run.path / "shared" / "report"
         shared.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
-        (self.run.model / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "ab"}}))
+        content = {"sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, **manifest}
+        (self.run.model / "manifest.json").write_text(json.dumps(content))
         (shared / "index.html").write_text("report")
         (shared / "report.json").write_text("{}")
         self.run.finished_file.write_text("{}")
@@ -216,6 +219,51 @@ def test_at_the_end_there_is_always_one_look_and_old_receipts_are_no_news(case: 
     for entry in case.status["sites"].values():
         assert (entry["collected"], entry["last_seen"]) == (True, None)
     assert case.engine.starts == ["link", "link"]  # no run of the ServerApp
+
+
+def test_a_manual_release_waits_for_a_person(case: Case) -> None:
+    states: list[str] = []
+
+    def decide() -> None:
+        states.append(case.status["state"])
+        assert not (case.run.path / "release").exists()
+        decide_release(case.run, "Ada Lovelace")
+
+    case.serve(
+        step(lambda: case.finish(batch_norm="local")),
+        ended("executor", 0),
+        step(decide),
+        step(lambda: case.collect("hospital_a", "hospital_b")),
+        release="manual",
+        batch_norm="local",
+    )
+    assert states == ["waiting for release"]
+    (told,) = [text for text in case.listener.infos if "waits for its release" in text]
+    assert told.endswith('type: flower-server --config server.yaml --release --by "NAME OF A PERSON"')
+    assert "Ada Lovelace has released the model." in case.listener.infos
+    events = [entry["event"] for entry in case.audit]
+    assert events[-2:] == ["release_decided", "release"]
+    assert case.audit[-1]["fields"]["by"] == "Ada Lovelace"
+    assert json.loads((case.run.path / "release" / "manifest.json").read_text())["release"]["by"] == "Ada Lovelace"
+
+
+def test_a_release_that_was_decided_while_the_server_was_stopped_is_handed_out(case: Case) -> None:
+    case.finish(batch_norm="local")
+    case.run.write_config(change(case.file, release="manual", batch_norm="local"))
+    decide_release(case.run, "Ada Lovelace")
+    case.serve(release="manual", batch_norm="local", collect_wait_s=0)
+    assert find_release(case.run) is not None
+    assert not [text for text in case.listener.infos if "waits for its release" in text]
+
+
+def test_a_model_that_was_changed_after_the_decision_is_not_handed_out(case: Case) -> None:
+    case.finish(batch_norm="local")
+    case.run.write_config(change(case.file, release="manual", batch_norm="local"))
+    decide_release(case.run, "Ada Lovelace")
+    (case.run.model / "manifest.json").write_text("{}")
+    with pytest.raises(FedmedError, match="changed since Ada Lovelace released the model"):
+        case.serve(release="manual", batch_norm="local", collect_wait_s=0)
+    assert find_release(case.run) is None
 
 
 def test_waiting_for_the_sites_ends(case: Case) -> None:
