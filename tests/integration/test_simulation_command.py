@@ -120,6 +120,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(undisturbed: Path, tmp_path
     assert final_model(run) == final_model(undisturbed)
 
 
+@pytest.mark.slow  # tests/simulations/test_ray_grid.py has the same without a whole run
 def test_dead_worker_is_replaced(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "worker-died"
     process = start_and_wait_for_round(run, 1, [*SMALL, *KEEPING, "workers=2"])
@@ -216,6 +217,7 @@ def test_real_images_from_four_sites(ham_slice: Path, tmp_path: Path) -> None:
     assert all(len(parts) == 1 for parts in ids.values()), "a lesion is in two parts"
 
 
+@pytest.mark.slow
 def test_pooled_is_one_site_with_all_images(tmp_path: Path) -> None:
     done = finish("--out", tmp_path / "run", settings=[*SMALL, "rounds=1", "min_sites=2", "data.partition.kind=pooled"])
     assert done.returncode == 0, done.stderr

@@ -72,11 +72,15 @@ def test_names() -> None:
         ("shufflenet_v2_x2_0", {}, 6_542_823, 5_530_311, (754.7, 599.0)),
         ("shufflenet_v2_x2_0", {"widths": "torchvision"}, 6_584_563, 5_560_111, None),
         ("mixnet_s", {}, 3_528_221, 2_601_797, (342.6, 237.6)),
-        ("mobilenet_v2", {"levels": [3]}, 2_375_559, 2_225_703, (327.1, 299.5)),
-        ("mobilenet_v2", {"levels": [5]}, 2_689_543, 2_339_879, (428.4, 336.3)),
-        ("mobilenet_v2", {"levels": [7]}, 3_174_791, 2_511_143, (584.9, 391.6)),
-        ("mobilenet_v2", {"levels": [3, 5]}, 2_910_759, 2_339_879, (476.7, 336.3)),
-        ("mobilenet_v2", {"levels": [3, 7]}, 3_396_007, 2_511_143, (633.3, 391.6)),
+        pytest.param(*("mobilenet_v2", {"levels": [3]}, 2_375_559, 2_225_703, (327.1, 299.5)), marks=pytest.mark.slow),
+        pytest.param(*("mobilenet_v2", {"levels": [5]}, 2_689_543, 2_339_879, (428.4, 336.3)), marks=pytest.mark.slow),
+        pytest.param(*("mobilenet_v2", {"levels": [7]}, 3_174_791, 2_511_143, (584.9, 391.6)), marks=pytest.mark.slow),
+        pytest.param(
+            *("mobilenet_v2", {"levels": [3, 5]}, 2_910_759, 2_339_879, (476.7, 336.3)), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("mobilenet_v2", {"levels": [3, 7]}, 3_396_007, 2_511_143, (633.3, 391.6)), marks=pytest.mark.slow
+        ),
         ("mobilenet_v2", {"levels": [5, 7]}, 3_709_991, 2_511_143, (734.5, 391.6)),
         ("mobilenet_v2", {"levels": [3, 5, 7, 9]}, 5_608_167, 2_739_495, (1300.8, 465.2)),
     ],

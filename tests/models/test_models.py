@@ -12,7 +12,9 @@ from fedmed.errors import ConfigError
 from fedmed.models import create_model, list_models
 from fedmed.seeding import seeded_torch
 
-NAMES = ["adsr_resnet101", "adsr_resnet18", "adsr_resnet34", "adsr_resnet50", "mobilenet_v2", "resnet18"]
+LARGE = ("adsr_resnet34", "adsr_resnet101")
+NAMES = ["adsr_resnet18", "adsr_resnet50", "mobilenet_v2", "resnet18"]
+NETWORKS = [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 
 
 @cache
@@ -31,11 +33,11 @@ def build(name: str) -> nn.Module:
 def test_names() -> None:
     shufflenets = {f"shufflenet_v2_{width}_erohprf" for width in ("x0_5", "x1_0", "x1_5", "x2_0")}
     others = {"mobilenet_v2_erohprf", "mixnet_s_erohprf", "hemf", "came", "hifuse_tiny", "hifuse_small", "hifuse_base"}
-    assert {*NAMES, *shufflenets, *others} <= set(list_models())
+    assert {*NAMES, *LARGE, *shufflenets, *others} <= set(list_models())
     assert sorted(list_models()) == list_models()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (47, 33)])
 def test_logits_are_finite_for_small_images(name: str, size: tuple[int, int]) -> None:
     model = build(name).eval()
@@ -47,7 +49,7 @@ def test_logits_are_finite_for_small_images(name: str, size: tuple[int, int]) ->
             assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("side", [32, 64])
 def test_every_parameter_learns(name: str, side: int) -> None:
     model = copy.deepcopy(build(name)).train()
@@ -58,7 +60,7 @@ def test_every_parameter_learns(name: str, side: int) -> None:
         assert side == 32 or parameter.grad.abs().sum() > 0, key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_images_do_not_see_each_other_in_eval(name: str) -> None:
     model = build(name).eval()
     x = torch.randn(3, 3, 64, 64)
@@ -68,7 +70,7 @@ def test_images_do_not_see_each_other_in_eval(name: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_state_dict_and_deepcopy(name: str) -> None:
     model = build(name).eval()
     other = create_model(name, 5).eval()
@@ -90,7 +92,7 @@ def test_same_seed_same_weights(name: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_autocast_and_channels_last(name: str) -> None:
     model = build(name).eval()
     x = torch.randn(2, 3, 64, 64)
