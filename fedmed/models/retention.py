@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed.models.attention import attend
+from fedmed.models.depthwise import FastDepthwiseConv2d
 
 HEADS = 8
 
@@ -121,7 +122,7 @@ class AxialRetention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
-        self.lepe = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.lepe = FastDepthwiseConv2d(channels, 5)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x_BHWC: Tensor, positions: Positions) -> Tensor:
