@@ -145,10 +145,10 @@ def test_folder_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path) -> Non
 
 def test_command_says_what_it_did(monkeypatch, capsys) -> None:
     monkeypatch.setattr("fedmed.native.__main__.build_library", lambda: None)
-    assert main() == 0
+    assert main([]) == 0
     assert "Built" in capsys.readouterr().out
     monkeypatch.setattr("fedmed.native.__main__.build_library", lambda: "no C++ compiler")
-    assert main() == 1
+    assert main([]) == 1
     assert "were not built: no C++ compiler" in capsys.readouterr().err
 
 

@@ -50,8 +50,10 @@ class BdistWheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         """Set the options."""
+        if not SKIPPED and _BUILD["find_compiler"]() is not None:
+            # Modules then lie at the wheel's root, as those of every package with compiled parts.
+            self.distribution.has_ext_modules = lambda: True
         super().finalize_options()
-        self.root_is_pure = SKIPPED or _BUILD["find_compiler"]() is None
 
     def get_tag(self) -> tuple[str, str, str]:
         """Return Python, ABI and platform."""

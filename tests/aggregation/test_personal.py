@@ -52,5 +52,5 @@ def test_shared_names_follow_the_state_dict():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Linear(4, 2))
     assert shared_names(model, "average") == list(model.state_dict())
     assert shared_names(model, "local") == ["0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"]
-    with pytest.raises(ValueError, match="'fedbn'; allowed are 'average' and 'local'"):
+    with pytest.raises(ValueError, match="'fedbn'; allowed are 'average', 'local' and 'recalibrate'"):
         shared_names(model, "fedbn")

@@ -14,9 +14,10 @@ from fedmed import predict
 from fedmed.export.compare import compare_outputs
 from fedmed.export.onnx_file import write_onnx
 from fedmed.export.plain_onnx import check_plain_onnx
-from fedmed.models import create_model, list_models
+from fedmed.models import create_model
 from fedmed.reparameterization import reparameterize
 from fedmed.seeding import seeded_torch
+from tests.models.names import SHIPPED
 
 SIZE, NUM_CLASSES = 64, 5
 ONE_BLOCK = {"local_depths": [1, 1, 1, 1], "global_depths": [1, 1, 1, 1]}
@@ -29,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilenet_v2_erohprf": {"width_mult": 0.25},
 }
 QUICK = {"mobilenet_v2_erohprf"}
-NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in list_models()]
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SHIPPED]
 
 
 def train_a_little(model: nn.Module) -> nn.Module:

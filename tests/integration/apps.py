@@ -1,7 +1,7 @@
 """Apps for processes under test: a tiny network, and a site that misbehaves when a file tells it to.
 
 ``FEDMED_TEST_FAULTS`` names a folder. A file ``SITE.json`` in it holds ``{"kind": …, "round": …, "once": …}``.
-Without ``FEDMED_TEST_ARTEFACT`` the model is released in train form, which saves seconds where that is not the matter.
+With ``FEDMED_TEST_TRAIN_FORM`` the model is released in train form, which saves seconds where that is not the matter.
 """
 
 import errno
@@ -51,7 +51,7 @@ def _keep_train_form(session: Session, model: ChosenModel, best_round: int | Non
     write_model(session.run.model, model.model_path, session.plan, chosen_round=model.round)
 
 
-if "FEDMED_TEST_ARTEFACT" not in os.environ:
+if "FEDMED_TEST_TRAIN_FORM" in os.environ:
     server_federation.make_candidate = _keep_train_form
 
 if "FEDMED_TEST_FAULTS" in os.environ:

@@ -74,7 +74,7 @@ class Deployment:
         **settings: Any,
     ) -> None:
         self.folder = folder
-        self._environment = {"FEDMED_TEST_ARTEFACT": "1"} if artefact else {}
+        self._environment = {} if artefact else {"FEDMED_TEST_TRAIN_FORM": "1"}
         self.names = [f"site_{number + 1:02d}" for number in range(sites)]
         self.port = find_free_port()
         self.faults = folder / "faults"

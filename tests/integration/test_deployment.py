@@ -250,7 +250,7 @@ def test_update_with_nan_is_quarantined(tmp_path: Path) -> None:
 
 def test_site_with_another_authority_refuses_the_server(tmp_path: Path) -> None:
     with (
-        deploy(tmp_path / "one", min_sites=1, collect_wait_s=3) as deployment,
+        deploy(tmp_path / "one", min_sites=1, collect_wait_s=15) as deployment,
         deploy(tmp_path / "other") as other,
     ):
         shutil.copy(other.kit / "ca.pem", deployment.kit / "kits" / "site_02" / "ca.pem")

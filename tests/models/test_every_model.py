@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmed.aggregation import WeightedUpdate, average_updates, write_tensors
-from fedmed.models import create_model, list_models
+from fedmed.models import create_model
 from fedmed.reparameterization import describe_form, load_into_deploy_form, reparameterize, verify
 from fedmed.reparameterization.verify import use_branches
 from fedmed.seeding import seeded_torch
+from tests.models.names import SHIPPED
 from tests.reparameterization.networks import randomize
 
 NUM_CLASSES = 5
@@ -36,7 +37,7 @@ SLOW = {
     *(f"hifuse_{size}" for size in ("small", "base")),
     *(f"shufflenet_v2_{size}_erohprf" for size in ("x1_0", "x1_5", "x2_0")),
 }
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in list_models()]
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SHIPPED]
 
 
 @dataclass
