@@ -7,7 +7,7 @@ nearest valid key.
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, RunConfig
 from fedmed.errors import ConfigError, suggest_nearest
 
 Settings = typing.TypeVar("Settings", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
-_DATA_TAGS = {"phantom", "image_table", "class_folders", "npz"}
+_KINDS: Mapping[str, tuple[str, Any]] = {"data": ("source", DataConfig), "aggregation.fair": ("kind", FairConfig)}
+"""Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -148,7 +149,9 @@ def apply_override(content: dict[str, Any], override: str) -> str:
     *parents, last = key.split(".")
     section = content
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # a section that is off by default
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: '{parent}' is a value and has no keys inside.")
     section[last] = value
@@ -222,10 +225,7 @@ def _describe_all(error: ValidationError, model: type[BaseModel], source: str, o
 
 def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, origins: Mapping[str, str]) -> str:
     loc = [str(part) for part in details["loc"]]
-    if len(loc) > 1 and loc[0] == "data" and loc[1] in _DATA_TAGS:
-        tag, loc = loc[1], [loc[0], *loc[2:]]
-    else:
-        tag = None
+    loc, tag = _split_tag(loc)
     key = ".".join(loc)
     origin = next((f"--set {text}" for name, text in origins.items() if key == name), source)
     kind, context = details["type"], details.get("ctx", {})
@@ -236,10 +236,10 @@ def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, or
             f"{suggest_nearest(loc[-1], allowed)} Allowed here: {', '.join(allowed)}."
         )
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        found = context.get("tag", "nothing")
+        found, tags = context.get("tag", "nothing"), sorted(_sections(key))
         return (
-            f"{origin}: 'data.source' is {found!r}.{suggest_nearest(str(found), _DATA_TAGS)} "
-            f"Allowed: {', '.join(sorted(_DATA_TAGS))}."
+            f"{origin}: '{key}.{_KINDS[key][0]}' is {found!r}.{suggest_nearest(str(found), tags)} "
+            f"Allowed: {', '.join(tags)}."
         )
     if kind == "missing":
         return f"{origin}: the key '{key}' is missing and has no default. Add it."
@@ -253,16 +253,26 @@ def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, or
     return f"{origin}: '{key}' is {details['input']!r}. {message}."
 
 
-def _allowed_keys(model: type[BaseModel], loc: Iterable[str], data_tag: str | None) -> list[str]:
+def _split_tag(loc: list[str]) -> tuple[list[str], str | None]:
+    """Return a place without the name of a section's kind, and that name."""
+    for place in _KINDS:
+        depth = place.count(".") + 1
+        if ".".join(loc[:depth]) == place and len(loc) > depth and loc[depth] in _sections(place):
+            return [*loc[:depth], *loc[depth + 1 :]], loc[depth]
+    return loc, None
+
+
+def _allowed_keys(model: type[BaseModel], loc: Sequence[str], tag: str | None) -> list[str]:
     """Return the field names of the section at ``loc``."""
     section = model
-    for part in loc:
+    for depth, part in enumerate(loc, start=1):
         if part not in section.model_fields:
             break
+        place = ".".join(loc[:depth])
         annotation: Any = section.model_fields[part].annotation
-        if part == "data" and not _is_section(annotation):
-            annotation = _data_section(data_tag)
-        if not _is_section(annotation):
+        if place in _KINDS and not _is_section(annotation):
+            annotation = next((kind for name, kind in _sections(place).items() if name == tag), None)
+        elif not _is_section(annotation):
             annotation = next((kind for kind in typing.get_args(annotation) if _is_section(kind)), None)
         if annotation is None:
             break
@@ -274,8 +284,8 @@ def _is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _data_section(tag: str | None) -> type[BaseModel]:
-    union = typing.get_args(DataConfig)[0]
-    sections = {cls.model_fields["source"].annotation.__args__[0]: cls for cls in typing.get_args(union)}
-    chosen: type[BaseModel] = sections[tag or "phantom"]
-    return chosen
+def _sections(place: str) -> dict[str, type[BaseModel]]:
+    """Return the kinds of a section by name."""
+    key, union = _KINDS[place]
+    kinds = typing.get_args(typing.get_args(union)[0])
+    return {typing.get_args(kind.model_fields[key].annotation)[0]: kind for kind in kinds}

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmed.config import DataConfig, FederationConfig, Plan, Section, SitesData
+from fedmed.config import DataConfig, FederationConfig, Plan, Section, SitesData, SuppressionConfig
 from fedmed.config_files import read_yaml, resolve_path, resolve_paths, validate_settings
 from fedmed.errors import ConfigError
 
@@ -80,15 +80,6 @@ class ServerConfig(FederationConfig):
         return self
 
 
-class SuppressionConfig(Section):
-    """Below which counts a site sends no tables."""
-
-    k: Annotated[int, Field(ge=1)] = 10
-    """Fewest images of a group."""
-    k_row: Annotated[int, Field(ge=1)] = 5
-    """Fewest images of a class within a group."""
-
-
 class PolicyConfig(Section):
     """What a site allows; a request beyond it is refused, logged and shown to both sides."""
 
@@ -108,6 +99,11 @@ class PolicyConfig(Section):
     """Whether histograms of scores may leave for the validation images as well."""
     suppression: SuppressionConfig = SuppressionConfig()
     """Thresholds for everything that is counted."""
+    benefit: bool = True
+    """Whether this site trains a model on its own images alone, which stays here, and tells how the federation's
+    model compares with it."""
+    show_alone: bool = False
+    """Whether a patient group may be shown to the other sites where only this site has images of it."""
     hours: list[str] | None = None
     """Local times at which the site may train, for example ``["20:00-06:00"]``; null: always."""
     max_disk_gib: Annotated[float, Field(gt=0)] = 20.0

@@ -26,7 +26,8 @@ from torch import nn
 
 from fedmed.aggregation import TensorSpec, make_header
 from fedmed.errors import FedmedError, tame
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
+from fedmed.metrics.site_tables import SiteTables
 
 STYPE = "safetensors"
 MODEL = "model"
@@ -109,7 +110,7 @@ def make_content(
     values: Mapping[str, Any],
     *,
     model: bytes | None = None,
-    tables: EvaluationTables | None = None,
+    tables: SiteTables | None = None,
     sums: Mapping[str, torch.Tensor] | None = None,
     artefact: bytes | None = None,
 ) -> RecordDict:
@@ -123,7 +124,7 @@ def make_content(
         JSON values.
     model : bytes, optional
         From :func:`pack_tensors`.
-    tables : EvaluationTables, optional
+    tables : SiteTables, optional
         What an evaluation gives.
     sums : mapping of str to Tensor, optional
         What a recalibration gives, by layer.
@@ -134,7 +135,7 @@ def make_content(
     if model is not None:
         content[MODEL] = _to_record(model)
     if tables is not None:
-        content[TABLES] = _to_record(pack_tables(tables))
+        content[TABLES] = _to_record(pack_site_tables(tables))
     if sums is not None:
         content[SUMS] = _to_record(pack_tensors(sums))
     if artefact is not None:
@@ -186,7 +187,7 @@ def read_sums(message: Message) -> dict[str, torch.Tensor]:
     return sums
 
 
-def read_tables(message: Message) -> EvaluationTables:
+def read_tables(message: Message) -> SiteTables:
     """Return the evaluation tables of a message.
 
     Raises
@@ -244,14 +245,7 @@ def unpack_files(data: bytes, limits: Mapping[str, int]) -> dict[str, bytes]:
     return {name: arrays[name].tobytes() for name in limits}
 
 
-def pack_tables(tables: EvaluationTables) -> bytes:
-    """Return tables as bytes in the safetensors format."""
-    metadata = {"groups": json.dumps(list(tables.groups))}
-    packed: bytes = safetensors.numpy.save(tables.to_arrays(), metadata=metadata)
-    return packed
-
-
-def unpack_tables(data: bytes) -> EvaluationTables:
+def unpack_tables(data: bytes) -> SiteTables:
     """Return the tables in the bytes of a ``tables`` record.
 
     Raises
@@ -260,17 +254,9 @@ def unpack_tables(data: bytes) -> EvaluationTables:
         If they are unreadable or contradict themselves.
     """
     try:
-        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
-        groups = json.loads(_read_metadata(data)["groups"])
-        return EvaluationTables.from_arrays(tuple(groups), arrays)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        return unpack_site_tables(data)
+    except ValueError as error:
         raise WireError(f"The tables that arrived cannot be read: {tame(str(error))}.") from None
-
-
-def _read_metadata(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata
 
 
 def _to_record(data: bytes) -> ArrayRecord:

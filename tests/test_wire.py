@@ -5,7 +5,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.fairness.suppression import tell_everything
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.wire import (
     MODEL,
     REPORT,
@@ -14,7 +16,6 @@ from fedmed.wire import (
     WireError,
     load_state,
     make_content,
-    pack_tables,
     pack_tensors,
     read_model,
     read_tables,
@@ -34,6 +35,12 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def send(content: RecordDict) -> Message:
     return Message(content, dst_node_id=1, message_type="train")
+
+
+def make_tables() -> SiteTables:
+    groups = {"site": ["north"] * 6, "place": ["Köln", "Ulm"] * 3}
+    logits = {FEDERATED: torch.randn(6, 3), "local": torch.randn(6, 3)}
+    return tell_everything(logits, torch.tensor([0, 1, 2, 0, 1, 2]), groups)
 
 
 def test_tensors_come_back_exactly() -> None:
@@ -63,16 +70,18 @@ def test_no_pickle_is_accepted() -> None:
 
 
 def test_message_carries_values_model_and_tables() -> None:
-    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    tables = tables_from_logits(logits, labels, ["Köln", "Ulm"] * 3)
+    tables = make_tables()
     model = pack_tensors({"w": torch.arange(4.0)})
     message = send(make_content(REPORT, {"loss": 0.5, "note": "ä"}, model=model, tables=tables))
     assert read_values(message, REPORT) == {"loss": 0.5, "note": "ä"}
     assert read_model(message) == model
     back = read_tables(message)
-    assert back.groups == tables.groups
-    for name, array in tables.to_arrays().items():
-        np.testing.assert_array_equal(back.to_arrays()[name], array)
+    assert back.attributes == ("site", "place")
+    assert back.models[FEDERATED]["place"].groups == ("Köln", "Ulm")
+    for attribute, own in tables.models[FEDERATED].items():
+        for name, array in own.to_arrays().items():
+            np.testing.assert_array_equal(back.models[FEDERATED][attribute].to_arrays()[name], array)
+    np.testing.assert_array_equal(back.paired["local"]["place"].cells, tables.paired["local"]["place"].cells)
 
 
 def test_values_must_be_finite() -> None:
@@ -106,8 +115,7 @@ def test_unreadable_model_and_tables_are_errors() -> None:
 
 
 def test_contradicting_tables_are_an_error() -> None:
-    tables = tables_from_logits(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), ["a"] * 4)
-    packed = pack_tables(tables)
+    packed = pack_site_tables(make_tables())
     position = packed.index(b'"shape":[1,3,3]')
     broken = packed[:position] + b'"shape":[1,9,1]' + packed[position + 15 :]
     with pytest.raises(WireError, match="tables that arrived cannot be read"):

@@ -10,13 +10,15 @@ from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array, Values, divide_defined, mean_defined
 
 
-def calibration_values(calibration: Array) -> dict[str, Values]:
+def calibration_values(calibration: Array, rare: Array | float = 0.0) -> dict[str, Values]:
     """Compute ``ece``, ``mce`` and ``classwise_ece``.
 
     Parameters
     ----------
     calibration : ndarray, shape (D,K,15,3)
         Calibration tables by true class.
+    rare : ndarray, shape (D,15,3), optional
+        The same of images whose class is not told; in ``ece`` and ``mce`` only.
 
     Returns
     -------
@@ -28,12 +30,12 @@ def calibration_values(calibration: Array) -> dict[str, Values]:
     -----
     ECE = sum_b (n_b / N) |accuracy_b - confidence_b|; MCE = the largest such gap of a bin that is not empty.
     """
-    pooled = calibration.sum(axis=-3)
-    by_class = _expected_error(calibration)
+    pooled = calibration.sum(axis=-3) + rare
+    by_class = expected_error(calibration)
     gaps = divide_defined(_surplus(pooled), pooled[..., 0])
     largest = np.nan_to_num(gaps, nan=0.0).max(axis=-1)
     return {
-        "ece": Values(_expected_error(pooled)),
+        "ece": Values(expected_error(pooled)),
         "mce": Values(np.where(pooled[..., 0].any(axis=-1), largest, np.nan)),
         "classwise_ece": Values(mean_defined(by_class), by_class),
     }
@@ -52,14 +54,15 @@ def reliability(tables: EvaluationTables) -> dict[str, Array]:
     dict from str to ndarray, shape (15,)
         ``n``: images in each bin of confidence; ``confidence`` and ``accuracy``: their means, NaN for an empty bin.
     """
-    n, confidence, correct = np.moveaxis(tables.calibration.sum(axis=(0, 1)), -1, 0)
+    n, confidence, correct = np.moveaxis(tables.calibration.sum(axis=(0, 1)) + tables.rare.sum(axis=0), -1, 0)
     return {"n": n, "confidence": divide_defined(confidence, n), "accuracy": divide_defined(correct, n)}
+
+
+def expected_error(table: Array) -> Array:
+    """Return the expected calibration error of tables of shape (D,15,3), NaN for a table without images."""
+    return divide_defined(_surplus(table).sum(axis=-1), table[..., 0].sum(axis=-1))
 
 
 def _surplus(table: Array) -> Array:
     surplus: Array = np.abs(table[..., 2] - table[..., 1])
     return surplus
-
-
-def _expected_error(table: Array) -> Array:
-    return divide_defined(_surplus(table).sum(axis=-1), table[..., 0].sum(axis=-1))

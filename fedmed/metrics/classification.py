@@ -7,19 +7,47 @@ import numpy as np
 
 from fedmed.metrics.calibration import brier_values, calibration_values
 from fedmed.metrics.tables import EvaluationTables
-from fedmed.metrics.values import Array, Figure, Values, divide_defined, mean_defined, optional_float
+from fedmed.metrics.values import (
+    Array,
+    Figure,
+    Values,
+    divide_defined,
+    gap_defined,
+    mean_defined,
+    min_defined,
+    optional_float,
+    std_defined,
+)
 
 __all__ = [
     "Figure",
+    "area_figures",
     "area_values",
     "compute_figures",
     "count_values",
+    "lacking_classes",
     "roc_points",
     "score_values",
     "split_scores",
 ]
 
-LOWER_IS_BETTER = frozenset({"ece", "mce", "brier", "classwise_ece"})
+LOWER_IS_BETTER = frozenset({"ece", "mce", "brier", "classwise_ece", "class_recall_gap", "class_auc_std"})
+MACRO_FIGURES = frozenset(
+    {
+        "balanced_accuracy",
+        "macro_f1",
+        "macro_precision",
+        "macro_recall",
+        "sensitivity",
+        "specificity",
+        "auc",
+        "classwise_ece",
+        "worst_class_recall",
+        "class_recall_gap",
+        "class_auc_std",
+    }
+)
+"""Figures that speak of all classes; without one of them they would be about something else."""
 
 
 def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
@@ -34,28 +62,52 @@ def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
     -------
     dict from str to Figure
         By key, without intervals: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``macro_precision``,
-        ``macro_recall``, ``kappa``, ``mcc``, ``sensitivity``, ``specificity``, ``auc``, ``ece``, ``mce``,
-        ``classwise_ece`` and ``brier``. Definitions: :func:`count_values`, :func:`score_values`,
+        ``macro_recall``, ``kappa``, ``mcc``, ``sensitivity``, ``specificity``, ``worst_class_recall``,
+        ``class_recall_gap``, ``auc``, ``class_auc_std``, ``ece``, ``mce``, ``classwise_ece`` and ``brier``.
+        Definitions: :func:`count_values`, :func:`score_values`,
         :func:`fedmed.metrics.calibration.calibration_values` and :func:`fedmed.metrics.calibration.brier_values`.
+
+    Notes
+    -----
+    Images of rare classes, whose class is not told, count in ``accuracy``, ``ece`` and ``mce``. A figure about all
+    classes (:data:`MACRO_FIGURES`) has no value if all images of a class are withheld, nor has that class in
+    ``by_class``. Every figure carries the number of withheld rows in ``n_withheld``.
     """
     pooled = tables.pool()
-    counts, scores, calibration, brier = (array[0] for array in pooled.to_arrays().values())
-    parts = (
-        (count_values(counts), int(counts.sum())),
-        (score_values(scores), int(scores[:, 0].sum())),
-        (calibration_values(calibration), round(calibration[..., 0].sum())),
-        (brier_values(brier), round(brier[0])),
+    counts, scores, calibration, brier, rare = (
+        getattr(pooled, name)[0] for name in ("counts", "scores", "calibration", "brier", "rare")
     )
-    return {key: _make_figure(key, values, n, pooled) for part, n in parts for key, values in part.items()}
+    values = count_values(counts, rare.sum(axis=0)), score_values(scores), calibration_values(calibration, rare)
+    num_counted, num_rare = int(counts.sum()), round(rare[..., 0].sum())
+    num_scored, num_binned = int(scores[:, 0].sum()), round(calibration[..., 0].sum())
+    num_images = {
+        "accuracy": num_counted + num_rare,
+        "auc": num_scored,
+        "class_auc_std": num_scored,
+        "ece": num_binned + num_rare,
+        "mce": num_binned + num_rare,
+        "classwise_ece": num_binned,
+        "brier": round(brier[0]),
+    }
+    found = values[0] | values[1] | values[2] | brier_values(brier)
+    return {key: _make_figure(key, item, num_images.get(key, num_counted), pooled) for key, item in found.items()}
 
 
-def count_values(counts: Array) -> dict[str, Values]:
+def lacking_classes(tables: EvaluationTables) -> Array:
+    """Return which classes are withheld wholly in each group, shape (G,K) of bool: none of their images is counted."""
+    lacking: Array = (tables.withheld > 0) & (tables.counts.sum(axis=-1) == 0)
+    return lacking
+
+
+def count_values(counts: Array, rare: Array | None = None) -> dict[str, Values]:
     """Compute the figures that follow from tables of true against predicted class.
 
     Parameters
     ----------
     counts : ndarray, shape (D,K,K)
         True class in rows.
+    rare : ndarray, shape (D,3), optional
+        Number of images whose class is not told, sum of their confidence, number right; for ``accuracy``.
 
     Returns
     -------
@@ -72,6 +124,7 @@ def count_values(counts: Array) -> dict[str, Values]:
         * ``kappa`` = (p_o - p_e) / (1 - p_e), unweighted (Cohen, 1960)
         * ``mcc``: the multi-class correlation R_K (Gorodkin, 2004); NaN where it is 0 / 0, for example if all answers
           are of one class (scikit-learn gives 0)
+        * ``worst_class_recall``, ``class_recall_gap``: lowest, and highest - lowest, recall of the classes present
     """
     counts = counts.astype(np.float64)
     n = counts.sum(axis=(-2, -1))
@@ -80,10 +133,11 @@ def count_values(counts: Array) -> dict[str, Values]:
     recall, precision = divide_defined(tp, positives), divide_defined(tp, predicted)
     specificity = divide_defined(negatives - predicted + tp, negatives)
     f1 = divide_defined(2 * tp, positives + predicted)
+    rare_n, rare_hits = (0.0, 0.0) if rare is None else (rare[..., 0], rare[..., 2])
     hits, chance = tp.sum(axis=-1), (positives * predicted).sum(axis=-1)
     spread = (n**2 - np.square(predicted).sum(axis=-1)) * (n**2 - np.square(positives).sum(axis=-1))
     return {
-        "accuracy": Values(divide_defined(hits, n)),
+        "accuracy": Values(divide_defined(hits + rare_hits, n + rare_n)),
         "balanced_accuracy": Values(mean_defined(recall)),
         "macro_f1": Values(_mean_of_all(f1, n), f1),
         "macro_precision": Values(_mean_of_all(precision, n), precision),
@@ -92,16 +146,25 @@ def count_values(counts: Array) -> dict[str, Values]:
         "mcc": Values(divide_defined(hits * n - chance, np.sqrt(spread))),
         "sensitivity": Values(mean_defined(recall), recall),
         "specificity": Values(mean_defined(specificity), specificity),
+        "worst_class_recall": Values(min_defined(recall)),
+        "class_recall_gap": Values(gap_defined(recall)),
     }
 
 
 def score_values(scores: Array) -> dict[str, Values]:
-    """Compute ``auc``, the area under the one-vs-rest ROC curves, of score tables of shape (D,K,K,64).
+    """Compute ``auc``, the area under the one-vs-rest ROC curves, and ``class_auc_std`` of tables (D,K,K,64) of scores.
 
-    By class it is the probability that an image of the class has a higher score than another image, two scores in one
-    bin being a tie that counts half. The value is the mean over the classes that have both positives and negatives.
+    By class the AUC is the probability that an image of the class has a higher score than another image, two scores in
+    one bin being a tie that counts half. The value is the mean over the classes that have both positives and negatives;
+    ``class_auc_std`` is the standard deviation (ddof 0) over the same classes, of which there must be two.
     """
-    return {"auc": area_values(*split_scores(scores))}
+    return area_figures(area_values(*split_scores(scores)))
+
+
+def area_figures(areas: Values) -> dict[str, Values]:
+    """Return ``auc`` and ``class_auc_std`` of areas as :func:`area_values` gives them."""
+    assert areas.by_class is not None
+    return {"auc": areas, "class_auc_std": Values(std_defined(areas.by_class))}
 
 
 def area_values(own: Array, others: Array) -> Values:
@@ -156,22 +219,35 @@ def _mean_of_all(by_class: Array, n: Array) -> Array:
 
 
 def _make_figure(key: str, values: Values, n: int, tables: EvaluationTables) -> Figure:
-    value = optional_float(values.value)
+    lacking_K = lacking_classes(tables)[0]
+    withheld = tables.withheld.any() and (n == 0 or (key in MACRO_FIGURES and bool(lacking_K.any())))
+    value = None if withheld else optional_float(values.value)
+    by_class = None if values.by_class is None else np.where(lacking_K, np.nan, values.by_class)
     return Figure(
         key,
         value,
         n,
         "down" if key in LOWER_IS_BETTER else "up",
-        by_class=None if values.by_class is None else tuple(optional_float(item) for item in values.by_class),
+        by_class=None if by_class is None else tuple(optional_float(item) for item in by_class),
         reason=None if value is not None else _explain(key, n, tables),
+        n_withheld=int(tables.withheld.sum()),
     )
 
 
 def _explain(key: str, n: int, tables: EvaluationTables) -> str:
+    lacking = np.flatnonzero(lacking_classes(tables)[0])
+    of_scores = key in ("auc", "class_auc_std")
+    if n == 0 and of_scores and tables.counts.any():
+        return "the tables hold no scores"
     if n == 0:
-        return "the tables hold no scores" if key == "auc" and tables.num_images else "no images"
+        return "all images are withheld" if tables.withheld.any() else "no images"
+    if len(lacking) and key in MACRO_FIGURES:
+        named = ", ".join(map(str, lacking))
+        return f"class {named} is withheld" if len(lacking) == 1 else f"classes {named} are withheld"
     return {
         "auc": "the images are all of one class",
+        "class_auc_std": "the images are all of one class",
+        "class_recall_gap": "the images are all of one class",
         "kappa": "all images and all answers are of one class",
         "mcc": "all images or all answers are of one class",
     }[key]

@@ -20,7 +20,14 @@ SCORE_RANGE = 12.0
 CALIBRATION_BINS = 15
 POOLED_GROUP = "all"
 
-_TABLES = {"counts": np.int64, "scores": np.int64, "calibration": np.float64, "brier": np.float64}
+_TABLES = {
+    "counts": np.int64,
+    "scores": np.int64,
+    "calibration": np.float64,
+    "brier": np.float64,
+    "rare": np.float64,
+    "withheld": np.int64,
+}
 _LARGEST_BRIER = 2.0
 _TOLERANCE = 1e-9  # relative; the float tables are sums of many rounded terms
 
@@ -46,6 +53,11 @@ class EvaluationTables:
         confidence, number predicted correctly.
     brier : ndarray of float64, shape (G,3)
         Number of images, sum and sum of squares of ``sum_k (p_k - 1[y = k])^2``, which lies in [0, 2].
+    rare : ndarray of float64, shape (G,15,3)
+        As ``calibration``, of the images of classes that are too small in their group to be told class by class.
+    withheld : ndarray of int64, shape (G,K)
+        Number of sites that hold back a row (group, true class) in which they have images. A group that is held back as
+        a whole counts in every class.
     """
 
     groups: tuple[str, ...]
@@ -53,14 +65,16 @@ class EvaluationTables:
     scores: Array
     calibration: Array
     brier: Array
+    rare: Array
+    withheld: Array
 
     def __post_init__(self) -> None:
         _check_shapes(self.groups, self.to_arrays())
 
     @property
     def num_images(self) -> int:
-        """Number of images counted."""
-        return int(self.counts.sum())
+        """Number of images counted, those of rare classes included."""
+        return int(self.counts.sum()) + round(float(self.rare[..., 0].sum()))
 
     @property
     def num_classes(self) -> int:
@@ -97,7 +111,7 @@ class EvaluationTables:
         return EvaluationTables((group,), **chosen)
 
     def to_arrays(self) -> dict[str, Array]:
-        """Return the four arrays by name, without copies; with ``groups`` they are the whole content."""
+        """Return the arrays by name, without copies; with ``groups`` they are the whole content."""
         return {name: getattr(self, name) for name in _TABLES}
 
     @classmethod
@@ -172,6 +186,8 @@ def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
             (np.ones_like(brier_N), p_NK.max(axis=1), predicted_N == y_N),
         ),
         brier=_sum_up((num_groups,), (g_N,), (np.ones_like(brier_N), brier_N, brier_N**2)),
+        rare=np.zeros((num_groups, CALIBRATION_BINS, 3)),
+        withheld=np.zeros((num_groups, num_classes), np.int64),
     )
 
 
@@ -276,6 +292,8 @@ def _check_shapes(groups: tuple[str, ...], arrays: Mapping[str, Array]) -> None:
         "scores": (num_groups, num_classes, num_classes, SCORE_BINS),
         "calibration": (num_groups, num_classes, CALIBRATION_BINS, 3),
         "brier": (num_groups, 3),
+        "rare": (num_groups, CALIBRATION_BINS, 3),
+        "withheld": (num_groups, num_classes),
     }
     for name, shape in shapes.items():
         found = arrays[name]
@@ -292,10 +310,11 @@ def _check_values(arrays: Mapping[str, Array]) -> None:
     scored_GKK = arrays["scores"].sum(axis=-1)
     if (scored_GKK != scored_GKK[..., :1]).any() or (scored_GKK[..., 0] > images_GK).any():
         raise ValueError("Table 'scores' does not fit table 'counts': its rows hold other numbers of images.")
-    n, confidence, correct = np.moveaxis(arrays["calibration"], -1, 0)
-    limit = n * (1 + _TOLERANCE)
-    if (confidence > limit).any() or (correct > limit).any():
-        raise ValueError("Table 'calibration' has a mean confidence or an accuracy above 1.")
+    for name in ("calibration", "rare"):
+        n, confidence, correct = np.moveaxis(arrays[name], -1, 0)
+        limit = n * (1 + _TOLERANCE)
+        if (confidence > limit).any() or (correct > limit).any():
+            raise ValueError(f"Table '{name}' has a mean confidence or an accuracy above 1.")
     n, total, squares = np.moveaxis(arrays["brier"], -1, 0)
     limit = n * _LARGEST_BRIER * (1 + _TOLERANCE)
     if (total > limit).any() or (squares > _LARGEST_BRIER * limit).any():

@@ -35,6 +35,8 @@ class Figure:
         Likewise.
     reason : str, optional
         Why ``value`` is ``None``.
+    n_withheld : int
+        Rows (site, group, true class) with images that are held back, which the figure lacks.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Figure:
     by_class: tuple[float | None, ...] | None = None
     by_class_interval: tuple[tuple[float, float] | None, ...] | None = None
     reason: str | None = None
+    n_withheld: int = 0
 
 
 class Values(NamedTuple):
@@ -65,6 +68,32 @@ def mean_defined(by_class: Array) -> Array:
     """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
     defined = ~np.isnan(by_class)
     return divide_defined(np.where(defined, by_class, 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def min_defined(values: Array) -> Array:
+    """Return the minimum over the last axis of what is not NaN; NaN where nothing is."""
+    lowest: Array = np.fmin.reduce(values, axis=-1, initial=np.nan)
+    return lowest
+
+
+def max_defined(values: Array) -> Array:
+    """Return the maximum over the last axis of what is not NaN; NaN where nothing is."""
+    highest: Array = np.fmax.reduce(values, axis=-1, initial=np.nan)
+    return highest
+
+
+def gap_defined(values: Array) -> Array:
+    """Return maximum - minimum over the last axis of what is not NaN; NaN where there are fewer than two."""
+    return _if_two(values, max_defined(values) - min_defined(values))
+
+
+def std_defined(values: Array) -> Array:
+    """Return the standard deviation (of a population, ddof 0) over the last axis, likewise."""
+    return _if_two(values, np.sqrt(mean_defined(np.square(values - mean_defined(values)[..., None]))))
+
+
+def _if_two(values: Array, result: Array) -> Array:
+    return np.where((~np.isnan(values)).sum(axis=-1) >= 2, result, np.nan)
 
 
 def optional_float(value: Any) -> float | None:

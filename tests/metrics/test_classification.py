@@ -26,6 +26,9 @@ KEYS = {
     "mce",
     "classwise_ece",
     "brier",
+    "worst_class_recall",
+    "class_recall_gap",
+    "class_auc_std",
 }
 
 
@@ -73,6 +76,8 @@ def test_every_figure_has_its_key_and_direction():
         "mce",
         "classwise_ece",
         "brier",
+        "class_recall_gap",
+        "class_auc_std",
     }
 
 
@@ -185,6 +190,8 @@ def test_images_of_one_class_only():
         "kappa": "all images and all answers are of one class",
         "mcc": "all images or all answers are of one class",
         "auc": "the images are all of one class",
+        "class_auc_std": "the images are all of one class",
+        "class_recall_gap": "the images are all of one class",
     }.items():
         assert figures[key].value is None
         assert figures[key].reason == reason
@@ -203,12 +210,74 @@ def test_no_image_at_all_gives_no_figure(num_classes):
         assert figure.by_class in (None, (None,) * num_classes)
 
 
-def test_without_shared_scores_only_the_auc_is_missing():
+def test_without_shared_scores_only_figures_of_the_auc_are_missing():
     tables = draw_tables(100)
     hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
     figures = compute_figures(hidden)
     assert figures["auc"].reason == "the tables hold no scores"
-    assert {key for key, figure in figures.items() if figure.value is None} == {"auc"}
+    assert {key for key, figure in figures.items() if figure.value is None} == {"auc", "class_auc_std"}
+
+
+def test_class_level_disparities_by_hand():
+    """Recalls 1/2, 1 and 3/4 of three classes, the fourth absent; the spread of the AUC is NumPy's."""
+    figures = compute_figures(tables_of([0, 0, 1, 2, 2, 2, 2], [0, 1, 1, 2, 2, 2, 0], 4))
+    assert figures["worst_class_recall"].value == 0.5
+    assert figures["class_recall_gap"].value == 0.5
+    areas = compute_figures(draw_tables(500))
+    assert areas["class_auc_std"].value == pytest.approx(np.std(areas["auc"].by_class), abs=1e-12)
+
+
+def hide_class(tables, hidden, rare_right=None):
+    """The tables with one class held back at one site; with ``rare_right`` its images go to the rare ones."""
+    arrays = {name: array.copy() for name, array in tables.to_arrays().items()}
+    images = int(arrays["counts"][0, hidden].sum())
+    for name in ("counts", "scores", "calibration"):
+        arrays[name][:, hidden] = 0
+    arrays["withheld"][0, hidden] = 1
+    if rare_right is not None:
+        arrays["rare"][0, 14] = images, images, rare_right
+    return type(tables)(tables.groups, **arrays)
+
+
+def test_a_class_withheld_everywhere_leaves_no_figure_about_all_classes():
+    tables = hide_class(draw_tables(400, shares=(0.5, 0.3, 0.2)), 2)
+    figures = compute_figures(tables)
+    macro = {"balanced_accuracy", "macro_f1", "macro_precision", "macro_recall", "sensitivity", "specificity", "auc"}
+    macro |= {"classwise_ece", "worst_class_recall", "class_recall_gap", "class_auc_std"}
+    assert {key for key, figure in figures.items() if figure.value is None} == macro
+    assert {figures[key].reason for key in macro} == {"class 2 is withheld"}
+    for figure in figures.values():
+        assert figure.n_withheld == 1
+        if figure.by_class is not None:
+            assert figure.by_class[2] is None
+            assert None not in figure.by_class[:2]
+
+
+def test_a_class_withheld_at_one_site_only_is_taken_from_the_other():
+    shared, hidden = draw_tables(100, shares=(0.5, 0.5)), hide_class(draw_tables(100, shares=(0.5, 0.5), seed=1), 1)
+    figures = compute_figures(shared + hidden)
+    assert all(figure.value is not None and figure.n_withheld == 1 for figure in figures.values())
+    recall = compute_figures(shared)["sensitivity"].by_class[1]
+    assert figures["sensitivity"].by_class[1] == pytest.approx(recall)
+
+
+def test_images_of_rare_classes_count_without_class():
+    """Two of three right and one of class 1 of four rare ones: accuracy 3 / 7; the ECE takes the rare bin, too."""
+    tables = hide_class(tables_of([0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0], 2), 1, rare_right=1)
+    figures = compute_figures(tables)
+    assert (figures["accuracy"].value, figures["accuracy"].n) == (pytest.approx(3 / 7), 7)
+    confidence = 1 / (1 + np.exp(-3))
+    expected = abs(2 - 3 * confidence + 1 - 4) / 7  # all seven have a confidence in the last bin
+    assert (figures["ece"].value, figures["ece"].n) == (pytest.approx(expected), 7)
+    assert figures["classwise_ece"].n == figures["sensitivity"].n == 3
+    assert figures["sensitivity"].by_class == (pytest.approx(2 / 3), None)
+
+
+def test_a_group_withheld_as_a_whole_has_no_figure():
+    tables = tables_of([0, 1], [0, 1], 2)
+    nothing = {name: np.zeros_like(array) for name, array in tables.to_arrays().items()}
+    figures = compute_figures(type(tables)(("a",), **(nothing | {"withheld": np.ones((1, 2), np.int64)})))
+    assert {(figure.value, figure.reason) for figure in figures.values()} == {(None, "all images are withheld")}
 
 
 def test_pooling_is_not_averaging():

@@ -1,0 +1,81 @@
+"""Settings of a federation: typed, closed, and explained field by field.
+
+``RunConfig`` is what ``server.yaml`` and ``simulation.yaml`` hold. ``Plan`` is the part of it that the server sends
+to the sites. Reading files, ``--set`` and friendly errors are in :mod:`fedmed.config_files`.
+"""
+
+from fedmed.config.data import (
+    ClassFolderData,
+    DataConfig,
+    DataSection,
+    ImageTableData,
+    NpzData,
+    PartitionConfig,
+    PhantomData,
+    SitesData,
+    SplitConfig,
+)
+from fedmed.config.fair import (
+    AgnosticConfig,
+    FairConfig,
+    FairFedConfig,
+    GapToLocalConfig,
+    GroupMinimaxConfig,
+    LossReport,
+    QFedAvgConfig,
+)
+from fedmed.config.fairness import (
+    GROUP_FIGURES,
+    SCORE_FIGURES,
+    SITE_ATTRIBUTE,
+    ChoiceFigure,
+    FairnessConfig,
+    SuppressionConfig,
+)
+from fedmed.config.federation import (
+    LOCAL_MODEL_OPTIONS,
+    AggregationConfig,
+    Compression,
+    FederationConfig,
+    ModelConfig,
+    Plan,
+    RunConfig,
+)
+from fedmed.config.section import Section
+from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+__all__ = [
+    "GROUP_FIGURES",
+    "LOCAL_MODEL_OPTIONS",
+    "SCORE_FIGURES",
+    "SITE_ATTRIBUTE",
+    "AggregationConfig",
+    "AgnosticConfig",
+    "ChoiceFigure",
+    "ClassFolderData",
+    "Compression",
+    "DataConfig",
+    "DataSection",
+    "FairConfig",
+    "FairFedConfig",
+    "FairnessConfig",
+    "FederationConfig",
+    "GapToLocalConfig",
+    "GroupMinimaxConfig",
+    "ImageTableData",
+    "LossReport",
+    "ModelConfig",
+    "NpzData",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "PhantomData",
+    "Plan",
+    "QFedAvgConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Section",
+    "SitesData",
+    "SplitConfig",
+    "SuppressionConfig",
+    "TrainingConfig",
+]

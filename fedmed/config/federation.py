@@ -1,0 +1,200 @@
+"""Settings of a whole federation, and the part of them that the server sends to the sites."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedmed.config.data import DataConfig, PhantomData, SitesData
+from fedmed.config.fair import FairConfig, FairFedConfig, GapToLocalConfig, GroupMinimaxConfig, LossReport
+from fedmed.config.fairness import (
+    GROUP_FIGURES,
+    SITE_ATTRIBUTE,
+    ChoiceFigure,
+    FairnessConfig,
+    SuppressionConfig,
+)
+from fedmed.config.section import Section
+from fedmed.config.training import TrainingConfig
+
+Compression = Literal["none", "fp16", "int8"]
+"""How a site's update is shortened on its way to the server."""
+
+LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
+"""Options that name files of the coordinating site; they shape the initial model and never travel."""
+
+
+class ModelConfig(BaseModel):
+    """The network. Further keys are options of that network, checked by its builder."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    name: str = "adsr_resnet18"
+    """A name of ``fedmed.models.list_models()``."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the network's builder."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def without(self, names: tuple[str, ...]) -> "ModelConfig":
+        """Return a copy that lacks some options."""
+        return ModelConfig(name=self.name, **{key: value for key, value in self.options.items() if key not in names})
+
+
+class AggregationConfig(Section):
+    """How updates become the next global model."""
+
+    weighting: Literal["images", "equal"] = "images"
+    """Weight of a site: its number of training images, or the same for all."""
+    max_norm_ratio: Annotated[float, Field(gt=1)] = 25.0
+    """An update is quarantined when its norm is more than this many times the median of the others'."""
+    fair: FairConfig | None = None
+    """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
+    ``group_minimax``, ``fairfed`` or ``gap_to_local``. Null: none."""
+
+    @property
+    def attribute(self) -> str | None:
+        """Attribute whose groups the fair rule is about, None where it is about sites."""
+        return self.fair.attribute if isinstance(self.fair, GroupMinimaxConfig | FairFedConfig) else None
+
+
+class Plan(Section):
+    """What the server tells the sites: everything that defines the common model and its training."""
+
+    seed: int
+    rounds: int
+    classes: list[str]
+    image_size: int
+    augmentation: str
+    model: ModelConfig
+    loss: dict[str, Any]
+    training: TrainingConfig
+    batch_norm: Literal["average", "local", "recalibrate"]
+    compression: Compression = "none"
+    study: str = "unnamed"
+    """What the federation is for; a site can insist on it."""
+    approval: str | None = None
+    """Number of the ethics approval."""
+    run_id: str = ""
+    """Names one run for what its sites keep between rounds; the same after a restart."""
+    fairness: FairnessConfig = FairnessConfig()
+    """Patient groups that evaluations tell apart."""
+    benefit: bool = False
+    """Whether every site also trains a model on its own images alone, to compare with."""
+    losses: LossReport = "none"
+    """What a site tells about the loss on its training images before it trains."""
+    loss_attribute: str | None = None
+    """Attribute of ``losses: groups``."""
+
+
+class FederationConfig(Section):
+    """What a simulation and a real federation have in common."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)] = "run"
+    """Name of the run, part of its folder's name."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    rounds: Annotated[int, Field(ge=1)] = 12
+    """Rounds of training and averaging."""
+    min_sites: Annotated[int, Field(ge=1)] = 1
+    """Fewest accepted updates of a round."""
+    round_deadline_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds after which a phase of a round ends without those who have not answered."""
+    max_missed_rounds: Annotated[int, Field(ge=1)] = 3
+    """Rounds missed in a row after which a site is no longer waited for, until it answers again."""
+    classes: list[str] | None = None
+    """Class names in order; a simulation takes them from its data."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig | SitesData
+    loss: dict[str, Any] = Field(default={"ce": 1.0, "cws": 1.0})
+    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
+    training: TrainingConfig = TrainingConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    batch_norm: Literal["average", "local", "recalibrate"] = "average"
+    """``average``: BatchNorm is averaged like the rest (its counters are not). ``local``: it stays at the site
+    (FedBN)."""
+    compression: Compression = "none"
+    """What a site sends back: ``none`` is float32; ``fp16`` and ``int8`` send the change in 16 or 8 bits and carry
+    the rounding error over to the next round."""
+    choose_by: ChoiceFigure = "balanced_accuracy"
+    """Validation figure that chooses the best round: of all images together, or by groups of ``choose_attribute``
+    (``worst_group_…``, ``es_…``)."""
+    choose_attribute: str = SITE_ATTRIBUTE
+    """Attribute whose groups ``choose_by`` compares, where it compares groups."""
+    fairness: FairnessConfig = FairnessConfig()
+    """Patient groups that are told apart in every evaluation."""
+    benefit: bool = True
+    """Whether every site trains a model on its own images alone, with the same budget, so that the report can say
+    whether it is better off in the federation. That model stays at the site."""
+    calibrate: bool = True
+    """Whether one temperature is fitted on the validation images of all sites; the released model applies it."""
+    share_class_counts: bool = False
+    """Whether a site tells its class counts to the server. A simulation always shows them."""
+    release: Literal["automatic", "manual"] = "automatic"
+    """``automatic``: the finished and proven model is released. ``manual``: it waits until a person has typed
+    ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
+
+    def make_plan(self) -> Plan:
+        """Return the part of the settings that the sites need."""
+        assert self.classes is not None, "classes are set when the data is prepared"
+        return Plan(
+            seed=self.seed,
+            rounds=self.rounds,
+            classes=self.classes,
+            image_size=self.data.image_size,
+            augmentation=self.data.augmentation,
+            model=self.model.without(LOCAL_MODEL_OPTIONS),
+            loss=self.loss,
+            training=self.training,
+            batch_norm=self.batch_norm,
+            compression=self.compression,
+            fairness=self.fairness,
+            benefit=self.benefit,
+            losses=self.aggregation.fair.losses if self.aggregation.fair else "none",
+            loss_attribute=self.aggregation.attribute,
+        )
+
+    @model_validator(mode="after")
+    def _check_fair(self) -> "FederationConfig":
+        if isinstance(self.aggregation.fair, GapToLocalConfig) and not self.benefit:
+            raise ValueError(
+                "'aggregation.fair.kind' is 'gap_to_local', which compares with the sites' own models, and 'benefit' "
+                "is false. Set benefit: true, or choose another kind"
+            )
+        known = self.fairness.attributes
+        if known is not None and self.aggregation.attribute not in {None, *known}:
+            raise ValueError(
+                f"'aggregation.fair.attribute' is {self.aggregation.attribute!r}. Allowed are the attributes in "
+                f"'fairness.attributes': {', '.join(known) or 'none'}"
+            )
+        return self
+
+    @property
+    def chooses_by_group(self) -> bool:
+        """Whether ``choose_by`` compares the groups of ``choose_attribute``."""
+        return self.choose_by in GROUP_FIGURES
+
+
+class RunConfig(FederationConfig):
+    """All settings of a simulation."""
+
+    sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Number of sites where the partition makes them; null where a column names them."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that serve the sites; ``auto``: cores / threads. Results do not depend on it."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """PyTorch threads of one worker. Results may differ in the last bits between values."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where sites train: ``auto`` takes a GPU if there is one."""
+    data: DataConfig = PhantomData()
+    suppression: SuppressionConfig = SuppressionConfig(k=1, k_row=1)
+    """Thresholds below which a site withholds its tables; 1 and 1, because in a simulation one person holds all
+    images."""
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> "RunConfig":
+        if self.sites is None and (isinstance(self.data, PhantomData) or self.data.partition.kind == "dirichlet"):
+            raise ValueError("'sites' must be a number, because the partition makes the sites")
+        if self.release != "automatic":
+            raise ValueError("'release' is 'manual', which is for real federations. Allowed in a simulation: automatic")
+        return self

@@ -1,0 +1,176 @@
+"""What one site answers to the request to score models: tables by model and attribute, and paired tables.
+
+Letters: G groups, K classes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedmed.config import SITE_ATTRIBUTE
+from fedmed.metrics.tables import POOLED_GROUP, EvaluationTables, combine_tables
+from fedmed.metrics.values import Array
+
+__all__ = [
+    "BATCH_NORM",
+    "COMPARED_MODELS",
+    "FEDERATED",
+    "FINE_TUNED",
+    "LOCAL",
+    "MODELS",
+    "SITE_ATTRIBUTE",
+    "UNCALIBRATED",
+    "UNKNOWN",
+    "PairedTables",
+    "SiteTables",
+    "combine_attribute",
+    "combine_paired",
+    "make_paired",
+]
+
+FEDERATED = "federated"
+"""The model as it is released, with its temperature."""
+UNCALIBRATED = "uncalibrated"
+"""The same without the temperature."""
+BATCH_NORM = "batch_norm"
+"""The federated model with BatchNorm's statistics of the site's training images."""
+FINE_TUNED = "fine_tuned"
+"""The federated model, trained on for one round at the site."""
+LOCAL = "local"
+"""A model that was trained on the site's images alone."""
+COMPARED_MODELS = (BATCH_NORM, FINE_TUNED, LOCAL)
+"""Models with which the federated one is compared, image by image."""
+MODELS = (FEDERATED, UNCALIBRATED, *COMPARED_MODELS)
+UNKNOWN = "unknown"
+"""Group of the images for which an attribute is not known; shown, and left out of gaps."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairedTables:
+    """How often two models are right on the same images.
+
+    Attributes
+    ----------
+    groups : tuple of str
+        Names of the G groups.
+    cells : ndarray of int64, shape (G,K,2,2)
+        ``cells[g, k, a, b]``: images of group g and true class k for which the federated model is right (a = 1) or
+        wrong (a = 0), and the other model likewise (b).
+    """
+
+    groups: tuple[str, ...]
+    cells: Array
+
+    def __post_init__(self) -> None:
+        shape_ok = self.cells.ndim == 4 and self.cells.shape[0] == len(self.groups) and self.cells.shape[2:] == (2, 2)
+        if not shape_ok or self.cells.dtype != np.int64 or len(set(self.groups)) != len(self.groups):
+            raise ValueError(
+                f"Paired tables of shape {self.cells.shape} of {self.cells.dtype} for {len(self.groups)} groups were "
+                "found. Needed: (groups, classes, 2, 2) of int64, and groups that differ."
+            )
+        if (self.cells < 0).any():
+            raise ValueError("Paired tables hold a negative number.")
+
+    def pool(self) -> "PairedTables":
+        """Return the sum over all groups, as one group named ``all``."""
+        return PairedTables((POOLED_GROUP,), self.cells.sum(axis=0, keepdims=True))
+
+    def select(self, group: str) -> "PairedTables":
+        """Return the tables of one group.
+
+        Raises
+        ------
+        ValueError
+            If there is no such group.
+        """
+        if group not in self.groups:
+            raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(self.groups) or 'none'}.")
+        index = self.groups.index(group)
+        return PairedTables((group,), self.cells[index : index + 1])
+
+
+@dataclass(frozen=True, eq=False)
+class SiteTables:
+    """All tables of one site for one request.
+
+    Attributes
+    ----------
+    models : mapping of str to mapping of str to EvaluationTables
+        Name of a model, :data:`FEDERATED` at least, to attribute to tables. The attribute ``site`` is always there.
+    paired : mapping of str to mapping of str to PairedTables
+        Name of another model to attribute to its comparison with the federated one.
+    """
+
+    models: Mapping[str, Mapping[str, EvaluationTables]]
+    paired: Mapping[str, Mapping[str, PairedTables]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if FEDERATED not in self.models or any(SITE_ATTRIBUTE not in tables for tables in self.models.values()):
+            raise ValueError(
+                f"Tables of the models {', '.join(sorted(self.models)) or 'none'} were found. Needed: '{FEDERATED}', "
+                f"and the attribute '{SITE_ATTRIBUTE}' of every model."
+            )
+
+    @property
+    def site(self) -> EvaluationTables:
+        """The federated model's tables, undivided."""
+        return self.models[FEDERATED][SITE_ATTRIBUTE]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Attributes by which the federated model's images are told apart."""
+        return tuple(self.models[FEDERATED])
+
+
+def make_paired(
+    right_N: Array, other_right_N: Array, labels_N: Array, groups: Sequence[str], num_classes: int
+) -> PairedTables:
+    """Count on which images two models are right.
+
+    Parameters
+    ----------
+    right_N, other_right_N : ndarray of bool, shape (N,)
+        Whether the federated model and the other one are right.
+    labels_N : ndarray of int, shape (N,)
+        True classes.
+    groups : sequence of str, length N
+        Group of each image.
+    num_classes : int
+        K.
+    """
+    names = tuple(sorted(set(groups)))
+    position = {name: index for index, name in enumerate(names)}
+    cells = np.zeros((len(names), num_classes, 2, 2), np.int64)
+    g_N = np.array([position[group] for group in groups], dtype=np.int64)
+    np.add.at(cells, (g_N, labels_N, right_N.astype(np.int64), other_right_N.astype(np.int64)), 1)
+    return PairedTables(names, cells)
+
+
+def combine_paired(tables: Iterable[PairedTables]) -> PairedTables:
+    """Add paired tables; groups are united, in sorted order, and same-named groups are summed.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    parts = list(tables)
+    if not parts:
+        raise ValueError("There are no paired tables to add up. Give at least one.")
+    groups = tuple(sorted({group for part in parts for group in part.groups}))
+    position = {group: index for index, group in enumerate(groups)}
+    total = np.zeros((len(groups), *parts[0].cells.shape[1:]), np.int64)
+    for part in parts:
+        total[[position[group] for group in part.groups]] += part.cells
+    return PairedTables(groups, total)
+
+
+def combine_attribute(
+    sites: Mapping[str, SiteTables], attribute: str, model: str = FEDERATED
+) -> EvaluationTables | None:
+    """Return the tables of all sites for one attribute and model together; None where no site has them."""
+    parts = [
+        sites[name].models[model][attribute] for name in sorted(sites) if attribute in sites[name].models.get(model, {})
+    ]
+    return combine_tables(parts) if parts else None

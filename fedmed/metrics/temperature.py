@@ -1,0 +1,123 @@
+"""One temperature for all sites, fitted on sums: ``softmax(logits / T)`` with the T that suits all their images best.
+
+For one image of class y with logits z the negative log-likelihood at the inverse temperature b = 1/T is
+``logsumexp(b z) - b z_y`` and its derivative by b is ``E_p[z] - z_y`` with ``p = softmax(b z)``. It is convex in b,
+since the second derivative is the variance of z under p. So a site sends both, summed over its images, for a fixed grid
+of b. The sums of all sites are those of all images together, and between two points of the grid a cubic polynomial with
+the same values and slopes gives the minimum.
+
+Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; the grid in place of an optimiser, which would
+need many messages, is ours.
+
+Letters: J points of the grid, K classes, N images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmed.metrics.values import Array
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+GRID = np.exp(np.linspace(-math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE), 121))
+"""Inverse temperatures, float64 (J,), from 1/20 to 20 in steps of 5 %; the middle one is 1."""
+_MIDDLE = len(GRID) // 2
+FEWEST_IMAGES = 20
+"""From how many images on a temperature is fitted."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """By what the logits are divided."""
+
+    temperature: float
+    """T, 1 where none was fitted."""
+    n: int
+    """Images that it rests on."""
+    nll_before: float | None
+    """Mean negative log-likelihood of an image at T = 1."""
+    nll_after: float | None
+    """The same at T."""
+    fitted: bool
+    """Whether T comes from the images."""
+    note: str | None = None
+    """Why it does not, or what is special about it."""
+
+
+def temperature_sums(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Return what a site tells of its images, so that a temperature can be fitted.
+
+    Parameters
+    ----------
+    logits_NK : Tensor
+        Outputs of the model, finite.
+    labels_N : Tensor of int64
+        True classes.
+
+    Returns
+    -------
+    Tensor
+        float64 (J,2): for each inverse temperature of :data:`GRID`, the sum over the images of the negative
+        log-likelihood and of its derivative by the inverse temperature.
+    """
+    z_NK = logits_NK.double()
+    z_NK = z_NK - z_NK.max(dim=1, keepdim=True).values  # changes neither sum, and loses no digits
+    true_N = z_NK.gather(1, labels_N[:, None])[:, 0]
+    rows = []
+    for inverse in GRID:
+        scaled_NK = inverse * z_NK
+        mean_N = (scaled_NK.softmax(dim=1) * z_NK).sum(dim=1)
+        nll_N = scaled_NK.logsumexp(dim=1) - inverse * true_N
+        rows.append(torch.stack([nll_N.sum(), (mean_N - true_N).sum()]))
+    return torch.stack(rows)
+
+
+def solve_temperature(sums_J2: Array, n: int) -> Temperature:
+    """Return the temperature that makes the images most likely.
+
+    Parameters
+    ----------
+    sums_J2 : ndarray of float64, shape (J,2)
+        Sums of :func:`temperature_sums` over all sites.
+    n : int
+        Number of images.
+
+    Returns
+    -------
+    Temperature
+        T = 1, with a note, for fewer than :data:`FEWEST_IMAGES` images, or where the likelihood still grows at the
+        lowest temperature: then nearly all images are right, and any confidence would be praised.
+    """
+    if n < FEWEST_IMAGES:
+        return Temperature(1.0, n, None, None, False, f"{n} validation images; from {FEWEST_IMAGES} on one is fitted")
+    values_J, slopes_J = sums_J2[:, 0] / n, sums_J2[:, 1] / n
+    before = float(values_J[_MIDDLE])
+    if slopes_J[-1] < 0:
+        note = f"the images would be most likely at a temperature below {MIN_TEMPERATURE:g}, as when all are right"
+        return Temperature(1.0, n, before, before, False, note)
+    if slopes_J[0] >= 0:
+        note = f"the best temperature is at least {MAX_TEMPERATURE:g}, the highest that is tried"
+        return Temperature(MAX_TEMPERATURE, n, before, float(values_J[0]), True, note)
+    right = int(np.argmax(slopes_J >= 0))
+    inverse, after = _find_minimum(GRID[right - 1 : right + 1], values_J[right - 1 :], slopes_J[right - 1 :])
+    return Temperature(1 / inverse, n, before, after, True)
+
+
+def _find_minimum(points: Array, values: Array, slopes: Array) -> tuple[float, float]:
+    """Return place and value of the minimum of the cubic with these values and slopes at two points.
+
+    With t from 0 to 1 between them, h their distance, d the difference of the values and m the slopes times h, the
+    cubic is ``v0 + m0 t + (3 d - 2 m0 - m1) t^2 + (m0 + m1 - 2 d) t^3``.
+    """
+    width = float(points[1] - points[0])
+    begin, end = (float(slope) * width for slope in slopes[:2])
+    rise = float(values[1] - values[0])
+    quadratic, cubic = 3 * rise - 2 * begin - end, begin + end - 2 * rise
+    # Slope begin + 2 quadratic t + 3 cubic t^2 = 0, in the form that divides by no small number; begin < 0 <= end.
+    root = math.sqrt(max(quadratic * quadratic - 3 * cubic * begin, 0.0))
+    t = min(max(-begin / (quadratic + root), 0.0), 1.0) if quadratic + root > 0 else 0.0
+    value = float(values[0]) + t * (begin + t * (quadratic + t * cubic))
+    return float(points[0]) + t * width, value

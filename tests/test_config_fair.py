@@ -1,0 +1,82 @@
+"""Settings of the rules for fairness: what is allowed, and what a wrong one is told."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fedmed.config import AgnosticConfig, GroupMinimaxConfig, Plan, RunConfig
+from fedmed.config_files import dump_config, load_run_config
+from fedmed.errors import ConfigError
+
+SIMULATION = Path(__file__).resolve().parents[1] / "configs" / "simulation.yaml"
+
+
+def load(*overrides: str) -> RunConfig:
+    return load_run_config(SIMULATION, overrides)
+
+
+def test_no_rule_by_default() -> None:
+    assert load().aggregation.fair is None
+    assert load("aggregation.fair=null").aggregation.fair is None
+
+
+def test_a_rule_can_be_set_key_by_key_and_as_a_whole(tmp_path: Path) -> None:
+    config = load("aggregation.fair.kind=agnostic", "aggregation.fair.step=0.5")
+    assert config.aggregation.fair == AgnosticConfig(kind="agnostic", step=0.5)
+    assert load("aggregation.fair={kind: agnostic, step: 0.5}") == config
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_run_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "losses"),
+    [("q_fedavg", "site"), ("agnostic", "site"), ("gap_to_local", "site"), ("fairfed", "none"),
+     ("group_minimax", "groups")],
+)  # fmt: skip
+def test_the_plan_asks_for_what_the_rule_needs(kind: str, losses: str) -> None:
+    attribute = ["aggregation.fair.attribute=sex"] if kind in {"fairfed", "group_minimax"} else []
+    config = load(f"aggregation.fair.kind={kind}", *attribute)
+    plan = config.model_copy(update={"classes": ["a", "b"]}).make_plan()
+    assert plan.losses == losses
+    assert plan.loss_attribute == ("sex" if attribute else None)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    if kind == "group_minimax":
+        assert isinstance(config.aggregation.fair, GroupMinimaxConfig)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["kind=qfedavg"],
+            "'aggregation.fair.kind' is 'qfedavg'. Did you mean 'q_fedavg'? Allowed: agnostic, fairfed, ",
+        ),
+        (["q=1"], "'aggregation.fair.kind' is 'nothing'"),
+        (["kind=q_fedavg", "q=-1"], "--set aggregation.fair.q=-1: 'aggregation.fair.q' is -1"),
+        (["kind=q_fedavg", "p=1"], "no key 'aggregation.fair.p' (value found: 1). Allowed here: kind, lipschitz, q."),
+        (["kind=fairfed"], "the key 'aggregation.fair.attribute' is missing"),
+        (["kind=fairfed", "attribute=sex", "figure=gap_auc"], "'aggregation.fair.figure' is 'gap_auc'"),
+    ],
+)
+def test_wrong_rules_are_explained(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(*(f"aggregation.fair.{override}" for override in overrides))
+    assert words in str(caught.value)
+
+
+def test_gap_to_local_needs_the_local_models() -> None:
+    with pytest.raises(ConfigError, match=r"'gap_to_local'.*'benefit' is false\. Set benefit: true"):
+        load("aggregation.fair.kind=gap_to_local", "benefit=false")
+
+
+def test_the_attribute_must_be_one_that_is_told_apart() -> None:
+    rule = ["aggregation.fair.kind=fairfed", "aggregation.fair.attribute=sex"]
+    with pytest.raises(ConfigError, match=r"'aggregation\.fair\.attribute' is 'sex'\. Allowed .*: age_band"):
+        load(*rule, "fairness.attributes=[age_band]")
+    assert load(*rule, "fairness.attributes=[sex]").aggregation.attribute == "sex"
+
+
+def test_infinite_settings_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        AgnosticConfig(kind="agnostic", step=float("inf"))
