@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from fedmed.config import ClassFolderData, ImageTableData, NpzData
+from fedmed.data.bands import check_bands, name_band
 from fedmed.errors import ConfigError, DataError, suggest_nearest
+from fedmed.metrics.site_tables import UNKNOWN
 
-UNKNOWN = "unknown"
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
 
 
@@ -92,6 +93,7 @@ def _read_csv(config: ImageTableData) -> RawTable:
     where = f"the table '{path}'"
     header, lines = _parse_csv(content, where)
     columns = _find_columns(config, header, where)
+    check_bands(config.bands, config.attribute_columns)
     rows = tuple(_make_row(place, cells, len(header), columns, config) for place, cells in lines)
     if not rows:
         raise DataError(f"{where[0].upper()}{where[1:]} holds a header and no row. Add one row per image.")
@@ -148,8 +150,12 @@ def _make_row(place: int, cells: list[str], width: int, columns: Mapping[str, in
         label=cell[config.label_column],
         site=cell[config.site_column] if config.site_column else "",
         group=cell[config.group_column] if config.group_column else "",
-        attributes=tuple(cell[name] or UNKNOWN for name in config.attribute_columns),
+        attributes=tuple(_read_attribute(cell[name], config.bands.get(name)) for name in config.attribute_columns),
     )
+
+
+def _read_attribute(text: str, edges: Sequence[float] | None) -> str:
+    return name_band(text, edges) if edges else text or UNKNOWN
 
 
 def _read_folders(config: ClassFolderData) -> RawTable:

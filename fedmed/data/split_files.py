@@ -52,6 +52,8 @@ def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[
     data = config.model_dump(mode="json", exclude=_NOT_SPLIT)
     if config.partition.kind != "dirichlet":
         data["partition"] = {"kind": config.partition.kind}
+    if not data.get("bands"):  # as in splits that were made before there were bands
+        data.pop("bands", None)
     return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
 
 

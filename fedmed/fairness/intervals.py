@@ -13,13 +13,15 @@ from statistics import NormalDist
 
 import numpy as np
 
+from fedmed.fairness.resampling import correct_bias, or_zero, resample
 from fedmed.metrics.calibration import calibration_values
-from fedmed.metrics.classification import area_values, count_values
+from fedmed.metrics.classification import area_figures, area_values, count_values, score_values
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
-from fedmed.metrics.values import Array, Figure, Values, divide_defined
+from fedmed.metrics.values import Array, Figure, Values, divide_defined, mean_defined
 from fedmed.seeding import make_rng
 
 LARGEST_BRIER = 2.0
+EXTREMES = ("worst_class_recall", "class_recall_gap", "class_auc_std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +63,16 @@ def add_intervals(
 
     Notes
     -----
-    * Wilson: ``accuracy``, and by class ``sensitivity``, ``specificity``, ``macro_recall``, ``macro_precision``.
-    * Percentiles of the draws: ``balanced_accuracy``, ``macro_*``, ``kappa``, ``mcc``, ``auc``, the values of
-      ``sensitivity`` and ``specificity``. A class all of whose images are answered alike does not vary between draws,
-      so that the interval of a mean over very small classes is too narrow.
+    * Wilson: ``accuracy``, images of rare classes included, and by class ``sensitivity``, ``specificity``,
+      ``macro_recall``, ``macro_precision``.
+    * Means of recalls (``balanced_accuracy``, ``macro_recall``, the value of ``sensitivity``): each end is as far from
+      the mean as the root of the sum of squares of the distances of the classes' Wilson ends, over the number of
+      classes (Zou and Donner, 2008). A class all of whose few images are answered alike counts with its uncertainty,
+      while it does not vary between draws.
+    * Percentiles of the draws: ``macro_precision``, ``macro_f1``, ``kappa``, ``mcc``, ``auc``, the value of
+      ``specificity``. These intervals are too narrow where classes are very small.
+    * ``worst_class_recall``, ``class_recall_gap``, ``class_auc_std``: draws with the correction of
+      :func:`fedmed.fairness.resampling.correct_bias`.
     * ``auc``: the tables hold the histogram of each class's score, not which scores belong to one image. Draws join
       them by rank within a true class, the highest own score with the lowest other ones. This is exact for two classes
       and by class; the interval of the mean over more classes is too wide rather than too narrow, as it would be if
@@ -78,15 +86,24 @@ def add_intervals(
     """
     if num_draws < 1 or not 0 < level < 1:
         raise ValueError(f"num_draws is {num_draws} and level {level}. Allowed: from 1; between 0 and 1.")
-    counts, scores, calibration, brier = (array[0] for array in tables.pool().to_arrays().values())
+    pooled = tables.pool()
+    counts, scores, rare = pooled.counts[0], pooled.scores[0], pooled.rare[0]
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    ends = {key: _percentiles(values, tails) for key, values in _draw_counts(counts, seed, num_draws).items()}
-    ends["auc"] = _percentiles(_draw_areas(scores, seed, num_draws), tails)
-    ends |= _calibration_ends(calibration, seed, num_draws, tails)
-    ends["brier"] = _Ends(_normal_interval(brier, level))
+    draws = count_values(resample(make_rng(seed, "intervals", "counts"), counts, num_draws))
+    draws |= area_figures(_draw_areas(scores, seed, num_draws))
+    found = count_values(counts) | score_values(scores)
+    ends = {key: _percentiles(values, tails) for key, values in draws.items()}
+    for key in EXTREMES:
+        corrected = np.clip(correct_bias(found[key].value, draws[key].value, tails), 0, 1)
+        ends[key] = _Ends(corrected)
+    ends |= _calibration_ends(pooled.calibration[0], rare, seed, num_draws, tails)
+    ends["brier"] = _Ends(_normal_interval(pooled.brier[0], level))
     for key, proportion in _proportions(counts).items():
         ends[key] = dataclasses.replace(ends[key], by_class=np.stack(wilson_interval(*proportion, level)))
-    ends["accuracy"] = _Ends(np.stack(wilson_interval(np.trace(counts), counts.sum(), level)))
+    for key, scale in _mean_recalls(counts).items():
+        ends[key] = dataclasses.replace(ends[key], value=scale * _mean_interval(counts, level))
+    n, _, right = rare.sum(axis=0)
+    ends["accuracy"] = _Ends(np.stack(wilson_interval(np.trace(counts) + right, counts.sum() + n, level)))
     return {key: _attach(figure, ends[key]) if key in ends else figure for key, figure in figures.items()}
 
 
@@ -119,8 +136,19 @@ def wilson_interval(successes: Array, n: Array, level: float = 0.95) -> tuple[Ar
     return np.where(n > 0, lower, np.nan), np.where(n > 0, upper, np.nan)
 
 
-def _draw_counts(counts: Array, seed: int, num_draws: int) -> dict[str, Values]:
-    return count_values(_resample(make_rng(seed, "intervals", "counts"), counts, num_draws))
+def _mean_interval(counts: Array, level: float) -> Array:
+    """Return the ends of an interval of the mean recall of the classes present."""
+    right, n = np.diagonal(counts), counts.sum(axis=1)
+    recall, (lower, upper) = divide_defined(right, n), wilson_interval(right, n, level)
+    reach = [np.sqrt(np.nansum(np.square(recall - end))) for end in (lower, upper)]
+    mean, num_present = mean_defined(recall), max((n > 0).sum(), 1)
+    return np.array([mean - reach[0] / num_present, mean + reach[1] / num_present])
+
+
+def _mean_recalls(counts: Array) -> dict[str, float]:
+    """Return the figures that are the mean recall of the classes present, times a factor."""
+    present = float(counts.any(axis=1).mean())
+    return {"balanced_accuracy": 1.0, "sensitivity": 1.0, "macro_recall": present}
 
 
 def _draw_areas(scores: Array, seed: int, num_draws: int) -> Values:
@@ -133,7 +161,7 @@ def _draw_areas(scores: Array, seed: int, num_draws: int) -> Values:
             continue
         cells, weights = np.unique(_join_by_rank(scores[k], k), axis=0, return_counts=True)
         is_in_bin = (cells[:, :, None] == np.arange(SCORE_BINS)).astype(np.float64)
-        drawn = _resample(rng, weights, num_draws).astype(np.float64)
+        drawn = resample(rng, weights, num_draws).astype(np.float64)
         histograms = (drawn @ is_in_bin.reshape(len(cells), -1)).reshape(own.shape)
         own[:, k] = histograms[:, k]
         total += histograms
@@ -146,32 +174,20 @@ def _join_by_rank(histograms: Array, own: int) -> Array:
     return np.stack([side if c == own else side[::-1] for c, side in enumerate(bins)], axis=1)
 
 
-def _calibration_ends(calibration: Array, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
+def _calibration_ends(calibration: Array, rare: Array, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
     rng = make_rng(seed, "intervals", "calibration")
-    n, confidence, correct = np.moveaxis(calibration, -1, 0)
-    drawn = _resample(rng, np.rint(n).astype(np.int64), num_draws)
-    mean_confidence, accuracy = (np.clip(_or_zero(divide_defined(total, n)), 0, 1) for total in (confidence, correct))
+    # The images of rare classes are one more row, which the figures by class do not have.
+    n, confidence, correct = np.moveaxis(np.concatenate([calibration, rare[None]]), -1, 0)
+    drawn = resample(rng, np.rint(n).astype(np.int64), num_draws)
+    mean_confidence, accuracy = (np.clip(or_zero(divide_defined(total, n)), 0, 1) for total in (confidence, correct))
 
     def draw(chance: Array) -> dict[str, _Ends]:
-        values = calibration_values(np.stack([drawn, drawn * mean_confidence, rng.binomial(drawn, chance)], axis=-1))
+        rows = np.stack([drawn, drawn * mean_confidence, rng.binomial(drawn, chance)], axis=-1)
+        values = calibration_values(rows[:, :-1], rows[:, -1])
         return {key: _percentiles(value, tails) for key, value in values.items()}
 
-    found, as_observed, if_calibrated = calibration_values(calibration), draw(accuracy), draw(mean_confidence)
+    found, as_observed, if_calibrated = calibration_values(calibration, rare), draw(accuracy), draw(mean_confidence)
     return {key: _reflect(found[key], as_observed[key], if_calibrated[key]) for key in found}
-
-
-def _resample(rng: np.random.Generator, table: Array, num_draws: int) -> Array:
-    """Draw the last axis of a table of counts anew, multinomially; the sums over it stay. Shape (D, *table.shape)."""
-    n = table.sum(axis=-1)
-    shares = _or_zero(divide_defined(table, n[..., None]))
-    shares[..., 0] += n == 0  # an empty row needs shares, too, and draws nothing from them
-    drawn: Array = rng.multinomial(n, shares, size=(num_draws, *n.shape))
-    return drawn
-
-
-def _or_zero(values: Array) -> Array:
-    filled: Array = np.nan_to_num(values, nan=0.0)
-    return filled
 
 
 def _normal_interval(brier: Array, level: float) -> Array:

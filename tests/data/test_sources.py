@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from fedmed.config import ClassFolderData, NpzData
+from fedmed.data.bands import name_band
 from fedmed.data.sources import open_npz_images, read_table
 from fedmed.errors import ConfigError, DataError
 from tests.data.conftest import edit_table, simple_rows, write_image
@@ -25,6 +26,33 @@ class TestImageTable:
         assert first.attributes == ("unknown", "5")
         assert (second.item, second.group, second.attributes) == ("2.png", "", ("f", "6"))
         assert table.attribute_names == ("sex", "age")
+
+    def test_numbers_become_bands(self, make_table):
+        ages = ["", "39", "40", " 59.9 ", "60", "85", "-1", "old", "nan", "inf", "4e1"]
+        rows = [{"file": f"{i}.png", "label": "ab"[i % 2], "age": age, "sex": "f"} for i, age in enumerate(ages)]
+        config = make_table(rows, attribute_columns=["sex", "age"], bands={"age": [40, 60]})
+        expected = ["unknown", "<40", "40-59", "40-59", ">=60", ">=60", "<40", "unknown", "unknown", "unknown", "40-59"]
+        assert [row.attributes for row in read_table(config).rows] == [("f", band) for band in expected]
+
+    @pytest.mark.parametrize(
+        ("edges", "value", "band"),
+        [([1.5, 2.5], "2", "1.5 to <2.5"), ([1, 2, 3], "2", "2"), ([0.5], "0.5", ">=0.5"), ([-3, 0], "-3", "-3--1")],
+    )
+    def test_names_of_bands(self, edges, value, band):
+        assert name_band(value, [float(edge) for edge in edges]) == band
+
+    @pytest.mark.parametrize(
+        ("bands", "message"),
+        [
+            ({"agee": [40]}, r"names the column 'agee', which is not in data.attribute_columns.*Did you mean 'age'"),
+            ({"age": [60, 40]}, r"the edges \[60.0, 40.0\] for 'age'\. Allowed: increasing numbers"),
+            ({"age": [40, 40]}, "Allowed: increasing numbers, each once"),
+        ],
+    )
+    def test_bands_that_cannot_be(self, make_table, bands, message):
+        rows = [{"file": "1.png", "label": "a", "age": "5"}, {"file": "2.png", "label": "b", "age": "50"}]
+        with pytest.raises(ConfigError, match=message):
+            read_table(make_table(rows, attribute_columns=["age"], bands=bands))
 
     def test_byte_order_mark_and_blank_lines(self, make_table):
         config = make_table(simple_rows(2))

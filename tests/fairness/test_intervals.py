@@ -24,7 +24,7 @@ def tables_of_counts(counts):
     counts = np.asarray(counts, np.int64)
     k = len(counts)
     empty = np.zeros((1, k, k, 64), np.int64), np.zeros((1, k, 15, 3)), np.zeros((1, 3))
-    return EvaluationTables(("a",), counts[None], *empty)
+    return EvaluationTables(("a",), counts[None], *empty, np.zeros((1, 15, 3)), np.zeros((1, k), np.int64))
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 10), (1, 1), (0, 1), (970, 1000)])
@@ -91,15 +91,39 @@ def test_a_higher_level_gives_wider_intervals():
 
 
 def test_balanced_accuracy_interval_by_hand():
-    """Two strata of 100 and 400 images with recalls 0.9 and 0.6.
+    """Recalls 0.9 of 100 and 0.6 of 400: the distances of Wilson's ends, as a root of squares, over two."""
+    wilson = [binomtest(*pair).proportion_ci(method="wilson") for pair in ((90, 100), (240, 400))]
+    below = math.hypot(0.9 - wilson[0].low, 0.6 - wilson[1].low) / 2
+    above = math.hypot(wilson[0].high - 0.9, wilson[1].high - 0.6) / 2
+    figures = with_intervals(tables_of_counts([[90, 10], [160, 240]]))
+    for key in ("balanced_accuracy", "sensitivity", "macro_recall"):
+        assert figures[key].interval == pytest.approx((0.75 - below, 0.75 + above), abs=1e-12)
 
-    Var = (0.9 * 0.1 / 100 + 0.6 * 0.4 / 400) / 4 = 0.000375, so half a width of 1.96 * 0.01936 = 0.0380.
-    """
-    lower, upper = with_intervals(tables_of_counts([[90, 10], [160, 240]]), num_draws=20000)[
-        "balanced_accuracy"
-    ].interval
-    assert (upper - lower) / 2 == pytest.approx(1.96 * math.sqrt(0.000375), rel=0.04)
-    assert (upper + lower) / 2 == pytest.approx(0.75, abs=0.002)
+
+def test_the_macro_recall_counts_absent_classes_as_zero_also_in_its_interval():
+    figures = with_intervals(tables_of_counts([[90, 10, 0], [160, 240, 0], [0, 0, 0]]))
+    for end, other in zip(figures["macro_recall"].interval, figures["balanced_accuracy"].interval, strict=True):
+        assert end == pytest.approx(other * 2 / 3, abs=1e-12)
+
+
+def test_small_classes_answered_alike_do_not_make_the_mean_recall_certain():
+    lower, upper = with_intervals(tables_of_counts(np.diag([4, 4, 4])))["balanced_accuracy"].interval
+    assert lower == pytest.approx(1 - (1 - binomtest(4, 4).proportion_ci(method="wilson").low) / math.sqrt(3))
+    assert upper == 1
+
+
+def test_images_of_rare_classes_count_in_accuracy_and_ece():
+    """11 of 15 right, and 3 of 5 of rare classes with a confidence of 0.9: 14 / 20, and an ECE of |3 - 4.5| / 5."""
+    tables = tables_of_counts([[8, 2], [2, 3]])
+    rare = np.zeros((1, 15, 3))
+    rare[0, 13] = 5, 4.5, 3
+    figures = with_intervals(dataclasses.replace(tables, rare=rare))
+    expected = binomtest(14, 20).proportion_ci(method="wilson")
+    assert figures["accuracy"].interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert figures["balanced_accuracy"] == with_intervals(tables)["balanced_accuracy"]
+    lower, upper = figures["ece"].interval
+    assert figures["ece"].value == pytest.approx(0.3)  # these tables have no other confidences
+    assert lower < 0.3 < upper
 
 
 def test_brier_interval_is_the_normal_one():
@@ -137,13 +161,15 @@ def test_auc_intervals_are_as_wide_as_those_from_rows_or_wider(shares, widest):
         assert 0.75 < ratio(interval, by_class[:, c]) < 1.3
 
 
-def coverage(draw, truth, key, num_reports=200):
-    """Share of simulated reports whose interval holds the truth."""
-    hits = 0
+def coverage(draw, truths, num_reports=200):
+    """Share of simulated reports whose interval holds the truth, by figure."""
+    hits = dict.fromkeys(truths, 0)
     for seed in range(num_reports):
-        lower, upper = with_intervals(draw(seed), seed=seed, num_draws=200)[key].interval
-        hits += lower <= truth <= upper
-    return hits / num_reports
+        figures = with_intervals(draw(seed), seed=seed, num_draws=200)
+        for key, truth in truths.items():
+            lower, upper = figures[key].interval
+            hits[key] += lower <= truth <= upper
+    return {key: number / num_reports for key, number in hits.items()}
 
 
 def draw_counts(seed, recalls=(0.9, 0.7, 0.5), sizes=(200, 80, 60)):
@@ -153,12 +179,11 @@ def draw_counts(seed, recalls=(0.9, 0.7, 0.5), sizes=(200, 80, 60)):
     return tables_of_counts(np.diag(right) + np.diag(wrong[:2], 1) + np.array([[0, 0, 0], [0, 0, 0], [wrong[2], 0, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("key", "truth"),
-    [("accuracy", (0.9 * 200 + 0.7 * 80 + 0.5 * 60) / 340), ("balanced_accuracy", 0.7), ("sensitivity", 0.7)],
-)
-def test_intervals_of_rates_hold_the_truth_about_as_often_as_they_say(key, truth):
-    assert 0.89 <= coverage(draw_counts, truth, key) <= 0.99
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    truths = {"accuracy": (0.9 * 200 + 0.7 * 80 + 0.5 * 60) / 340, "balanced_accuracy": 0.7, "sensitivity": 0.7}
+    truths |= {"worst_class_recall": 0.5, "class_recall_gap": 0.4}
+    found = coverage(draw_counts, truths)
+    assert {key: share for key, share in found.items() if not 0.87 <= share <= 0.99} == {}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -166,7 +191,7 @@ def test_intervals_of_the_ece_hold_the_truth_whether_the_model_is_calibrated_or_
     """At temperature 1 the model is calibrated; percentiles of the draws would then hold the truth in no report."""
     options = {"shares": LONG_TAIL, "temperature": temperature}
     truth = compute_figures(draw_tables(200000, seed=999, **options))["ece"].value
-    assert coverage(lambda seed: draw_tables(300, seed=seed, **options), truth, "ece", 100) >= 0.82
+    assert coverage(lambda seed: draw_tables(300, seed=seed, **options), {"ece": truth}, 100)["ece"] >= 0.82
 
 
 def test_figures_without_a_value_have_no_interval():
@@ -194,10 +219,13 @@ def test_one_image_gives_no_interval_of_the_brier_score():
     assert figures["brier"].interval is None
 
 
-def test_without_scores_only_the_auc_has_no_interval():
+def test_without_scores_only_figures_of_the_auc_have_no_interval():
     tables = draw_tables(100)
     hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
-    assert [key for key, figure in with_intervals(hidden).items() if figure.interval is None] == ["auc"]
+    assert [key for key, figure in with_intervals(hidden).items() if figure.interval is None] == [
+        "auc",
+        "class_auc_std",
+    ]
 
 
 def test_groups_are_pooled_and_other_figures_are_left_alone():

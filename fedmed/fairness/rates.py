@@ -1,0 +1,177 @@
+"""Disparities between groups, from arrays with any number of leading axes.
+
+Letters: D leading axes (none, or the draws of a bootstrap), G groups, K classes. NaN stands for "cannot be computed".
+
+A term about a class counts only if every group has images of the class and its denominators are not 0; otherwise it is
+skipped and counted, and is never 0 or 1. A group without images takes no part in such terms. A figure of fewer than two
+groups does not exist.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmed.metrics.values import (
+    Array,
+    divide_defined,
+    gap_defined,
+    max_defined,
+    mean_defined,
+    min_defined,
+    std_defined,
+)
+
+
+class GapValues(NamedTuple):
+    """A disparity of many tables at once.
+
+    Attributes
+    ----------
+    value : ndarray, shape (D,)
+        The figure; of figures that exist for every class, that of the worst class.
+    skipped : ndarray of int, shape (D,)
+        Number of terms that could not be computed: classes, or groups where the figure is about groups.
+    mean : ndarray, shape (D,), optional
+        Mean over the classes.
+    by_class : ndarray, shape (D,K), optional
+        The figure of each class.
+    """
+
+    value: Array
+    skipped: Array
+    mean: Array | None = None
+    by_class: Array | None = None
+
+
+class Rates(NamedTuple):
+    """Rates of the answer "class k" by group, each (D,G,K); NaN for a class that some group has no images of."""
+
+    selection: Array
+    """Share of the group's images that are answered with k."""
+    tpr: Array
+    """The same of its images of class k."""
+    fpr: Array
+    """The same of its other images."""
+
+
+def class_rates(counts: Array) -> Rates:
+    """Compute the one-vs-rest rates of tables (D,G,K,K) of true (rows) against predicted class."""
+    counts = counts.astype(np.float64)
+    hits, positives, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+    n = positives.sum(axis=-1, keepdims=True)
+    rates = (
+        divide_defined(predicted, n),
+        divide_defined(hits, positives),
+        divide_defined(predicted - hits, n - positives),
+    )
+    shared = (positives > 0).all(axis=-2, keepdims=True)
+    return Rates(*(np.where(shared & ~np.isnan(rate).any(axis=-2, keepdims=True), rate, np.nan) for rate in rates))
+
+
+def rate_gaps(rates: Rates) -> dict[str, GapValues]:
+    """Compute the disparities of one-vs-rest rates.
+
+    Parameters
+    ----------
+    rates : Rates
+        Of at least two groups.
+
+    Returns
+    -------
+    dict from str to GapValues
+        With the gap max - min and the ratio min / max over groups, class by class:
+
+        * ``demographic_parity_difference``, ``demographic_parity_ratio``: gap and ratio of the selection rate
+        * ``equal_opportunity_difference``: gap of the TPR
+        * ``equalized_odds_difference``: the larger one of the gaps of TPR and FPR
+        * ``eopp1``, ``eopp0``, ``eodd``: sum over classes of ``|TPR - TPR'|``, of ``|TNR - TNR'|`` and of
+          ``|(TPR - TPR') + (FPR - FPR')|`` of two groups; of more than two, the largest over the pairs
+        * ``dpm``, ``eom``: mean over classes of the ratio of the selection rate, and of the TPR
+
+        The value of the first four is that of the worst class: the largest difference, the smallest ratio.
+    """
+    tpr_gap, fpr_gap = _gap(rates.tpr), _gap(rates.fpr)
+    selection_ratio, tpr_ratio = _ratio(rates.selection), _ratio(rates.tpr)
+    return {
+        "demographic_parity_difference": _by_class(_gap(rates.selection)),
+        "demographic_parity_ratio": _by_class(selection_ratio, smaller_is_worse=True),
+        "equal_opportunity_difference": _by_class(tpr_gap),
+        "equalized_odds_difference": _by_class(np.maximum(tpr_gap, fpr_gap)),
+        "eopp1": _largest_sum(rates.tpr),
+        "eopp0": _largest_sum(rates.fpr),  # differences of 1 - FPR are those of FPR
+        "eodd": _largest_sum(rates.tpr + rates.fpr),
+        "dpm": GapValues(mean_defined(selection_ratio), _count_nan(selection_ratio), by_class=selection_ratio),
+        "eom": GapValues(mean_defined(tpr_ratio), _count_nan(tpr_ratio), by_class=tpr_ratio),
+    }
+
+
+def group_gaps(name: str, values: Array) -> dict[str, GapValues]:
+    """Compute worst group, gap and spread of a figure of every group.
+
+    Parameters
+    ----------
+    name : str
+        Key X of the figure.
+    values : ndarray, shape (D,G)
+        Higher is better; NaN for a group that does not have it.
+
+    Returns
+    -------
+    dict from str to GapValues
+        ``worst_group_X`` = minimum, ``gap_X`` = maximum - minimum, ``std_X`` = standard deviation (ddof 0) over the
+        groups that have the figure; all undefined if those are fewer than two.
+    """
+    skipped, gap = _count_nan(values), gap_defined(values)
+    return {
+        f"worst_group_{name}": GapValues(np.where(np.isnan(gap), np.nan, min_defined(values)), skipped),
+        f"gap_{name}": GapValues(gap, skipped),
+        f"std_{name}": GapValues(std_defined(values), skipped),
+    }
+
+
+def ratio_of_groups(values: Array) -> GapValues:
+    """Compute minimum / maximum of a figure over the groups that have it (``pqd`` of the accuracy), shape (D,G)."""
+    highest = max_defined(values)
+    ratio = np.where(np.isnan(gap_defined(values)), np.nan, divide_defined(min_defined(values), highest))
+    return GapValues(ratio, _count_nan(values) + (highest == 0))
+
+
+def equity_scaled(overall: Array, values: Array) -> GapValues:
+    """Compute ``overall / (1 + sum over groups of |overall - group|)``.
+
+    Parameters
+    ----------
+    overall : ndarray, shape (D,)
+        The figure of all groups together.
+    values : ndarray, shape (D,G)
+        That of each group; NaN for a group that does not have it.
+    """
+    distance = np.nan_to_num(np.abs(overall[..., None] - values), nan=0.0).sum(axis=-1)
+    return GapValues(np.where(np.isnan(gap_defined(values)), np.nan, overall / (1 + distance)), _count_nan(values))
+
+
+def _gap(rate: Array) -> Array:
+    gap: Array = rate.max(axis=-2) - rate.min(axis=-2)
+    return gap
+
+
+def _ratio(rate: Array) -> Array:
+    return divide_defined(rate.min(axis=-2), rate.max(axis=-2))
+
+
+def _by_class(by_class: Array, smaller_is_worse: bool = False) -> GapValues:
+    worst = min_defined(by_class) if smaller_is_worse else max_defined(by_class)
+    return GapValues(worst, _count_nan(by_class), mean_defined(by_class), by_class)
+
+
+def _largest_sum(rate: Array) -> GapValues:
+    first, second = np.triu_indices(rate.shape[-2], 1)
+    difference = np.abs(rate[..., first, :] - rate[..., second, :])  # (D,pairs,K)
+    skipped = _count_nan(difference[..., 0, :])  # a class is defined for all groups or for none
+    largest = np.nan_to_num(difference, nan=0.0).sum(axis=-1).max(axis=-1)
+    return GapValues(np.where(skipped < rate.shape[-1], largest, np.nan), skipped)
+
+
+def _count_nan(values: Array) -> Array:
+    number: Array = np.isnan(values).sum(axis=-1)
+    return number
