@@ -1,10 +1,10 @@
 """What a report is made from."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.site_tables import SiteTables
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -29,8 +29,9 @@ class ReportContent:
         Rounds that were run.
     history : list of dict
         The records of ``history.jsonl``.
-    validation, test : dict of str to EvaluationTables
-        The chosen model's tables, by site. A site that returned none is absent.
+    validation, test : dict of str to SiteTables
+        The chosen model's tables, by site. A site that returned none is absent. Without test tables (the run is still
+        going on) the groups are compared on the validation tables.
     composition : dict or None
         Images by site, part and class; ``None`` where class counts stay at the sites.
     synthetic : bool
@@ -43,6 +44,18 @@ class ReportContent:
         Fewest images of a group (``k``) and of a class in a group (``k_row``) below which a site withholds its tables.
     command : str
         The line that repeats the run; ``RUN`` and ``NEW_FOLDER`` are for the reader to fill in.
+    single_sites : bool
+        Whether figures of any patient group that rests on one site's images may be shown: only where one party holds
+        all images, as in a simulation or on a site's own page.
+    agreed : collection of str
+        Otherwise: the sites that agree to show groups that rest on them alone.
+    temperature : dict or None
+        ``temperature``, ``n`` (images it was fitted on), ``nll_before`` and ``nll_after`` (mean negative
+        log-likelihood); ``None`` where none was fitted.
+    benefit_expected : bool
+        Whether the sites were asked to compare the federated model with their own ones.
+    benefit_notes : dict of str to str
+        Why a site has no such comparison, by site.
     """
 
     title: str
@@ -52,11 +65,21 @@ class ReportContent:
     chosen_round: int
     rounds_done: int
     history: list[dict[str, Any]]
-    validation: Mapping[str, EvaluationTables]
-    test: Mapping[str, EvaluationTables]
+    validation: Mapping[str, SiteTables]
+    test: Mapping[str, SiteTables]
     composition: Mapping[str, Mapping[str, list[int]]] | None
     synthetic: bool
     notes: list[str]
     seed: int
     thresholds: Mapping[str, int] = field(default_factory=lambda: {"k": 1, "k_row": 1})
     command: str = SIMULATION_COMMAND
+    single_sites: bool = False
+    agreed: Collection[str] = ()
+    temperature: Mapping[str, Any] | None = None
+    benefit_expected: bool = False
+    benefit_notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)

@@ -44,7 +44,7 @@ def _render_loss(numbers: Numbers) -> str:
 
 
 def _render_validation(numbers: Numbers) -> str:
-    history, key = numbers.get("history"), numbers.get("choose_by")
+    history, key = numbers.get("history"), numbers.get("course_figure")
     names = sorted({site for record in history for site in record["validation"]["sites"]})
     sites = [[record["validation"]["sites"].get(name, {}).get(key) for record in history] for name in names]
     pooled = [record["validation"]["pooled"].get(key) for record in history]

@@ -1,14 +1,11 @@
-"""Where the model errs: confusion matrices, ROC curves and calibration."""
+"""Where the model errs: confusion matrices and ROC curves."""
 
-from fedmed.report.figures import draw_reliability, draw_roc
+from fedmed.report.figures import draw_roc
 from fedmed.report.markup import (
     Numbers,
-    escape,
     render_figure,
-    render_fold,
     render_legend,
     render_section,
-    render_table,
     show_name,
 )
 from fedmed.report.palette import NUM_SHADES
@@ -92,13 +89,8 @@ def _render_small_matrix(numbers: Numbers, site: str) -> str:
 
 
 def render_scores(numbers: Numbers) -> str:
-    """Return ROC curves and the reliability diagram of the pooled test images."""
-    return render_section(
-        "scores",
-        "ROC and calibration",
-        f'<div class="grid">{_render_roc(numbers)}{_render_reliability(numbers)}</div>',
-        render_fold("Numbers of the calibration diagram", _render_bins(numbers)),
-    )
+    """Return the ROC curves of the pooled test images."""
+    return render_section("scores", "ROC curves", f'<div class="grid">{_render_roc(numbers)}</div>')
 
 
 def _render_roc(numbers: Numbers) -> str:
@@ -117,28 +109,3 @@ def _render_roc(numbers: Numbers) -> str:
         names = ", ".join(show_name(name) for name in left_out)
         caption += f" Not defined without images of the class and of others: {names}."
     return render_figure(draw_roc(curves), caption, render_legend(classes))
-
-
-def _render_reliability(numbers: Numbers) -> str:
-    bins = numbers.get("reliability")
-    caption = (
-        "Calibration: the share of right answers (bars, and points at the mean confidence of each bin) against the "
-        "confidence that the model states. On the dashed diagonal, confidence is honest; below it, the model is too "
-        f"sure. Expected calibration error {numbers.figure('figures', 'ece')}."
-    )
-    return render_figure(draw_reliability(bins["n"], bins["confidence"], bins["accuracy"]), caption)
-
-
-def _render_bins(numbers: Numbers) -> str:
-    size = len(numbers.get("reliability", "n"))
-    rows = [
-        [
-            escape(f"{index / size:.2f} to {(index + 1) / size:.2f}"),
-            numbers.show("reliability", "n", index, digits=0),
-            numbers.show("reliability", "confidence", index, missing="no image"),
-            numbers.show("reliability", "accuracy", index, missing="no image"),
-        ]
-        for index in range(size)
-    ]
-    columns = ["Confidence", "Images", "Mean confidence", "Share right"]
-    return render_table("Bins of the stated confidence, pooled test images.", columns, rows)

@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from fedmed.fairness.intervals import add_intervals
 from fedmed.metrics.calibration import reliability
-from fedmed.metrics.classification import Figure, compute_figures, roc_points
+from fedmed.metrics.classification import roc_points
 from fedmed.metrics.history import to_plain_json
-from fedmed.metrics.tables import CALIBRATION_BINS, SCORE_BINS, EvaluationTables, combine_tables
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
+from fedmed.metrics.tables import EvaluationTables, combine_tables
+from fedmed.report.benefit_document import describe_benefit
+from fedmed.report.calibration_document import describe_calibration_part
 from fedmed.report.content import ReportContent
+from fedmed.report.describe import describe_tables, make_empty_tables, name_classes
+from fedmed.report.fairness_document import Groups, describe_course, describe_fairness, pool_groups
 
 HISTORY_FIGURES = ("loss", "learning_rate", "wall_s", "coverage_images")
+_DERIVED = ("worst_group_", "es_")
 
 
 def build_document(content: ReportContent) -> dict[str, Any]:
@@ -31,7 +34,15 @@ def build_document(content: ReportContent) -> dict[str, Any]:
     """
     classes = content.classes
     records = _last_attempts(content.history)
-    test = _pool_sites(content.test, len(classes))
+    test, validation = (_pool_sites(tables, len(classes)) for tables in (content.test, content.validation))
+    groups = pool_groups(content)
+    sites = _describe_sites(content, records, groups)
+    figures = {
+        "test": describe_tables(test, content),
+        "validation": describe_tables(validation, content),
+    }
+    on_part = {name: sites[name][groups.part] for name in groups.sites}
+    fairness = describe_fairness(content, groups, on_part, records)
     document = {
         "title": content.title,
         "synthetic": content.synthetic,
@@ -39,18 +50,23 @@ def build_document(content: ReportContent) -> dict[str, Any]:
         "chosen_round": content.chosen_round,
         "rounds": content.rounds_done,
         "choose_by": _choose_by(content),
+        "choose_attribute": content.config.get("choose_attribute") or SITE_ATTRIBUTE,
+        "course_figure": _find_course_figure(content),
         "seed": content.seed,
         "thresholds": content.thresholds,
-        "figures": _describe_tables(test, content, with_intervals=True),
-        "validation": _describe_tables(_pool_sites(content.validation, len(classes)), content, with_intervals=True),
-        "test_images": {"total": test.num_images, "by_class": _by_class(classes, test.counts.sum(axis=(0, 2)))},
-        "sites": _describe_sites(content, records),
-        "history": [_describe_round(record, _choose_by(content)) for record in records],
+        "figures": figures["test"],
+        "validation": figures["validation"],
+        "test_images": {"total": test.num_images, "by_class": name_classes(classes, test.counts.sum(axis=(0, 2)))},
+        "sites": sites,
+        **fairness,
+        **describe_benefit(content, on_part),
+        "calibration": describe_calibration_part(content, groups, figures[groups.part], fairness["groups"]),
+        "history": [_describe_round(record, content, groups) for record in records],
         "participation": _describe_participation(records),
         "composition": _describe_composition(content),
         "confusion": {
             "pooled": test.counts.sum(axis=0),
-            "sites": {site: content.test[site].counts.sum(axis=0) for site in sorted(content.test)},
+            "sites": {site: content.test[site].site.counts.sum(axis=0) for site in sorted(content.test)},
         },
         "roc": {name: _describe_roc(test, index) for index, name in enumerate(classes)},
         "reliability": reliability(test),
@@ -67,64 +83,27 @@ def _choose_by(content: ReportContent) -> str:
     return str(content.config.get("choose_by", "balanced_accuracy"))
 
 
+def _find_course_figure(content: ReportContent) -> str:
+    """Return the figure that the curves show: what the rule of choice is made of, if it compares groups."""
+    rule = _choose_by(content)
+    for prefix in _DERIVED:
+        rule = rule.removeprefix(prefix)
+    return rule
+
+
 def _last_attempts(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one record a round: of a round that was tried again, the last attempt."""
     by_round = {int(record["round"]): record for record in history}
     return [by_round[number] for number in sorted(by_round)]
 
 
-def _pool_sites(tables: Mapping[str, EvaluationTables], num_classes: int) -> EvaluationTables:
-    if tables:
-        return combine_tables(tables[site] for site in sorted(tables)).pool()
-    K = num_classes
-    return EvaluationTables(
-        groups=("all",),
-        counts=np.zeros((1, K, K), dtype=np.int64),
-        scores=np.zeros((1, K, K, SCORE_BINS), dtype=np.int64),
-        calibration=np.zeros((1, K, CALIBRATION_BINS, 3)),
-        brier=np.zeros((1, 3)),
-    )
+def _pool_sites(tables: Mapping[str, SiteTables], num_classes: int) -> EvaluationTables:
+    parts = [tables[site].site for site in sorted(tables)]
+    return combine_tables(parts).pool() if parts else make_empty_tables(num_classes)
 
 
-def _by_class(classes: tuple[str, ...], values: Any) -> dict[str, Any]:
-    return dict(zip(classes, values, strict=True))
-
-
-def _describe_tables(tables: EvaluationTables, content: ReportContent, with_intervals: bool) -> dict[str, Any]:
-    figures = compute_figures(tables)
-    if with_intervals:
-        figures = add_intervals(figures, tables, content.seed)
-    present = [bool(images) for images in tables.counts.sum(axis=(0, 2))]
-    return {key: _describe_figure(figure, content.classes, present) for key, figure in figures.items()}
-
-
-def _describe_figure(figure: Figure, classes: tuple[str, ...], present: list[bool]) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "value": figure.value,
-        "interval": figure.interval,
-        "n": figure.n,
-        "better": figure.better,
-    }
-    if figure.value is None:
-        described["reason"] = figure.reason or "not defined for these images"
-    if figure.by_class is not None:
-        intervals = figure.by_class_interval or (None,) * len(classes)
-        described["by_class"] = {
-            name: {"value": value, "interval": interval}
-            | ({"reason": _explain_absence(figure.key, has_images)} if value is None else {})
-            for name, value, interval, has_images in zip(classes, figure.by_class, intervals, present, strict=True)
-        }
-    return described
-
-
-def _explain_absence(key: str, has_images: bool) -> str:
-    if not has_images:
-        return "no image of this class"
-    return "never predicted" if key == "macro_precision" else "not defined for this class"
-
-
-def _describe_sites(content: ReportContent, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of every site that trained or answered; validation chooses only, so it has no intervals."""
+def _describe_sites(content: ReportContent, records: list[dict[str, Any]], groups: Groups) -> dict[str, Any]:
+    """Return the figures of every site that trained or answered, with intervals for the part that the report is on."""
     train_images = _count_train_images(content, records)
     names = sorted({*train_images, *content.validation, *content.test})
     sites: dict[str, Any] = {}
@@ -132,7 +111,7 @@ def _describe_sites(content: ReportContent, records: list[dict[str, Any]]) -> di
         parts = {}
         for part, tables in (("test", content.test), ("validation", content.validation)):
             own = _pool_sites({name: tables[name]} if name in tables else {}, len(content.classes))
-            parts[part] = _describe_tables(own, content, with_intervals=part == "test")
+            parts[part] = describe_tables(own, content, with_intervals=part == groups.part)
         sites[name] = {"train_images": train_images.get(name), **parts}
     return sites
 
@@ -148,9 +127,9 @@ def _count_train_images(content: ReportContent, records: list[dict[str, Any]]) -
     return images
 
 
-def _describe_round(record: Mapping[str, Any], choose_by: str) -> dict[str, Any]:
+def _describe_round(record: Mapping[str, Any], content: ReportContent, groups: Groups) -> dict[str, Any]:
     validation = record.get("validation") or {}
-    sites = validation.get("sites") or {}
+    sites, figure = validation.get("sites") or {}, _find_course_figure(content)
     statuses = [entry["status"] for entry in record.get("participation", ())]
     return {
         "round": record["round"],
@@ -158,7 +137,8 @@ def _describe_round(record: Mapping[str, Any], choose_by: str) -> dict[str, Any]
         "accepted_sites": statuses.count("accepted"),
         "validation": {
             "pooled": validation.get("pooled") or {},
-            "sites": {site: {choose_by: sites[site].get(choose_by)} for site in sorted(sites)},
+            "sites": {site: {figure: sites[site].get(figure)} for site in sorted(sites)},
+            **describe_course(record, figure, content, groups),
         },
     }
 
@@ -201,7 +181,7 @@ def _describe_composition(content: ReportContent) -> dict[str, Any] | None:
     if content.composition is None:
         return None
     return {
-        site: {part: _by_class(content.classes, counts) for part, counts in content.composition[site].items()}
+        site: {part: name_classes(content.classes, counts) for part, counts in content.composition[site].items()}
         for site in sorted(content.composition)
     }
 

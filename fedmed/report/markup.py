@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from fedmed.report.palette import series_css
+from fedmed.report.palette import NUM_COLOURS, SYMBOLS, series_css
 
 DIGITS = 3
 Rows = Sequence[Sequence[str]]
@@ -50,16 +50,30 @@ class Numbers:
         text = escape(missing) if value is None else format_number(value, digits)
         return f'<span class="num" data-key="{escape(make_pointer(*path))}">{text}</span>'
 
+    def show_signed(self, *path: str | int) -> str:
+        """Return the number at ``path`` as marked HTML, a positive one with its sign."""
+        sign = "+" if self.get(*path) > 0 else ""
+        text = f"{sign}{format_number(self.get(*path))}"
+        return f'<span class="num" data-key="{escape(make_pointer(*path))}">{text}</span>'
+
+    def show_chance(self, *path: str | int) -> str:
+        """Return the p-value at ``path`` with "p =" before it, and ``p < 0.001`` where three decimals would be 0."""
+        value = self.get(*path)
+        if value is None:
+            return ""
+        text = "p &lt; 0.001" if value < 0.0005 else f"p = {self.show(*path)}"
+        return f'<span class="chance">{text}</span>'
+
     def figure(self, *path: str | int) -> str:
         """Return the value of the figure at ``path``, or ``n/a`` with the reason."""
         reason = self.get(*path).get("reason", "not defined")
         return self.show(*path, "value", missing=f"n/a ({reason})")
 
-    def interval(self, *path: str | int) -> str:
+    def interval(self, *path: str | int, signed: bool = False, key: str = "interval") -> str:
         """Return the interval of the figure at ``path``, or nothing where it has none."""
-        if self.get(*path)["interval"] is None:
+        if self.get(*path).get(key) is None:
             return ""
-        low, high = (self.show(*path, "interval", side) for side in (0, 1))
+        low, high = ((self.show_signed if signed else self.show)(*path, key, side) for side in (0, 1))
         return f'<span class="interval">{low} to {high}</span>'
 
     def figure_and_interval(self, *path: str | int, drawn: bool = False) -> str:
@@ -110,9 +124,10 @@ def render_table(caption: str, columns: Sequence[str], rows: Rows, css: str = ""
     )
 
 
-def render_fold(summary: str, content: str) -> str:
-    """Return ``content`` folded away under ``summary``, both HTML."""
-    return f"<details><summary>{summary}</summary>\n{content}\n</details>"
+def render_fold(summary: str, content: str, *, printed: bool = False) -> str:
+    """Return ``content`` folded away under ``summary``, both HTML; ``printed`` content is unfolded on paper."""
+    css = ' class="printed"' if printed else ""
+    return f"<details{css}><summary>{summary}</summary>\n{content}\n</details>"
 
 
 def render_section(anchor: str, heading: str, *content: str) -> str:
@@ -133,6 +148,15 @@ def render_legend(names: Sequence[str]) -> str:
     items = "".join(
         f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line x1="1" y1="4" x2="23" y2="4" '
         f'class="series {series_css(index)}"/></svg>{show_name(name)}</li>'
+        for index, name in enumerate(names)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def render_key(names: Sequence[str]) -> str:
+    """Return the key from the colours and markers of lines to names, which are HTML."""
+    items = "".join(
+        f'<li><span class="symbol s{index % NUM_COLOURS}">{SYMBOLS[index % len(SYMBOLS)]}</span>{name}</li>'
         for index, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'

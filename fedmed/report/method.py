@@ -16,19 +16,37 @@ INTERVALS = (
     "part may see other results. Several images of one patient count as if they were independent, which makes the "
     "intervals somewhat too narrow."
 )
+GAPS = (
+    "A gap between the best and the worst of several groups is never 0, even if all groups have the same chances, and "
+    "its interval cannot tell: it leaves out 0 nearly always where groups are many. So 1,000 sets of answers are drawn "
+    "in which every group has the rates of all groups together, with the group's own number of images of each class. "
+    "The p-value is the share of these sets with a gap at least as large. A gap is flagged when its p-value, adjusted "
+    "for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at most 0.05. Only gaps in "
+    "accuracy and balanced accuracy, equal opportunity and equalised odds are tested; the others are shown for "
+    "completeness."
+)
+PAIRED = (
+    "Two models at one site answer the same images, so the difference between them rests on the images on which only "
+    "one of them is right. A site is called better or worse off only if the 95 % interval of the difference leaves out "
+    "0 and a sign test agrees at 5 %."
+)
 TABLES = (
-    "Images stay at the sites. For every evaluation a site sends tables that add up over the sites: images by true and "
-    "predicted class (and so the class counts of its evaluation images), histograms of the scores by class, sums for "
-    "calibration, and sums of the Brier score. All figures on this page are computed from these tables."
+    "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "
+    "and for each patient group: images by true and predicted class (and so the class counts of its evaluation "
+    "images), histograms of the scores by class, sums for calibration, and sums of the Brier score; where models are "
+    "compared, also on how many images which of two models was right. All figures on this page are computed from these "
+    "tables."
 )
 
 
 def render_reading(numbers: Numbers) -> str:
     """Return the definitions of the figures that the page shows."""
-    figures = numbers.get("figures")
+    directions = {key: figure["better"] for key, figure in numbers.get("figures").items()}
+    for gaps in numbers.get("gaps").values():
+        directions |= {key: gap["better"] for key, gap in gaps.items()}
     terms = "".join(
-        f"<dt>{label_figure(key)} ({name_direction(figures[key]['better'])})</dt><dd>{EXPLANATIONS[key]}</dd>"
-        for key in figures
+        f"<dt>{label_figure(key)} ({name_direction(better)})</dt><dd>{EXPLANATIONS[key]}</dd>"
+        for key, better in directions.items()
         if key in EXPLANATIONS
     )
     return render_section(
@@ -36,6 +54,8 @@ def render_reading(numbers: Numbers) -> str:
         "How to read the figures",
         f"<p>{TABLES}</p>",
         f"<p>{INTERVALS}</p>",
+        f"<p>{GAPS}</p>" if numbers.get("gaps") else "",
+        f"<p>{PAIRED}</p>" if numbers.get("benefit") else "",
         f"<p>{_say_thresholds(numbers)} A figure that cannot be given is shown as n/a with the reason, never as 0.</p>",
         f"<dl>{terms}</dl>",
     )
@@ -47,7 +67,9 @@ def _say_thresholds(numbers: Numbers) -> str:
         return "No group was withheld for being small: one party holds all images of this page."
     return (
         f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
-        f"{numbers.show('thresholds', 'k_row')} images within a group."
+        f"{numbers.show('thresholds', 'k_row')} images within a group; together the images of such classes may still "
+        "count in accuracy and calibration. A group that rests on one site is hidden unless that site agrees, and so "
+        "is a group from which such a one would follow by subtraction."
     )
 
 

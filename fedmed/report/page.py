@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.atomic_files import write_text_atomically
+from fedmed.report.benefit_page import render_benefit
+from fedmed.report.calibration_page import render_calibration
 from fedmed.report.content import ReportContent
 from fedmed.report.course import render_composition, render_participation, render_rounds
 from fedmed.report.diagnostics import render_confusion, render_scores
 from fedmed.report.document import build_document
+from fedmed.report.fairness_page import render_fairness
 from fedmed.report.markup import Numbers, escape
 from fedmed.report.method import render_notes, render_reading, render_run
 from fedmed.report.results import render_classes, render_headline, render_sites, render_summary
@@ -53,6 +56,9 @@ def render_page(document: dict[str, Any]) -> str:
         render_headline(numbers),
         render_classes(numbers),
         render_sites(numbers),
+        render_fairness(numbers),
+        render_benefit(numbers),
+        render_calibration(numbers),
         render_rounds(numbers),
         render_confusion(numbers),
         render_scores(numbers),

@@ -36,6 +36,9 @@ DARK = LIGHT | {
     "c7": "#f0e442",
 }
 
+# One for each colour, so that no line is known by its colour alone.
+SYMBOLS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+
 NUM_SHADES = 11
 _SHADE_FULL = (77, 156, 201)
 

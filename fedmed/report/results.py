@@ -1,5 +1,7 @@
 """The findings: summary, headline figures, classes and sites."""
 
+from fedmed.report.benefit_page import say_benefit
+from fedmed.report.fairness_findings import say_fairness
 from fedmed.report.markup import (
     Numbers,
     escape,
@@ -9,7 +11,7 @@ from fedmed.report.markup import (
     render_table,
     show_name,
 )
-from fedmed.report.wording import HEADLINE, count, label_figure, name_direction
+from fedmed.report.wording import HEADLINE, count, label_attribute, label_figure, label_rule, name_direction
 
 CLASS_FIGURES = {
     "sensitivity": "Sensitivity",
@@ -31,7 +33,7 @@ SHOWN_AT_EACH_END = 6
 
 
 def render_summary(numbers: Numbers) -> str:
-    """Return the findings as one paragraph in plain language."""
+    """Return the findings in plain language: first the model, then groups and sites."""
     sentences = [
         _say_choice(numbers),
         _say_pooled(numbers),
@@ -39,17 +41,33 @@ def render_summary(numbers: Numbers) -> str:
         _say_sites(numbers),
         _say_participation(numbers),
     ]
-    return f'<p class="summary">{" ".join(sentence for sentence in sentences if sentence)}</p>'
+    groups = [say_fairness(numbers), say_benefit(numbers)]
+    return "\n".join(
+        f'<p class="summary">{" ".join(sentence for sentence in paragraph if sentence)}</p>'
+        for paragraph in (sentences, groups)
+        if any(paragraph)
+    )
 
 
 def _say_choice(numbers: Numbers) -> str:
-    figure = label_figure(numbers.get("choose_by")).lower()
+    if numbers.get("groups") and numbers.get("fairness_part") == "validation":
+        return (
+            f"The run is still going on. Round {numbers.show('chosen_round')} is the last one that is done; groups are "
+            "compared on its validation images, and the test images are scored at the end."
+        )
     if numbers.get("rounds") == 1:
         return "The run has one round; its model was scored once on the test images."
     return (
-        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by its pooled {figure} "
+        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by {_name_rule(numbers)} "
         "on the validation images; its model was then scored once on the test images."
     )
+
+
+def _name_rule(numbers: Numbers) -> str:
+    rule = numbers.get("choose_by")
+    if rule == numbers.get("course_figure"):
+        return f"its pooled {label_rule(rule)}"
+    return f"the {label_rule(rule)} (by {escape(label_attribute(numbers.get('choose_attribute')))})"
 
 
 def _say_pooled(numbers: Numbers) -> str:

@@ -31,6 +31,7 @@ thead th { vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 500; position: sticky; left: 0; background: var(--paper); }
 th bdi { display: inline-block; max-width: 16rem; overflow-wrap: break-word; }
 td { max-width: 22rem; }
+.gaps td bdi { display: inline-block; max-width: 11rem; overflow-wrap: break-word; }
 .interval { display: block; white-space: nowrap; color: var(--muted); font-size: .85rem; }
 .summary .interval, .figures .interval { display: inline; color: inherit; font-size: inherit; }
 .strip { display: block; width: 7rem; height: .8rem; margin-top: .3rem; }
@@ -65,6 +66,20 @@ figcaption { color: var(--muted); font-size: .9rem; }
   display: inline-block; min-width: 8rem; }
 .rounds span { white-space: nowrap; }
 .participation td:last-child { min-width: 14rem; }
+.findings { padding-left: 1.2rem; } .findings li { margin-bottom: .5rem; max-width: 52rem; }
+p .interval, li .interval { display: inline; color: inherit; font-size: inherit; }
+.flag { color: var(--warn); text-decoration: underline; text-underline-offset: .15em; }
+.forest th.part { padding-top: 1rem; font-weight: 600; } .forest td { max-width: none; }
+.forest .drawn { padding: 0 1.5rem; width: 24rem; min-width: 14rem; position: relative; }
+.row { position: absolute; top: 0; left: 1.5rem; width: calc(100% - 3rem); height: 100%; overflow: visible; }
+.row path { fill: none; vector-effect: non-scaling-stroke; }
+.grid-line { stroke: var(--line); } .reference { stroke: var(--muted); stroke-width: 1.5; stroke-dasharray: 4 3; }
+.whisker { stroke: var(--c0); stroke-width: 2; } .dot { stroke: var(--c0); stroke-width: 9; stroke-linecap: round; }
+.axis { display: block; position: relative; height: 1.4rem; margin: .2rem 0 0; font-weight: 400; font-size: .85rem; }
+.axis span { position: absolute; transform: translateX(-50%); }
+.small-plot text { font-size: 10px; fill: var(--ink); } .small-plot path { fill: none; }
+.after { fill: var(--c0); } .before { stroke: var(--c3); stroke-width: 1.3; }
+.chance { white-space: nowrap; } .symbol { margin-right: .35rem; } .small-figures figure { width: 14rem; }
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; }
 details { margin: 0 0 1rem; } summary { cursor: pointer; color: var(--link); padding: .3rem 0; }
 pre { overflow-x: auto; background: var(--panel); padding: .9rem; font-size: .85rem; line-height: 1.45; }
@@ -74,6 +89,13 @@ code { overflow-wrap: anywhere; }
   h1 { font-size: 1.6rem; } .summary { font-size: 1.05rem; } }
 @media print { .contents, .skip { display: none; } .page { max-width: none; padding: 0; }
   section { margin-top: 1.5rem; }
+  details.printed::details-content { content-visibility: visible; block-size: auto; }
+  .printed > summary { display: none; }
+  thead { display: table-header-group; break-after: avoid; } th.part { break-after: avoid; }
+  tbody th, caption span { position: static; background: none; }
+  .small-figures { display: block; } .symbols { break-after: avoid; }
+  .small-figures figure { display: inline-block; width: 24%; padding-right: .8rem; vertical-align: top; }
+  .row, .symbol, .strip, .mix { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; } .scroll { overflow: visible; } }
 """
 
@@ -82,7 +104,8 @@ def render_style() -> str:
     """Return the style sheet: variables for light and dark, the rules, and the colours of classes and shades."""
     light, dark = (_declare(colours) for colours in (LIGHT, DARK))
     series = "\n".join(
-        f"line.c{index} {{ stroke: var(--c{index}); }} rect.c{index} {{ fill: var(--c{index}); }}"
+        f"line.c{index} {{ stroke: var(--c{index}); }} rect.c{index} {{ fill: var(--c{index}); }} "
+        f".s{index} {{ color: var(--c{index}); }}"
         for index in range(NUM_COLOURS)
     )
     shades = "\n".join(f".q{step} {{ background: {shade_colour(step)}; }}" for step in range(NUM_SHADES))

@@ -52,6 +52,95 @@ EXPLANATIONS = {
     ),
 }
 
+_COMPARED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auc": "macro AUC",
+}
+LABELS |= {f"worst_group_{key}": f"Worst group's {name}" for key, name in _COMPARED.items()}
+LABELS |= {f"gap_{key}": f"Gap in {name}" for key, name in _COMPARED.items()}
+LABELS |= {f"std_{key}": f"Spread of {name}" for key, name in _COMPARED.items()}
+LABELS |= {f"es_{key}": f"Equity-scaled {name}" for key, name in _COMPARED.items()}
+LABELS |= {
+    "demographic_parity_difference": "Demographic parity difference",
+    "demographic_parity_ratio": "Demographic parity ratio",
+    "equal_opportunity_difference": "Equal opportunity difference",
+    "equalized_odds_difference": "Equalised odds difference",
+    "eopp0": "Sum of specificity gaps (EOpp0)",
+    "eopp1": "Sum of sensitivity gaps (EOpp1)",
+    "eodd": "Sum of both gaps (EOdd)",
+    "pqd": "Predictive quality disparity (PQD)",
+    "dpm": "Demographic parity (DPM)",
+    "eom": "Equality of opportunity (EOM)",
+    "worst_class_recall": "Sensitivity of the worst class",
+    "class_recall_gap": "Gap in sensitivity between classes",
+    "class_auc_std": "Spread of AUC between classes",
+    "gap_ece": "Gap in calibration error",
+}
+
+EXPLANATIONS |= {
+    f"worst_group_{key}": f"The {name} of the group in which it is lowest." for key, name in _COMPARED.items()
+}
+EXPLANATIONS |= {
+    f"gap_{key}": f"The {name} of the best group minus that of the worst; 0 is no gap."
+    for key, name in _COMPARED.items()
+}
+EXPLANATIONS |= {
+    f"std_{key}": f"The standard deviation of the groups' {name}; 0 is no spread." for key, name in _COMPARED.items()
+}
+EXPLANATIONS |= {
+    f"es_{key}": (
+        f"The {name} of all images, divided by 1 plus the sum of the distances of the groups from it. It rewards a "
+        "high figure and small distances."
+    )
+    for key, name in _COMPARED.items()
+}
+EXPLANATIONS |= {
+    "demographic_parity_difference": (
+        "How much more often one group is given a class than another, whether rightly or not; the worst class, and the "
+        "mean over the classes. Groups with truly different diseases differ here without any fault of the model."
+    ),
+    "demographic_parity_ratio": "The same as the lowest rate over the highest; 1 is no gap.",
+    "equal_opportunity_difference": (
+        "The gap between groups in the share of a class's images that are recognised; the worst class, and the mean."
+    ),
+    "equalized_odds_difference": (
+        "The larger of that gap and the gap in the share of other images wrongly given the class; the worst class, and "
+        "the mean."
+    ),
+    "eopp0": "The gaps in specificity between two groups, added up over the classes; of more groups the worst pair.",
+    "eopp1": "The gaps in sensitivity between two groups, added up over the classes; of more groups the worst pair.",
+    "eodd": "The gaps in sensitivity and false alarms together, added up over the classes; the worst pair of groups.",
+    "pqd": "The lowest accuracy of a group over the highest; 1 is no gap.",
+    "dpm": "The lowest rate at which a group is given a class over the highest, averaged over classes; 1 is no gap.",
+    "eom": "The lowest sensitivity of a group over the highest, averaged over the classes; 1 is no gap.",
+    "worst_class_recall": "The sensitivity of the class that is recognised least often, all groups together.",
+    "class_recall_gap": "The sensitivity of the best class minus that of the worst, all groups together.",
+    "class_auc_std": "The standard deviation of the classes' AUC, all groups together.",
+    "gap_ece": "The calibration error of the worst group minus that of the best.",
+}
+
+MODEL_NAMES = {
+    "federated": "Federated",
+    "batch_norm": "BatchNorm-personalised",
+    "fine_tuned": "Fine-tuned",
+    "local": "Local-only",
+}
+MODEL_EXPLANATIONS = {
+    "federated": "the model of this report, as it is released",
+    "batch_norm": "the same model with BatchNorm's statistics taken anew from the site's training images",
+    "fine_tuned": "the same model, trained on at the site for at most one round's budget",
+    "local": "the same network, trained with the same budget on the site's own images alone",
+}
+VERDICTS = {
+    "worse": "worse than local-only",
+    "better": "better than local-only",
+    "undecided": "undecided",
+    "unknown": "not known",
+}
+ALARM_KINDS = {"fall": "A figure fell", "coverage": "No longer covered"}
+
 STATUSES = {
     "accepted": ("●", "took part", "its update was averaged into the model"),
     "late": ("L", "late", "its update came after the deadline"),
@@ -67,6 +156,23 @@ UNKNOWN_STATUS = ("?", "other", "a status that this page does not know")
 def label_figure(key: str) -> str:
     """Return the name of a figure; a key that is not known stands for itself."""
     return LABELS.get(key, key.replace("_", " "))
+
+
+def label_attribute(attribute: str) -> str:
+    """Return the name of an attribute in words; crossings with a multiplication sign."""
+    return attribute.replace(" x ", " × ").replace("_", " ")
+
+
+def head_attribute(attribute: str) -> str:
+    """Return the name of an attribute in words with a capital, to begin a line with."""
+    label = label_attribute(attribute)
+    return label[:1].upper() + label[1:]
+
+
+def label_rule(rule: str) -> str:
+    """Return in words by which figure a round was chosen."""
+    label = label_figure(rule)
+    return label if label.startswith("Equity") or rule == "auc" else label[:1].lower() + label[1:]
 
 
 def name_direction(better: str) -> str:

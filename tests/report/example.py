@@ -5,12 +5,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from fedmed.report import ReportContent
 
 
 def make_tables(
-    site: str, pairs: list[tuple[int, int]], num_classes: int = 2, confidence: float = 0.8
+    site: str,
+    pairs: list[tuple[int, int]],
+    num_classes: int = 2,
+    confidence: float = 0.8,
+    groups: list[str] | None = None,
 ) -> EvaluationTables:
     """Return the tables of one image for each (true class, predicted class)."""
     logits = np.zeros((len(pairs), num_classes))
@@ -18,7 +23,12 @@ def make_tables(
     for row, (_, predicted) in enumerate(pairs):
         logits[row, predicted] = odds
     labels = torch.tensor([true for true, _ in pairs], dtype=torch.int64)
-    return tables_from_logits(torch.tensor(logits), labels, [site] * len(pairs))
+    return tables_from_logits(torch.tensor(logits), labels, groups or [site] * len(pairs))
+
+
+def make_site(site: str, pairs: list[tuple[int, int]], num_classes: int = 2) -> SiteTables:
+    """Return a site's answer that tells nothing but the site itself apart."""
+    return SiteTables({FEDERATED: {"site": make_tables(site, pairs, num_classes)}})
 
 
 def make_record(number: int, sites: dict[str, str], value: float = 0.5) -> dict[str, Any]:
@@ -55,8 +65,8 @@ def make_record(number: int, sites: dict[str, str], value: float = 0.5) -> dict[
 
 def make_content(**changes: Any) -> ReportContent:
     """Return two sites, two classes, three rounds; pooled test: 6 of 8 ``benign`` and 1 of 2 ``malignant`` right."""
-    north = make_tables("north", [(0, 0)] * 4 + [(0, 1)] * 1 + [(1, 1)] * 1)
-    south = make_tables("south", [(0, 0)] * 2 + [(0, 1)] * 1 + [(1, 0)] * 1)
+    north = make_site("north", [(0, 0)] * 4 + [(0, 1)] * 1 + [(1, 1)] * 1)
+    south = make_site("south", [(0, 0)] * 2 + [(0, 1)] * 1 + [(1, 0)] * 1)
     statuses = [{"north": "accepted", "south": status} for status in ("accepted", "late", "late")]
     values: dict[str, Any] = {
         "title": "example",
@@ -83,7 +93,7 @@ def make_large_content(num_sites: int, num_rounds: int, num_classes: int) -> Rep
     """Return many sites and rounds, in which one site in ten is late."""
     sites = [f"site_{index:03d}" for index in range(num_sites)]
     pairs = [(true, (true * (1 + row)) % num_classes) for true in range(num_classes) for row in range(4)]
-    tables = {site: make_tables(site, pairs[index % 5 :], num_classes) for index, site in enumerate(sites)}
+    tables = {site: make_site(site, pairs[index % 5 :], num_classes) for index, site in enumerate(sites)}
     history = [
         make_record(
             number, {site: "late" if (index + number) % 10 == 0 else "accepted" for index, site in enumerate(sites)}
