@@ -4,7 +4,8 @@ All of them take the class counts of the training images of the site that comput
 are in no state dict. A class without images has no prior, so it is given :data:`UNSEEN_COUNT` images where a prior is
 needed: its logit stays finite, and lower than that of every class seen.
 
-Letters: B batch, K classes. Each loss is a module that maps logits (B,K) and targets (B,) to the mean over the batch.
+Letters: B batch, K classes. Each loss is a module that maps logits (B,K) and targets (B,) to the mean over the batch;
+with a weight for each image, (B,), to the sum of weight times loss, divided by B.
 """
 
 import math
@@ -22,9 +23,9 @@ UNSEEN_COUNT = 0.5
 class CrossEntropy(nn.Module):
     """Plain cross-entropy."""
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
         """Return the mean of ``-log p_y``."""
-        return cross_entropy(in_full_precision(logits), target)
+        return _mean_cross_entropy(in_full_precision(logits), target, image_weights)
 
 
 class ClassBalancedCrossEntropy(nn.Module):
@@ -57,10 +58,10 @@ class ClassBalancedCrossEntropy(nn.Module):
         weight = weight * (seen.sum() / weight.sum()) if seen.any() else torch.ones_like(weight)
         self.register_buffer("weight", weight.float(), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
         """Return the weighted mean over the batch."""
         losses = cross_entropy(in_full_precision(logits), target, reduction="none")
-        return (self.weight[target] * losses).mean()
+        return _mean(self.weight[target] * losses, image_weights)
 
 
 class FocalLoss(nn.Module):
@@ -79,12 +80,12 @@ class FocalLoss(nn.Module):
         _check_range("gamma", gamma)
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
         """Return the mean over the batch."""
         log_p_B = -cross_entropy(in_full_precision(logits), target, reduction="none")
         # The slope of x^gamma at 0 is infinite for gamma below 1; the smallest number keeps 0 times it from being NaN.
         missing_B = (-torch.expm1(log_p_B)).clamp(min=torch.finfo(log_p_B.dtype).tiny)
-        return -(missing_B**self.gamma * log_p_B).mean()
+        return -_mean(missing_B**self.gamma * log_p_B, image_weights)
 
 
 class LogitAdjustment(nn.Module):
@@ -110,9 +111,19 @@ class LogitAdjustment(nn.Module):
         counts = _check_counts(class_counts).clamp(min=UNSEEN_COUNT)
         self.register_buffer("shift", (tau * (counts / counts.sum()).log()).float(), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
         """Return the mean over the batch."""
-        return cross_entropy(in_full_precision(logits) + self.shift, target)
+        return _mean_cross_entropy(in_full_precision(logits) + self.shift, target, image_weights)
+
+
+def _mean(losses_B: Tensor, image_weights: Tensor | None) -> Tensor:
+    return losses_B.mean() if image_weights is None else (image_weights * losses_B).mean()
+
+
+def _mean_cross_entropy(logits: Tensor, target: Tensor, image_weights: Tensor | None) -> Tensor:
+    if image_weights is None:  # torch's own mean, in one step
+        return cross_entropy(logits, target)
+    return _mean(cross_entropy(logits, target, reduction="none"), image_weights)
 
 
 def _check_counts(class_counts: Sequence[int]) -> Tensor:

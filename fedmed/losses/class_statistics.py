@@ -120,8 +120,8 @@ class CWSLoss(nn.Module):
         self.form: Form = form
         self.eps = eps
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar."""
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
+        """Return the loss of a batch, a scalar; weights of images do not enter a statistic of the batch."""
         return cws_loss(logits, target, absent=self.absent, form=self.form, eps=self.eps)
 
 

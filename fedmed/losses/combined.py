@@ -27,6 +27,10 @@ class CombinedLoss(nn.Module):
     Notes
     -----
     It has no parameters, and an empty state dict.
+
+    Weights of images enter every term that is a mean over images: ``sum_i v_i l_i / B``. The class-wise statistics are
+    statistics of a batch, not a mean over images, and are left as they are: where they are part of the loss, weights
+    of patient groups act through the other terms alone.
     """
 
     def __init__(self, terms: Sequence[tuple[float, nn.Module]]) -> None:
@@ -35,9 +39,10 @@ class CombinedLoss(nn.Module):
         self.weights = tuple(float(weight) for weight, _ in terms)
         self.terms = nn.ModuleList(module for _, module in terms)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar."""
-        losses = [weight * term(logits, target) for weight, term in zip(self.weights, self.terms, strict=True)]
+    def forward(self, logits: Tensor, target: Tensor, image_weights: Tensor | None = None) -> Tensor:
+        """Return the loss of a batch, a scalar; ``image_weights`` (B,) weigh what is a mean over images."""
+        arguments = (logits, target) if image_weights is None else (logits, target, image_weights)
+        losses = [weight * term(*arguments) for weight, term in zip(self.weights, self.terms, strict=True)]
         total: Tensor = losses[0]
         for loss in losses[1:]:
             total = total + loss
