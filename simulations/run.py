@@ -17,6 +17,7 @@ from types import FrameType
 from fedmed.config import RunConfig
 from fedmed.config_files import apply_override, load_run_config
 from fedmed.errors import ConfigError, FedmedError
+from fedmed.processes import watch_parent
 from fedmed.run_folder import RunFolder
 
 EPILOG = """\
@@ -31,6 +32,15 @@ examples:
       all images at one site: central training, the upper reference
   python simulations/run.py --resume runs/20260101-120000-phantom
       go on with a run that was stopped; its results are those of an undisturbed run
+  python simulations/run.py --study configs/studies/fairness.yaml
+      a study: several ways to train, several seeds, one run for each; ends with the path of a table. Stopped at any
+      moment, the same line goes on: cells that are done are skipped, the one under way is resumed
+  python simulations/run.py --study configs/studies/fairness.yaml --table
+      draw the table again from the results that are there, without running anything
+
+A study is a YAML file; configs/studies/fairness.yaml explains every part. What a cell (one arm, one seed) has found is
+simulations/results/STUDY/ARM-SEED.json, or with --out DIR in DIR, beside table.html, table.md and table.json. A cell
+whose settings have changed since is run again; --set KEY=VALUE changes a setting of all cells.
 
 A run is a folder. Open report/index.html in it; report/report.json has every number. Every setting is explained in
 configs/simulation.yaml.
@@ -42,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    if options.parent:
+        watch_parent(options.parent)
+    if options.study:
+        return _run_study(options)
     run: RunFolder | None = None
     try:
         run, config = _open_run(options)
@@ -61,6 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_study(options: argparse.Namespace) -> int:
+    try:
+        # Imported late, so that --help answers at once.
+        from simulations.study_command import run_study_command  # noqa: PLC0415
+
+        return run_study_command(options)
+    except KeyboardInterrupt:
+        print("\nStopped. Finished cells are saved. To go on, type the same line again.", file=sys.stderr)
+        return 130
+    except FedmedError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"\nThe study did not finish.\n{error}", file=sys.stderr)
+        return 1
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python simulations/run.py",
@@ -71,7 +101,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings of the run (default: configs/simulation.yaml)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/DATE-NAME)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: runs/DATE-NAME); with --study: of the results",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -87,10 +122,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="go on with the run in this folder; of --set, only workers, round_deadline_s, min_sites and "
         "max_missed_rounds can be given",
     )
+    parser.add_argument(
+        "--study", type=Path, metavar="FILE", help="run the grid of simulations that this file describes"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="with --study: only draw the table from the results so far"
+    )
+    parser.add_argument("--keep", action="store_true", help="with --study: keep the run folders of finished cells")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # a study ends its cells with itself
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     if options.resume and (options.config or options.out):
         parser.error("--resume takes its settings and its folder from the run: leave out --config and --out")
+    if options.study and (options.config or options.resume):
+        parser.error("--study takes its settings from its file: leave out --config and --resume")
+    if not options.study and (options.table or options.keep):
+        parser.error("--table and --keep belong to --study FILE")
     return options
 
 

@@ -1,0 +1,249 @@
+"""A study's tables: ``table.json`` with every number, ``table.md`` and ``table.html`` to read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fedmed.atomic_files import write_text_atomically
+from fedmed.report.fairness_figures import FrontPoint, draw_front
+from fedmed.report.forest import Row, render_forest
+from fedmed.report.markup import Numbers, escape, render_figure, render_section, render_table
+from fedmed.report.page import RESEARCH_BANNER, SECURITY_POLICY, SYNTHETIC_BANNER
+from fedmed.report.style import render_style
+from fedmed.report.wording import LABELS
+from simulations.study import Progress, Study
+from simulations.study_table import build_table
+
+_DIRECTIONS = {"up": "higher is better", "down": "lower is better", None: ""}
+_COUNTS = {
+    "benefit.better": "Sites better than their own model",
+    "benefit.worse": "Sites worse than their own model",
+}
+READING = (
+    "Values are means over the seeds of the test figures of each run's chosen model, with 95 % intervals (Student's t, "
+    "seeds minus one degrees of freedom). Differences are arm minus baseline, paired by seed. 'By site' is the mean of "
+    "the sites' own differences, paired by seed and site; its interval speaks of further seeds and further sites (two-"
+    "way analysis of variance with random effects, Satterthwaite's degrees of freedom, never narrower than over seeds "
+    "or sites alone). 'Better' and 'worse' say that an interval excludes 0; no interval is adjusted for the number of "
+    "arms and figures, so one in twenty excludes 0 by chance. 'Undecided' does not mean equal: a few seeds can only "
+    "show large differences."
+)
+
+
+def write_tables(study: Study, progress: Progress) -> Path:
+    """Write the tables of what there is so far into the folder of the results, each file atomically.
+
+    Returns
+    -------
+    Path
+        ``table.html``.
+    """
+    table = build_table(study, progress)
+    study.results.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(study.results / "table.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
+    fronts = [] if table["front"] is None else table["front"]["y"]
+    for number, figure in enumerate(fronts, start=1):
+        write_text_atomically(study.results / f"front-{number}.svg", _draw(table, figure, standalone=True))
+    write_text_atomically(study.results / "table.md", render_markdown(table))
+    page = study.results / "table.html"
+    write_text_atomically(page, render_page(table))
+    return page
+
+
+def describe_state(planned: int, done: int, wall_s: float) -> str:
+    """Return how much of a study is done, in words."""
+    took = f"{done} of {planned} cells done, which took {timedelta(seconds=round(wall_s))} together."
+    return took if done == planned else f"Incomplete: {took}"
+
+
+def label_study_figure(figure: str) -> str:
+    """Return the name of a study's figure for people: ``Worst group's accuracy (sex)``."""
+    if figure in _COUNTS:
+        return _COUNTS[figure]
+    kind, _, rest = figure.partition(".")
+    key = rest.rpartition(".")[2] if rest else kind
+    label = LABELS.get(key, key.replace("_", " ").capitalize())
+    return f"{label} ({rest.rpartition('.')[0].replace('.', ': ')})" if rest else label
+
+
+def describe_findings(table: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for each figure: how many arms are better or worse than the baseline, and which."""
+    sentences = []
+    others = {name: arm for name, arm in table["arms"].items() if name != table["baseline"]}
+    for figure in table["figures"]:
+        verdicts = {name: arm["differences"][figure]["verdict"] for name, arm in others.items()}
+        parts = []
+        for verdict in ("better", "worse"):
+            names = [name for name, found in verdicts.items() if found == verdict]
+            parts.append(f"{', '.join(names) or 'no arm'} {'is' if len(names) < 2 else 'are'} {verdict}")
+        undecided = sum(verdict == "undecided" for verdict in verdicts.values())
+        sentences.append(
+            f"{label_study_figure(figure)}: against {table['baseline']}, {parts[0]}, {parts[1]}, {undecided} undecided."
+        )
+    return sentences
+
+
+def render_markdown(table: Mapping[str, Any]) -> str:
+    """Return the table as Markdown."""
+    figures = table["figures"]
+    lines = [f"# {table['name']}", "", table["description"], ""] if table["description"] else [f"# {table['name']}", ""]
+    lines += [f"**{_state(table)}**", ""]
+    lines += [f"- {name} did not finish: {reason}" for name, reason in table["failed"].items()]
+    lines += [f"- {sentence}" for sentence in describe_findings(table)]
+    lines += ["", *_markdown_row(["arm", "seeds", *(_label(table, figure) for figure in figures)], head=True)]
+    for name, arm in table["arms"].items():
+        cells = [_estimate(arm["figures"][figure]) for figure in figures]
+        lines += _markdown_row([f"{name}: {arm['description']}", str(len(arm["seeds"])), *cells])
+    for figure in figures:
+        lines += ["", f"## {_label(table, figure)}, minus {table['baseline']}", ""]
+        lines += _markdown_row(["arm", "difference", "", "by site", ""], head=True)
+        for name, found in _differences(table, figure).items():
+            sites = found["sites"]
+            by_site = [_estimate(sites, sign=True), sites["verdict"]] if sites else ["n/a", ""]
+            lines += _markdown_row([name, _estimate(found, sign=True), found["verdict"], *by_site])
+    fronts = [] if table["front"] is None else table["front"]["y"]
+    for number, figure in enumerate(fronts, start=1):
+        alt = f"{label_study_figure(figure)} against {label_study_figure(table['front']['x'])}"
+        lines += ["", f"![{alt}](front-{number}.svg)"]
+    return "\n".join([*lines, "", READING, ""])
+
+
+def render_page(table: dict[str, Any]) -> str:
+    """Return the table as one self-contained HTML page; its numbers are marked with their place in ``table.json``."""
+    numbers = Numbers(table)
+    banners = [*([SYNTHETIC_BANNER] if table["synthetic"] else []), RESEARCH_BANNER]
+    failed = "".join(
+        f"<li>{escape(name)} did not finish: {escape(reason)}</li>" for name, reason in table["failed"].items()
+    )
+    findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in describe_findings(table))
+    body = "\n".join([_render_arms(numbers), *_render_differences(numbers), _render_fronts(table)])
+    title = f"Study {escape(table['name'])}"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{SECURITY_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{render_style()}</style>
+</head>
+<body>
+<div class="page">
+<header>
+{"".join(f'<p class="banner">{text}</p>' for text in banners)}
+<h1>{title}</h1>
+<p>{escape(table["description"])}</p>
+<p class="summary">{escape(_state(table))}</p>
+<ul>{failed}{findings}</ul>
+</header>
+<main>
+{body}
+<section id="reading" aria-labelledby="reading-h"><h2 id="reading-h">How to read this</h2><p>{escape(READING)}</p>
+</section>
+</main>
+</div>
+</body>
+</html>
+"""
+
+
+def _render_arms(numbers: Numbers) -> str:
+    table = numbers.document
+    rows = [
+        [
+            f"{escape(name)}<br>{escape(arm['description'])}",
+            str(len(arm["seeds"])),
+            *(_marked(numbers, "arms", name, "figures", figure) for figure in table["figures"]),
+        ]
+        for name, arm in table["arms"].items()
+    ]
+    columns = ["Arm", "Seeds", *(escape(_label(table, figure)) for figure in table["figures"])]
+    caption = "Mean over the seeds with its 95 % interval, pooled test images."
+    return render_section("arms", "Arms", render_table(caption, columns, rows))
+
+
+def _render_differences(numbers: Numbers) -> list[str]:
+    table = numbers.document
+    sections = []
+    for number, figure in enumerate(table["figures"]):
+        rows = []
+        for name, found in _differences(table, figure).items():
+            path = ("arms", name, "differences", figure)
+            by_site = "n/a"
+            if found["sites"]:
+                by_site = f"{_marked(numbers, *path, 'sites')} {found['sites']['verdict']}"
+            rows.append(Row(escape(name), [_marked(numbers, *path), found["verdict"], by_site], found))
+        caption = (
+            f"Arm minus {escape(table['baseline'])}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
+        )
+        columns = ["Arm", "Difference", "Verdict", "By site", "Difference drawn"]
+        forest = render_forest(caption, columns, [("", rows)], 0.0)
+        sections.append(render_section(f"difference-{number}", escape(label_study_figure(figure)), forest))
+    return sections
+
+
+def _render_fronts(table: Mapping[str, Any]) -> str:
+    if table["front"] is None:
+        return ""
+    x = table["front"]["x"]
+    drawings = [
+        render_figure(
+            _draw(table, figure),
+            f"{escape(label_study_figure(figure))} against {escape(label_study_figure(x))}: mean over the seeds, with "
+            "95 % intervals in both directions.",
+        )
+        for figure in table["front"]["y"]
+    ]
+    return render_section("front", "Accuracy and fairness", *drawings)
+
+
+def _draw(table: Mapping[str, Any], figure: str, *, standalone: bool = False) -> str:
+    x = table["front"]["x"]
+    points: list[FrontPoint] = []
+    for name, arm in table["arms"].items():
+        across, upwards = arm["figures"][x], arm["figures"][figure]
+        points.append((name, across["value"], _pair(across), upwards["value"], _pair(upwards)))
+    return draw_front(points, _label(table, x), _label(table, figure), standalone=standalone)
+
+
+def _pair(estimate: Mapping[str, Any]) -> tuple[float, float] | None:
+    interval = estimate["interval"]
+    return None if interval is None else (interval[0], interval[1])
+
+
+def _state(table: Mapping[str, Any]) -> str:
+    text = describe_state(table["cells_planned"], table["cells_done"], table["wall_s"])
+    if table["stale"]:
+        text += f" The settings of {', '.join(table['stale'])} have changed since: these are to be run again."
+    return text
+
+
+def _differences(table: Mapping[str, Any], figure: str) -> dict[str, Any]:
+    return {name: arm["differences"][figure] for name, arm in table["arms"].items() if name != table["baseline"]}
+
+
+def _label(table: Mapping[str, Any], figure: str) -> str:
+    direction = _DIRECTIONS[table["better"][figure]]
+    return f"{label_study_figure(figure)}, {direction}" if direction else label_study_figure(figure)
+
+
+def _marked(numbers: Numbers, *path: str) -> str:
+    return f"{numbers.show(*path, 'value')}{numbers.interval(*path)}"
+
+
+def _estimate(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    if estimate["value"] is None:
+        return "n/a"
+    if estimate["interval"] is None:
+        return format(estimate["value"], form)
+    low, high = estimate["interval"]
+    return f"{estimate['value']:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _markdown_row(cells: Sequence[str], *, head: bool = False) -> list[str]:
+    row = "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return [row, "|" + " --- |" * len(cells)] if head else [row]
