@@ -58,6 +58,18 @@ class ProcessError(FedmedError):
     """A process of our own could not be started or does not stay up."""
 
 
+class TeacherUnavailableError(FedmedError):
+    """A pre-trained teacher is not here, is not the file it should be, or does not fit its network."""
+
+
+class FourierPromptError(FedmedError):
+    """A Fourier prompt has nothing to learn from, for example because the teacher has no BatchNorm."""
+
+
+class ProxyDataUnavailableError(FedmedError):
+    """The server has no unlabelled images to distil a compact student on."""
+
+
 def tame(text: str, most: int = 500) -> str:
     """Return a text that came from the other side fit for a terminal, a log or a page: printable, and not too long.
 

@@ -1,0 +1,68 @@
+"""Distillation: frozen teachers, the Fourier prompt (a reconstruction), features at the sites, compact students.
+
+>>> from fedmed.distillation import FourierPrompt, load_teacher
+>>> teacher, prompt = load_teacher("efficientnet_lite0"), FourierPrompt()
+>>> features = teacher(prompt(images))
+"""
+
+from fedmed.distillation.co_distillation import CoDistiller
+from fedmed.distillation.compact_losses import Ensemble, Targets, balance_predictions, compact_loss
+from fedmed.distillation.compact_student import CompactResult, compute_targets, copy_matching, distil_compact
+from fedmed.distillation.compact_training import CompactSettings
+from fedmed.distillation.distillation_losses import ekd_loss
+from fedmed.distillation.feature_cache import FeatureCache
+from fedmed.distillation.feature_distillation import (
+    DistillationSettings,
+    DistillationStudent,
+    FrozenTeacherClassifier,
+    LossParts,
+    SiteDistiller,
+)
+from fedmed.distillation.fourier_prompt import FourierPrompt, make_prompt, summarize_gain
+from fedmed.distillation.gate import GateDecision, GateLimits, decide_gate
+from fedmed.distillation.prompt_learning import ExploreResult, PromptSettings
+from fedmed.distillation.proxy import ProxyImages, describe_distance, open_proxy_folder, open_proxy_part
+from fedmed.distillation.statistics_match import StatisticsMatch, measure_mismatch
+from fedmed.distillation.teachers import Teacher, TeacherSettings, check_same_teacher, load_teacher
+from fedmed.errors import FourierPromptError, ProxyDataUnavailableError, TeacherUnavailableError
+
+__all__ = [
+    "CoDistiller",
+    "CompactResult",
+    "CompactSettings",
+    "DistillationSettings",
+    "DistillationStudent",
+    "Ensemble",
+    "ExploreResult",
+    "FeatureCache",
+    "FourierPrompt",
+    "FourierPromptError",
+    "FrozenTeacherClassifier",
+    "GateDecision",
+    "GateLimits",
+    "LossParts",
+    "PromptSettings",
+    "ProxyDataUnavailableError",
+    "ProxyImages",
+    "SiteDistiller",
+    "StatisticsMatch",
+    "Targets",
+    "Teacher",
+    "TeacherSettings",
+    "TeacherUnavailableError",
+    "balance_predictions",
+    "check_same_teacher",
+    "compact_loss",
+    "compute_targets",
+    "copy_matching",
+    "decide_gate",
+    "describe_distance",
+    "distil_compact",
+    "ekd_loss",
+    "load_teacher",
+    "make_prompt",
+    "measure_mismatch",
+    "open_proxy_folder",
+    "open_proxy_part",
+    "summarize_gain",
+]

@@ -1,0 +1,215 @@
+"""The gate: whether a compact student may take the place of the network it was distilled from.
+
+Compression harms rare classes and small groups first, so the mean does not decide. Judged are the sites' validation
+images, through paired tables: teacher and student on the same images. The rule is our own, not a publication's.
+
+Letters: G groups, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import comb
+
+import numpy as np
+
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, PairedTables
+from fedmed.metrics.values import Array
+
+TEACHER_RIGHT, STUDENT_RIGHT = 0, 1  # which axis of a class's (2,2) cells says whether that model is right
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """How much worse the student may be, in shares of one.
+
+    Attributes
+    ----------
+    balanced_accuracy : float
+        Loss of balanced accuracy over all images.
+    worst_class : float
+        Loss of the lowest recall of all classes; and of the recall of any one class, where the paired images leave no
+        doubt (exact one-sided McNemar test at ``level``).
+    gap : float
+        Growth of the largest difference in balanced accuracy between the sites, or the groups of an attribute.
+    level : float
+        Of the test.
+    """
+
+    balanced_accuracy: float = 0.02
+    worst_class: float = 0.05
+    gap: float = 0.02
+    level: float = 0.05
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One condition.
+
+    Attributes
+    ----------
+    name : str
+        ``balanced_accuracy``, ``worst_class``, ``class`` or ``gap``.
+    subject : str
+        The class or the attribute that it is about, or ``all``.
+    teacher, student : float
+        The figure of both.
+    loss : float
+        How much worse the student is; negative where it is better.
+    limit : float
+        The most that is allowed.
+    passed : bool
+        Whether the condition holds.
+    p_value : float, optional
+        Of the test, where there is one.
+    """
+
+    name: str
+    subject: str
+    teacher: float
+    student: float
+    loss: float
+    limit: float
+    passed: bool
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Whether the student is accepted, and every number that it rests on.
+
+    Attributes
+    ----------
+    accepted : bool
+        Whether all conditions hold.
+    checks : tuple of GateCheck
+        In the order: all images, worst class, each class, each attribute.
+    reason : str
+        One sentence for the report.
+    num_images : int
+        Images that were compared.
+    """
+
+    accepted: bool
+    checks: tuple[GateCheck, ...]
+    reason: str
+    num_images: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def decide_gate(
+    tables: Mapping[str, PairedTables], classes: tuple[str, ...], limits: GateLimits | None = None
+) -> GateDecision:
+    """Decide from paired tables of all sites together.
+
+    Parameters
+    ----------
+    tables : mapping of str to PairedTables
+        Attribute to tables; the attribute ``site`` is always there. The first model is the teacher ("federated"), the
+        other one the student.
+    classes : tuple of str
+        Names of the K classes.
+    limits : GateLimits, optional
+        How much worse the student may be.
+
+    Returns
+    -------
+    GateDecision
+        Rejected where there is no image to judge by.
+
+    Raises
+    ------
+    ValueError
+        If the attribute ``site`` is missing, or the tables have another number of classes.
+
+    Notes
+    -----
+    A balanced accuracy of a group is the mean recall of the classes that it has. A gap is the largest minus the
+    smallest over the known groups with images; it is the same images for both models.
+    """
+    limits = limits or GateLimits()
+    if SITE_ATTRIBUTE not in tables or any(table.cells.shape[1] != len(classes) for table in tables.values()):
+        raise ValueError(
+            f"Paired tables of {', '.join(sorted(tables)) or 'nothing'} were found. Needed: the attribute "
+            f"'{SITE_ATTRIBUTE}', and {len(classes)} classes in each."
+        )
+    cells_K22 = tables[SITE_ATTRIBUTE].cells.sum(axis=0)
+    num_images = int(cells_K22.sum())
+    if not num_images:
+        return GateDecision(False, (), "No validation image was compared, so the student cannot be accepted.", 0)
+    checks = [*_check_classes(cells_K22, classes, limits)]
+    checks += [_check_gap(attribute, tables[attribute], limits) for attribute in tables]
+    failed = [check for check in checks if not check.passed]
+    reason = "All conditions hold." if not failed else "; ".join(_describe(check) for check in failed) + "."
+    return GateDecision(not failed, tuple(checks), reason, num_images)
+
+
+def _recalls(cells_K22: Array, model: int) -> Array:
+    """Return (K,): the share of each class's images that a model has right; NaN for a class without images."""
+    right_K = cells_K22[:, 1, :].sum(axis=1) if model == TEACHER_RIGHT else cells_K22[:, :, 1].sum(axis=1)
+    counts_K = cells_K22.sum(axis=(1, 2))
+    recalls_K: Array = np.divide(right_K, counts_K, out=np.full(len(counts_K), np.nan), where=counts_K > 0)
+    return recalls_K
+
+
+def _check_classes(cells_K22: Array, classes: tuple[str, ...], limits: GateLimits) -> list[GateCheck]:
+    teacher_K, student_K = _recalls(cells_K22, TEACHER_RIGHT), _recalls(cells_K22, STUDENT_RIGHT)
+    checks = [
+        _compare(
+            "balanced_accuracy",
+            "all",
+            float(np.nanmean(teacher_K)),
+            float(np.nanmean(student_K)),
+            limits.balanced_accuracy,
+        ),
+        _compare("worst_class", "all", float(np.nanmin(teacher_K)), float(np.nanmin(student_K)), limits.worst_class),
+    ]
+    for index, name in enumerate(classes):
+        if np.isnan(teacher_K[index]):
+            continue
+        p_value = _sign_test(int(cells_K22[index, 1, 0]), int(cells_K22[index, 0, 1]))
+        check = _compare("class", name, float(teacher_K[index]), float(student_K[index]), limits.worst_class)
+        passed = check.passed or p_value >= limits.level
+        checks.append(GateCheck(**{**asdict(check), "passed": passed, "p_value": p_value}))
+    return checks
+
+
+def _check_gap(attribute: str, table: PairedTables, limits: GateLimits) -> GateCheck:
+    cells = [cells for group, cells in zip(table.groups, table.cells, strict=True) if group != UNKNOWN and cells.sum()]
+    teacher, student = (
+        [float(np.nanmean(_recalls(group, model))) for group in cells] for model in (TEACHER_RIGHT, STUDENT_RIGHT)
+    )
+    spread = (max(teacher) - min(teacher), max(student) - min(student)) if cells else (0.0, 0.0)
+    loss = spread[1] - spread[0]
+    return GateCheck("gap", attribute, *spread, loss, limits.gap, _is_within(loss, limits.gap))
+
+
+def _compare(name: str, subject: str, teacher: float, student: float, limit: float) -> GateCheck:
+    loss = teacher - student
+    return GateCheck(name, subject, teacher, student, loss, limit, _is_within(loss, limit))
+
+
+def _is_within(loss: float, limit: float) -> bool:
+    return loss <= limit + 1e-9  # a loss of exactly the limit, in floating point
+
+
+def _sign_test(num_lost: int, num_won: int) -> float:
+    """Return the chance of at least so many losses among all images on which the models differ, if both are as good."""
+    num = num_lost + num_won
+    return float(sum(comb(num, losses) for losses in range(num_lost, num + 1)) / 2**num)
+
+
+def _describe(check: GateCheck) -> str:
+    what = {
+        "balanced_accuracy": "balanced accuracy",
+        "worst_class": "lowest recall of a class",
+        "class": f"recall of '{check.subject}'",
+        "gap": f"gap between groups of '{check.subject}'",
+    }[check.name]
+    change = "grows" if check.name == "gap" else "falls"
+    return (
+        f"The {what} {change} from {100 * check.teacher:.1f} to {100 * check.student:.1f} points, by more than "
+        f"{100 * check.limit:g}"
+    )
