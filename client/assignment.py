@@ -23,7 +23,9 @@ from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError, tame
 
 ALLOWED_APP = "fedmed/fedmed"
-ALLOWED_KINDS = ("query", "train", "evaluate", "evaluate.recalibrate", "evaluate.release")
+ALLOWED_KINDS = (
+    "query", "train", "train.local", "evaluate", "evaluate.recalibrate", "evaluate.calibrate", "evaluate.release",
+)  # fmt: skip
 
 _logger = logging.getLogger("fedmed.supernode")
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from client.local import Site
 from client.request import Request
-from fedmed.config import Plan
+from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import ImagePart
 from fedmed.errors import FedmedError
 from fedmed.export import MANIFEST_FILE, ONNX_FILE, load_model
@@ -28,7 +28,6 @@ from fedmed.export.compare import compare_outputs, read_batches, run_onnx
 from fedmed.export.manifest import describe_preprocessing
 from fedmed.export.plain_onnx import check_plain_onnx
 from fedmed.export.release_form import LIMITS, describe_comparison, describe_problem
-from fedmed.fairness.suppression import find_released
 from fedmed.predict import PredictionError, open_artefact
 from fedmed.wire import WireError, unpack_files
 
@@ -69,7 +68,7 @@ def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site:
         except (CandidateError, WireError) as error:
             _logger.warning("The artefact is refused: %s", error)
             return describe_problem(str(error))
-        part = _take_released(site)
+        part = _take_counted(site, request.plan)
         batches = read_batches(part, request.plan)
         comparison = compare_outputs(trained.cpu(), deploy, session, batches, part.labels, len(request.plan.classes))
     for failure in comparison.failures():
@@ -141,11 +140,10 @@ def _try_out(deploy: nn.Module, session: Any, plan: Plan) -> None:
             raise CandidateError("The artefact does not give one logit for each class.")
 
 
-def _take_released(site: Site) -> ImagePart:
-    """Return the test images that may be counted: nothing of a class or group that is withheld takes part."""
-    part = site.data.test
-    released = find_released(part.labels, [site.name] * len(part), site.release_of("test"))
-    return _SubPart(part, np.flatnonzero(released).tolist())
+def _take_counted(site: Site, plan: Plan) -> ImagePart:
+    """Return the test images that the site's tables count class by class, so that no difference tells of others."""
+    counted_N = site.count_part("test", plan.fairness).plan.attributes[SITE_ATTRIBUTE].counted
+    return _SubPart(site.data.test, np.flatnonzero(counted_N).tolist())
 
 
 class _SubPart(ImagePart):

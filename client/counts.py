@@ -25,7 +25,9 @@ MAX_RUNS = 100
 """Runs of a study."""
 _SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
 """More updates than rounds that leave, since a round is repeated when the server was started anew in it."""
-_USES_TRAINING_IMAGES = {"train", "recalibrate"}
+_COUNTED = {"train", "recalibrate", "calibrate"}
+"""Not ``local``, which is bounded by itself: a site trains its own model for the rounds of the plan and never again in
+that run, however often it is asked."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Counts:
     study: str | None
     """As the server names it."""
     trained: int = 0
-    """Updates, and sums of BatchNorm's inputs."""
+    """Updates, sums of BatchNorm's inputs, and sums for the temperature."""
     tested: tuple[str, ...] = ()
     """Hashes of the models whose test tables were sent, or whose forms were compared."""
     compared: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class Ledger:
         counts = self._read(self._runs / request.plan.run_id / COUNTS_FILE)
         if counts is None:
             return self._check_runs(request)
-        if request.kind in _USES_TRAINING_IMAGES:
+        if request.kind in _COUNTED:
             return self._check_trained(counts)
         refusals = _check_tested(counts, model_sha256) if request.part == "test" else []
         return refusals + (_check_compared(counts, request) if request.kind == "release" else [])
@@ -91,7 +93,7 @@ class Ledger:
         tested = [model_sha256] if request.part == "test" and model_sha256 is not None else []
         new = Counts(
             study=old.study,
-            trained=old.trained + (request.kind in _USES_TRAINING_IMAGES),
+            trained=old.trained + (request.kind in _COUNTED),
             tested=tuple(dict.fromkeys([*old.tested, *tested])),
             compared=tuple(dict.fromkeys([*old.compared, *filter(None, [request.artefact_sha256])])),
         )

@@ -37,6 +37,7 @@ from fedmed.audit import AuditLog
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, tame
 from fedmed.export import release_form
+from fedmed.fairness.group_losses import GROUP_LOSSES, START_LOSS, find_loss_breach
 from fedmed.fairness.suppression import find_breach
 from fedmed.training import TrainingError
 from fedmed.wire import ARTEFACT, MODEL, REPORT, REQUEST, SUMS, TABLES, WireError, read_tables, read_values
@@ -44,12 +45,28 @@ from fedmed.wire import ARTEFACT, MODEL, REPORT, REQUEST, SUMS, TABLES, WireErro
 LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
     "query": {
         REPORT: frozenset(
-            {"site", "num_images", "model_digest", "versions", "class_counts", "synthetic", "thresholds"}
+            {
+                "site",
+                "num_images",
+                "model_digest",
+                "versions",
+                "class_counts",
+                "synthetic",
+                "thresholds",
+                "attributes",
+                "validation_scores",
+                "show_alone",
+            }
         ),
     },
     "train": {
-        REPORT: frozenset({"num_images", "loss", "learning_rate", "train_s", "missing_model"}),
+        REPORT: frozenset(
+            {"num_images", "loss", "learning_rate", "train_s", "missing_model", START_LOSS, GROUP_LOSSES}
+        ),
         MODEL: frozenset(),
+    },
+    "local": {
+        REPORT: frozenset({"rounds_done", "train_s", "loss", "missing_model", "declined"}),
     },
     "evaluate": {
         REPORT: frozenset({"model_sha256", "missing_model"}),
@@ -57,6 +74,10 @@ LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
     "recalibrate": {
         REPORT: frozenset({"model_sha256", "missing_model"}),
+        SUMS: frozenset(),
+    },
+    "calibrate": {
+        REPORT: frozenset({"model_sha256", "missing_model", "n"}),
         SUMS: frozenset(),
     },
     "release": {
@@ -158,7 +179,8 @@ class Guard:
         if problem is not None:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
-        if any(part in reply.content for part in (MODEL, TABLES, SUMS)) or _is_comparison(request, reply):
+        told = _is_comparison(request, reply) or _is_progress(request, reply)
+        if told or any(part in reply.content for part in (MODEL, TABLES, SUMS)):
             tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
             self._ledger.note(request, tested)
         self._audit.append("sent", **_describe(message, request), parts=parts)
@@ -178,7 +200,7 @@ class Guard:
         return [
             *check_plan(policy, request.plan),
             *check_test(policy, request.part),
-            *(check_hours(policy, self._clock()) if request.kind == "train" else []),
+            *(check_hours(policy, self._clock()) if _trains(policy, request) else []),
             *check_disk(policy, self._state_dir),
             *check_size(policy, sum(part["bytes"] for part in parts)),
             *self._ledger.check(request, arrived[0] if arrived else request.model_sha256),
@@ -187,13 +209,18 @@ class Guard:
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
         if _is_comparison(request, reply):
             return self._find_breach_of_comparison(request, reply)
+        if request.kind == "calibrate" and SUMS in reply.content:
+            return self._find_breach_of_sums(reply)
+        if request.kind == "train":
+            return find_loss_breach(read_values(reply, REPORT), self._policy.suppression.k)
         if TABLES not in reply.content:
             return None
-        tables = read_tables(reply)
-        if not set(tables.groups) <= {site}:
-            return "its tables are of other groups than the site"
-        breach = find_breach(tables, choose_release(self._policy, request.part))
+        breach = find_breach(read_tables(reply), choose_release(self._policy, request.part), site)
         return None if breach is None else f"its tables must not leave, because {breach}"
+
+    def _find_breach_of_sums(self, reply: Message) -> str | None:
+        n, k = read_values(reply, REPORT).get("n"), self._policy.suppression.k
+        return None if isinstance(n, int) and n >= k else f"its sums are over fewer than k = {k} images"
 
     def _find_breach_of_comparison(self, request: Request, reply: Message) -> str | None:
         compared = read_values(reply, REPORT)["comparison"]
@@ -278,6 +305,15 @@ def _find_stranger(kind: str, parts: list[Part]) -> str | None:
 
 def _is_comparison(request: Request, reply: Message) -> bool:
     return request.kind == "release" and "comparison" in read_values(reply, REPORT)
+
+
+def _is_progress(request: Request, reply: Message) -> bool:
+    return request.kind == "local" and "rounds_done" in read_values(reply, REPORT)
+
+
+def _trains(policy: PolicyConfig, request: Request) -> bool:
+    """Return whether an answer takes training: not where the site's own model is asked for and it makes none."""
+    return request.kind == "train" or (request.kind == "local" and policy.benefit)
 
 
 def _explain(error: BaseException) -> BaseException:

@@ -5,41 +5,44 @@ A node config tells where: ``run-dir`` and ``site`` in a simulation, ``client-co
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from client.hospital_data import HospitalData, load_hospital_data
 from client.policy import choose_release
+from client.told_rows import CountedPart, count_part
 from fedmed.checkpoint import SiteState, write_atomically
-from fedmed.config import Plan
-from fedmed.data import SiteData, load_site
-from fedmed.deployment import ClientConfig, PolicyConfig, SuppressionConfig, load_client_config
+from fedmed.config import FairnessConfig, Plan
+from fedmed.data import ImagePart, SiteData, load_site
+from fedmed.deployment import ClientConfig, PolicyConfig, load_client_config
 from fedmed.errors import FedmedError
+from fedmed.fairness.groups import check_attribute
 from fedmed.fairness.suppression import Release, find_breach
-from fedmed.metrics.tables import EvaluationTables
-from fedmed.processes import private_folder
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import SiteTables
+from fedmed.processes import private_folder, write_secret
 from fedmed.run_folder import RunFolder
 from fedmed.training import select_device
-from fedmed.wire import WireError, pack_tables, unpack_tables
+from fedmed.wire import WireError, unpack_tables
 
 NodeConfig = Mapping[str, str | int | float | bool | bytes]
 CLIENT_CONFIG = "client-config"
 
 _logger = logging.getLogger("fedmed.client")
-_NO_LIMITS = PolicyConfig(suppression=SuppressionConfig(k=1, k_row=1), validation_scores=True)
 
 
 @dataclass(frozen=True)
 class RunFiles:
     """What a site keeps of one run.
 
-    ========================  ==============================================================
+    ========================  ====================================================================
     ``state/``                momentum, local BatchNorm and the like, round by round
     ``test_tables/``          tables of test images as they were sent, by hash of the model
-    ``own_tables/``           the same without anything held back; they never leave the site
-    ========================  ==============================================================
+    ``own_tables/``           the same without anything held back, and what each image was taken
+                              for; they never leave the site
+    ========================  ====================================================================
     """
 
     folder: Path
@@ -49,7 +52,7 @@ class RunFiles:
         """What is kept between rounds."""
         return SiteState(self.folder / "state")
 
-    def read_test_tables(self, model_sha256: str, release: Release) -> EvaluationTables | None:
+    def read_test_tables(self, model_sha256: str, release: Release, site: str) -> SiteTables | None:
         """Return the stored answer to a test of this model, so that test images are scored once only.
 
         None if there is none, or if the site has raised its thresholds since.
@@ -62,17 +65,31 @@ class RunFiles:
         except WireError:
             _logger.warning("The stored test tables of a model are damaged; its test images are scored again.")
             return None
-        return None if find_breach(tables, release) else tables
+        return None if find_breach(tables, release, site) else tables
 
     def store_test_tables(
-        self, model_sha256: str, tables: EvaluationTables, own: EvaluationTables | None = None
+        self, model_sha256: str, tables: SiteTables, own: SiteTables | None = None, rows: bytes | None = None
     ) -> None:
-        """Store the answer to a test of this model, and the complete tables for the site's own report."""
-        kinds = {"own_tables": own, "test_tables": tables}
-        for kind, content in kinds.items():
+        """Store the answer to a test of this model.
+
+        Parameters
+        ----------
+        model_sha256 : str
+            Hash of the model.
+        tables : SiteTables
+            The answer.
+        own : SiteTables, optional
+            The complete tables, for the site's own report.
+        rows : bytes, optional
+            Labels, predictions and groups of the images, to check that report with.
+        """
+        own_folder = self.folder / "own_tables"
+        if rows is not None:
+            write_secret(private_folder(own_folder) / f"{model_sha256}.rows.json", rows)
+        for folder, content in ((own_folder, own), (self.folder / "test_tables", tables)):
             if content is not None:
-                (self.folder / kind).mkdir(parents=True, exist_ok=True)
-                write_atomically(self.folder / kind / f"{model_sha256}.safetensors", pack_tables(content))
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / f"{model_sha256}.safetensors", pack_site_tables(content))
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class Site:
     share_class_counts: bool
     synthetic: bool
     """Whether the images are the phantom's."""
-    policy: PolicyConfig = field(default_factory=lambda: _NO_LIMITS)
+    policy: PolicyConfig
     is_hospital: bool = False
 
     def files_of(self, plan: Plan) -> RunFiles:
@@ -107,6 +124,22 @@ class Site:
     def release_of(self, part: str) -> Release:
         """Return what of an evaluation of ``validation`` or ``test`` may leave."""
         return choose_release(self.policy, part)
+
+    def count_part(self, part: str, fairness: FairnessConfig) -> CountedPart:
+        """Return which images of ``train``, ``validation`` or ``test`` are counted in what leaves this site.
+
+        Raises
+        ------
+        FedmedError
+            See :func:`client.told_rows.count_part`.
+        """
+        folder = self.folder.parent if self.is_hospital else self.folder
+        images: ImagePart = getattr(self.data, part)
+        for name in images.attributes:
+            if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
+                parts = (self.data.train, self.data.validation, self.data.test)
+                check_attribute(name, [value for one in parts for value in one.attributes[name]])
+        return count_part(images, self.name, fairness, self.release_of(part), folder / "told_rows" / f"{part}.json")
 
 
 class Hospital:
@@ -208,6 +241,7 @@ def _load_simulated_site(run_dir: Path, name: str, cache_mib: float) -> Site:
         device=select_device(config.device),
         share_class_counts=True,  # in a simulation one person holds all images
         synthetic=config.data.source == "phantom",
+        policy=PolicyConfig(suppression=config.suppression, validation_scores=True, show_alone=True),
     )
 
 

@@ -4,24 +4,20 @@ Nobody else can make or prove it, because nobody else has this BatchNorm. It is 
 and like them it stays here.
 """
 
-import json
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from client.hospital_data import load_hospital_data
 from client.preflight_model import use_threads
 from client.release_content import MODEL_FILE, Manifest, ReleaseError
 from fedmed.checkpoint import SiteState
 from fedmed.config import Plan
-from fedmed.data import ImagePart, SiteData, make_eval_transform
 from fedmed.deployment import ClientConfig
-from fedmed.errors import CheckpointError
 from fedmed.export import release_form
-from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
-from fedmed.export.check import check_hashes
-from fedmed.export.ranges import describe_range
+from fedmed.export.artefact import ArtefactSettings, build_artefact
+from fedmed.export.check import is_artefact_of
+from fedmed.export.manifest import read_temperature
+from fedmed.export.model_card import read_report
+from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.network import Network
 
 _MOST_IMAGES = 256
@@ -49,13 +45,13 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     """
     state_dir = Path(config.state_dir)
     folder = state_dir / "own_model"
-    if _is_made(folder, manifest.model_sha256):
+    if is_artefact_of(folder, manifest.model_sha256):
         return folder
     plan, chosen = Plan.model_validate(manifest.content["plan"]), int(manifest.content["chosen_round"])
     kept = SiteState(state_dir / "runs" / manifest.run_id / "state").load_before(chosen + 1)
     if kept is None:
         raise ReleaseError("This site has no BatchNorm of its own of this run: it took no part, or forgot it.")
-    report = _read_report(state_dir)
+    report = read_report(state_dir / "federation_report")
     with use_threads(config.threads):
         network = Network(plan)
         network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
@@ -65,44 +61,12 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
             chosen_round=chosen,
             title=f"Federated model of {config.name}",
             report=report,
-            expected=_describe_images(data.train),
+            expected=describe_parts([data.train], _MOST_IMAGES, "training images"),
             release=manifest.content.get("release") or {"kind": "automatic"},
             site=config.name,
+            temperature=read_temperature(manifest.content),
         )
-        build_artefact(network.model, settings, folder, _take_images(data, plan))
+        images = take_proof_images([data.test], plan, _MOST_IMAGES, f"test images of {data.name}")
+        build_artefact(network.model, settings, folder, images)
     release_form.change_manifest(folder, report, {"trained_sha256": manifest.model_sha256})
     return folder
-
-
-def _is_made(folder: Path, model_sha256: str) -> bool:
-    try:
-        check_hashes(folder)
-        return bool(json.loads((folder / "manifest.json").read_text())["trained_sha256"] == model_sha256)
-    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
-        return False
-
-
-def _take_images(data: SiteData, plan: Plan) -> ProofImages | None:
-    part = data.test
-    if not len(part):
-        return None
-    indices = _choose_evenly(len(part))
-    transform = make_eval_transform(plan.augmentation, plan.image_size)
-    pixels = torch.cat([transform(part.images([index])) for index in indices])
-    return ProofImages(pixels, part.labels[indices], f"{len(indices)} test images of {data.name}")
-
-
-def _describe_images(part: ImagePart) -> dict[str, Any]:
-    indices = _choose_evenly(len(part))
-    return describe_range((part.images([index])[0] for index in indices), f"from {len(indices)} training images")
-
-
-def _choose_evenly(number: int) -> list[int]:
-    most = min(number, _MOST_IMAGES)
-    return [index * number // most for index in range(most)]
-
-
-def _read_report(state_dir: Path) -> dict[str, Any] | None:
-    file = state_dir / "federation_report" / "report.json"
-    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return content

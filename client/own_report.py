@@ -1,13 +1,18 @@
-"""A site's own report: the released model on the test images of this site alone, with nothing held back."""
+"""A site's own report: the released model on the test images of this site alone, with nothing held back.
+
+Before it is written, its figures by group are compared with what fairlearn computes from the images' predictions.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from client.own_rows import check_rows
 from fedmed.atomic_files import write_atomically
 from fedmed.deployment import ClientConfig
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.export.manifest import read_temperature
+from fedmed.metrics.site_tables import COMPARED_MODELS, SiteTables
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import describe_environment
 from fedmed.wire import unpack_tables
@@ -52,7 +57,7 @@ def write_own_report(
     Raises
     ------
     FedmedError
-        If this site's tables are damaged.
+        If this site's tables are damaged, or are not what fairlearn finds; then no report is written.
     KeyError, TypeError, ValueError
         If the manifest or the history is not as agreed.
     """
@@ -82,6 +87,10 @@ def write_own_report(
         seed=int(manifest["plan"]["seed"]),
         thresholds={"k": 1, "k_row": 1},
         command="flower-client --fetch-model",
+        single_sites=True,
+        temperature=read_temperature(manifest),
+        benefit_expected=bool(manifest["plan"].get("benefit")),
+        benefit_notes=_explain_benefit(config, tables),
     )
     mark.unlink(missing_ok=True)
     write_report(Path(config.state_dir), content)
@@ -99,9 +108,25 @@ def _has_report(mark: Path, manifest_sha256: str) -> bool:
     )
 
 
-def _read_tables(config: ClientConfig, run_id: str, model_sha256: str) -> EvaluationTables | None:
+def _read_tables(config: ClientConfig, run_id: str, model_sha256: str) -> SiteTables | None:
     path = Path(config.state_dir) / "runs" / run_id / "own_tables" / f"{model_sha256}.safetensors"
-    return unpack_tables(path.read_bytes()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    tables = unpack_tables(path.read_bytes())
+    check_rows(path.with_suffix(".rows.json"), tables)
+    return tables
+
+
+def _explain_benefit(config: ClientConfig, tables: SiteTables | None) -> dict[str, str]:
+    """Return why the federation's model is not compared with one of this site alone, if it is not."""
+    if tables is None or any(model in tables.paired for model in COMPARED_MODELS):
+        return {}
+    reason = (
+        "client.yaml says policy.benefit: false"
+        if not config.policy.benefit
+        else "this site's own model was not ready when the test images were scored; its log says why"
+    )
+    return {config.name: reason}
 
 
 def _read_composition(config: ClientConfig, classes: tuple[str, ...]) -> dict[str, dict[str, list[int]]] | None:

@@ -5,6 +5,7 @@
 ``preflight_files``        settings, keys, certificate of the authority, state folder
 ``preflight_network``      way to the server and its answer; ``tls_probe`` looks at the raw connection
 ``preflight_data``         files, classes, attributes, pixels
+``preflight_groups``       patient groups, and what of them would be withheld
 ``preflight_model``        processor, model, memory, disk, policy, one training step
 ``preflight_sizes``        what would leave: the replies are built and thrown away
 =========================  ===========================================================================
@@ -36,6 +37,7 @@ from client.preflight_data import (
     check_statistics,
 )
 from client.preflight_files import check_authority, check_key, check_release_key, check_settings, check_state
+from client.preflight_groups import check_groups
 from client.preflight_model import (
     check_device,
     check_memory,
@@ -78,6 +80,7 @@ CHECKS: tuple[Check, ...] = (
     Check("classes", check_classes, ("data",)),
     Check("class counts", check_class_counts, ("data",)),
     Check("attributes", check_attributes, ("data",)),
+    Check("groups", check_groups, ("data",)),
     Check("image statistics", check_statistics, ("data",)),
     Check("processor", check_device),
     Check("model", check_model, ("plan",)),

@@ -126,8 +126,8 @@ def check_class_counts(bench: Bench, name: str) -> CheckResult:
     advice = ""
     if small:
         advice = (
-            f"Fewer than {k_row} images (policy.suppression.k_row) in validation or test, so these stay out of what "
-            f"the server learns: {', '.join(small)}."
+            f"Fewer than {k_row} images (policy.suppression.k_row) in validation or test, so the server learns of them "
+            f"without their class at most: {', '.join(small)}."
         )
     return CheckResult(name, "ok", f"{found}; shown here only", advice)
 

@@ -1,15 +1,18 @@
 """Exactly what would leave this site: the replies are really built, in a folder of their own, and thrown away.
 
-The site's own ClientApp answers, policy and all, with few images in place of all: as many of every class as decide
-which rows of the tables are withheld. What leaves does not depend on the others, except for digits of numbers.
+The site's own ClientApp answers, policy and all, with few images in place of all: some of every class and of every
+patient group, so that the tables have their size.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -19,12 +22,13 @@ from client.preflight_bench import Bench, Check, CheckResult
 from client.preflight_data import WHOLE
 from client.preflight_model import use_threads
 from client.site import app
-from fedmed.config import Compression, Plan
+from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
 from fedmed.config_files import dump_config
 from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
 from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import COMPARED_MODELS, FEDERATED, MODELS, PairedTables, SiteTables
 from fedmed.reparameterization import Comparison
 from fedmed.wire import REPORT, REQUEST, TABLES, make_content, read_tables, read_values
 
@@ -83,7 +87,9 @@ def _check_reply(kind: str, values: Values, compression: Compression, bench: Ben
     if kind == "query":
         return CheckResult(name, "ok", f"{parts}: {json.dumps(read_values(reply, REPORT))}")
     in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
-    return CheckResult(name, "ok", f"{parts}{in_use}{_say_rows(reply)}")
+    if TABLES not in reply.content:
+        return CheckResult(name, "ok", f"{parts}{in_use}")
+    return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(values['part']), bench)}")
 
 
 def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:
@@ -132,13 +138,14 @@ def _make_filter(bench: Bench) -> Callable[[SplitRow], bool]:
 
 
 def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[[SplitRow], bool]) -> list[SplitRow]:
-    """Return the first few rows of every part and class."""
-    seen: dict[tuple[str, int], int] = {}
+    """Return the first few rows of every part and class, and the first of every combination of attributes."""
+    seen: Counter[tuple[str, object]] = Counter()
     chosen = []
     for row in filter(keep, rows):
-        place = row.part, row.item.label
-        seen[place] = seen.get(place, 0) + 1
-        if seen[place] <= most[row.part]:
+        of_class, of_group = (row.part, row.item.label), (row.part, row.item.attributes)
+        is_first = row.part != "train" and not seen[of_group]
+        seen.update([of_class, of_group])
+        if seen[of_class] <= most[row.part] or is_first:
             chosen.append(row)
     return chosen
 
@@ -148,17 +155,31 @@ def _describe_part(part: dict[str, Any]) -> str:
     return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
 
 
-def _say_rows(reply: Message) -> str:
-    """Say which classes the tables count."""
-    if TABLES not in reply.content:
-        return ""
-    tables = read_tables(reply)
-    images = tables.counts.sum(axis=(0, 2))
-    return f"; counts by true class for {int((images > 0).sum())} of {len(images)} classes, {_say_scores(tables)}"
+def _describe_tables(tables: SiteTables, part: str, bench: Bench) -> str:
+    """Say how large tables can become, by what they tell images apart, and which classes they count."""
+    largest = ""
+    if part == "test":
+        number = len(pack_site_tables(_add_models(tables)))
+        largest = f", up to {format_bytes(number)} with a temperature and the comparison with this site's own models"
+    data = bench.get_site().data
+    images = getattr(data, part)
+    counted = bench.get_site().count_part(part, bench.get_plan().fairness).plan.attributes[SITE_ATTRIBUTE].counted
+    classes = len(images.labels[torch.from_numpy(counted)].unique())
+    scores = "with" if any(own.scores.any() for own in tables.models[FEDERATED].values()) else "without"
+    return (
+        f"{largest}; by {', '.join(tables.attributes)}; counts by true class of the site for {classes} of "
+        f"{len(data.classes)} classes, {scores} histograms of scores"
+    )
 
 
-def _say_scores(tables: EvaluationTables) -> str:
-    return "with histograms of scores" if tables.scores.sum() else "without histograms of scores"
+def _add_models(tables: SiteTables) -> SiteTables:
+    """Return tables of the size that those of all models have."""
+    own = tables.models[FEDERATED]
+    paired = {
+        attribute: PairedTables(of.groups, np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64))
+        for attribute, of in own.items()
+    }
+    return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(COMPARED_MODELS, paired))
 
 
 def format_bytes(number: int) -> str:

@@ -205,8 +205,6 @@ def _put_in_place(partial: Path, state_dir: Path, manifest: Manifest) -> None:
         if folder == "model" and manifest.is_deployable:
             write_programs(draft, manifest.content)
         sync_folder(draft)
-        if (state_dir / folder).exists():  # else a crash has left the only copy beside it
-            shutil.rmtree(state_dir / f".{folder}.replaced.partial", ignore_errors=True)
         replace_folder(draft, state_dir / folder)
 
 
@@ -223,11 +221,16 @@ def _log_arrival(state_dir: Path, manifest: Manifest) -> None:
 
 def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Path) -> None:
     """Make the site's own report. The model is home whatever becomes of it, so a failure is only told."""
-    from client.own_report import write_own_report  # noqa: PLC0415  (imports torch, which a waiting process does without)
+    # These import torch, which a waiting process does without.
+    from client.own_report import write_own_report  # noqa: PLC0415
+    from client.own_rows import OwnReportError  # noqa: PLC0415
 
     try:
         history = json.loads(history_file.read_text(encoding="utf-8"))
         has_figures = write_own_report(config, manifest.content, history, manifest.sha256)
+    except OwnReportError as error:
+        _logger.error("%s", error)
+        return
     except (FedmedError, OSError, ValueError, KeyError, TypeError) as error:
         _logger.warning("The site's own report could not be made (%s).", type(error).__name__)
         _logger.debug("The site's own report could not be made.", exc_info=error)

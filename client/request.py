@@ -7,7 +7,7 @@ that is installed here. All errors here may be told to the server, since they sp
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message
@@ -17,15 +17,21 @@ from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
 from fedmed.errors import ConfigError, FedmedError, tame
 from fedmed.losses import build_loss
+from fedmed.metrics.packing import MOST_GROUPS
+from fedmed.metrics.site_tables import COMPARED_MODELS
+from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fedmed.network import get_network, hash_model
 from fedmed.wire import MODEL, REQUEST, WireError, read_model, read_values
 
 PARTS = ("validation", "test")
-_EVALUATIONS = ("recalibrate", "release")
+_ACTIONS = {"train": ("local",), "evaluate": ("recalibrate", "release", "calibrate")}
+"""What for Flower is a kind of training or of evaluation."""
+_NEED_ROUND = ("train", "local")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
 _CANNOT = "The server's plan cannot be carried out here"
+_LARGEST_WEIGHT = 1e6
 _MOST_OF_ERROR = 1000  # it lists what is allowed
 
 
@@ -34,7 +40,7 @@ class Request:
     """One request of the server."""
 
     kind: str
-    """``query``, ``train``, ``evaluate``, ``recalibrate`` or ``release``."""
+    """``query``, ``train``, ``local``, ``evaluate``, ``recalibrate``, ``calibrate`` or ``release``."""
     plan: Plan
     round: int = 0
     """From 1 in training; 0 is the model at the start."""
@@ -47,6 +53,12 @@ class Request:
     """Whether the model should be kept in memory for the next request."""
     artefact_sha256: str | None = None
     """Hash of the files that are compared with the model before a release."""
+    temperature: float | None = None
+    """By what the model's outputs are divided in a test."""
+    compare: tuple[str, ...] = ()
+    """Models with which the federation's is compared in a test, see :mod:`client.benefit`."""
+    group_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of an image of each patient group in the training; 1 for groups that are not named."""
 
 
 def read_request(message: Message) -> Request:
@@ -72,16 +84,25 @@ def read_request(message: Message) -> Request:
         model_sha256=_read_hash(values, "model_sha256"),
         remember=values.get("remember", False) is True,
         artefact_sha256=_read_hash(values, "artefact_sha256") if kind == "release" else None,
+        temperature=_read_temperature(values),
+        compare=_read_compare(values),
+        group_weights=_read_group_weights(values),
     )
-    if kind == "train" and request.round == 0:
+    if kind in _NEED_ROUND and request.round == 0:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
+    if kind == "local" and not plan.benefit:
+        raise WireError("The request is to train a model of this site alone, which the plan does not foresee.")
+    if (request.temperature is not None or request.compare) and (kind, request.part) != ("evaluate", "test"):
+        raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
+    if request.group_weights and (kind != "train" or plan.losses != "groups"):
+        raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
     return request
 
 
 def message_kind(message: Message) -> str:
-    """Return ``query``, ``train``, ``evaluate``, or what for Flower is a kind of evaluation."""
+    """Return ``query``, ``train``, ``evaluate``, or what for Flower is a kind of the latter two."""
     kind, _, action = message.metadata.message_type.partition(".")
-    return action if kind == "evaluate" and action in _EVALUATIONS else kind
+    return action if action in _ACTIONS.get(kind, ()) else kind
 
 
 def check_classes(request: Request, own: tuple[str, ...]) -> None:
@@ -218,6 +239,34 @@ def _read_choice(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) 
     if not isinstance(value, str) or value not in allowed:
         raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: {', '.join(allowed)}.")
     return value
+
+
+def _read_temperature(values: Mapping[str, Any]) -> float | None:
+    value = values.get("temperature")
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        allowed = f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        raise WireError(f"The request's 'temperature' is {_show(value)}. Allowed: {allowed}.")
+    return float(value)
+
+
+def _read_compare(values: Mapping[str, Any]) -> tuple[str, ...]:
+    names = values.get("compare", [])
+    if not isinstance(names, list) or any(name not in COMPARED_MODELS for name in names):
+        raise WireError(f"The request's 'compare' is {_show(names)}. Allowed: a list of {', '.join(COMPARED_MODELS)}.")
+    return tuple(dict.fromkeys(names))
+
+
+def _read_group_weights(values: Mapping[str, Any]) -> dict[str, float]:
+    weights = values.get("group_weights", {})
+    if not isinstance(weights, dict) or len(weights) > MOST_GROUPS:
+        raise WireError(f"The request's 'group_weights' is {_show(weights)}. Allowed: at most {MOST_GROUPS} groups.")
+    for value in weights.values():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST_WEIGHT:
+            raise WireError(f"A weight in the request is {_show(value)}. Allowed: 0 to {_LARGEST_WEIGHT:g}.")
+    return {group: float(value) for group, value in weights.items()}
 
 
 def _read_hash(values: Mapping[str, Any], key: str) -> str | None:

@@ -5,7 +5,7 @@ all that comes in and goes out.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -13,25 +13,28 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.benefit import collect_norm_sums, compute_compared_logits
+from client.calibration import collect_temperature_sums
 from client.guard import guard_messages
 from client.local import Site, open_site
+from client.local_training import LocalTraining
+from client.own_rows import encode_rows
 from client.request import ModelMemory, Request, check_classes, read_request
+from client.risks import measure_risks, weigh_images
+from client.told_rows import CountedPart
 from fedmed.compression import compress_update
-from fedmed.config import Plan
-from fedmed.data import ImagePart, count_classes, make_eval_transform
-from fedmed.fairness.suppression import Release, count_released, counts_may_leave, release_tables
-from fedmed.metrics.tables import EvaluationTables, tables_from_logits
+from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
+from fedmed.data import ImagePart, count_classes
+from fedmed.fairness.suppression import release_site_tables, tell_everything
+from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.network import Network, get_network, hash_model
-from fedmed.reparameterization import collect_sums
-from fedmed.seeding import make_rng
-from fedmed.training import TrainingError, compute_logits, fit, make_batches
+from fedmed.training import TrainingError, compute_logits, fit
 from fedmed.wire import MODEL, REPORT, make_content, read_artefact, select_state, unpack_tensors
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
 
 _MOMENTUM, _RESIDUAL = "momentum/", "residual/"
-_BATCH = 64
 
 app = ClientApp(mods=[guard_messages])
 
@@ -44,18 +47,17 @@ def describe(message: Message, context: Context) -> Message:
     hold back.
     """
     site, request = _open(message, context)
-    data, release = site.data, site.release_of("validation")
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    counts = {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
+    release = site.release_of("validation")
+    scored = {name: site.count_part(name, request.plan.fairness) for name in ("validation", "test")}
     values: dict[str, Any] = {
         "site": site.name,
-        "num_images": {
-            name: len(part) if name == "train" else count_released(counts[name], release)
-            for name, part in parts.items()
-        },
+        "num_images": {"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
         "model_digest": get_network(request.plan).digest(),
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
-        "class_counts": counts if _may_tell_counts(site, counts, release) else None,
+        "class_counts": _count_classes(site) if _may_tell_counts(site, scored.values()) else None,
+        "attributes": [name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
+        "validation_scores": site.policy.validation_scores,
+        "show_alone": site.policy.show_alone,
         "synthetic": site.synthetic,
         "thresholds": {"k": release.k, "k_row": release.k_row},
     }
@@ -72,6 +74,7 @@ def train(message: Message, context: Context) -> Message:
     if packed is None:
         return _ask_for_model(message)
     network, kept = _fill_network(packed, request, site, before_round=request.round)
+    risks = measure_risks(network.model, request.plan, site)
     momentum = _select(kept, _MOMENTUM)
     result = fit(
         network.model,
@@ -81,6 +84,7 @@ def train(message: Message, context: Context) -> Message:
         round_number=request.round,
         device=site.device,
         optimizer_state=momentum if request.plan.training.keep_momentum else None,
+        image_weights=weigh_images(request.plan, site, request.group_weights),
     )
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
@@ -91,16 +95,34 @@ def train(message: Message, context: Context) -> Message:
         "loss": result.loss,
         "learning_rate": result.learning_rate,
         "train_s": result.train_s,
+        **risks,
     }
     return Message(make_content(REPORT, values, model=update), reply_to=message)
+
+
+@app.train("local")
+def train_alone(message: Message, context: Context) -> Message:
+    """Train this site's model of its own, which stays here, and answer how far it is.
+
+    Begins no further round after half of the time in which the server waits; it asks again then.
+    """
+    site, request = _open(message, context)
+    if not site.policy.benefit:
+        return Message(make_content(REPORT, {"declined": True}), reply_to=message)
+    training = LocalTraining(site, request.plan)
+    progress = training.train(_memory.take(message, request), request.round, message.metadata.ttl / 2)
+    if progress is None:
+        return _ask_for_model(message)
+    return Message(make_content(REPORT, training.describe(progress)), reply_to=message)
 
 
 @app.evaluate()
 def score(message: Message, context: Context) -> Message:
     """Score a global model on this site's validation or test images and answer with tables.
 
-    Test tables are computed once for a model and stored; asked again, the stored answer is given, unless test images
-    are left out since because patients withdrew.
+    Test tables are computed once for a model and stored; asked again, the stored answer is given, also with another
+    temperature, since many of them would tell single scores. Only if the site has raised its thresholds since, they
+    are computed anew.
     """
     site, request = _open(message, context)
     packed = _memory.take(message, request)
@@ -109,7 +131,7 @@ def score(message: Message, context: Context) -> Message:
     model_sha256 = str(request.model_sha256) if arrived is None else hash_model(arrived)
     tables = None
     if request.part == "test":
-        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.release_of("test"))
+        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.release_of("test"), site.name)
     if tables is None:
         if packed is None:
             return _ask_for_model(message)
@@ -125,12 +147,21 @@ def sum_norm_inputs(message: Message, context: Context) -> Message:
     if packed is None:
         return _ask_for_model(message)
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
-    part, plan = site.data.train, request.plan
-    transform = make_eval_transform(plan.augmentation, plan.image_size)
-    order = make_rng(plan.seed, site.name, request.round, "recalibrate").permutation(len(part))
-    batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(order, _BATCH))
-    sums = collect_sums(network.model.to(site.device), batches, batch_statistics=True)
+    sums = collect_norm_sums(network.model, request, site, "recalibrate")
     return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, sums=sums), reply_to=message)
+
+
+@app.evaluate("calibrate")
+def sum_likelihoods(message: Message, context: Context) -> Message:
+    """Answer with the sums from which a temperature is fitted, over the validation images that may be counted."""
+    site, request = _open(message, context)
+    packed = _memory.take(message, request)
+    if packed is None:
+        return _ask_for_model(message)
+    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+    n, sums = collect_temperature_sums(network.model, request, site)
+    told = {"model_sha256": hash_model(packed), "n": n}
+    return Message(make_content(REPORT, told, sums={"temperature": sums} if n else None), reply_to=message)
 
 
 @app.evaluate("release")
@@ -179,31 +210,50 @@ def _ask_for_model(message: Message) -> Message:
     return Message(make_content(REPORT, {"missing_model": True}), reply_to=message)
 
 
-def _may_tell_counts(site: Site, counts: dict[str, list[int]], release: Release) -> bool:
+def _may_tell_counts(site: Site, scored: Iterable[CountedPart]) -> bool:
+    """Return whether no class of any part is small, nor has become known before with few images more or less."""
     if not site.share_class_counts:
         return False
-    if all(counts_may_leave(of_part, release) for of_part in counts.values()):
+    train = site.count_part("train", FairnessConfig(attributes=[], intersections="none"))
+    if all(part.plan.is_complete for part in (train, *scored)):
         return True
     _logger.warning(
-        "share_class_counts is true, but a class has fewer images than policy.suppression.k_row = %d or a part fewer "
-        "than k = %d; no class counts are told.",
-        release.k_row,
-        release.k,
+        "share_class_counts is true, but a class has fewer images than policy.suppression.k_row = %d, a part fewer "
+        "than k = %d, or the difference from earlier numbers is that small; no class counts are told.",
+        site.policy.suppression.k_row,
+        site.policy.suppression.k,
     )
     return False
 
 
-def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site) -> EvaluationTables:
+def _count_classes(site: Site) -> dict[str, list[int]]:
+    data = site.data
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
+
+
+def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site) -> SiteTables:
     """Return the tables that may leave; those of a test are stored, also in full for the site's own report."""
-    plan = request.plan
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
     is_test = request.part == "test"
-    part: ImagePart = site.data.test if is_test else site.data.validation
-    logits, groups = compute_logits(network.model, part, plan, device=site.device), [site.name] * len(part)
-    tables = release_tables(logits, part.labels, groups, site.release_of("test" if is_test else "validation"))
+    name = "test" if is_test else "validation"
+    counted = site.count_part(name, request.plan.fairness)
+    part: ImagePart = getattr(site.data, name)
+    logits = {FEDERATED: compute_logits(network.model, part, request.plan, device=site.device)}
+    if is_test and request.temperature is not None:
+        # In float64, in which two different logits stay different when they are divided.
+        plain_NK = logits[FEDERATED]
+        logits = {FEDERATED: plain_NK.double() / request.temperature, UNCALIBRATED: plain_NK}
+    if is_test and request.compare:
+        logits |= compute_compared_logits(network, request, site)
+    tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
     if is_test:
-        own = tables_from_logits(logits, part.labels, groups) if site.is_hospital else None
-        site.files_of(plan).store_test_tables(model_sha256, tables, own)
+        files = site.files_of(request.plan)
+        if site.is_hospital:
+            own = tell_everything(logits, part.labels, counted.groups)
+            files.store_test_tables(model_sha256, tables, own, encode_rows(logits, part.labels, counted.groups))
+        else:
+            files.store_test_tables(model_sha256, tables)
     return tables
 
 

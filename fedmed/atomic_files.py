@@ -64,10 +64,39 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8", errors="replace"))
 
 
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Make a folder that takes its name, in place of an older one, only when the block has ended well.
+
+    A crash leaves at most hidden ``.NAME.….partial`` folders beside it.
+
+    Yields
+    ------
+    Path
+        A new folder beside it, to be filled.
+
+    Raises
+    ------
+    CheckpointError
+        If the disk is full or cannot be written; an older folder of this name is untouched.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        replace_folder(partial, target)
+    except OSError as error:
+        raise explain_write_failure(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def replace_folder(partial: Path, target: Path) -> None:
     """Rename a complete folder to its name, in place of an older one."""
     old = target.with_name(f".{target.name}.replaced.partial")
-    if target.exists():
+    if target.exists():  # else a crash may have left the only copy there
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     try:
         sync_folder(partial)

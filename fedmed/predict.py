@@ -29,8 +29,7 @@ except ImportError as lacking:  # a person at a fresh machine needs the line to 
     raise SystemExit(f"{lacking.name} is not installed here. Type: pip install -r requirements.txt") from None
 
 BANNER = "Research software, not a medical device: do not base a decision about a patient on it."
-MODEL_FILE, MANIFEST_FILE, FORMAT = "model.onnx", "manifest.json", 2
-SUFFIXES = (".jpeg", ".jpg", ".png")
+MODEL_FILE, MANIFEST_FILE, FORMAT, SUFFIXES = "model.onnx", "manifest.json", 2, (".jpeg", ".jpg", ".png")
 Array = npt.NDArray[Any]
 
 
@@ -47,6 +46,7 @@ class Artefact:
     expected: dict[str, Any]  # ranges of what the model was trained on; empty where nothing is known
     sha256: str
     session: Any
+    temperature: float = 1.0  # divides the logits before they become probabilities
 
     def compute_logits(self, x_BCHW: Array) -> Array:
         """Return float32 (B, K) from a normalised float32 batch (B, 3, S, S)."""
@@ -64,6 +64,8 @@ def open_artefact(folder: Path, threads: int = 0) -> Artefact:
         classes, expected = tuple(map(str, manifest["classes"])), dict(manifest.get("expected") or {})
         preprocessing = dict(manifest["preprocessing"])
         prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing)  # all its numbers are there
+        if not 0 < (temperature := float(manifest.get("temperature", 1.0))) < float("inf"):
+            raise ValueError(f"the temperature is {temperature}")
         found = hash_file(folder / MODEL_FILE)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"is no exported model: {_explain(error)}. Name its folder with --model."
@@ -71,7 +73,7 @@ def open_artefact(folder: Path, threads: int = 0) -> Artefact:
     if found != wanted:
         problem = f"has been changed: its SHA-256 is {found[:16]}..., the manifest says {str(wanted)[:16]}..."
         raise PredictionError(f"'{folder / MODEL_FILE}' {problem}. Copy the folder again from where it came.")
-    return Artefact(classes, preprocessing, expected, found, open_session(folder / MODEL_FILE, threads))
+    return Artefact(classes, preprocessing, expected, found, open_session(folder / MODEL_FILE, threads), temperature)
 
 
 def open_session(file: Path, threads: int = 0) -> Any:
@@ -113,8 +115,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit values at 255.
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         grey = np.rint(np.clip(np.asarray(image).astype(np.float64) / 257.0, 0, 255)).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
@@ -143,8 +144,7 @@ def resize(x_CHW: Array, height: int, width: int) -> Array:
     """Resize uint8 planes, bilinear with antialiasing, to the same bits as PyTorch does for uint8.
 
     First along the rows, then along the columns, each rounded to uint8. Result i is the sum of the inputs j around
-    ``c = (i + 0.5) * scale`` with the weights ``max(0, 1 - |j + 0.5 - c| / max(scale, 1))``, scaled to a sum of 1 and
-    then to integers of 16 bits.
+    ``c = (i + 0.5) * scale`` with the weights ``max(0, 1 - |j + 0.5 - c| / max(scale, 1))``, as integers of 16 bits.
     """
     channels, rows, columns = x_CHW.shape
     if columns != width:
@@ -233,7 +233,7 @@ def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 1
             except (PredictionError, MemoryError) as error:
                 notes[file] = f"not read: {_explain(error)}"
         if ready:
-            logits = artefact.compute_logits(np.stack(list(ready.values()))).astype(np.float64)
+            logits = artefact.compute_logits(np.stack(list(ready.values()))).astype(np.float64) / artefact.temperature
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             shares = dict(zip(ready, powers / powers.sum(axis=1, keepdims=True), strict=True))
         for file in batch:

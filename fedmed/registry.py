@@ -17,6 +17,11 @@ class Registry(Generic[T]):
     kind : str
         What is registered, in the singular, for error messages: ``"model"``.
 
+    Notes
+    -----
+    The keyword-only parameters of a builder are its options. One whose name Python reserves ends in an underscore
+    there, and has none as an option: ``global_`` is the option ``global``.
+
     Examples
     --------
     >>> losses = Registry("loss")
@@ -56,17 +61,18 @@ class Registry(Generic[T]):
                 f"Allowed: {', '.join(self.names())}."
             )
         builder = self._builders[name]
-        self._check_options(name, builder, options)
-        return builder(*args, **options)
+        return builder(*args, **self._match_options(name, builder, options))
 
-    def _check_options(self, name: str, builder: Callable[..., T], options: dict[str, Any]) -> None:
+    def _match_options(self, name: str, builder: Callable[..., T], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options under the names of the builder's parameters."""
         parameters = inspect.signature(builder).parameters.values()
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            return
-        allowed = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+            return options
+        allowed = {p.name.removesuffix("_"): p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
         for option in options:
             if option not in allowed:
                 raise ConfigError(
                     f"The {self.kind} '{name}' has no option '{option}'.{suggest_nearest(option, allowed)} "
                     f"Allowed: {', '.join(sorted(allowed)) or 'none'}."
                 )
+        return {allowed[option]: value for option, value in options.items()}

@@ -6,8 +6,9 @@
 ``splits/``               which image is where, so that the same parts can be used again
 ``roster.json``           node id of the engine -> name of the site
 ``history.jsonl``         one line a round; ``metrics.csv`` is the same as a table
-``checkpoints/``          the last rounds and the best
-``tables/``               evaluation tables behind the checkpoints, and the test tables
+``checkpoints/``          the initial model, the last rounds and the best
+``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, and how far
+                          the sites' own models are
 ``updates/``              what sites sent in the round under way
 ``recalibrated/``         the chosen model with BatchNorm statistics of all sites, under that policy
 ``sites/``                in a simulation, each site's own state
@@ -29,6 +30,7 @@ import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from fedmed.atomic_files import write_atomically
 from fedmed.config import FederationConfig, RunConfig
@@ -69,6 +71,8 @@ class RunFolder:
         self.model = self.path / "model"
         self.recalibrated = self.path / "recalibrated"
         self.logs = self.path / "logs"
+        self.initial_model = self.checkpoints / "initial.safetensors"
+        self.temperature_file = self.tables / "temperature.json"
         self.finished_file = self.path / "finished.json"
         self._subfolders = (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs)
 
@@ -190,6 +194,31 @@ class RunFolder:
                     "beginning with a letter or digit."
                 )
         return roster
+
+    def read_temperature(self) -> dict[str, Any] | None:
+        """Return the temperature of the chosen model; None where none was fitted.
+
+        Returns
+        -------
+        dict or None
+            ``temperature``, ``n`` (validation images), ``nll_before`` and ``nll_after``.
+
+        Raises
+        ------
+        RunFolderError
+            If the file is damaged.
+        """
+        try:
+            found = json.loads(self.temperature_file.read_bytes())
+            fitted: dict[str, Any] = {key: found[key] for key in ("temperature", "n", "nll_before", "nll_after")}
+            return fitted if found["fitted"] else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"'{self.temperature_file}' cannot be read ({type(error).__name__}). Restore it from a backup; the "
+                "model's probabilities depend on it."
+            ) from None
 
     def free_bytes(self) -> int:
         """Return the free space on the run's disk."""

@@ -76,6 +76,7 @@ def fit(
     round_number: int,
     device: torch.device,
     optimizer_state: dict[str, torch.Tensor] | None = None,
+    image_weights: torch.Tensor | None = None,
 ) -> FitResult:
     """Train ``model`` in place on one site's images for one round.
 
@@ -95,6 +96,8 @@ def fit(
         Where to compute.
     optimizer_state : dict of str to Tensor, optional
         What an earlier round's :attr:`FitResult.optimizer_state` held.
+    image_weights : Tensor, shape (N,), optional
+        Weight of each training image in the loss, see :class:`fedmed.losses.CombinedLoss`.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             order = make_rng(plan.seed, site, round_number, local_epoch, "order").permutation(len(part))
-            total += _train_epoch(step, part, make_batches(order, settings.batch_size))
+            total += _train_epoch(step, part, make_batches(order, settings.batch_size), image_weights)
     mean_loss = total / (len(part) * settings.epochs_per_round)
     if not np.isfinite(mean_loss):
         raise TrainingError(
@@ -249,12 +252,14 @@ class _Step:
         self.half = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if amp else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
 
-    def __call__(self, images: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, images: Sequence[torch.Tensor], target: torch.Tensor, weights_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the batch's mean loss, detached, and update the model."""
         x_BCHW = self.transform(list(images)).to(self.device, memory_format=torch.channels_last)
         with self._autocast():
             logits_BK = self.model(x_BCHW)
-        loss: torch.Tensor = self.loss(logits_BK.float(), target.to(self.device))
+        loss: torch.Tensor = self.loss(logits_BK.float(), target.to(self.device), weights_B)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -278,12 +283,13 @@ class _Step:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
 
 
-def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]]) -> float:
+def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]], image_weights: torch.Tensor | None) -> float:
     """Return the sum over images of their batch's mean loss."""
     total = torch.zeros((), dtype=torch.float64, device=step.device)
     num_trained = 0
     for indices in batches:
-        total += step(part.images(indices), part.labels[indices]) * len(indices)
+        weights_B = None if image_weights is None else image_weights[indices].to(step.device)
+        total += step(part.images(indices), part.labels[indices], weights_B) * len(indices)
         num_trained += len(indices)
     return float(total) * len(part) / num_trained
 

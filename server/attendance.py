@@ -11,15 +11,23 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from flwr.app import Message
+
 from fedmed.config import Plan
 from fedmed.errors import FedmedError, tame
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
-from server.exchange import MALFORMATIONS, Answer, Exchange, explain_malformation
+from server.exchange import Answer, Exchange, open_answer
 from server.progress import Listener
 
 _PARTS = ("train", "validation", "test")
 _LARGEST_SITE = 100_000_000
 _PROBE_EVERY_S = 5.0
+_MOST_ATTRIBUTES, _LONGEST_NAME = 40, 200
+_NEEDS_SCORES = (
+    "the rule choose_by needs histograms of validation scores from every site, and this site does not let them leave. "
+    "Choose another rule in server.yaml, for example balanced_accuracy, or set policy.validation_scores: true in the "
+    "site's client.yaml."
+)
 
 
 @dataclass
@@ -40,6 +48,10 @@ class Attendance:
     """Rounds missed in a row, by site; part of the checkpoint."""
     descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each joined site said of itself."""
+    needs_scores: bool = False
+    """Whether the best round is chosen by a figure that needs histograms of validation scores from every site."""
+    without_scores: set[str] = field(default_factory=set)
+    """Sites that were turned away because they do not allow these histograms to leave."""
     silent: set[str] = field(default_factory=set)
     """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
     waits for them."""
@@ -72,22 +84,25 @@ class Attendance:
 
     def admit(self, answer: Answer, listener: Listener) -> None:
         """Take one site's description, or say why it cannot join."""
-        try:
-            if answer.message is None:
-                raise FedmedError(answer.reason or "no reason given")
-            description = read_values(answer.message, REPORT)
-            _check_description(description, answer.site, self.model_digest, len(self.plan.classes))
-        except FedmedError as error:
-            self._turn_away(answer.site, str(error), listener)
+        description, problem = open_answer(answer, lambda message: self._read(message, answer.site))
+        if description is None:
+            self._turn_away(answer.site, problem or "no reason given", listener)
             return
-        except MALFORMATIONS as error:
-            self._turn_away(answer.site, explain_malformation(error), listener)
+        if self.needs_scores and not description["validation_scores"]:
+            self.without_scores.add(answer.site)
+            self._turn_away(answer.site, _NEEDS_SCORES, listener)
             return
+        self.without_scores.discard(answer.site)
         self.silent.discard(answer.site)
         self._refusals.pop(answer.site, None)
         self.descriptions[answer.site] = description
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
+
+    def _read(self, message: Message, site: str) -> dict[str, Any]:
+        description = read_values(message, REPORT)
+        _check_description(description, site, self.model_digest, len(self.plan.classes))
+        return description
 
     def _turn_away(self, site: str, reason: str, listener: Listener) -> None:
         self.silent.add(site)
@@ -135,6 +150,16 @@ class Attendance:
             self._probed = time.monotonic()
             self.probe(exchange, silent, ttl)
 
+    @property
+    def agreed(self) -> frozenset[str]:
+        """Sites that agree to show patient groups that are theirs alone."""
+        return frozenset(site for site, told in self.descriptions.items() if told["show_alone"])
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """Attributes that any site tells apart."""
+        return frozenset(name for told in self.descriptions.values() for name in told["attributes"])
+
     def num_images(self, part: str) -> dict[str, int]:
         """Return the images of a part that each site stated."""
         return {site: int(told["num_images"][part]) for site, told in self.descriptions.items()}
@@ -164,6 +189,11 @@ def _check_description(description: dict[str, Any], site: str, model_digest: str
     thresholds = description.get("thresholds", {"k": 1, "k_row": 1})
     if not isinstance(thresholds, dict) or not all(_is_count(thresholds.get(key)) for key in ("k", "k_row")):
         raise FedmedError("Its thresholds for small numbers are no plausible counts.")
+    if not all(isinstance(description.get(key), bool) for key in ("validation_scores", "show_alone")):
+        raise FedmedError("It does not say whether validation scores may leave and groups be shown alone.")
+    attributes = description.get("attributes")
+    if not isinstance(attributes, list) or len(attributes) > _MOST_ATTRIBUTES or not all(map(_is_name, attributes)):
+        raise FedmedError(f"Its attributes are no list of at most {_MOST_ATTRIBUTES} names.")
     if counts is not None and not (
         isinstance(counts, dict)
         and all(isinstance(counts.get(part), list) and len(counts[part]) == num_classes for part in _PARTS)
@@ -174,3 +204,7 @@ def _check_description(description: dict[str, Any], site: str, model_digest: str
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_SITE
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME

@@ -18,8 +18,9 @@ from typing import Any
 
 from fedmed.atomic_files import hash_file, write_atomically
 from fedmed.deployment import ServerConfig
-from fedmed.errors import CheckpointError, FederationError
-from fedmed.export import MANIFEST_FILE, MODEL_FILE, ONNX_FILE, release_form, write_model
+from fedmed.errors import FederationError
+from fedmed.export import MODEL_FILE, ONNX_FILE, release_form, write_model
+from fedmed.export.model_card import read_report
 from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from fedmed.wire import pack_files
@@ -51,9 +52,13 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
     """
     run, config = session.run, session.config
     if not isinstance(config, ServerConfig) or config.batch_norm == "local":
-        write_model(run.model, model.model_path, session.plan, chosen_round=model.round)
+        write_model(
+            run.model, model.model_path, session.plan, chosen_round=model.round, temperature=run.read_temperature()
+        )
         return
-    if not _is_artefact_of(run.model, model.model_sha256):
+    from fedmed.export.check import is_artefact_of  # noqa: PLC0415  (imports the ONNX runtime)
+
+    if not is_artefact_of(run.model, model.model_sha256):
         _build(session, config, model)
     files = _hash_candidate(run.model)
     findings = _read_findings(run, files, len(session.plan.classes))
@@ -67,9 +72,7 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
 
 def read_shared_report(run: RunFolder) -> dict[str, Any] | None:
     """Return ``report.json`` as all sites get it."""
-    file = run.path / "shared" / "report" / "report.json"
-    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return content
+    return read_report(run.path / "shared" / "report")
 
 
 def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
@@ -88,25 +91,12 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
         report=read_shared_report(session.run),
         expected=sample_images(session.run, config).expected,
         release={"kind": config.release},
+        temperature=session.run.read_temperature(),
     )
     folder = session.run.model
     build_artefact(network.model, settings, folder)
     check_plain_onnx((folder / ONNX_FILE).read_bytes())
     release_form.change_manifest(folder, settings.report, {"trained_sha256": model.model_sha256})
-
-
-def _is_artefact_of(folder: Path, model_sha256: str) -> bool:
-    """Return whether a folder holds a sound artefact of a model."""
-    from fedmed.export.check import check_hashes  # noqa: PLC0415  (imports the ONNX runtime)
-
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        if manifest.get("trained_sha256") != model_sha256:
-            return False
-        check_hashes(folder)
-    except (OSError, ValueError, AttributeError, CheckpointError):
-        return False
-    return True
 
 
 def _hash_candidate(folder: Path) -> dict[str, str]:

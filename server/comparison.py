@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
 
-from fedmed.errors import FedmedError
 from fedmed.export.release_form import describe_comparison, read_answer
 from fedmed.wire import COMPARE_FORMS, REPORT, WireError, read_values
-from server.exchange import MALFORMATIONS, Answer, explain_malformation
+from server.exchange import Answer, open_answer
 from server.recalibration import ChosenModel
 from server.session import Session
 
@@ -27,6 +26,16 @@ class Findings:
     """Sites that have found a difference, or cannot use the artefact at all."""
     silent: dict[str, str] = field(default_factory=dict)
     """Sites that gave no comparison, and why."""
+
+    def add(self, site: str, found: "FormComparison | str") -> None:
+        """Add what a site has found: a comparison, or what is wrong with the artefact."""
+        if isinstance(found, str):
+            self.problems[site] = found
+            return
+        self.comparisons[site] = found
+        failures = found.failures()
+        if failures:
+            self.problems[site] = " ".join(failures)
 
     def to_values(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -63,17 +72,12 @@ def compare_at_sites(session: Session, model: ChosenModel, best_round: int | Non
     expected = _Expected(hashes, len(session.plan.classes), session.attendance.num_images("test"))
 
     def take(answer: Answer) -> None:
-        problem = answer.reason
-        if answer.message is not None:
-            try:
-                _take(findings, answer.message, answer.site, expected)
-            except FedmedError as error:
-                problem = str(error)
-            except MALFORMATIONS as error:
-                problem = explain_malformation(error)
+        found, problem = open_answer(answer, lambda message: _read(message, answer.site, expected))
         listener.on_answer(answer.site, problem)
-        if problem:
-            findings.silent[answer.site] = problem
+        if found is None:
+            findings.silent[answer.site] = str(problem)
+        else:
+            findings.add(answer.site, found)
 
     listener.on_phase("release", model.round, len(sites))
     request = session.make_request(model.round, part="test", best_round=best_round) | {"artefact_sha256": sha256}
@@ -113,17 +117,11 @@ class _Expected:
     """Test images that each site declared."""
 
 
-def _take(findings: Findings, message: Message, site: str, expected: _Expected) -> None:
+def _read(message: Message, site: str, expected: _Expected) -> "FormComparison | str":
     values = read_values(message, REPORT)
     if {key: values.get(key) for key in expected.hashes} != expected.hashes:
         raise WireError("The comparison is of another model or artefact than the one that was sent.")
     found = read_answer(values.get("comparison"), expected.num_classes)
-    if isinstance(found, str):
-        findings.problems[site] = found
-        return
-    if found.onnx.num_images > expected.num_images[site]:
+    if not isinstance(found, str) and found.onnx.num_images > expected.num_images[site]:
         raise WireError("The comparison counts more images than the site declared.")
-    findings.comparisons[site] = found
-    failures = found.failures()
-    if failures:
-        findings.problems[site] = " ".join(failures)
+    return found

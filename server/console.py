@@ -15,9 +15,13 @@ _PHASES = {
     "join": "sites get ready",
     "train": "training",
     "evaluate": "validation",
+    "local": "training of each site alone",
+    "recalibrate": "BatchNorm statistics",
+    "calibrate": "temperature",
     "test": "test",
     "release": "comparison of the forms",
 }
+_BARS = {"train": "rounds", "evaluate": "rounds", "local": "local"}
 
 
 @contextmanager
@@ -64,9 +68,15 @@ class BarListener:
         self._num_rounds, self._progress = num_rounds, progress
         self._task: TaskID = progress.add_task(beginning, total=float(num_rounds), figures="")
         self._round, self._phase, self._num_sites, self._num_done = 0, "", 0, 0
+        self._bar, self._alone = "rounds", 0
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
-        """Show the new phase."""
+        """Show the new phase; the rounds of the sites' own models have a bar of their own."""
+        if phase in _BARS and _BARS[phase] != self._bar:
+            self._bar, self._alone = _BARS[phase], 0
+            self._progress.reset(self._task, total=float(self._num_rounds))
+        if self._phase == "local":
+            self._alone = self._round
         self._round, self._phase, self._num_sites, self._num_done = round_number, phase, num_sites, 0
         self._draw()
 
@@ -94,6 +104,8 @@ class BarListener:
         done = self._num_done / max(1, self._num_sites)
         part = {"train": 0.9 * done, "evaluate": 0.9 + 0.1 * done}.get(self._phase, 0.0)
         before = self._round - 1 if self._phase in {"train", "evaluate"} else self._round
+        if self._phase == "local":  # a call may be for several rounds
+            before, part = self._alone, (self._round - self._alone) * done
         self._progress.update(
             self._task,
             completed=before + part,
@@ -117,7 +129,9 @@ class PlainListener:
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Say what takes time outside the rounds."""
-        if phase in {"join", "test", "release"}:
+        if phase == "local":
+            _print(f"{_PHASES[phase]}: up to round {round_number}/{self._num_rounds}, {num_sites} sites")
+        elif phase not in _BARS:
             _print(f"{_PHASES[phase]}: {num_sites} sites")
 
     def on_answer(self, site: str, problem: str | None) -> None:

@@ -46,13 +46,14 @@ class Courier:
         deadline_s: float,
         on_answer: Callable[[Answer], None],
         artefact: bytes | None = None,
+        on_demand: bool = False,
     ) -> Unanswered:
         """Send a request with a model and hand over each answer as it arrives.
 
         Parameters
         ----------
-        kind : {"train", "evaluate"}
-            Flower's message type.
+        kind : str
+            Flower's message type, which begins with ``train`` or ``evaluate``.
         values : mapping
             The request.
         model_file : Path
@@ -63,6 +64,8 @@ class Courier:
             As for :meth:`Exchange.ask`.
         artefact : bytes, optional
             Goes with every request, also where the model need not be sent.
+        on_demand : bool
+            Whether the model is sent only to sites that say that they lack it.
 
         Returns
         -------
@@ -87,13 +90,13 @@ class Courier:
             if answer.message is not None and answer.site not in resent and _lacks_model(answer.message):
                 resent.add(answer.site)
                 return send_model()
-            if answer.message is not None and self.remember:
+            if answer.message is not None and self.remember and (answer.site in resent or not on_demand):
                 self._held[answer.site] = model_sha256
             on_answer(answer)
             return None
 
         def choose(site: str) -> RecordDict:
-            return without_model if self._held.get(site) == model_sha256 else send_model()
+            return without_model if on_demand or self._held.get(site) == model_sha256 else send_model()
 
         unanswered = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)
         for site in unanswered.all:

@@ -105,11 +105,12 @@ def _check_candidate(run: RunFolder) -> None:
         raise FederationError("The run has 'release: automatic': its model is released as soon as it is proven.")
     if not run.finished_file.is_file():
         raise FederationError("The run has not finished, so there is no candidate yet; --status says how far it is.")
-    manifest_file = run.model / MANIFEST_FILE
+    # Imported late: the server's own process, which only waits for the decision, does without PyTorch.
+    from fedmed.export.manifest import find_changed_files  # noqa: PLC0415
+
     try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        wanted = dict(manifest["sha256"])
-        wrong = [name for name, digest in wanted.items() if hash_file(run.model / name) != digest]
+        manifest = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
+        wrong = find_changed_files(run.model, manifest)
         proven = config.batch_norm == "local" or "sites" in manifest["proof"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FederationError(f"{run.model} holds no complete model ({type(error).__name__}).") from None
@@ -120,7 +121,6 @@ def _check_candidate(run: RunFolder) -> None:
 
 
 def _write_decision(run: RunFolder, name: str) -> Decision:
-    # Imported late: the server's own process, which only waits for the decision, does without PyTorch.
     from fedmed.export.release_form import change_manifest  # noqa: PLC0415
     from server.candidate import read_shared_report  # noqa: PLC0415
 

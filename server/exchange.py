@@ -7,14 +7,15 @@ messages.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedmed.errors import tame
+from fedmed.errors import FedmedError, tame
 from fedmed.run_folder import RunFolder
 
+T = TypeVar("T")
 _SHORTEST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
 _SPARE_BYTES = 64 * 2**20
@@ -37,6 +38,26 @@ class Answer:
     message: Message | None
     reason: str | None
     seconds: float
+
+
+def open_answer(answer: Answer, read: Callable[[Message], T]) -> tuple[T | None, str | None]:
+    """Return what an answer holds, or why it does not count; one of the two is None.
+
+    Parameters
+    ----------
+    answer : Answer
+        From a site, which may send anything.
+    read : callable
+        Reads and checks the message; raises FedmedError, or stumbles over what the site has made up.
+    """
+    if answer.message is None:
+        return None, answer.reason or "no reason given"
+    try:
+        return read(answer.message), None
+    except FedmedError as error:
+        return None, str(error)
+    except MALFORMATIONS as error:
+        return None, explain_malformation(error)
 
 
 @dataclass(frozen=True)

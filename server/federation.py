@@ -15,14 +15,15 @@ from fedmed.atomic_files import write_atomically
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import Checkpoint, RunCheckpoints
 from fedmed.compression import estimate_bytes
-from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.config import SCORE_FIGURES
 from fedmed.deployment import ServerConfig
 from fedmed.errors import CheckpointError, FederationError
 from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.site_tables import SiteTables
 from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
+from server.benefit import compared_models, train_local, write_initial
 from server.candidate import make_candidate
 from server.courier import Courier
 from server.exchange import Exchange
@@ -32,6 +33,8 @@ from server.recalibration import ChosenModel, take_chosen
 from server.rounds import LoopState, RoundLoop, save_checkpoint
 from server.scoring import save_tables
 from server.session import Session
+from server.summary import choice_value
+from server.temperature import fit_temperature
 
 _TEST_CALLS = 2
 
@@ -89,11 +92,15 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     loop = RoundLoop(session, start)
     if not _is_tested(run):
         session.gather_sites(start.round)
+    if _weighs_by_local(session) and not _is_tested(run):
+        train_local(session)  # the rounds need to know how good the sites are alone
     state = loop.run()
     chosen = state.best_round or session.config.rounds
     model = take_chosen(session, chosen, state.best_round)
     if not _is_tested(run):
-        _test_once(session, model, state)
+        train_local(session)
+        temperature = fit_temperature(session, model, state.best_round)
+        _test_once(session, model, state, None if temperature is None else float(temperature["temperature"]))
     write_final_report(run, chosen)
     make_candidate(session, model, state.best_round)
     session.audit.append("end", chosen_round=chosen)
@@ -122,7 +129,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
         courier=Courier(exchange, remember=deployed),
         checkpoints=RunCheckpoints(run.checkpoints),
         audit=audit,
-        attendance=Attendance(plan, digest),
+        attendance=Attendance(plan, digest, needs_scores=config.choose_by in SCORE_FIGURES),
         listener=listener,
         parameters=parameters,
         patient=deployed,
@@ -133,11 +140,7 @@ def _find_start(session: Session) -> Checkpoint:
     """Return the newest checkpoint, or round 0 with the initial model, and set the history to it."""
     found = session.checkpoints.load_latest()
     if found is None:
-        initial = session.run.updates / "initial.safetensors"
-        options = session.config.model.options
-        local = {name: options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
-        write_atomically(initial, Network(session.plan, **local).pack())
-        save_checkpoint(session.checkpoints, 0, initial, LoopState())
+        save_checkpoint(session.checkpoints, 0, write_initial(session), LoopState())
         found = session.checkpoints.load(0)
     for problem in found.problems:
         session.listener.on_note(f"{problem} Going on from round {found.round}.")
@@ -161,9 +164,9 @@ def _replace_lost_best(session: Session, found: Checkpoint) -> None:
         return
     except CheckpointError as error:
         problem = str(error)
-    key = session.config.choose_by
     values = {
-        record["round"]: record["validation"]["pooled"].get(key) for record in read_history(session.run.history_file)
+        record["round"]: choice_value(session.config, record["validation"])
+        for record in read_history(session.run.history_file)
     }
     kept = [number for number in session.checkpoints.rounds if values.get(number) is not None]
     sound = [number for number in kept if number == found.round or _is_sound(session, number)]
@@ -180,12 +183,19 @@ def _is_sound(session: Session, round_number: int) -> bool:
     return True
 
 
+def _weighs_by_local(session: Session) -> bool:
+    fair = session.config.aggregation.fair
+    return fair is not None and fair.kind == "gap_to_local"
+
+
 def _is_tested(run: RunFolder) -> bool:
     return (run.tables / "test").exists()
 
 
-def _test_once(session: Session, model: ChosenModel, state: LoopState) -> None:
-    """Have every site score the chosen model on its test images; a site does so only once for a model.
+def _test_once(session: Session, model: ChosenModel, state: LoopState, temperature: float | None) -> None:
+    """Have every site score the chosen model on its test images, and all that it is compared with in the same step.
+
+    A site does so only once for a model.
 
     Who is away gets one more chance, because there is no later round.
 
@@ -194,7 +204,7 @@ def _test_once(session: Session, model: ChosenModel, state: LoopState) -> None:
     FederationError
         If no site has answered.
     """
-    tables: dict[str, EvaluationTables] = {}
+    tables: dict[str, SiteTables] = {}
     refused: dict[str, str] = {}
     for _ in range(_TEST_CALLS if session.patient else 1):
         session.gather_everybody(session.config.rounds)
@@ -202,7 +212,14 @@ def _test_once(session: Session, model: ChosenModel, state: LoopState) -> None:
         if not sites:
             break
         scores = session.score(
-            model.round, model.model_path, model.model_sha256, sites, part="test", best_round=state.best_round
+            model.round,
+            model.model_path,
+            model.model_sha256,
+            sites,
+            part="test",
+            best_round=state.best_round,
+            temperature=temperature,
+            compare=compared_models(session),
         )
         tables |= scores.tables
         refused |= scores.refused

@@ -9,6 +9,7 @@ from fedmed.deployment import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.history import read_history
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
+from server.benefit import explain_missing
 from server.scoring import load_tables, round_folder
 
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
@@ -80,6 +81,11 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         notes=_make_notes(config, sites, set(test), len(history), tested=tested),
         seed=config.seed,
         thresholds=_find_thresholds(sites),
+        single_sites=not isinstance(config, ServerConfig),
+        agreed=frozenset(site for site, told in sites.items() if told.get("show_alone") is True),
+        temperature=run.read_temperature() if tested else None,
+        benefit_expected=config.benefit and tested,
+        benefit_notes=explain_missing(run, test) if tested else {},
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
 

@@ -11,7 +11,11 @@ class Listener(Protocol):
     """Is told what happens, as it happens."""
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
-        """Hear that a phase begins: ``"join"``, ``"train"``, ``"evaluate"``, ``"test"`` or ``"release"``."""
+        """Hear that a phase begins.
+
+        They are ``join``, ``train``, ``evaluate``, ``local`` (the sites' models of their own), ``recalibrate``,
+        ``calibrate``, ``test`` and ``release``.
+        """
 
     def on_answer(self, site: str, problem: str | None) -> None:
         """Hear that a site has answered; ``problem`` says why its answer does not count."""

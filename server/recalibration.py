@@ -14,12 +14,12 @@ from flwr.app import Message
 
 from fedmed.atomic_files import hash_file, write_atomically
 from fedmed.checkpoint import MODEL_FILE, find_recalibrated
-from fedmed.errors import FedmedError, ReparameterizationError
+from fedmed.errors import ReparameterizationError
 from fedmed.network import Network
 from fedmed.reparameterization import apply_sums, pool_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.wire import REPORT, WireError, read_sums, read_values
-from server.exchange import MALFORMATIONS, Answer, explain_malformation
+from server.exchange import Answer, open_answer
 from server.session import Session
 
 
@@ -97,15 +97,15 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
     }
 
     def take(answer: Answer) -> None:
-        problem = answer.reason
-        if answer.message is not None:
-            try:
-                found[answer.site] = _read(answer.message, model.model_sha256, shapes, most_values[answer.site])
-            except (FedmedError, *MALFORMATIONS) as error:
-                problem = str(error) if isinstance(error, FedmedError) else explain_malformation(error)
+        def read(message: Message) -> Sums:
+            return _read(message, model.model_sha256, shapes, most_values[answer.site])
+
+        sums, problem = open_answer(answer, read)
         session.listener.on_answer(answer.site, problem)
-        if problem:
+        if sums is None:
             session.listener.on_note(f"{answer.site} sent no BatchNorm sums: {problem}")
+        else:
+            found[answer.site] = sums
 
     missing = session.courier.ask(
         "evaluate.recalibrate",

@@ -16,12 +16,16 @@ from fedmed.aggregation import TensorFile, average_updates, write_tensors
 from fedmed.atomic_files import hash_file
 from fedmed.checkpoint import MODEL_FILE, Checkpoint, RunCheckpoints
 from fedmed.errors import FederationError
+from fedmed.fairness.alarms import find_alarms
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
 from fedmed.processes import Backoff
+from server.benefit import read_local
 from server.exchange import Answer
+from server.fair_weights import request_values, to_weighted, weigh_updates
 from server.products import save_sites
-from server.scoring import Scores, prune_tables, round_folder, save_tables, summarise
+from server.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.session import Session
+from server.summary import choice_value, summarise
 from server.updates import UpdateCollector
 
 MAX_ATTEMPTS = 3
@@ -41,6 +45,8 @@ class LoopState:
     missed: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] | None = None
     audit_head: str | None = None
+    fair: dict[str, Any] = field(default_factory=dict)
+    """What the rule of ``aggregation.fair`` remembers."""
 
 
 class RoundLoop:
@@ -79,7 +85,7 @@ class RoundLoop:
         self._check_disk(round_number)
         began = time.monotonic()
         collector, attempt = self._collect_updates(round_number)
-        averaged = self._average(collector)
+        averaged, weights = self._average(collector, round_number)
         sha256 = hash_file(averaged)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
         scores = self.session.score(
@@ -96,9 +102,11 @@ class RoundLoop:
             "bytes_to_sites": self.session.courier.take_count(),
             "bytes_from_sites": sum(update.update_bytes or 0 for update in collector.updates.values()),
             "coverage_images": self._coverage(collector),
+            "weights": weights,
             "participation": collector.to_records(),
-            "validation": summarise(scores.tables),
+            "validation": summarise(scores.tables, self.session.attendance.agreed),
         }
+        record["alarms"] = self._find_alarms(record)
         self._warn_of_coverage(record)
         self._close(record, collector, scores, averaged)
 
@@ -170,7 +178,7 @@ class RoundLoop:
 
         missing = session.courier.ask(
             "train",
-            session.make_request(round_number, best_round=self.state.best_round),
+            session.make_request(round_number, best_round=self.state.best_round) | request_values(self.state.fair),
             self._model_file,
             self._model_sha256,
             sites,
@@ -187,21 +195,41 @@ class RoundLoop:
             session.audit.append("update", round=round_number, **line)
         return collector
 
-    def _average(self, collector: UpdateCollector) -> Path:
-        """Write the next global model beside the updates, remove these, and return its file."""
-        path = self.session.run.updates / "average.safetensors"
-        updates = collector.weighted(self.session.config.aggregation.weighting)
+    def _average(self, collector: UpdateCollector, round_number: int) -> tuple[Path, dict[str, float]]:
+        """Write the next global model beside the updates, remove these, and return its file and the sites' weights."""
+        run = self.session.run
+        weights, self.state.fair = weigh_updates(
+            self.session.config,
+            collector,
+            self.state.fair,
+            round_number=round_number,
+            before=load_tables(round_folder(run.tables, round_number - 1)),
+            local_losses=read_local(run).losses,
+        )
+        path = run.updates / "average.safetensors"
         layout = TensorFile(self._model_file).layout
+        updates = to_weighted(collector, weights, self._model_file)
         write_tensors(path, average_updates(updates), {"format": "pt"}, layout=layout)
-        for update in updates:
-            update.path.unlink()
-        return path
+        for site in weights:
+            collector.file_of(site).unlink()
+        return path, weights
 
     def _coverage(self, collector: UpdateCollector) -> float:
         """Return the share of all joined sites' training images behind the accepted updates."""
         return sum(collector.declared[update.site] for update in collector.accepted()) / sum(
             collector.declared.values()
         )
+
+    def _find_alarms(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Compare the groups of a round with those of the best round before, and say what a person should know."""
+        history = read_history(self.session.run.history_file)
+        best = next((before for before in history if before["round"] == self.state.best_round), None)
+        alarms = find_alarms(history, record, best, num_rounds=self.session.config.rounds)
+        known = {_name_alarm(alarm) for alarm in (history[-1].get("alarms") or [] if history else [])}
+        for alarm in alarms:
+            if _name_alarm(alarm) not in known:  # what goes on is told once
+                self.session.listener.on_note(f"Alarm: {alarm['text']}")
+        return alarms
 
     def _warn_of_coverage(self, record: dict[str, Any]) -> None:
         """Say when clearly fewer training images stand behind a round than behind the one before."""
@@ -221,7 +249,7 @@ class RoundLoop:
     ) -> None:
         """Save the round: from here on it is never trained again."""
         session, state, round_number = self.session, self.state, int(record["round"])
-        value = record["validation"]["pooled"].get(session.config.choose_by)
+        value = choice_value(session.config, record["validation"])
         if value is not None and (state.best_value is None or value > state.best_value):
             state.best_round, state.best_value = round_number, value
         norms = [update.update_norm for update in collector.accepted() if update.update_norm is not None]
@@ -253,3 +281,7 @@ def _list_reasons(collector: UpdateCollector) -> str:
         return "No site has joined."
     more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
     return "Left out: " + "; ".join(reasons[:5]) + more + "."
+
+
+def _name_alarm(alarm: dict[str, Any]) -> tuple[str, str, str]:
+    return alarm["kind"], alarm["attribute"], alarm["group"]

@@ -8,13 +8,12 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedmed.atomic_files import replace_folder, write_atomically
-from fedmed.errors import FedmedError
-from fedmed.metrics.classification import Figure, compute_figures
-from fedmed.metrics.tables import EvaluationTables, combine_tables
-from fedmed.wire import REPORT, WireError, pack_tables, read_tables, read_values, unpack_tables
+from fedmed.atomic_files import atomic_folder, write_atomically
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
+from fedmed.wire import REPORT, WireError, read_tables, read_values, unpack_tables
 from server.courier import Courier
-from server.exchange import MALFORMATIONS, Answer, explain_malformation
+from server.exchange import Answer, open_answer
 from server.progress import Listener
 
 
@@ -22,7 +21,7 @@ from server.progress import Listener
 class Scores:
     """What sites answered to the request to score a model."""
 
-    tables: dict[str, EvaluationTables]
+    tables: dict[str, SiteTables]
     """By site, in the order of their names."""
     refused: dict[str, str]
     """Site to reason, for answers without usable tables."""
@@ -65,23 +64,18 @@ def collect_tables(
     listener : Listener
         Is told who answered and why tables were refused.
     """
-    found: dict[str, EvaluationTables] = {}
+    found: dict[str, SiteTables] = {}
     refused: dict[str, str] = {}
 
     def take(answer: Answer) -> None:
-        problem = answer.reason
-        if answer.message is not None:
-            try:
-                tables = _read(answer.message, answer.site, num_classes, model_sha256)
-                if tables.num_images > num_images[answer.site]:
-                    raise WireError("The tables count more images than the site declared.")
-                found[answer.site] = tables
-            except FedmedError as error:
-                problem = str(error)
-            except MALFORMATIONS as error:
-                problem = explain_malformation(error)
+        most_images = num_images[answer.site]
+        tables, problem = open_answer(
+            answer, lambda message: _read(message, answer.site, num_classes, model_sha256, most_images)
+        )
         listener.on_answer(answer.site, problem)
-        if problem:
+        if tables is not None:
+            found[answer.site] = tables
+        if problem is not None:
             refused[answer.site] = problem
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
@@ -93,17 +87,14 @@ def collect_tables(
     return Scores(dict(sorted(found.items())), refused, missing.all)
 
 
-def save_tables(folder: Path, tables: dict[str, EvaluationTables]) -> None:
+def save_tables(folder: Path, tables: dict[str, SiteTables]) -> None:
     """Write tables, one file a site; the folder appears with all of them or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for site, of_site in tables.items():
-        write_atomically(partial / f"{site}.safetensors", pack_tables(of_site))
-    replace_folder(partial, folder)
+    with atomic_folder(folder) as partial:
+        for site, of_site in tables.items():
+            write_atomically(partial / f"{site}.safetensors", pack_site_tables(of_site))
 
 
-def load_tables(folder: Path) -> dict[str, EvaluationTables]:
+def load_tables(folder: Path) -> dict[str, SiteTables]:
     """Read what :func:`save_tables` wrote."""
     return {path.stem: unpack_tables(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
 
@@ -121,23 +112,19 @@ def prune_tables(root: Path, keep: set[int]) -> None:
             shutil.rmtree(folder)
 
 
-def summarise(tables: dict[str, EvaluationTables]) -> dict[str, Any]:
-    """Return the scalar figures of a round, pooled and by site, as the history keeps them."""
-    if not tables:
-        return {"pooled": {}, "sites": {}}
-    pooled = compute_figures(combine_tables(tables.values()).pool())
-    by_site = {site: _to_values(compute_figures(of_site)) for site, of_site in tables.items()}
-    return {"pooled": _to_values(pooled), "sites": by_site}
-
-
-def _to_values(figures: dict[str, Figure]) -> dict[str, float | None]:
-    return {key: figure.value for key, figure in figures.items()}
-
-
-def _read(message: Message, site: str, num_classes: int, model_sha256: str) -> EvaluationTables:
+def _read(message: Message, site: str, num_classes: int, model_sha256: str, most_images: int) -> SiteTables:
+    """Return a site's tables; what cannot be true of its images is refused."""
     tables = read_tables(message)
     if read_values(message, REPORT).get("model_sha256") != model_sha256:
         raise WireError("The tables are of another model than the one that was sent.")
-    if not set(tables.groups) <= {site} or tables.counts.shape[-1] != num_classes:
-        raise WireError("The tables are not of this site or have another number of classes.")
+    for by_attribute in tables.models.values():
+        for attribute, own in by_attribute.items():
+            if own.num_classes != num_classes or (attribute == SITE_ATTRIBUTE and not set(own.groups) <= {site}):
+                raise WireError("The tables are not of this site or have another number of classes.")
+            if own.num_images > most_images:
+                raise WireError("The tables count more images than the site declared.")
+    for paired in tables.paired.values():
+        for pair in paired.values():
+            if pair.cells.shape[1] != num_classes or pair.cells.sum() > most_images:
+                raise WireError("The paired tables have another number of classes, or more images than declared.")
     return tables

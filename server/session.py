@@ -1,13 +1,14 @@
 """What one federation has at hand while it runs, and how it waits for its sites."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import RunCheckpoints
-from fedmed.config import FederationConfig, Plan
+from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
 from fedmed.errors import FederationError
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
@@ -55,12 +56,18 @@ class Session:
         *,
         part: str,
         best_round: int | None,
+        temperature: float | None = None,
+        compare: Sequence[str] = (),
     ) -> Scores:
-        """Return the sites' tables of a model on one part of their images."""
+        """Return the sites' tables of a model on one part of their images.
+
+        In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``.
+        """
         self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
         return collect_tables(
             self.courier,
-            self.make_request(round_number, part=part, best_round=best_round),
+            self.make_request(round_number, part=part, best_round=best_round)
+            | {"temperature": temperature, "compare": list(compare)},
             model_file,
             model_sha256,
             sites,
@@ -81,9 +88,12 @@ class Session:
         told = -1
         while True:
             self._join(round_number)
+            if round_number == 0:
+                self._check_scores()
             awake, dormant = self.attendance.split(self.config.max_missed_rounds)
             present = sorted(set(self.exchange.online_sites()) & set(awake))
             if len(present) >= self.config.min_sites:
+                self._check_attribute()
                 return
             if not self.patient:
                 raise FederationError(
@@ -98,6 +108,10 @@ class Session:
                 )
                 told = len(present)
             time.sleep(_WAITING_STEP_S)
+
+    def welcome(self, round_number: int) -> None:
+        """Ask sites that have come meanwhile to describe themselves, without waiting for others."""
+        self._join(round_number)
 
     def gather_everybody(self, round_number: int) -> None:
         """Wait until all sites on the list have joined, at most for one deadline; for what is done only once."""
@@ -120,6 +134,43 @@ class Session:
             if wanted <= set(self.attendance.descriptions) or time.monotonic() >= end:
                 return
             time.sleep(_WAITING_STEP_S)
+
+    def _check_scores(self) -> None:
+        """Refuse to begin with a rule for the best round that some site's own rules rule out.
+
+        Raises
+        ------
+        FederationError
+            If a site is connected that does not let scores of validation images leave.
+        """
+        if self.attendance.without_scores:
+            names = ", ".join(sorted(self.attendance.without_scores))
+            raise FederationError(
+                f"choose_by is '{self.config.choose_by}', which needs histograms of validation scores from every site; "
+                f"{names} does not let them leave. Choose another rule, for example balanced_accuracy, or have the "
+                "site set policy.validation_scores: true in its client.yaml."
+            )
+
+    def _check_attribute(self) -> None:
+        """Refuse to train when no site tells the groups apart by which the best round is chosen.
+
+        Raises
+        ------
+        FederationError
+            If that is so.
+        """
+        attribute, known = self.config.choose_attribute, self.attendance.attributes
+        weighed = self.config.aggregation.attribute
+        if weighed is not None and weighed not in known:
+            raise FederationError(
+                f"aggregation.fair.attribute is '{weighed}', which no site tells apart. Allowed: "
+                f"{', '.join(sorted(known)) or 'none, as no site has attributes'}."
+            )
+        if self.config.chooses_by_group and attribute != SITE_ATTRIBUTE and attribute not in known:
+            raise FederationError(
+                f"choose_attribute is '{attribute}', which no site tells apart. Allowed: "
+                f"{', '.join([SITE_ATTRIBUTE, *sorted(known)])}."
+            )
 
     def _join(self, round_number: int) -> None:
         self.attendance.join(

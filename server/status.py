@@ -160,9 +160,9 @@ class StatusFile:
 
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
-        if phase in {"test", "release"}:
-            self._content["state"] = "testing" if phase == "test" else "proving"
-        elif phase in {"train", "evaluate"}:
+        if phase in {"recalibrate", "calibrate", "test", "release"}:
+            self._content["state"] = "proving" if phase == "release" else "testing"
+        elif phase in {"train", "evaluate", "local"}:
             self._content["state"] = "round"
 
     def _take_answer(self, site: str, problem: str | None) -> None:

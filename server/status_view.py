@@ -21,6 +21,9 @@ _PHASES = {
     "join": "sites describe themselves",
     "train": "training",
     "evaluate": "validation",
+    "local": "training of each site alone",
+    "recalibrate": "BatchNorm statistics",
+    "calibrate": "temperature",
     "test": "test",
     "release": "comparison of the forms",
 }

@@ -7,10 +7,17 @@ from typing import Any, Literal
 
 from flwr.app import Message
 
-from fedmed.aggregation import TensorFile, WeightedUpdate, check_num_images, check_update, compare_norms, site_weights
+from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms, site_weights
 from fedmed.atomic_files import explain_write_failure
 from fedmed.compression import CompressionError, decompress_update
 from fedmed.config import Compression
+from fedmed.fairness.group_losses import (
+    GROUP_LOSSES,
+    START_LOSS,
+    GroupLosses,
+    read_group_losses,
+    read_start_loss,
+)
 from fedmed.wire import REPORT, WireError, read_model, read_values
 from server.exchange import MALFORMATIONS, Answer, explain_malformation
 
@@ -31,6 +38,10 @@ class Update:
     update_mib: float | None = None
     update_bytes: int | None = None
     update_norm: float | None = None
+    start_loss: float | None = None
+    """Mean loss of the global model on the site's training images, where the aggregation asks for it."""
+    group_losses: GroupLosses | None = None
+    """Likewise by patient group: number of images and sum of losses."""
 
     def to_record(self, share: float | None) -> dict[str, Any]:
         """Return the site's line of the participation table."""
@@ -104,10 +115,13 @@ class UpdateCollector:
         """Return the updates that count, in the order of the sites' names."""
         return [self.updates[site] for site in sorted(self.updates) if self.updates[site].status == "accepted"]
 
-    def weighted(self, weighting: Literal["images", "equal"]) -> list[WeightedUpdate]:
-        """Return the accepted updates' files with their weights."""
-        weights = site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
-        return [WeightedUpdate(site, self._path(site), weight) for site, weight in sorted(weights.items())]
+    def site_weights(self, weighting: Literal["images", "equal"]) -> dict[str, float]:
+        """Return the weights of the accepted updates without any rule for fairness, in the order of the names."""
+        return site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
+
+    def file_of(self, site: str) -> Path:
+        """Return the tensor file of a site's update."""
+        return self.folder / f"{site}.safetensors"
 
     def mean_loss(self) -> float | None:
         """Return the mean training loss of the accepted updates, weighted by images."""
@@ -125,9 +139,6 @@ class UpdateCollector:
             lines.append(update.to_record(share))
         return lines
 
-    def _path(self, site: str) -> Path:
-        return self.folder / f"{site}.safetensors"
-
     def _read(self, site: str, message: Message) -> Update:
         values = read_values(message, REPORT)
         packed = read_model(message)
@@ -139,8 +150,9 @@ class UpdateCollector:
             update.images = int(values["num_images"])
             update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
             update.learning_rate = _read_number(values, "learning_rate")
+            _read_losses(values, update)
             self._write(site, packed)
-            check = check_update(self._path(site), self.reference, measured=self.parameters)
+            check = check_update(self.file_of(site), self.reference, measured=self.parameters)
             update.update_norm, reason = check.norm, check.reason
         if reason is not None:
             update.status, update.reason = "quarantined", reason
@@ -148,7 +160,7 @@ class UpdateCollector:
 
     def _write(self, site: str, packed: bytes) -> None:
         """Write an update without flushing it: a round that is cut short is trained again."""
-        path = self._path(site)
+        path = self.file_of(site)
         arrived = path if self.compression == "none" else path.with_suffix(".packed")
         try:
             arrived.write_bytes(packed)
@@ -157,6 +169,17 @@ class UpdateCollector:
         if arrived != path:
             decompress_update(arrived, self.reference, path)
             arrived.unlink()
+
+
+def _read_losses(values: Mapping[str, Any], update: Update) -> None:
+    """Take the losses that a fair aggregation works with; one that cannot be true costs the site its part."""
+    try:
+        if START_LOSS in values:
+            update.start_loss = read_start_loss(values[START_LOSS])
+        if GROUP_LOSSES in values:
+            update.group_losses = read_group_losses(values[GROUP_LOSSES], update.images or 0)
+    except ValueError as error:
+        raise WireError(str(error)) from None
 
 
 def _read_number(values: Mapping[str, Any], key: str) -> float | None:

@@ -71,6 +71,9 @@ class Federation:
             "sites": 3,
             "min_sites": 1,
             "round_deadline_s": 5,
+            # Either costs more than all the rest; tests of them switch them on.
+            "benefit": False,
+            "fairness": {"attributes": []},
             "model": {"name": "tiny"},
             "data": {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16},
             "training": {"optimizer": {"lr": 0.05}, "batch_size": 8},

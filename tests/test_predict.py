@@ -163,6 +163,21 @@ def test_probabilities_are_those_of_torch(files: list[Path], model: Path, capsys
     assert {row["model"] for row in rows} == {hashlib.sha256((model / "model.onnx").read_bytes()).hexdigest()}
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_temperature_divides_the_logits(
+    files: list[Path], model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, temperature: float
+) -> None:
+    changed = change_manifest(model, tmp_path / "changed", temperature=temperature)
+    rgb = next(file for file in files if file.name == "rgb.png")
+    code, rows, _ = run(capsys, "--model", changed, rgb)
+    assert code == 0
+    x_BCHW = make_eval_transform("flips", SIZE)([decode_image(rgb)])
+    with torch.no_grad():
+        expected = (build_network()(x_BCHW)[0] / temperature).softmax(dim=0)
+    found = torch.tensor([float(rows[0][name]) for name in ("benign", "'=malignant", "other")])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_notes_where_an_image_is_unlike_the_others(
     files: list[Path], model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -281,6 +296,9 @@ def test_changed_model_is_refused(
         ({"preprocessing": {"image_size": 24}}, "it has no 'resize'"),
         ({"preprocessing": {"image_size": 24, "resize": {"kind": "exact"}, "mean": [0, 0, 0]}}, "it has no 'std'"),
         ({"preprocessing": {"image_size": "wide", "resize": {"kind": "exact"}}}, "no exported model"),
+        ({"temperature": 0}, "the temperature is 0.0"),
+        ({"temperature": "warm"}, "no exported model"),
+        ({"temperature": None}, "no exported model"),
     ],
 )
 def test_manifest_that_makes_no_sense(

@@ -38,3 +38,15 @@ def test_unknown_option_lists_and_suggests(registry: Registry[tuple]) -> None:
 def test_positional_parameters_are_no_options(registry: Registry[tuple]) -> None:
     with pytest.raises(ConfigError, match="has no option 'size'"):
         registry.build("first", size=3)
+
+
+def test_option_that_python_reserves(registry: Registry[tuple]) -> None:
+    @registry.register("reserved")
+    def build_reserved(*, global_: bool = True, local: bool = True) -> tuple:
+        return global_, local
+
+    assert registry.build("reserved", **{"global": False}) == (False, True)
+    for word, guess in (("globl", " Did you mean 'global'?"), ("global_", " Did you mean 'global'?")):
+        with pytest.raises(ConfigError) as caught:
+            registry.build("reserved", **{word: False})
+        assert str(caught.value) == f"The thing 'reserved' has no option '{word}'.{guess} Allowed: global, local."

@@ -259,3 +259,19 @@ def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_device("auto") == CPU
     with pytest.raises(TrainingError, match="PyTorch sees no GPU"):
         select_device("cuda")
+
+
+def test_weights_of_images_scale_their_gradients() -> None:
+    """One step over one batch: the gradient of sum_i v_i l_i / B, against autograd."""
+    part, model = Part(8), make_model()
+    weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 3.0, 1.0, 0.25, 1.0])
+    plan = make_plan(optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0})
+    expected = copy.deepcopy(model).train()
+    logits = expected(part.normalised(range(8)))
+    losses = nn.functional.cross_entropy(logits, part.labels, reduction="none")
+    (weights * losses).mean().backward()
+    result = fit(model, part, plan, site="a", round_number=1, device=CPU, image_weights=weights)
+    assert result.loss == pytest.approx((weights * losses).mean().item(), rel=1e-5)
+    for (name, trained), start in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert start.grad is not None
+        torch.testing.assert_close(trained, start - 0.1 * start.grad, msg=name, rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedmed.config import RunConfig
 from fedmed.errors import FedmedError, RunFolderError
+from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.run_folder import RunFolder
 
 EPILOG = """\
@@ -78,9 +79,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _check_target(folder: Path) -> None:
     """Refuse to replace what is no earlier export."""
-    if folder.exists() and not (
-        folder.is_dir() and (not any(folder.iterdir()) or (folder / "manifest.json").is_file())
-    ):
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST_FILE).is_file())):
         raise RunFolderError(f"'{folder}' exists and is no exported model. Name another folder with --out.")
 
 

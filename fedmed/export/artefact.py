@@ -11,8 +11,6 @@
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +20,7 @@ import torch
 from torch import nn
 
 from fedmed import predict
-from fedmed.atomic_files import explain_write_failure, hash_file, replace_folder, write_text_atomically
-from fedmed.checkpoint import write_atomically
+from fedmed.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 from fedmed.config import Plan
 from fedmed.export import torch_loader
 from fedmed.export.compare import FormComparison, choose_batch_size, compare_outputs
@@ -34,17 +31,18 @@ from fedmed.export.manifest import (
     NOTICE,
     ONNX_FILE,
     describe_preprocessing,
+    describe_temperature,
     digest_plan,
     make_requirements,
 )
 from fedmed.export.measure import describe_sizes
-from fedmed.export.model_card import write_model_card
+from fedmed.export.model_card import CARD_FILE, write_model_card
 from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
 from fedmed.reparameterization import Proof, convert, verify, verify_blocks
 from fedmed.seeding import seeded_torch
 from fedmed.wire import pack_tensors
 
-PROOF_FILE, CARD_FILE, REQUIREMENTS_FILE = "proof.json", "model_card.md", "requirements.txt"
+PROOF_FILE, REQUIREMENTS_FILE = "proof.json", "requirements.txt"
 PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
 SEEDED_IMAGES = 16
 _GROSS = 0.01
@@ -76,6 +74,9 @@ class ArtefactSettings:
     """Ranges of the images, see :func:`fedmed.export.manifest.describe_range`."""
     release: Mapping[str, Any] = field(default_factory=lambda: {"kind": "automatic"})
     """Who decided that the model may be used."""
+    temperature: Mapping[str, Any] | None = None
+    """By what the outputs are divided, and how it was fitted; see
+    :meth:`fedmed.run_folder.RunFolder.read_temperature`."""
     site: str | None = None
     """The only site whose model this is, where BatchNorm stays at the sites."""
 
@@ -109,18 +110,8 @@ def build_artefact(
     CheckpointError
         If the disk is full or cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        manifest = _fill(partial, model.eval(), settings, images)
-        shutil.rmtree(folder.with_name(f".{folder.name}.replaced.partial"), ignore_errors=True)
-        replace_folder(partial, folder)
-    except OSError as error:
-        raise explain_write_failure(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+    with atomic_folder(folder) as partial:
+        return _fill(partial, model.eval(), settings, images)
 
 
 def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: ProofImages | None) -> dict[str, Any]:
@@ -212,6 +203,7 @@ def _describe(settings: ArtefactSettings, proof: dict[str, Any], sizes: dict[str
         "classes": plan.classes,
         "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
         "expected": dict(settings.expected),
+        **describe_temperature(settings.temperature),
         "chosen_round": settings.chosen_round,
         "batch_norm": plan.batch_norm,
         "site": settings.site,

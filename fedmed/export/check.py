@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmed import predict
 from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import CheckpointError
 from fedmed.export.compare import open_session, read_batches, run_onnx
+from fedmed.export.manifest import MANIFEST_FILE, find_changed_files
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import EvaluationTables, combine_tables, tables_from_logits
 
@@ -79,7 +79,7 @@ def check_artefact(
         If a file is not the one that the manifest names, or the artefact cannot be run here.
     """
     check_hashes(folder)
-    session = open_session(folder, threads)
+    session, temperature = open_session(folder, threads), _read_temperature(folder)
     result, found = Reproduction(), {}
     for site, part in parts:
         if site not in logged:
@@ -88,7 +88,7 @@ def check_artefact(
             torch.zeros(0, len(plan.classes)),
             *(run_onnx(session, x_BCHW) for x_BCHW in read_batches(part, plan)),
         ]
-        found[site] = tables_from_logits(torch.cat(logits), part.labels, [site] * len(part))
+        found[site] = tables_from_logits(torch.cat(logits).double() / temperature, part.labels, [site] * len(part))
         _compare(result, site, logged[site], found[site])
     if found:
         pairs = [combine_tables(tables.values()).pool() for tables in ({site: logged[site] for site in found}, found)]
@@ -106,12 +106,27 @@ def check_hashes(folder: Path) -> None:
         If one is missing or was changed.
     """
     try:
-        wanted = dict(json.loads((folder / predict.MANIFEST_FILE).read_text(encoding="utf-8"))["sha256"])
-        wrong = [name for name, digest in wanted.items() if predict.hash_file(folder / name) != digest]
+        wrong = find_changed_files(folder, json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{folder}' is no complete artefact: {error}.") from None
     if wrong:
         raise CheckpointError(f"'{folder}': {', '.join(wrong)} changed since the export. Export again.")
+
+
+def _read_temperature(folder: Path) -> float:
+    return float(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("temperature", 1.0))
+
+
+def is_artefact_of(folder: Path, trained_sha256: str) -> bool:
+    """Return whether a folder holds a sound artefact of a model, which is named by the hash of its train form."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if manifest.get("trained_sha256") != trained_sha256:
+            return False
+        check_hashes(folder)
+    except (OSError, ValueError, AttributeError, CheckpointError):
+        return False
+    return True
 
 
 def _compare(result: Reproduction, site: str, logged: EvaluationTables, found: EvaluationTables) -> None:

@@ -14,7 +14,6 @@ from torch import nn
 from fedmed import predict
 from fedmed.config import Plan
 from fedmed.data import ImagePart, make_eval_transform
-from fedmed.export.model_folder import load_model
 from fedmed.export.onnx_file import INPUT, ExportError
 from fedmed.reparameterization.proof import Comparison, compare_logits, paired_table
 from fedmed.reparameterization.verify import running_branches
@@ -59,35 +58,6 @@ def read_comparison(values: dict[str, Any]) -> FormComparison:
     """
     deploy, onnx = (Comparison(**values[name]) for name in ("deploy", "onnx"))
     return FormComparison(deploy, onnx, [[int(number) for number in row] for row in values["paired"]])
-
-
-def compare_forms(
-    train_model: nn.Module, artefact: Path, part: ImagePart, plan: Plan, *, threads: int = 1
-) -> FormComparison:
-    """Compare a model in train form with its artefact on one part of a site's images.
-
-    Parameters
-    ----------
-    train_model : nn.Module
-        On the CPU; is set to evaluation mode.
-    artefact : Path
-        Folder that :func:`fedmed.export.build_artefact` made.
-    part : ImagePart
-        N images; may be empty.
-    plan : Plan
-        How images become the network's input.
-    threads : int
-        Threads of the ONNX file's run.
-
-    Raises
-    ------
-    FedmedError
-        If the artefact is incomplete or was changed.
-    """
-    deploy, _ = load_model(artefact)
-    session = open_session(artefact, threads)
-    batches = read_batches(part, plan)
-    return compare_outputs(train_model, deploy, session, batches, part.labels, len(plan.classes))
 
 
 def read_batches(part: ImagePart, plan: Plan) -> Iterator[torch.Tensor]:

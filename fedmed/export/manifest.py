@@ -1,10 +1,12 @@
 """What ``manifest.json`` says: names, preprocessing, versions."""
 
 import hashlib
+from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from fedmed.atomic_files import encode_json
+from fedmed.atomic_files import encode_json, hash_file
 from fedmed.config import Plan
 from fedmed.data import normalisation
 
@@ -44,6 +46,45 @@ def describe_preprocessing(recipe: str, image_size: int) -> dict[str, Any]:
         "std": list(std),
         "layout": "float32 (batch, 3, height, width), (value / 255 - mean) / std",
     }
+
+
+def find_changed_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files of a model's folder whose hash is not the one that its manifest names.
+
+    Raises
+    ------
+    OSError
+        If a file is missing or cannot be read.
+    KeyError, TypeError, ValueError
+        If the manifest names no hashes.
+    """
+    return [name for name, digest in dict(manifest["sha256"]).items() if hash_file(folder / name) != digest]
+
+
+def describe_temperature(fitted: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a manifest says of the temperature.
+
+    Parameters
+    ----------
+    fitted : mapping, optional
+        As :meth:`fedmed.run_folder.RunFolder.read_temperature` gives it.
+
+    Returns
+    -------
+    dict
+        ``temperature``, by which whoever uses the model divides its outputs before the softmax, 1 where none was
+        fitted; and ``calibration``, how it was fitted.
+    """
+    if fitted is None:
+        return {"temperature": 1.0, "calibration": None}
+    told = {key: fitted[key] for key in ("n", "nll_before", "nll_after")}
+    return {"temperature": float(fitted["temperature"]), "calibration": told}
+
+
+def read_temperature(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what :func:`describe_temperature` was given; None also where it is silent."""
+    told = manifest.get("calibration")
+    return None if told is None else {"temperature": float(manifest["temperature"]), **told}
 
 
 def digest_plan(plan: Plan) -> str:

@@ -1,11 +1,21 @@
 """``model_card.md``: what a model is for, how well it does and where, and what it must not be used for."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+CARD_FILE = "model_card.md"
 FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
 BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
 _MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a report's ``report.json``, for the card; None where there is none."""
+    file = folder / "report.json"
+    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return content
 
 
 def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> str:
@@ -18,12 +28,14 @@ def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | No
     report : mapping, optional
         Content of ``report.json`` of the same model. Without it the card says that no figures are known.
     """
+    compared = manifest["proof"].get("sites")
     parts = [
         f"# {_plain(manifest['title'])}\n\n**{manifest['notice']}** No decision about a patient may rest on it.",
         _describe_use(manifest),
         _describe_data(manifest, report),
         _describe_results(report),
         _describe_proof(manifest),
+        *([] if compared is None else [_section("Compared at the sites", _describe_comparison(compared))]),
         _describe_limits(manifest, report),
         _describe_handling(),
     ]
@@ -31,9 +43,10 @@ def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | No
 
 
 def _describe_use(manifest: Mapping[str, Any]) -> str:
-    plan = manifest["plan"]
-    release = manifest["release"]
+    plan, release = manifest["plan"], manifest["release"]
     by = f", by {_plain(release['by'])}" if release.get("by") else ""
+    if release.get("kind") == "manual" and not by:
+        by = ", not decided yet: this is a candidate and no person has released it"
     return _section(
         "Intended use",
         "For research on classifiers of images of the kind described below. Given one image, the model states for each "
@@ -118,12 +131,31 @@ def _describe_proof(manifest: Mapping[str, Any]) -> str:
     )
 
 
+def _describe_comparison(pooled: Mapping[str, Any]) -> str:
+    """Return what the sites found before the release; see :func:`fedmed.export.release_form.pool`."""
+    silent = pooled.get("num_silent", 0)
+    others = f" {silent} further sites gave no comparison." if silent else ""
+    if not pooled["num_images"]:
+        return (
+            "**No site has compared the forms on images**, so this model was released on the proof without images "
+            f"alone, which is block by block in float64.{others}"
+        )
+    onnx, rows = pooled["onnx"], pooled["paired"]
+    changed = sum(row[1] + row[2] for row in rows)
+    return (
+        f"{pooled['num_sites']} sites compared train form, deploy form and ONNX file on {pooled['num_images']} of "
+        f"their own test images before the release. The largest difference of a logit was {onnx['max_abs_error']:.1e} "
+        f"(allowed: 1e-4); {onnx['num_agreeing']} of the {onnx['num_images'] - onnx['num_ties']} images that are no "
+        f"ties have the same class; {changed} images are right in one form and wrong in the other.{others}"
+    )
+
+
 def _describe_limits(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     limits = [
         "It has not been shown to help patients, and no authority has approved it.",
         "It was tested on images of the sites named above. Other devices, populations and ways of taking images may "
         "give worse results, without a sign of it in the probabilities.",
-        "Probabilities are not guaranteed to be calibrated; the report states the calibration error.",
+        _describe_calibration(manifest),
         "Figures from few images are uncertain: read the intervals.",
         "The weights may reveal something about training images to whoever examines them.",
     ]
@@ -132,6 +164,18 @@ def _describe_limits(manifest: Mapping[str, Any], report: Mapping[str, Any] | No
     if manifest["batch_norm"] == "local":
         limits.append("Its BatchNorm is one site's own; at another site it is not the model that was tested there.")
     return _section("Limits", "\n".join(f"- {limit}" for limit in limits))
+
+
+def _describe_calibration(manifest: Mapping[str, Any]) -> str:
+    fitted = manifest.get("calibration")
+    limit = "Probabilities are not guaranteed to be calibrated; the report states the calibration error."
+    if not fitted:
+        return f"{limit} They are the softmax of the network's outputs; no temperature was fitted."
+    return (
+        f"{limit} `predict.py` divides the network's outputs by the temperature {manifest['temperature']:.3f}, fitted "
+        f"on {fitted['n']:,} validation images of the sites; whoever runs the network alone has to do the same. Mean "
+        f"negative log-likelihood of these images: {fitted['nll_before']:.4f} before, {fitted['nll_after']:.4f} after."
+    )
 
 
 def _describe_handling() -> str:

@@ -5,21 +5,23 @@ folder in deploy form is an artefact (:mod:`fedmed.export.artefact`). ``load_mod
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fedmed.atomic_files import hash_file
-from fedmed.checkpoint import write_atomically
+from fedmed.atomic_files import hash_file, write_atomically
 from fedmed.config import Plan
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing
+from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
 from fedmed.network import Network
 
 
-def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int) -> None:
+def write_model(
+    folder: Path, model_file: Path, plan: Plan, *, chosen_round: int, temperature: Mapping[str, Any] | None = None
+) -> None:
     """Write a model in train form.
 
     Parameters
@@ -32,6 +34,8 @@ def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int
         What was trained.
     chosen_round : int
         Where the tensors come from.
+    temperature : mapping, optional
+        See :func:`fedmed.export.manifest.describe_temperature`.
     """
     folder.mkdir(exist_ok=True)
     write_atomically(folder / MODEL_FILE, model_file.read_bytes())
@@ -40,6 +44,7 @@ def write_model(folder: Path, model_file: Path, plan: Plan, *, chosen_round: int
         "form": "train",
         "classes": plan.classes,
         "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
+        **describe_temperature(temperature),
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
         "plan": plan.model_dump(mode="json"),

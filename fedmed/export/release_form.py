@@ -15,10 +15,10 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed.atomic_files import explain_write_failure, hash_file, replace_folder, write_text_atomically
+from fedmed.atomic_files import atomic_folder, hash_file, write_text_atomically
 from fedmed.errors import tame
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
-from fedmed.export.model_card import write_model_card
+from fedmed.export.model_card import CARD_FILE, write_model_card
 from fedmed.fairness.suppression import Release, counts_may_leave
 from fedmed.reparameterization import Comparison, join
 from fedmed.wire import WireError
@@ -26,11 +26,9 @@ from fedmed.wire import WireError
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.compare import FormComparison
 
-CARD_FILE = "model_card.md"
 LIMITS = {MANIFEST_FILE: 2**24, MODEL_FILE: 2**31, ONNX_FILE: 2**31}
 """Files that a site needs for the comparison, and the most bytes of each. Programs never travel."""
 PROBLEM = "problem"
-_LIMITS = "## Limits\n"
 _FORMS = ("deploy", "onnx")
 _FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
 _MOST_IMAGES = 10**8
@@ -134,23 +132,14 @@ def change_manifest(folder: Path, report: Mapping[str, Any] | None, changes: Map
     manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     proof = {**manifest.get("proof", {}), **changes.get("proof", {})}
     manifest |= {**changes, **({"proof": proof} if proof else {})}
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    with atomic_folder(folder) as partial:
         for path in folder.iterdir():
             if path.name not in {MANIFEST_FILE, CARD_FILE}:
                 place(path, partial / path.name)
         if (folder / CARD_FILE).is_file():
-            write_text_atomically(partial / CARD_FILE, write_card(manifest, report))
+            write_text_atomically(partial / CARD_FILE, write_model_card(manifest, report))
             manifest["sha256"][CARD_FILE] = hash_file(partial / CARD_FILE)
         write_text_atomically(partial / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False))
-        shutil.rmtree(folder.with_name(f".{folder.name}.replaced.partial"), ignore_errors=True)
-        replace_folder(partial, folder)
-    except OSError as error:
-        raise explain_write_failure(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
@@ -160,34 +149,6 @@ def place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def write_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
-    """Return the model card, with what the sites found in their comparison, if there was one."""
-    card = write_model_card(manifest, report)
-    pooled = manifest.get("proof", {}).get("sites")
-    if pooled is None:
-        return card
-    before, limits, after = card.partition(_LIMITS)
-    return f"{before}## Compared at the sites\n\n{_describe_pooled(pooled)}\n\n{limits}{after}"
-
-
-def _describe_pooled(pooled: Mapping[str, Any]) -> str:
-    silent = pooled.get("num_silent", 0)
-    others = f" {silent} further sites gave no comparison." if silent else ""
-    if not pooled["num_images"]:
-        return (
-            "**No site has compared the forms on images**, so this model was released on the proof without images "
-            f"alone, which is block by block in float64.{others}"
-        )
-    onnx, rows = pooled["onnx"], pooled["paired"]
-    changed = sum(row[1] + row[2] for row in rows)
-    return (
-        f"{pooled['num_sites']} sites compared train form, deploy form and ONNX file on {pooled['num_images']} of "
-        f"their own test images before the release. The largest difference of a logit was {onnx['max_abs_error']:.1e} "
-        f"(allowed: 1e-4); {onnx['num_agreeing']} of the {onnx['num_images'] - onnx['num_ties']} images that are no "
-        f"ties have the same class; {changed} images are right in one form and wrong in the other.{others}"
-    )
 
 
 def _show(comparison: Comparison) -> dict[str, Any]:

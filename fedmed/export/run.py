@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedmed.checkpoint import RunCheckpoints, SiteState, find_recalibrated
 from fedmed.config import RunConfig
-from fedmed.data import ImagePart, SiteData, load_site, make_eval_transform
+from fedmed.data import SiteData, load_site
 from fedmed.deployment import ServerConfig
 from fedmed.errors import DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
+from fedmed.export.manifest import MANIFEST_FILE
+from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
-from fedmed.export.ranges import describe_range
+from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from fedmed.wire import unpack_tables
@@ -69,8 +69,10 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict
         plan=config.make_plan(),
         chosen_round=chosen,
         title=f"Federated model '{config.name}'",
-        report=_read_report(run),
+        report=read_report(run.report),
         expected=sample.expected,
+        temperature=run.read_temperature(),
+        release=_read_release(run, config),
         site=site,
     )
     return build_artefact(network.model, settings, folder, sample.images)
@@ -131,7 +133,9 @@ def sample_images(run: RunFolder, config: RunConfig | ServerConfig, site: str | 
     names = _choose_sites(run, site)
     try:
         sites = [load_site(config.data, config.sites, config.seed, run.splits, name, 0.0) for name in names]
-        return Sample(_gather(sites, config), _find_expected(sites))
+        source = f"training images of {len(sites)} sites"
+        expected = describe_parts([site.train for site in sites], MOST_RANGE_IMAGES, source)
+        return Sample(_take_test_images(sites, config), expected)
     except (DataError, RunFolderError):
         return Sample(None, {})
 
@@ -155,7 +159,7 @@ def reproduce(run: RunFolder, folder: Path, *, site: str | None = None) -> Repro
     """
     config = run.read_config()
     names = sorted(run.read_roster().values()) if site is None else [site]
-    logged = {path.stem: unpack_tables(path.read_bytes()) for path in (run.tables / "test").glob("*.safetensors")}
+    logged = {path.stem: unpack_tables(path.read_bytes()).site for path in (run.tables / "test").glob("*.safetensors")}
     parts = ((name, load_site(config.data, config.sites, config.seed, run.splits, name, 0.0).test) for name in names)
     return check_artefact(folder, parts, logged, config.make_plan())
 
@@ -166,33 +170,21 @@ def _choose_sites(run: RunFolder, site: str | None) -> list[str]:
     return names[:: max(1, step)]
 
 
-def _gather(sites: list[SiteData], config: RunConfig) -> ProofImages | None:
+def _take_test_images(sites: list[SiteData], config: RunConfig) -> ProofImages | None:
     """Return evenly chosen test images, or validation images where a run has no test images."""
-    limit = max(FEWEST_IMAGES, min(MOST_IMAGES, MOST_PIXELS // config.data.image_size**2))
-    transform = make_eval_transform(config.data.augmentation, config.data.image_size)
+    plan = config.make_plan()
+    limit = max(FEWEST_IMAGES, min(MOST_IMAGES, MOST_PIXELS // plan.image_size**2))
     for kind in ("test", "validation"):
-        parts: list[ImagePart] = [part for part in (getattr(site, kind) for site in sites) if len(part)]
-        if parts:
-            chosen = [_choose_evenly(part, math.ceil(limit / len(parts))) for part in parts]
-            x_NCHW = torch.cat([transform(part.images(of)) for part, of in zip(parts, chosen, strict=True)])
-            labels = torch.cat([part.labels[of] for part, of in zip(parts, chosen, strict=True)])
-            return ProofImages(x_NCHW, labels, f"{len(labels)} {kind} images of {len(parts)} sites")
+        parts = [part for part in (getattr(site, kind) for site in sites) if len(part)]
+        images = take_proof_images(parts, plan, limit, f"{kind} images of {len(parts)} sites")
+        if images is not None:
+            return images
     return None
 
 
-def _choose_evenly(part: ImagePart, most: int) -> list[int]:
-    number = min(most, len(part))
-    return [index * len(part) // number for index in range(number)]
-
-
-def _find_expected(sites: list[SiteData]) -> dict[str, Any]:
-    most = math.ceil(MOST_RANGE_IMAGES / len(sites))
-    chosen = [(site.train, index) for site in sites for index in _choose_evenly(site.train, most)]
-    basis = f"from {len(chosen)} training images of {len(sites)} sites"
-    return describe_range((part.images([index])[0] for part, index in chosen), basis)
-
-
-def _read_report(run: RunFolder) -> dict[str, Any] | None:
-    file = run.report / "report.json"
-    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return content
+def _read_release(run: RunFolder, config: RunConfig | ServerConfig) -> dict[str, Any]:
+    """Return who decided that the model may be used, as the run's own copy of it says; else how that is decided."""
+    try:
+        return dict(json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))["release"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"kind": config.release}

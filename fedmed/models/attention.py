@@ -14,7 +14,6 @@ from fedmed.models.norms import ChannelNorm, ConvNorm
 
 MEMORY_SLOTS = 64
 MEMORY_STD = 0.001
-SPATIAL_ORDERS = ("mean_max", "max_mean")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

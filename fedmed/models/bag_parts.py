@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmed.errors import ConfigError, ReparameterizationError
 from fedmed.reparameterization.algebra import Kernel, fold_batch_norm, fold_scale
+from fedmed.reparameterization.places import has_hooks
 
 FAMILIES = ("strip", "rect", "square")
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -101,10 +102,7 @@ class BagBranch(nn.Module):
 
     def has_hooks(self) -> bool:
         """Return whether somebody watches this branch, so that it has to be evaluated as it stands."""
-        return any(
-            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in (self, self.conv, self.norm)
-        )
+        return has_hooks(self) or has_hooks(self.conv) or has_hooks(self.norm)
 
 
 Mark = tuple[int, int]

@@ -6,7 +6,6 @@ Classification", IEEE SMC 2023, pp. 2571-2576, as re-implemented by the authors 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -21,7 +20,6 @@ from fedmed.models.multibranch import (
     make_local_branch,
     make_memory_branch,
     make_window_branch,
-    read_global_switch,
 )
 
 LOCAL_PARTS = ("depthwise", "norm", "dense", "gelu", "pointwise")
@@ -34,6 +32,7 @@ def came(
     local_depths: Sequence[int] = (2, 2, 2, 2),
     global_depths: Sequence[int] = (2, 2, 2, 2),
     local: bool = True,
+    global_: bool = True,
     memory_attention: bool = True,
     gates: bool = True,
     squeezed_mlp: bool = False,
@@ -43,7 +42,6 @@ def came(
     fusion_norm: str = "batch",
     drop_path: float = 0.0,
     conv_init_std: float = CONV_STD,
-    **others: Any,
 ) -> MultiBranchNet:
     """Build CAME: 111,771,049 parameters at 7 classes by default, all of them used.
 
@@ -55,7 +53,7 @@ def came(
         Channels of the first stage, a multiple of 32; they double at each further stage.
     local_depths, global_depths : sequence of four int
         Blocks of each stage of the local and the global branch.
-    local, global, memory_attention : bool
+    local, global_, memory_attention : bool
         Which branches there are: convolutions, window attention, external attention.
     gates : bool
         Whether spatial and channel gates recalibrate the branches' maps in the fusion blocks.
@@ -74,11 +72,10 @@ def came(
     Raises
     ------
     ConfigError
-        If an option is unknown or has a value that is not allowed.
+        If an option has a value that is not allowed.
     """
-    use_global = read_global_switch("came", came, others)
     widths = check_widths(width, 32)
-    check_branches(**{"local": local, "global": use_global, "memory_attention": memory_attention})
+    check_branches(**{"local": local, "global": global_, "memory_attention": memory_attention})
     check_options(
         fusion_norm,
         drop_path,
@@ -98,7 +95,7 @@ def came(
             drop_path=drop_path,
             conv_init_std=conv_init_std,
         )
-    if use_global:
+    if global_:
         branches[GLOBAL] = make_window_branch(
             widths,
             check_depths("global_depths", global_depths),

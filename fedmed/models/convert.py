@@ -202,7 +202,8 @@ def watch_shapes(model: nn.Module, image_shape: Sequence[int]) -> Flow:
     try:
         with torch.device("meta"):
             return watch(twin, torch.empty(1, *image_shape))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+    # Of torch: shapes that do not fit, an operation without a meta form. Of the network: what it checks itself.
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ConfigError(
             f"The model cannot be evaluated on an image of shape {tuple(image_shape)} ({error}). Allowed for "
             "'image_shape': channels, height and width that the model takes."

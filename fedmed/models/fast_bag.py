@@ -21,9 +21,9 @@ from fedmed.models.fast_bag_native import NativeBag
 from fedmed.models.fast_bag_tables import count_outputs
 from fedmed.models.fast_bag_torch import TorchBag
 from fedmed.models.layers import widen_half
-from fedmed.native import Kernels, load_kernels, native_form
+from fedmed.native import Kernels, load_kernels
 
-__all__ = ["can_run_fast", "fast_bag", "native_form"]
+__all__ = ["can_run_fast", "fast_bag"]
 
 LARGEST_SIDE = 11
 

@@ -5,7 +5,6 @@ medical image classification", PeerJ Computer Science 11:e3181, 2025, doi 10.771
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,6 @@ from fedmed.models.multibranch import (
     check_widths,
     make_local_branch,
     make_retention_branch,
-    read_global_switch,
 )
 
 LOCAL_PARTS = ("dense", "norm", "depthwise", "pointwise", "gelu")
@@ -32,6 +30,7 @@ def hemf(
     local_depths: Sequence[int] = (4, 4, 4, 4),
     global_depths: Sequence[int] = (3, 3, 3, 3),
     local: bool = True,
+    global_: bool = True,
     memory_attention: bool = True,
     gates: bool = True,
     squeezed_mlp: bool = True,
@@ -40,7 +39,6 @@ def hemf(
     fusion_norm: str = "batch",
     drop_path: float = 0.0,
     conv_init_std: float = CONV_STD,
-    **others: Any,
 ) -> MultiBranchNet:
     """Build HEMF: 66,678,263 parameters at 7 classes as published, all of them used.
 
@@ -52,8 +50,8 @@ def hemf(
         Channels of the first stage, a multiple of 16; they double at each further stage.
     local_depths, global_depths : sequence of four int
         Blocks of each stage of the two branches.
-    local, global : bool
-        Which branches there are.
+    local, global_ : bool
+        Which branches there are; ``global_`` is the option ``global``.
     memory_attention : bool
         Whether external attention gates the branches' maps in the fusion blocks.
     gates : bool
@@ -77,11 +75,10 @@ def hemf(
     Raises
     ------
     ConfigError
-        If an option is unknown or has a value that is not allowed.
+        If an option has a value that is not allowed.
     """
-    use_global = read_global_switch("hemf", hemf, others)
     widths = check_widths(width, 16)
-    check_branches(**{"local": local, "global": use_global})
+    check_branches(**{"local": local, "global": global_})
     check_options(
         fusion_norm,
         drop_path,
@@ -101,7 +98,7 @@ def hemf(
             drop_path=drop_path,
             conv_init_std=conv_init_std,
         )
-    if use_global:
+    if global_:
         branches[GLOBAL] = make_retention_branch(
             widths, check_depths("global_depths", global_depths), share_norms=share_norms, conv_init_std=conv_init_std
         )

@@ -5,7 +5,6 @@ Biomedical Signal Processing and Control 87, 105534, 2024, arXiv 2209.10218, and
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,6 @@ from fedmed.models.multibranch import (
     check_widths,
     make_local_branch,
     make_window_branch,
-    read_global_switch,
 )
 
 LOCAL_PARTS = ("depthwise", "norm", "pointwise", "gelu")
@@ -34,6 +32,7 @@ def hifuse(
     local_depths: Sequence[int] | None = None,
     global_depths: Sequence[int] | None = None,
     local: bool = True,
+    global_: bool = True,
     gates: bool = True,
     squeezed_mlp: bool = False,
     dense_mlp: bool = False,
@@ -42,7 +41,6 @@ def hifuse(
     fusion_norm: str = "batch",
     drop_path: float = 0.0,
     conv_init_std: float = CONV_STD,
-    **others: Any,
 ) -> MultiBranchNet:
     """Build HiFuse: 54,673,217 / 58,250,993 / 68,984,321 parameters at 7 classes by default, all of them used.
 
@@ -56,7 +54,7 @@ def hifuse(
         Channels of the first stage, a multiple of 32; they double at each further stage.
     local_depths, global_depths : sequence of four int, optional
         Blocks of each stage of the two branches; default: those of the variant.
-    local, global : bool
+    local, global_ : bool
         Which branches there are: convolutions, window attention.
     gates : bool
         Whether a spatial gate recalibrates the local map and a channel gate the global one in the fusion blocks.
@@ -75,11 +73,10 @@ def hifuse(
     Raises
     ------
     ConfigError
-        If an option is unknown or has a value that is not allowed.
+        If an option has a value that is not allowed.
     """
-    use_global = read_global_switch(f"hifuse_{variant}", hifuse, others)
     widths = check_widths(width, 32)
-    check_branches(**{"local": local, "global": use_global})
+    check_branches(**{"local": local, "global": global_})
     check_options(
         fusion_norm,
         drop_path,
@@ -96,7 +93,7 @@ def hifuse(
         branches[LOCAL] = make_local_branch(
             widths, depths, LOCAL_PARTS, drop_path=drop_path, conv_init_std=conv_init_std
         )
-    if use_global:
+    if global_:
         depths = check_depths("global_depths", VARIANTS[variant] if global_depths is None else global_depths)
         branches[GLOBAL] = make_window_branch(
             widths,

@@ -4,14 +4,13 @@ Branches never see each other; only the fusion blocks read them. Shape letters: 
 classes.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fedmed.errors import ConfigError, suggest_nearest
+from fedmed.errors import ConfigError
 from fedmed.models.attention import ResidualMemory
 from fedmed.models.fusion import FusionBlock, FusionDesign
 from fedmed.models.layers import check_choice, check_number, check_switch
@@ -200,27 +199,6 @@ def check_options(fusion_norm: Any, drop_path: Any, conv_init_std: Any, **switch
     check_number("conv_init_std", conv_init_std)
     if drop_path != 0 or isinstance(drop_path, bool):
         check_number("drop_path", drop_path, most=0.9)
-
-
-def read_global_switch(network: str, builder: Callable[..., Any], others: Mapping[str, Any]) -> bool:
-    """Return the option ``global``, which Python reserves, out of a builder's other options.
-
-    Raises
-    ------
-    ConfigError
-        If there is another option, or the value is neither true nor false.
-    """
-    parameters = inspect.signature(builder).parameters.values()
-    allowed = ["global", *(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)]
-    for option in others:
-        if option != "global":
-            raise ConfigError(
-                f"The model '{network}' has no option '{option}'.{suggest_nearest(option, allowed)} "
-                f"Allowed: {', '.join(sorted(allowed))}."
-            )
-    use_global = others.get("global", True)
-    check_switch("global", use_global)
-    return bool(use_global)
 
 
 def check_branches(**switches: Any) -> None:

@@ -10,7 +10,7 @@ from fedmed.reparameterization.convert import Conversion, convert, find_places, 
 from fedmed.reparameterization.loading import Form, describe_form, load_into_deploy_form, load_state
 from fedmed.reparameterization.places import Place
 from fedmed.reparameterization.proof import BlockProof, Comparison, Proof, compare_logits, join, paired_table
-from fedmed.reparameterization.statistics import apply_sums, collect_sums, count_passes, pool_sums, recalibrate
+from fedmed.reparameterization.statistics import apply_sums, collect_sums, pool_sums
 from fedmed.reparameterization.verify import verify, verify_blocks
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "collect_sums",
     "compare_logits",
     "convert",
-    "count_passes",
     "describe_form",
     "find_places",
     "join",
@@ -33,7 +32,6 @@ __all__ = [
     "load_state",
     "paired_table",
     "pool_sums",
-    "recalibrate",
     "reparameterize",
     "verify",
     "verify_blocks",

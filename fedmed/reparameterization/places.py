@@ -1,7 +1,6 @@
 """Where a network can be merged, and why not elsewhere."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -52,6 +51,13 @@ def is_bag(module: nn.Module) -> bool:
     return callable(getattr(module, "to_merged", None))
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether somebody watches the module, or changes what goes in or comes out."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def identify(kind: type) -> tuple[str, str]:
     """Return the module and name of a class."""
     return kind.__module__, kind.__qualname__
@@ -89,7 +95,7 @@ def _try_examples(model: nn.Module, example: Tensor | None) -> Flow | str:
     for candidate in make_examples(model) if example is None else iter([example]):
         try:
             return watch(model, candidate)
-        except Exception as error:
+        except Exception as error:  # whatever anyone's network raises; it is the reason why the norms stay
             text = (str(error).strip().splitlines() or [""])[0][:200]
             reason = f"the network did not run on an input of shape {tuple(candidate.shape)} ({text}); give an example"
     return reason
@@ -157,7 +163,7 @@ class _Plan:
             f"'{name}' is shared: it has several names": self.names_of_module[id(layer)] > 1,
             f"'{name}' shares a tensor with another module": any(self.uses_of_tensor[id(t)] > 1 for t in tensors),
             f"the parameters of '{name}' are read elsewhere too": bool(self.flow.lent.get(name)),
-            f"'{name}' has hooks": any(_hooks(layer)),
+            f"'{name}' has hooks": has_hooks(layer),
         }
         return next((reason for reason, applies in checks.items() if applies), "")
 
@@ -230,8 +236,3 @@ def _check_readers(own: Value, value: Value, norm: str) -> str:
     others = sorted(readers - {norm, OUTSIDE, RESULT})
     where = ", ".join(f"'{other}'" for other in others) or (RESULT if RESULT in readers else OUTSIDE)
     return f"the output of '{own.layers[0]}' is used elsewhere too: {where}"
-
-
-def _hooks(layer: nn.Module) -> Iterator[bool]:
-    for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        yield bool(getattr(layer, kind, None))

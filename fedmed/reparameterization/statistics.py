@@ -8,16 +8,12 @@ whatever the split over sites and batches.
 
 Depth
 -----
-What a deep BatchNorm gets depends on how the ones before it normalise, and there are two ways to see to that:
-
-* with ``batch_statistics`` the ones before it normalise by the statistics of the batch at hand, as in training. One
-  pass is enough, and it is stable: what the policy ``recalibrate`` does (the "precise BatchNorm" of Wu and Johnson,
-  2021, https://arxiv.org/abs/2105.07576, with sums over sites). Exact for the layers behind no other BatchNorm; behind,
-  the sums are those of all sites' images in batches.
-* without, they normalise by the statistics that the model has now. After k passes, each with the result of the one
-  before, all layers behind at most k - 1 others are exact, and after as many passes as the longest chain
-  (:func:`count_passes`) the result equals one forward pass over all images as one batch. For shallow networks only: on
-  the way there, the deep layers of a network with tens of BatchNorms can be off by orders of magnitude.
+What a deep BatchNorm gets depends on how the ones before it normalise. With ``batch_statistics`` they do so by the
+statistics of the batch at hand, as in training: what the policy ``recalibrate`` does (the "precise BatchNorm" of Wu and
+Johnson, 2021, https://arxiv.org/abs/2105.07576, with sums over sites). One pass is enough, and it is stable. Exact for
+the layers behind no other BatchNorm; behind, the sums are those of all sites' images in batches. Without, they
+normalise by the statistics that the model has now; a pass after each change would get the deep layers right one by one,
+but on the way there those of a network with tens of BatchNorms can be off by orders of magnitude.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from fedmed.errors import ReparameterizationError
@@ -227,65 +221,3 @@ def _set_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> float:
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
     return change
-
-
-class _Depth(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Marks every tensor with the number of BatchNorms on the longest way to it."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        depth = max((_depth(leaf) for leaf in tree_leaves((args, kwargs or {}))), default=0)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                leaf.num_norms = max(depth, _depth(leaf))  # type: ignore[attr-defined]
-        return result
-
-
-def _depth(thing: Any) -> int:
-    return getattr(thing, "num_norms", 0) if isinstance(thing, Tensor) else 0
-
-
-def count_passes(model: nn.Module, example: Tensor) -> int:
-    """Return how many passes make every BatchNorm exact: the most BatchNorms on any way through the network.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Unchanged afterwards.
-    example : Tensor
-        An input of the network.
-    """
-
-    def enter(norm: _BatchNorm, args: Any, output: Tensor) -> None:
-        output.num_norms = _depth(args[0]) + 1  # type: ignore[attr-defined]
-        depths.append(_depth(output))
-
-    depths: list[int] = []
-    handles = [norm.register_forward_hook(enter) for norm in tracked_norms(model).values()]
-    with _running(model, handles), _Depth():  # type: ignore[no-untyped-call]
-        model(example.detach().clone())
-    return max(depths, default=0)
-
-
-def recalibrate(model: nn.Module, sites: Mapping[str, Sequence[Tensor]], passes: int) -> list[float]:
-    """Recalibrate a network on several sites' images that are all at hand, in place.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Train form.
-    sites : mapping from str to sequence of Tensor
-        Batches by site.
-    passes : int
-        From 1; see the module's text.
-
-    Returns
-    -------
-    list of float
-        Largest change in each pass; see :func:`apply_sums`.
-    """
-    changes = []
-    for _ in range(passes):
-        pooled = pool_sums({site: collect_sums(model, batches) for site, batches in sites.items()})
-        changes.append(apply_sums(model, pooled))
-    return changes

@@ -13,7 +13,8 @@ from client.guard import guard_messages
 from client.local import Site, open_site
 from client.request import ModelMemory, Request, read_request
 from client.site import describe
-from fedmed.fairness.suppression import release_tables
+from fedmed.fairness.suppression import release_site_tables
+from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import MODELS
 from fedmed.network import hash_model
 from fedmed.seeding import make_rng
@@ -67,10 +68,10 @@ def score(message: Message, context: Context) -> Message:
     packed = _memory.take(message, request)
     if packed is None:
         return _ask_for_model(message)
-    part = site.data.test if request.part == "test" else site.data.validation
-    logits = torch.zeros(len(part), len(request.plan.classes))
-    release = site.release_of(request.part or "validation")
-    tables = release_tables(logits, part.labels, [site.name] * len(part), release)
+    name = "test" if request.part == "test" else "validation"
+    part, counted = getattr(site.data, name), site.count_part(name, request.plan.fairness)
+    logits = {FEDERATED: torch.zeros(len(part), len(request.plan.classes))}
+    tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
     return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, tables=tables), reply_to=message)
 
 

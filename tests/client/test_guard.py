@@ -24,7 +24,8 @@ from fedmed.audit import AuditLog
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.fairness.suppression import tell_everything
+from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import list_models
 from fedmed.training import TrainingError
 from fedmed.wire import REPORT, WireError, make_content, read_tables, read_values
@@ -280,7 +281,8 @@ def add_array(content: RecordDict) -> None:
 
 
 def add_known_record_of_another_kind(content: RecordDict) -> None:
-    tables = tables_from_logits(torch.eye(3).repeat(9, 1), torch.arange(3).repeat(9), ["north"] * 27)
+    logits = {FEDERATED: torch.eye(3).repeat(9, 1)}
+    tables = tell_everything(logits, torch.arange(3).repeat(9), {"site": ["north"] * 27})
     content["tables"] = make_content(REPORT, {}, tables=tables)["tables"]
 
 
@@ -326,12 +328,13 @@ def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Chang
     [
         ("test", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
         ("validation", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
-        ("test", PATIENT, "its tables are of other groups than the site"),
+        ("test", PATIENT, "its tables must not leave, because they are of other groups than the site"),
     ],
 )
 def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, groups: str, problem: str) -> None:
     site = HospitalSite(tmp_path)
-    tables = tables_from_logits(torch.eye(3).repeat(2, 1), torch.arange(3).repeat(2), [groups] * 6)
+    logits = {FEDERATED: torch.eye(3).repeat(2, 1)}
+    tables = tell_everything(logits, torch.arange(3).repeat(2), {"site": [groups] * 6})
 
     def answer(message: Message, context: Context) -> Message:
         return Message(make_content(REPORT, {"model_sha256": "0" * 64}, tables=tables), reply_to=message)
@@ -344,12 +347,12 @@ def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, group
 
 def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path)
-    held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation"))
+    held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation")).site
     assert held_back.counts.any()
     assert not held_back.scores.any()
-    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).scores.any()
+    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.scores.any()
     generous = site.restart(policy={"suppression": {"k": 6, "k_row": 3}, "validation_scores": True})
-    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).scores.any()
+    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.scores.any()
 
 
 def corrupt(**values: Any) -> dict[str, Any]:
@@ -562,8 +565,20 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
-        reply = site.ask("evaluate.recalibrate", None if "model_sha256" in values else site.model, **values)
-        sent["recalibrate"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+        for kind in ("recalibrate", "calibrate"):
+            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, **values)
+            sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    alone = {"benefit": True, "losses": "site"}
+    declining = site.restart(policy={"suppression": {"k": 1, "k_row": 1}, "benefit": False})
+    for reply in (
+        site.ask("train.local", None, alone, round=1, model_sha256="0" * 64),
+        site.ask("train.local", site.model, alone, round=1),
+        declining.ask("train.local", site.model, alone, round=1),
+    ):
+        sent["local"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for plan in ({"losses": "site"}, {"losses": "groups", "loss_attribute": "site"}):
+        reply = site.ask("train", site.model, plan, round=1)
+        sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
         sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}

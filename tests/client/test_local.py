@@ -13,8 +13,8 @@ from client.local import Site, find_hospital, open_site
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import ConfigError, DataError, FedmedError, KeyFileError, RunFolderError
-from fedmed.fairness.suppression import Release
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.fairness.suppression import Release, tell_everything
+from fedmed.metrics.site_tables import FEDERATED
 from fedmed.wire import WireError
 from tests.client.hospital import CLASSES, FILE, PATIENT, PLAN, HospitalSite, make_rows
 from tests.data.conftest import write_csv
@@ -211,13 +211,15 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_stored_tables_below_raised_thresholds_or_damaged_are_not_sent_again(tmp_path: Path) -> None:
     files = open_site(HospitalSite(tmp_path).config).files_of(PLAN_1)
-    tables = tables_from_logits(torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4), ["north"] * 12)
+    logits = {FEDERATED: torch.eye(3).repeat(4, 1)}
+    tables = tell_everything(logits, torch.arange(3).repeat(4), {"site": ["north"] * 12})
     files.store_test_tables("ab" * 32, tables)
-    assert files.read_test_tables("ab" * 32, Release(12, 4)) is not None
-    assert files.read_test_tables("ab" * 32, Release(12, 5)) is None
-    assert files.read_test_tables("cd" * 32, Release()) is None
+    assert files.read_test_tables("ab" * 32, Release(12, 4), "north") is not None
+    assert files.read_test_tables("ab" * 32, Release(12, 5), "north") is None
+    assert files.read_test_tables("ab" * 32, Release(12, 4), "south") is None
+    assert files.read_test_tables("cd" * 32, Release(), "north") is None
     (tmp_path / "state/runs/run1/test_tables" / f"{'ab' * 32}.safetensors").write_bytes(b"damaged")
-    assert files.read_test_tables("ab" * 32, Release()) is None
+    assert files.read_test_tables("ab" * 32, Release(), "north") is None
 
 
 def test_share_of_the_gpu_is_claimed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,10 +21,11 @@ from fedmed.compression import estimate_bytes
 from fedmed.config import Plan
 from fedmed.deployment import ClientConfig
 from fedmed.errors import ConnectionRefusedByServerError
+from fedmed.fairness.suppression import tell_everything
 from fedmed.keys import Authority, fingerprint, read_public_key
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import FEDERATED, MODELS
 from fedmed.network import Network
-from fedmed.wire import pack_tables
 from tests.client.kit import (
     CLASSES,
     PLAN,
@@ -74,6 +74,7 @@ def test_everything_is_right_over_tls(tmp_path: Path) -> None:
     context = issue(tmp_path / "server", tmp_path / "authority", days=90)
     with serve(answer_tls(context)) as port:
         config = config.model_copy(update={"server": f"127.0.0.1:{port}"})
+        config = with_policy(config, suppression=config.policy.suppression.model_copy(update={"k": 4, "k_row": 3}))
         results = run_preflight(config, connect=connect_to(FakeFleet(make_hello())))
     found = {result.name: result for result in results}
     assert {name: result.found for name, result in found.items() if result.status != "ok"} == {}
@@ -412,15 +413,12 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
     assert read_bytes(found["leaves: update, fp16"].found, "model") == estimate_bytes(layout, "fp16")
     assert read_bytes(found["leaves: update, int8"].found, "model") == estimate_bytes(layout, "int8")
     assert found["leaves: update, none"].found.endswith("(the plan's)")
-    zeros = EvaluationTables(
-        ("north",),
-        counts=np.zeros((1, 3, 3), np.int64),
-        scores=np.zeros((1, 3, 3, 64), np.int64),
-        calibration=np.zeros((1, 3, 15, 3)),
-        brier=np.zeros((1, 3)),
-    )
+    tables = tell_everything({FEDERATED: torch.zeros(1, 3)}, torch.tensor([0]), {"site": ["north"]})
     for part in ("validation", "test"):
-        assert read_bytes(found[f"leaves: {part} tables"].found, "tables") == len(pack_tables(zeros))
+        assert read_bytes(found[f"leaves: {part} tables"].found, "tables") == len(pack_site_tables(tables))
+    logits = dict.fromkeys(MODELS, torch.zeros(1, 3))
+    largest = len(pack_site_tables(tell_everything(logits, torch.tensor([0]), {"site": ["north"]})))
+    assert f", up to {largest:,} bytes with a temperature and" in found["leaves: test tables"].found
     assert found["leaves: validation tables"].found.endswith("without histograms of scores")
     assert found["leaves: test tables"].found.endswith("with histograms of scores")
     assert "(artefact_sha256, comparison, model_sha256)" in found["leaves: comparison"].found
@@ -434,9 +432,8 @@ def test_withheld_rows_are_those_of_all_images(config: ClientConfig) -> None:
     assert {label: sum(map(int, text.split("/"))) for label, text in counts.items()} == COUNTS
     for place, part in ((1, "validation"), (2, "test")):
         rows = [int(counts[label].split("/")[place]) for label in CLASSES]
-        released = [number for number in rows if number >= 5]
-        wanted = len(released) if sum(released) >= 6 else 0
-        assert f"for {wanted} of 3 classes" in found[f"leaves: {part} tables"].found
+        wanted = sum(number >= 5 for number in rows) if sum(rows) >= 6 else 0
+        assert f"of the site for {wanted} of 3 classes" in found[f"leaves: {part} tables"].found
 
 
 def test_description_is_shown_word_for_word(config: ClientConfig) -> None:

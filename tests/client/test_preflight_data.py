@@ -1,6 +1,7 @@
 """What ``flower-client --check`` says of images and labels."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,38 @@ def test_attributes(table: ClientConfig) -> None:
     data = table.data.model_copy(update={"attribute_columns": ["patient"]})
     ids = check(table.model_copy(update={"data": data}))["attributes"]
     assert "patient has 30 values" in ids.advice
+
+
+def test_groups(table: ClientConfig) -> None:
+    """Under thresholds of 1 all rows are told; under high ones, nothing."""
+
+    def with_limits(k: int, k_row: int) -> ClientConfig:
+        limits = table.policy.suppression.model_copy(update={"k": k, "k_row": k_row})
+        return table.model_copy(update={"policy": table.policy.model_copy(update={"suppression": limits})})
+
+    told = check(with_limits(1, 1))["groups"]
+    assert told.status == "ok"
+    for part, text in zip(("validation", "test"), told.found.split(". "), strict=False):
+        match = re.fullmatch(rf"{part}: site (\d+) of (\d+) rows; sex (\d) groups, (\d+) of (\d+) rows", text)
+        assert match is not None
+        assert match[1] == match[2] == "3"
+        assert match[4] == match[5]
+    nothing = check(with_limits(50, 5))["groups"]
+    assert nothing.status == "warning"
+    assert nothing.advice.startswith("Nothing would be told about: sex, site. ")
+    assert "site 0 of 3 rows" in nothing.found
+
+
+def test_attribute_that_is_an_id_fails(tmp_path: Path) -> None:
+    rows = make_rows(120)
+    for number, row in enumerate(rows):
+        row["ward"] = f"{PATIENT}-{number}"
+    data = make_table(tmp_path / "many", rows, group_column="patient", attribute_columns=["ward"])
+    (tmp_path / "other").mkdir()
+    found = check(make_kit(tmp_path / "other", data, insecure=True))
+    assert found["groups"].status == "failed"
+    assert "likely an id" in found["groups"].found
+    assert PATIENT not in found["groups"].found
 
 
 def test_withdrawn_patients(table: ClientConfig, tmp_path: Path) -> None:

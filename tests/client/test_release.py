@@ -14,16 +14,19 @@ import torch
 
 from client import release
 from client.collected import Collected, read_collected
+from client.own_rows import OwnReportError, check_rows, encode_rows
 from client.release import ReleaseError, collect, fetch_model
 from fedmed.audit import verify_audit
 from fedmed.config import Plan
 from fedmed.deployment import ClientConfig
-from fedmed.errors import CheckpointError, ConnectionRefusedByServerError, KeyFileError
+from fedmed.errors import CheckpointError, ConnectionRefusedByServerError, KeyFileError, RunFolderError
 from fedmed.export import load_model, write_model
+from fedmed.fairness.suppression import tell_everything
 from fedmed.keys import make_release_key, sign
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
+from fedmed.metrics.site_tables import FEDERATED
 from fedmed.network import Network
-from fedmed.wire import pack_tables
+from fedmed.processes import write_secret
 from tests.client.kit import CLASSES, PLAN, FakeFleet, make_kit
 
 RUN = "0123abcd"
@@ -107,10 +110,13 @@ def store_own_tables(state: Path, released: Release) -> None:
     logits = torch.zeros(6, 3)
     for row, (_, predicted) in enumerate(pairs):
         logits[row, predicted] = 2.0
-    tables = tables_from_logits(logits, torch.tensor([true for true, _ in pairs]), ["north"] * 6)
+    labels, groups = torch.tensor([true for true, _ in pairs]), {"site": ["north"] * 6, "sex": ["f", "m"] * 3}
+    tables = tell_everything({FEDERATED: logits}, labels, groups)
     folder = state / "runs" / RUN / "own_tables"
-    folder.mkdir(parents=True)
-    (folder / f"{released.manifest['model_sha256']}.safetensors").write_bytes(pack_tables(tables))
+    folder.mkdir(parents=True, exist_ok=True)
+    name = released.manifest["model_sha256"]
+    (folder / f"{name}.safetensors").write_bytes(pack_site_tables(tables))
+    write_secret(folder / f"{name}.rows.json", encode_rows({FEDERATED: logits}, labels, groups))
 
 
 def test_model_report_and_own_report_are_in_place(
@@ -159,6 +165,28 @@ def test_site_that_missed_the_test_is_told_so(
     report = json.loads((state / "report" / "report.json").read_text())
     assert report["figures"]["accuracy"]["value"] is None
     assert any("no tables of its test images" in note for note in report["notes"])
+
+
+def test_own_report_is_not_written_when_fairlearn_finds_something_else(
+    config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store_own_tables(state, released)
+    (rows,) = (state / "runs" / RUN / "own_tables").glob("*.rows.json")
+    values = json.loads(rows.read_text())
+    values["predictions"][FEDERATED][2] = 2  # wrong as before, but as another class
+    write_secret(rows, json.dumps(values).encode())
+    collect(config, fleet, released.sha256)
+    assert not (state / "report").exists()
+    assert "the selection rate of class 2 is 0.5 in its tables and 0.333" in caplog.text
+    tables = unpack_site_tables(rows.with_name(rows.name.replace("rows.json", "safetensors")).read_bytes())
+    values["groups"]["sex"] = ["f"] * 6
+    write_secret(rows, json.dumps(values).encode())
+    with pytest.raises(OwnReportError):
+        check_rows(rows, tables)
+    values["labels"].pop()
+    write_secret(rows, json.dumps(values).encode())
+    with pytest.raises(RunFolderError, match="does not fit the tables"):
+        check_rows(rows, tables)
 
 
 def test_own_report_outlives_its_tables(

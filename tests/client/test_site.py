@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -13,13 +14,16 @@ from client.site import app
 from fedmed.aggregation import TensorFile
 from fedmed.compression import decompress_update
 from fedmed.config import Plan
-from fedmed.errors import FedmedError
-from fedmed.fairness.suppression import Release, count_released, release_tables
-from fedmed.metrics.tables import EvaluationTables, tables_from_logits
+from fedmed.errors import FedmedError, RunFolderError
+from fedmed.fairness.disclosure import plan_release
+from fedmed.fairness.suppression import Release, release_site_tables
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
+from fedmed.metrics.tables import tables_from_logits
 from fedmed.network import Network, get_network, hash_model
 from fedmed.training import compute_logits
 from fedmed.wire import REPORT, REQUEST, WireError, make_content, read_model, read_tables, read_values, unpack_tables
-from tests.client.hospital import POLICY, HospitalSite
+from tests.client.hospital import FILE, PATIENT, POLICY, HospitalSite, make_rows
 from tests.federation import Federation
 
 Make = Callable[..., Federation]
@@ -49,6 +53,8 @@ def test_describe_says_who_and_how_many(make_federation: Make) -> None:
     assert told["num_images"] == {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     assert told["class_counts"]["train"] == torch.bincount(data.train.labels, minlength=3).tolist()
     assert told["model_digest"] == get_network(site.plan).digest()
+    assert told["attributes"] == ["sex", "age_band", "sex x age_band"]
+    assert told["validation_scores"] is told["show_alone"] is True
 
 
 def test_nothing_about_single_images_is_in_an_answer(make_federation: Make) -> None:
@@ -67,7 +73,8 @@ def test_nothing_about_single_images_is_in_an_answer(make_federation: Make) -> N
         assert not any(patient in text for patient in patients)
     expected = {"num_images", "loss", "learning_rate", "train_s"}
     assert set(read_values(answers[1], REPORT)) == expected
-    assert read_tables(answers[2]).groups == ("site_01",)
+    assert read_tables(answers[2]).site.groups == ("site_01",)
+    assert list(read_tables(answers[2]).models[FEDERATED]) == ["site", "sex", "age_band", "sex x age_band"]
 
 
 def test_repeated_request_starts_from_the_state_before_it(make_federation: Make) -> None:
@@ -130,10 +137,8 @@ PHANTOM = {"source": "phantom", "num_classes": 3, "images_per_site": 40, "image_
 KEPT = {"training": {"optimizer": {"lr": 0.05}, "batch_size": 8, "keep_momentum": True}, "batch_norm": "local"}
 
 
-def assert_equal(found: EvaluationTables, expected: EvaluationTables) -> None:
-    assert found.groups == expected.groups
-    for name, array in expected.to_arrays().items():
-        assert (found.to_arrays()[name] == array).all()
+def assert_equal(found: SiteTables, expected: SiteTables) -> None:
+    assert pack_site_tables(found) == pack_site_tables(expected)
 
 
 @pytest.mark.parametrize("settings", [{}, KEPT, KEPT | {"compression": "int8"}, {"compression": "fp16"}])
@@ -188,9 +193,11 @@ def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
     told = read_values(hospital.ask("query"), REPORT)
     data = open_site(hospital.config).data
     counts = {name: torch.bincount(getattr(data, name).labels, minlength=3).tolist() for name in ("validation", "test")}
-    released = {name: count_released(of_part, Release(6, 3)) for name, of_part in counts.items()}
-    assert released["validation"] < len(data.validation)  # a rare class that a total would give away
-    assert told["num_images"] == {"train": len(data.train), **released}
+    told_of = {name: sum(count for count in of_part if count >= 3) for name, of_part in counts.items()}
+    assert told_of["validation"] < len(data.validation)  # a rare class that a total would give away
+    assert told["num_images"] == {"train": len(data.train), **told_of}
+    assert told["attributes"] == []
+    assert told["validation_scores"] is told["show_alone"] is False
     assert told["thresholds"] == {"k": 6, "k_row": 3}
     assert told["synthetic"] is False
     assert told["class_counts"] is None
@@ -205,22 +212,112 @@ def test_class_counts_are_told_only_where_allowed_and_none_is_small(tmp_path: Pa
     assert sum(map(sum, told["class_counts"].values())) == len(hospital.rows)
 
 
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> None:
-    hospital = HospitalSite(tmp_path)
-    found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part=part))
+def test_class_counts_are_not_told_when_few_images_withdrew_since(tmp_path: Path) -> None:
+    limits = {"suppression": {"k": 4, "k_row": 2}}
+    (tmp_path / "withdrawn.txt").write_text("")
+    hospital = HospitalSite(tmp_path, policy=limits, share_class_counts=True, exclude="withdrawn.txt")
+    assert read_values(hospital.ask("query"), REPORT)["class_counts"] is not None
+    (tmp_path / "withdrawn.txt").write_text(open_site(hospital.config).data.train.items[0])
+    assert read_values(hospital.ask("query"), REPORT)["class_counts"] is None
+
+
+def score_directly(hospital: HospitalSite, part: str) -> tuple[Any, torch.Tensor]:
     images = getattr(open_site(hospital.config).data, part)
     network = Network(hospital.plan)
     network.fill(hospital.model, {})
-    logits = compute_logits(network.model, images, hospital.plan, device=torch.device("cpu"))
-    groups = ["north"] * len(images)
-    assert_equal(found, release_tables(logits, images.labels, groups, Release(6, 3, scores=part == "test")))
+    return images, compute_logits(network.model, images, hospital.plan, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> None:
+    rows = [row | {"sex": "f" if number % 4 < 2 else "m"} for number, row in enumerate(make_rows())]
+    hospital = HospitalSite(tmp_path, rows)
+    data = hospital.settings["data"] | {"attribute_columns": ["sex"]}
+    hospital = hospital.restart(data=data)
+    found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part=part))
+    images, logits = score_directly(hospital, part)
+    groups = {"site": ["north"] * len(images), "sex": images.attributes["sex"]}
+    limits = Release(6, 3, scores=part == "test")
+    plan = plan_release(images.labels, groups, images.items, limits)
+    assert_equal(found, release_site_tables({FEDERATED: logits}, images.labels, groups, plan, limits))
     own = hospital.state / "runs/run1/own_tables" / f"{hash_model(hospital.model)}.safetensors"
     assert own.is_file() == (part == "test")  # for the site's own report, made from the test only
     if part == "test":
         complete = unpack_tables(own.read_bytes())
-        assert_equal(complete, tables_from_logits(logits, images.labels, groups))
-        assert 0 < found.num_images < complete.num_images == len(images)
+        for attribute, of_images in groups.items():
+            expected = tables_from_logits(logits, images.labels, of_images).to_arrays()
+            for name, array in complete.models[FEDERATED][attribute].to_arrays().items():
+                assert (array == expected[name]).all()
+        assert 0 < found.site.num_images < complete.site.num_images == len(images)
+        assert own.with_suffix(".rows.json").stat().st_mode & 0o777 == 0o600
+    record = hospital.state / "told_rows" / f"{part}.json"
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert PATIENT not in record.read_text()
+    assert FILE not in record.read_text()
+
+
+def test_temperature_applies_to_the_test_only(tmp_path: Path) -> None:
+    hospital = HospitalSite(tmp_path)
+    values = {"round": 1, "temperature": 2.0}
+    found = read_tables(hospital.ask("evaluate", hospital.model, part="test", **values))
+    images, logits = score_directly(hospital, "test")
+    groups, limits = {"site": ["north"] * len(images)}, Release(6, 3)
+    plan = plan_release(images.labels, groups, images.items, limits)
+    both = {FEDERATED: logits.double() / 2, UNCALIBRATED: logits}
+    assert_equal(found, release_site_tables(both, images.labels, groups, plan, limits))
+    np.testing.assert_array_equal(found.site.counts, found.models[UNCALIBRATED]["site"].counts)
+    # Tables with many temperatures would tell single scores.
+    again = hospital.ask("evaluate", hospital.model, round=1, part="test", temperature=3.0)
+    assert_equal(read_tables(again), found)
+
+
+def test_models_that_are_compared_are_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hospital = HospitalSite(tmp_path)
+    _, logits = score_directly(hospital, "test")
+    monkeypatch.setattr("client.site.compute_compared_logits", lambda *_: {"local": -logits})
+    found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part="test", compare=["local"]))
+    assert set(found.models) == {FEDERATED, "local"}
+    np.testing.assert_array_equal(found.paired["local"]["site"].cells.sum(axis=(2, 3)), found.site.counts.sum(axis=2))
+
+
+@pytest.mark.parametrize("suppression", [{"k": 1, "k_row": 1}, {"k": 10, "k_row": 5}])
+def test_simulated_site_holds_back_what_the_settings_say(make_federation: Make, suppression: dict[str, int]) -> None:
+    site = Site(make_federation(suppression=suppression, data=PHANTOM | {"images_per_site": 300}))
+    found = read_tables(site.ask("evaluate", site.model, round=0, part="validation"))
+    rows = np.concatenate([tables.counts.sum(axis=-1).ravel() for tables in found.models[FEDERATED].values()])
+    assert rows[rows > 0].min() >= suppression["k_row"]
+    assert found.site.scores.any()
+    assert (Path(site.config["run-dir"]) / "sites/site_01/told_rows/validation.json").is_file() == (
+        suppression["k"] > 1
+    )
+
+
+def test_damaged_record_of_what_was_told_stops_everything(tmp_path: Path) -> None:
+    hospital = HospitalSite(tmp_path)
+    hospital.ask("evaluate", hospital.model, round=1, part="validation")
+    record = hospital.state / "told_rows/validation.json"
+    record.write_text(record.read_text()[:-5])
+    with pytest.raises(RunFolderError, match=r"No tables are sent without it") as caught:
+        hospital.restart().ask("evaluate", hospital.model, round=1, part="validation")
+    assert not caught.value.shareable
+
+
+def test_withdrawn_patient_does_not_follow_from_two_rounds(tmp_path: Path) -> None:
+    """The difference of two validations of the same model would be the images of one patient."""
+    (tmp_path / "withdrawn.txt").write_text("")
+    hospital = HospitalSite(tmp_path, exclude="withdrawn.txt")
+    first = read_tables(hospital.ask("evaluate", hospital.model, round=1, part="validation")).site
+    images = open_site(hospital.config).data.validation
+    patient = next(row["patient"] for row in hospital.rows if row["file"] == images.items[0])
+    (tmp_path / "withdrawn.txt").write_text(str(patient))
+    second = read_tables(hospital.ask("evaluate", hospital.model, round=2, part="validation")).site
+    assert len(open_site(hospital.config).data.validation) == len(images) - 2
+    difference = first.counts.sum(axis=-1) - second.counts.sum(axis=-1)
+    assert difference.sum() >= 3
+    assert all(n == 0 or n >= 3 for n in difference.ravel())
+    # In another process it is the same.
+    again = read_tables(hospital.restart().ask("evaluate", hospital.model, round=2, part="validation")).site
+    np.testing.assert_array_equal(again.counts, second.counts)
 
 
 def test_test_images_are_scored_once_at_a_hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

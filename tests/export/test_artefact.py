@@ -332,3 +332,13 @@ def test_card_without_and_with_figures(manifest: dict[str, Any]) -> None:
     assert "The images are synthetic" in card
     assert "withhold figures of small groups" in card
     assert "for the site south only" in card
+
+
+def test_card_says_who_released_the_model(manifest: dict[str, Any]) -> None:
+    words = {"kind": "manual", "by": "Ada"}, "Release: manual, by Ada."
+    undecided = (
+        {"kind": "manual"},
+        "Release: manual, not decided yet: this is a candidate and no person has released it.",
+    )
+    for release, expected in (words, undecided, ({"kind": "automatic"}, "Release: automatic.")):
+        assert expected in write_model_card(manifest | {"release": release})

@@ -17,7 +17,6 @@ from fedmed.export.release_form import (
     find_breach,
     pool,
     read_answer,
-    write_card,
 )
 from fedmed.fairness.suppression import Release
 from fedmed.reparameterization import Comparison
@@ -125,4 +124,3 @@ def test_files_are_packed_with_known_names_and_sizes_only() -> None:
     for data in (b"", b"garbage", packed[:-1]):
         with pytest.raises(WireError, match="cannot be read"):
             unpack_files(data, {"a": 1})
-    assert write_card  # what it says is tested with a federation, in tests/server/test_candidate.py

@@ -15,14 +15,16 @@ from fedmed import predict
 from fedmed.config import RunConfig
 from fedmed.data import load_site
 from fedmed.errors import ReparameterizationError, RunFolderError
-from fedmed.export import load_model
+from fedmed.export import load_model, write_model
 from fedmed.export import run as module
 from fedmed.export.__main__ import main
-from fedmed.export.compare import compare_forms, read_batches
+from fedmed.export.compare import compare_outputs, open_session, read_batches
 from fedmed.export.onnx_file import ExportError
+from fedmed.export.release_form import change_manifest
 from fedmed.export.run import Reproduction, export_run, load_network, read_chosen_round, reproduce, sample_images
+from fedmed.metrics.packing import pack_site_tables
 from fedmed.run_folder import RunFolder
-from fedmed.wire import pack_tables, unpack_tables
+from fedmed.wire import unpack_tables
 from simulations.engine import export_model
 from tests.federation import Federation, Notes
 
@@ -81,10 +83,11 @@ def test_difference_is_found(copied: RunFolder, exported: Path) -> None:
     """One image is moved to another predicted class in the table that was logged."""
     file = sorted((copied.tables / "test").glob("*.safetensors"))[1]
     tables = unpack_tables(file.read_bytes())
-    true, predicted = (int(places[0]) for places in tables.counts[0].nonzero())
-    tables.counts[0, true, predicted] -= 1
-    tables.counts[0, true, (predicted + 1) % 3] += 1
-    file.write_bytes(pack_tables(tables))
+    counts = tables.site.counts
+    true, predicted = (int(places[0]) for places in counts[0].nonzero())
+    counts[0, true, predicted] -= 1
+    counts[0, true, (predicted + 1) % 3] += 1
+    file.write_bytes(pack_site_tables(tables))
     result = reproduce(copied, exported)
     assert not result.succeeded
     assert result.moved == {file.stem: 1}
@@ -100,13 +103,18 @@ def test_forms_agree_at_each_site(finished: RunFolder, exported: Path) -> None:
     config = settings_of(finished)
     network = load_network(finished, config, read_chosen_round(finished))
     data = load_site(config.data, config.sites, config.seed, finished.splits, "site_01", 0.0)
-    found = compare_forms(network.model, exported, data.test, config.make_plan())
+    deploy, session, batches = (
+        load_model(exported)[0],
+        open_session(exported, 1),
+        read_batches(data.test, config.make_plan()),
+    )
+    found = compare_outputs(network.model, deploy, session, batches, data.test.labels, len(part_classes(config)))
     assert found.failures() == []
     assert found.onnx.num_images == len(data.test)
     assert sum(map(sum, found.paired)) == len(data.test)
     (exported / "model.onnx").rename(exported / "away")
     with pytest.raises(ExportError, match="is no exported model"):
-        compare_forms(network.model, exported, data.test, config.make_plan())
+        open_session(exported, 1)
     (exported / "away").rename(exported / "model.onnx")
 
 
@@ -161,6 +169,21 @@ def test_unfinished_run(copied: RunFolder, tmp_path: Path) -> None:
     copied.finished_file.unlink()
     with pytest.raises(RunFolderError, match="has not finished"):
         export_run(copied, tmp_path / "model")
+
+
+def test_release_is_what_the_run_says(copied: RunFolder) -> None:
+    """The decision lies in the run's own model; before there is one, the settings say who will decide."""
+    config = settings_of(copied)
+    waiting = config.model_copy(update={"release": "manual"})
+    shutil.rmtree(copied.model, ignore_errors=True)
+    assert module._read_release(copied, waiting) == {"kind": "manual"}
+    write_model(
+        copied.model, copied.checkpoints / "round_00001" / "model.safetensors", config.make_plan(), chosen_round=1
+    )
+    assert module._read_release(copied, waiting) == {"kind": "manual"}  # a train form, which nobody has released yet
+    change_manifest(copied.model, None, {"release": {"kind": "manual", "by": "Ada"}})
+    assert module._read_release(copied, waiting) == {"kind": "manual", "by": "Ada"}
+    assert module._read_release(RunFolder(copied.path / "none"), config) == {"kind": "automatic"}
 
 
 def test_images_that_are_gone(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

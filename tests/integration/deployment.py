@@ -16,6 +16,7 @@ import yaml
 from fedmed.metrics.history import read_history
 from fedmed.processes import find_free_port
 from fedmed.run_folder import RunFolder
+from server.provision import provision
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,8 +72,10 @@ class Deployment:
         sites: int = 2,
         client: dict[str, Any] | None = None,
         artefact: bool = False,
+        by_command: bool = False,
         **settings: Any,
     ) -> None:
+        """Make the kits; ``by_command`` in a process, as a person does, which takes seconds."""
         self.folder = folder
         self._environment = {} if artefact else {"FEDMED_TEST_TRAIN_FORM": "1"}
         self.names = [f"site_{number + 1:02d}" for number in range(sites)]
@@ -96,8 +99,11 @@ class Deployment:
         plain = folder / "plain.yaml"
         plain.write_text(yaml.safe_dump(values | settings))
         self.kit = folder / "federation"
-        provisioned = self.run("server", "--provision", str(self.kit), "--config", str(plain))
-        assert provisioned.returncode == 0, provisioned.stdout
+        if by_command:
+            provisioned = self.run("server", "--provision", str(self.kit), "--config", str(plain))
+            assert provisioned.returncode == 0, provisioned.stdout
+        else:
+            provision(self.kit, plain)
         self.config = self.kit / "server.yaml"
         data = {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16}
         for name in self.names:

@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 from fedmed.audit import verify_audit
+from simulations.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FEDMED_DATA", ROOT.parent / "shared" / "data"))
+ROUNDS = 4
 SMALL = [
-    "rounds=3",
+    f"rounds={ROUNDS}",
     "model.name=mobilenet_v2",
     "data.images_per_site=60",
     "data.image_size=32",
@@ -42,8 +44,8 @@ def finish(*arguments: str | Path, settings: Sequence[str] = ()) -> subprocess.C
     return done
 
 
-def final_model(run: Path, round_number: int = 3) -> bytes:
-    return (run / "checkpoints" / f"round_{round_number:05d}" / "model.safetensors").read_bytes()
+def final_model(run: Path) -> bytes:
+    return (run / "checkpoints" / f"round_{ROUNDS:05d}" / "model.safetensors").read_bytes()
 
 
 def count_rounds(run: Path) -> int:
@@ -51,9 +53,11 @@ def count_rounds(run: Path) -> int:
     return history.read_bytes().count(b"\n") if history.exists() else 0
 
 
-def start_and_wait_for_round(run: Path, rounds: int, settings: Sequence[str]) -> subprocess.Popen[str]:
+def start_and_wait_for_round(
+    run: Path, rounds: int, how: str = "--out", settings: Sequence[str] = ()
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command("--out", run, settings=settings),
+        command(how, run, settings=settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,6 +70,19 @@ def start_and_wait_for_round(run: Path, rounds: int, settings: Sequence[str]) ->
         assert time.monotonic() < end, "no round was closed"
         time.sleep(0.05)
     return process
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Run the command in this process, for refusals: a process of its own would load libraries for seconds."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path, settings: Sequence[str] = ()) -> str:
+        assert main(command(*arguments, settings=settings)[2:]) == 1
+        return capsys.readouterr().err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +108,16 @@ def test_finished_run_is_a_complete_folder(undisturbed: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_killed_run_resumes_to_the_same_bits_with_other_workers(undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    process = start_and_wait_for_round(run, 1, [*SMALL, *KEEPING, "workers=2"])
+def test_run_that_is_stopped_then_killed_ends_with_the_same_bits_with_other_workers(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stop_by_ctrl_c(run, start_and_wait_for_round(run, 1, settings=[*SMALL, *KEEPING, "workers=2"]))
+    process = start_and_wait_for_round(run, 2, "--resume")
     time.sleep(0.3)  # into the next round
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert count_rounds(run) < 3
+    assert count_rounds(run) < ROUNDS
     done = finish("--resume", run)
     assert done.returncode == 0, done.stderr
     assert final_model(run) == final_model(undisturbed)
@@ -105,9 +125,8 @@ def test_killed_run_resumes_to_the_same_bits_with_other_workers(undisturbed: Pat
     assert reports[0]["figures"] == reports[1]["figures"]
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_resume(undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "stopped"
-    process = start_and_wait_for_round(run, 1, [*SMALL, *KEEPING])
+def stop_by_ctrl_c(run: Path, process: subprocess.Popen[str]) -> None:
+    """It ends everything at once and says how to go on."""
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
     _, errors = process.communicate(timeout=60)
@@ -116,14 +135,13 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(undisturbed: Path, tmp_path
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(children, timeout=15)
     assert alive == []
-    assert finish("--resume", run).returncode == 0
-    assert final_model(run) == final_model(undisturbed)
+    assert count_rounds(run) < ROUNDS
 
 
 @pytest.mark.slow  # tests/simulations/test_ray_grid.py has the same without a whole run
 def test_dead_worker_is_replaced(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "worker-died"
-    process = start_and_wait_for_round(run, 1, [*SMALL, *KEEPING, "workers=2"])
+    process = start_and_wait_for_round(run, 1, settings=[*SMALL, *KEEPING, "workers=2"])
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -136,17 +154,15 @@ def test_dead_worker_is_replaced(undisturbed: Path, tmp_path: Path) -> None:
     assert final_model(run) == final_model(undisturbed)
 
 
-def test_existing_run_folder_is_refused_with_the_line_to_type(undisturbed: Path) -> None:
-    done = finish("--out", undisturbed, settings=SMALL)
-    assert done.returncode == 1
-    assert f"python simulations/run.py --resume {undisturbed}" in done.stderr
+def test_existing_run_folder_is_refused_with_the_line_to_type(undisturbed: Path, say: Callable[..., str]) -> None:
+    assert f"python simulations/run.py --resume {undisturbed}" in say("--out", undisturbed, settings=SMALL)
 
 
 def test_finished_run_can_be_resumed_without_training_again(undisturbed: Path) -> None:
     before = final_model(undisturbed)
     assert finish("--resume", undisturbed).returncode == 0
     assert final_model(undisturbed) == before
-    assert count_rounds(undisturbed) == 3
+    assert count_rounds(undisturbed) == ROUNDS
 
 
 def test_resume_refuses_settings_that_change_results(undisturbed: Path) -> None:
@@ -164,10 +180,17 @@ def test_resume_refuses_settings_that_change_results(undisturbed: Path) -> None:
         ("rounds=many", "'rounds' is 'many'"),
     ],
 )
-def test_config_error_is_explained_before_anything_starts(tmp_path: Path, setting: str, expected: str) -> None:
-    done = finish("--out", tmp_path / "run", settings=[setting])
+def test_config_error_is_explained_before_anything_starts(
+    tmp_path: Path, say: Callable[..., str], setting: str, expected: str
+) -> None:
+    assert expected in say("--out", tmp_path / "run", settings=[setting])
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_error_ends_the_process(tmp_path: Path) -> None:
+    done = finish("--out", tmp_path / "run", settings=["rounds=many"])
     assert done.returncode == 1
-    assert expected in done.stderr
+    assert "'rounds' is 'many'" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

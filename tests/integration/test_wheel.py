@@ -1,5 +1,10 @@
-"""The wheel holds what the commands need and works outside the checkout."""
+"""The wheel holds what the commands need and works outside the checkout.
 
+It is made without the native kernels, whose compilation takes most of the time; tests/test_native.py has wheels with
+and without them.
+"""
+
+import os
 import subprocess
 import sys
 import zipfile
@@ -21,6 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sources],
         check=True,
         capture_output=True,
+        env=os.environ | {"FEDMED_NATIVE": "0"},
     )
     return next(folder.glob("fedmed-*.whl"))
 

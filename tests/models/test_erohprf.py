@@ -67,9 +67,9 @@ def test_names() -> None:
     [
         ("mobilenet_v2", {}, 3_931_207, 2_511_143, (782.9, 391.6)),
         ("shufflenet_v2_x0_5", {}, 594_583, 389_215, (81.9, 47.5)),
-        ("shufflenet_v2_x1_0", {}, 1_846_259, 1_356_719, (240.9, 162.4)),
-        ("shufflenet_v2_x1_5", {}, 3_371_159, 2_630_879, None),
-        ("shufflenet_v2_x2_0", {}, 6_542_823, 5_530_311, (754.7, 599.0)),
+        pytest.param(*("shufflenet_v2_x1_0", {}, 1_846_259, 1_356_719, (240.9, 162.4)), marks=pytest.mark.slow),
+        pytest.param(*("shufflenet_v2_x1_5", {}, 3_371_159, 2_630_879, None), marks=pytest.mark.slow),
+        pytest.param(*("shufflenet_v2_x2_0", {}, 6_542_823, 5_530_311, (754.7, 599.0)), marks=pytest.mark.slow),
         ("shufflenet_v2_x2_0", {"widths": "torchvision"}, 6_584_563, 5_560_111, None),
         ("mixnet_s", {}, 3_528_221, 2_601_797, (342.6, 237.6)),
         pytest.param(*("mobilenet_v2", {"levels": [3]}, 2_375_559, 2_225_703, (327.1, 299.5)), marks=pytest.mark.slow),
@@ -81,8 +81,12 @@ def test_names() -> None:
         pytest.param(
             *("mobilenet_v2", {"levels": [3, 7]}, 3_396_007, 2_511_143, (633.3, 391.6)), marks=pytest.mark.slow
         ),
-        ("mobilenet_v2", {"levels": [5, 7]}, 3_709_991, 2_511_143, (734.5, 391.6)),
-        ("mobilenet_v2", {"levels": [3, 5, 7, 9]}, 5_608_167, 2_739_495, (1300.8, 465.2)),
+        pytest.param(
+            *("mobilenet_v2", {"levels": [5, 7]}, 3_709_991, 2_511_143, (734.5, 391.6)), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("mobilenet_v2", {"levels": [3, 5, 7, 9]}, 5_608_167, 2_739_495, (1300.8, 465.2)), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_costs(

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmed.aggregation import WeightedUpdate, average_updates, write_tensors
 from fedmed.models import create_model
-from fedmed.reparameterization import describe_form, load_into_deploy_form, reparameterize, verify
+from fedmed.reparameterization import convert, describe_form, load_into_deploy_form, reparameterize, verify
 from fedmed.reparameterization.verify import use_branches
 from fedmed.seeding import seeded_torch
 from tests.models.names import SHIPPED
@@ -30,6 +30,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "hifuse_small": {"width": 32},
     "hifuse_base": {"width": 32},
     **{f"adsr_resnet{depth}": {"gate": "depthwise"} for depth in (34, 50, 101)},
+    # The published levels have their own tests, in test_erohprf.py.
+    "mixnet_s_erohprf": {"levels": [3]},
+    "mobilenet_v2_erohprf": {"width_mult": 0.25, "levels": [3, 5]},
 }
 # Larger relatives of networks that are tested always.
 SLOW = {
@@ -146,10 +149,10 @@ def test_reparameterize(case: Case) -> None:
 
 
 def test_fold_every_batch_norm_and_prove_it(case: Case) -> None:
-    network = copy.deepcopy(case.network).train().double()
-    merged = reparameterize(network, True)
-    assert not any(isinstance(module, _BatchNorm) for module in merged.modules())
-    proof = verify(network, merged, draw_images(1, 32, 32)).require()
+    network, images = copy.deepcopy(case.network).train().double(), draw_images(1, 32, 32)
+    conversion = convert(network, True)
+    assert not any(isinstance(module, _BatchNorm) for module in conversion.model.modules())
+    proof = verify(network, conversion.model, images, places=conversion.places).require()
     assert len(proof.blocks) > 15
     assert max(block.relative_error for block in proof.blocks) <= 1e-10
     assert proof.comparisons[0].relative_error <= 1e-9

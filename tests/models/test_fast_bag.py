@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmed.models import fast_bag_torch
-from fedmed.models.depthwise import FastDepthwiseConv2d, fast_depthwise, use_fast_depthwise
+from fedmed.models.depthwise import FastDepthwiseConv2d, fast_depthwise
 from fedmed.models.fast_bag import can_run_fast, fast_bag
 from fedmed.models.fast_bag_moments import is_small
 from fedmed.native import FORMS, VARIABLE, native_form
@@ -237,19 +237,3 @@ def test_fast_depthwise_leaves_the_rest_to_torch(form: str) -> None:
     assert torch.equal(fast_depthwise(x, kernel), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast_depthwise(x, torch.randn(4, 1, 3, 3, requires_grad=True)).dtype == torch.bfloat16
-
-
-def test_networks_get_the_fast_convolution_where_it_wins() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2),
-        nn.Conv2d(8, 8, 5, padding=2, groups=8),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8),
-        nn.Conv2d(8, 8, 7, 2, padding=3, groups=8, bias=False),
-        nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8),
-    )
-    before, x = model.state_dict(), torch.randn(2, 3, 12, 12)
-    expected = model(x)
-    assert use_fast_depthwise(model) == ["1", "3"]
-    assert list(model.state_dict()) == list(before)
-    torch.testing.assert_close(model(x), expected)
-    assert use_fast_depthwise(model) == []

@@ -10,29 +10,11 @@ from fedmed.errors import ReparameterizationError
 from fedmed.reparameterization.statistics import (
     apply_sums,
     collect_sums,
-    count_passes,
     pool_sums,
-    recalibrate,
     statistics_from_sums,
     tracked_norms,
 )
 from tests.reparameterization.networks import SmallNet, draw, randomize
-
-
-def pooled_statistics(model: nn.Module, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """One pass over all images as one batch, in which every BatchNorm first takes the statistics of its own input."""
-
-    def take(norm: nn.Module, args: tuple[Tensor]) -> None:
-        norm.running_mean.copy_(args[0].mean((0, 2, 3)))
-        norm.running_var.copy_(args[0].var((0, 2, 3)))
-
-    oracle = copy.deepcopy(model).eval()
-    norms = tracked_norms(oracle)
-    for norm in norms.values():
-        norm.register_forward_pre_hook(take)
-    with torch.no_grad():
-        oracle(images)
-    return {name: (norm.running_mean, norm.running_var) for name, norm in norms.items()}
 
 
 def make_sites(images: Tensor) -> dict[str, list[Tensor]]:
@@ -54,36 +36,6 @@ def test_sums_of_sites_are_sums_of_the_pooled_images() -> None:
     for name, values in whole.items():
         torch.testing.assert_close(pooled[name], values, rtol=1e-12, atol=1e-9)
     assert whole["bn1"][0].tolist() == [13 * 8 * 8] * 8
-
-
-def test_enough_passes_equal_one_pass_over_all_images() -> None:
-    model, images = randomize(SmallNet()).double(), draw(13, 3, 16, 16)
-    expected = pooled_statistics(model, images)
-    trained = copy.deepcopy(model).train()
-    passes = count_passes(model, images[:2])
-    assert passes == 3  # the stem's, the bag's three side by side, the block's
-    changes = recalibrate(model, make_sites(images), passes)
-    assert min(changes) > 1e-3  # no pass was in vain
-    for name, norm in tracked_norms(model).items():
-        torch.testing.assert_close(norm.running_mean, expected[name][0], rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(norm.running_var, expected[name][1], rtol=1e-10, atol=1e-12)
-    # And torch's own pass in train mode, up to the n / (n - 1) between the variance it keeps and the one it divides by.
-    for norm in tracked_norms(trained).values():
-        norm.momentum = 1.0
-    trained(images)
-    for name, norm in tracked_norms(trained).items():
-        torch.testing.assert_close(norm.running_var, expected[name][1], rtol=5e-3, atol=0)
-    # It stays: one more pass changes nothing.
-    assert recalibrate(model, make_sites(images), 1)[0] < 1e-10
-
-
-def test_each_pass_makes_one_more_stage_exact() -> None:
-    model, images = randomize(SmallNet()).double(), draw(13, 3, 16, 16)
-    expected = {name: mean for name, (mean, _) in pooled_statistics(model, images).items()}
-    recalibrate(model, make_sites(images), 1)
-    own = {name: norm.running_mean for name, norm in tracked_norms(model).items()}
-    torch.testing.assert_close(own["bn1"], expected["bn1"], rtol=1e-10, atol=1e-12)
-    assert (own["block.1"] - expected["block.1"]).abs().max() > 1e-3
 
 
 def test_batch_statistics_equal_the_pooled_ones_of_the_same_batches() -> None:
@@ -111,7 +63,7 @@ def test_batch_statistics_equal_the_pooled_ones_of_the_same_batches() -> None:
 def test_float32_does_not_cancel() -> None:
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(1))
     images = 1e4 + draw(50, 1, 8, 8).float()
-    recalibrate(model, {"a": [images]}, 2)
+    apply_sums(model, collect_sums(model, [images]))
     assert model[1].running_var.item() == pytest.approx(images.double().var().item(), rel=1e-6)
 
 

@@ -24,7 +24,7 @@ from fedmed.keys import make_release_key
 from fedmed.run_folder import RunFolder
 from fedmed.wire import COMPARE_FORMS, REPORT, WireError, make_content, pack_tensors, read_values
 from server import candidate
-from server.comparison import Findings, _Expected, _take
+from server.comparison import Findings, _Expected, _read
 from server.decision import check_decided, decide_release, read_decision
 from server.release import prepare_release
 from tests.client.kit import FakeFleet
@@ -199,11 +199,11 @@ def test_answer_must_fit_what_was_asked(changes: dict[str, Any], num_images: int
     message = Message(content, dst_node_id=1, message_type=COMPARE_FORMS)
     findings = Findings()
     if expected is None:
-        _take(findings, message, "a", _Expected(hashes, 2, {"a": num_images}))
+        findings.add("a", _read(message, "a", _Expected(hashes, 2, {"a": num_images})))
         assert list(findings.comparisons) == ["a"]
         return
     with pytest.raises(WireError, match=expected):
-        _take(findings, message, "a", _Expected(hashes, 2, {"a": num_images}))
+        _read(message, "a", _Expected(hashes, 2, {"a": num_images}))
 
 
 # --- a person's decision

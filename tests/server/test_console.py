@@ -43,3 +43,33 @@ def test_the_bar_begins_with_what_it_is_told() -> None:
     assert progress.tasks[0].description == "round 1/8 training: 1/2 sites"
     listener.on_round(record(None, None))
     assert progress.tasks[0].completed == 2
+
+
+def test_training_of_each_site_alone_has_a_bar_of_its_own() -> None:
+    """After eight rounds it begins anew; a call for four rounds of which one of two sites is done is two rounds."""
+    progress = Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO(), width=100))
+    listener = BarListener(8, progress, "starting")
+    listener.on_phase("evaluate", 8, 2)
+    listener.on_round(record(None, None) | {"round": 8})
+    assert progress.tasks[0].completed == 8
+    listener.on_phase("local", 4, 2)
+    assert progress.tasks[0].completed == 0
+    listener.on_answer("a", None)
+    assert progress.tasks[0].completed == 2
+    assert progress.tasks[0].description == "round 4/8 training of each site alone: 1/2 sites"
+    listener.on_phase("local", 8, 2)
+    assert progress.tasks[0].completed == 4
+    listener.on_phase("test", 6, 2)
+    assert progress.tasks[0].completed == 6
+
+
+def test_plain_lines_say_what_takes_time(capsys: pytest.CaptureFixture[str]) -> None:
+    listener = PlainListener(8)
+    for phase, number in {"train": 1, "evaluate": 1, "local": 4, "recalibrate": 2, "calibrate": 2, "test": 2}.items():
+        listener.on_phase(phase, number, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "training of each site alone: up to round 4/8, 3 sites",
+        "BatchNorm statistics: 3 sites",
+        "temperature: 3 sites",
+        "test: 3 sites",
+    ]

@@ -15,6 +15,7 @@ from fedmed.audit import verify_audit
 from fedmed.errors import CheckpointError, FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.history import read_history
+from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import combine_tables
 from fedmed.wire import (
     MODEL,
@@ -345,7 +346,7 @@ def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
     names = {f"round_{number:05d}" for number in kept}
     assert {path.name for path in federation.run.checkpoints.glob("round_*")} == names
     tables = {path.name for path in federation.run.tables.iterdir()}
-    assert tables == {"test", "sites.json", "round_00006", f"round_{report['chosen_round']:05d}"}
+    assert tables == {"test", "sites.json", "temperature.json", "round_00006", f"round_{report['chosen_round']:05d}"}
 
 
 def test_chosen_round_is_the_best_on_validation(make_federation: Make) -> None:
@@ -361,7 +362,6 @@ def test_model_folder_reproduces_the_logged_test_figure(make_federation: Make) -
 
     from client.local import open_site
     from fedmed.metrics.classification import compute_figures
-    from fedmed.metrics.tables import combine_tables
     from fedmed.training import evaluate
 
     federation = make_federation()
@@ -391,7 +391,7 @@ def test_half_written_test_tables_do_not_count(make_federation: Make, monkeypatc
     write, count = scoring.write_atomically, iter(range(100))
 
     def fail_once(path: Path, data: bytes) -> None:
-        if ".test.partial" in str(path) and next(count) == 1:
+        if path.parent.name.startswith(".test.") and next(count) == 1:
             raise CheckpointError("The disk is full")
         write(path, data)
 
@@ -452,7 +452,7 @@ def test_absurd_evaluation_counts_are_refused(make_federation: Make) -> None:
     def multiply(site: str, request: Message, reply: Message) -> Message:
         if site == liar and request.metadata.message_type == "evaluate":
             tables = read_tables(reply)
-            many = combine_tables([tables] * 1000)
+            many = SiteTables({FEDERATED: {SITE_ATTRIBUTE: combine_tables([tables.site] * 1000)}})
             reply.content[TABLES] = make_content(REPORT, read_values(reply, REPORT), tables=many)[TABLES]
         return reply
 

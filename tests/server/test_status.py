@@ -135,6 +135,15 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     assert [status["sites"][site]["collected"] for site in ("aachen", "charite")] == [True, False]
 
 
+def test_what_goes_on_between_the_rounds_and_the_test(tmp_path, make_file):
+    file = make_file()
+    for name, state in {"local": "round", "recalibrate": "testing", "calibrate": "testing", "test": "testing"}.items():
+        file.take_event(phase(name, 1))
+        assert read_status(tmp_path)["state"] == state
+    file.take_event(phase("local", 1))
+    assert "training of each site alone: 0 of" in render_status(read_status(tmp_path))
+
+
 def test_a_failed_training_does_not_undo_the_joining(tmp_path, make_file):
     file = make_file()
     file.take_event(phase("join", 0))

@@ -1,0 +1,95 @@
+"""Whole federations under each rule for fairness, in this process."""
+
+import functools
+
+import pytest
+from flwr.app import Message
+
+from fedmed.errors import FederationError
+from fedmed.metrics.history import read_history
+from fedmed.wire import REPORT, make_content, read_model, read_values
+from server import federation as federation_app
+
+RULES = {
+    "q_fedavg": {"kind": "q_fedavg", "q": 1.0},
+    "agnostic": {"kind": "agnostic", "step": 0.5},
+    "group_minimax": {"kind": "group_minimax", "attribute": "sex", "step": 0.5},
+    "fairfed": {"kind": "fairfed", "attribute": "sex", "figure": "gap_accuracy"},
+    "gap_to_local": {"kind": "gap_to_local"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Spares the time for what comes after the rounds."""
+    monkeypatch.setattr(federation_app, "write_final_report", lambda *arguments: None)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def make_federation(make_federation):
+    """Make federations that tell patient groups apart."""
+    return functools.partial(make_federation, fairness={})
+
+
+def settings_of(rule):
+    return {"aggregation": {"fair": RULES[rule]}, "benefit": rule == "gap_to_local", "calibrate": False}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_and_goes_on_where_it_stopped(make_federation, rule):
+    """The weights are in the history, and what a rule remembers survives a kill: a resumed run has the same bits."""
+    undisturbed, killed = (make_federation(name, **settings_of(rule)) for name in ("undisturbed", "killed"))
+    undisturbed.go()
+
+    def kill(site, request, reply):
+        if request.metadata.message_type == "train" and read_values(request, "request")["round"] == 3:
+            raise KilledError
+        return reply
+
+    with pytest.raises(KilledError):
+        killed.go(killed.grid(kill))
+    killed.go()
+    assert killed.final_model() == undisturbed.final_model()
+    records = read_history(undisturbed.run.history_file)
+    for record in records:
+        weights = record["weights"]
+        assert set(weights) == set(undisturbed.sites)
+        assert all(weight >= 0 for weight in weights.values())
+        total = sum(weights.values())
+        assert 0 < total < 1 if rule == "q_fedavg" else total == pytest.approx(1.0)
+    assert [record["weights"] for record in read_history(killed.run.history_file)] == [r["weights"] for r in records]
+
+
+def test_rules_give_other_models_than_fedavg(make_federation):
+    models = {}
+    for rule in (None, "agnostic", "group_minimax"):
+        federation = make_federation(str(rule), **(settings_of(rule) if rule else {"benefit": False}))
+        federation.go()
+        models[rule] = federation.final_model()
+    assert len(set(models.values())) == 3
+
+
+def test_a_loss_that_cannot_be_true_costs_a_site_its_part(make_federation):
+    federation = make_federation(**settings_of("agnostic"))
+
+    def boast(site, request, reply):
+        if site == federation.sites[0] and request.metadata.message_type == "train":
+            values = read_values(reply, REPORT) | {"start_loss": -5.0}
+            return Message(make_content(REPORT, values, model=read_model(reply)), reply_to=request)
+        return reply
+
+    federation.go(federation.grid(boast))
+    line = read_history(federation.run.history_file)[0]["participation"][0]
+    assert line["status"] == "quarantined"
+    assert "no number from 0" in line["reason"]
+
+
+def test_an_attribute_that_no_site_has_stops_the_run_at_the_start(make_federation):
+    rule = {"kind": "group_minimax", "attribute": "gender"}
+    federation = make_federation(aggregation={"fair": rule}, benefit=False)
+    with pytest.raises(FederationError, match=r"'gender', which no site tells apart\. Allowed: .*sex"):
+        federation.go()
