@@ -8,6 +8,7 @@ from flwr.app import Context, RecordDict
 
 from fedmed.config import RunConfig
 from fedmed.data import Prepared, prepare_data
+from fedmed.distillation import find_classifier, take_teacher, use_teacher_file
 from fedmed.errors import ConfigError, ReparameterizationError
 from fedmed.export.onnx_file import ExportError
 from fedmed.losses import build_loss
@@ -19,7 +20,7 @@ from simulations.ray_grid import RayGrid, SimulatedNode
 
 
 def run_simulation(
-    run: RunFolder, config: RunConfig, listener: Listener, *, client_app: str = "client.site:app"
+    run: RunFolder, config: RunConfig, listener: Listener, *, client_app: str = "client.site:app", export: bool = True
 ) -> None:
     """Run, or resume, a simulation to its end.
 
@@ -33,6 +34,8 @@ def run_simulation(
         Is told what happens.
     client_app : str
         ``module:attribute`` of the ClientApp that answers for the sites.
+    export : bool
+        Whether to make the deployable artefact; a study has no use for those of its cells.
 
     Raises
     ------
@@ -63,7 +66,8 @@ def run_simulation(
             run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-dir": str(run.path)}
         )
         create_server_app(listener)(grid, context)
-    export_model(run, config, listener)
+    if export:
+        export_model(run, config, listener)
 
 
 def export_model(run: RunFolder, config: RunConfig, listener: Listener) -> None:
@@ -100,9 +104,14 @@ def check_settings(config: RunConfig, source: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{source}: loss: {error}") from None
     try:
-        create_model(config.model.name, 2, **config.model.options)
+        model = create_model(config.model.name, 2, **config.model.options)
     except ConfigError as error:
         raise ConfigError(f"{source}: model: {error}") from None
+    use_teacher_file(config)
+    fopro = config.fopro.make_plan() if config.fopro is not None else None
+    if fopro is not None:
+        take_teacher(fopro)
+        find_classifier(model)
 
 
 def make_nodes(run: RunFolder, config: RunConfig, prepared: Prepared) -> list[SimulatedNode]:

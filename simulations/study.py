@@ -90,7 +90,7 @@ class Cell:
     config: RunConfig
     """With absolute paths."""
     digest: str
-    """Of all settings that its result depends on."""
+    """Of the settings that its result depends on."""
 
     @property
     def name(self) -> str:
@@ -196,18 +196,24 @@ def save_result(study: Study, cell: Cell, content: dict[str, Any]) -> None:
     """Write what a cell found, or why it failed."""
     study.results.mkdir(parents=True, exist_ok=True)
     head = {"study": study.config.name, "arm": cell.arm, "seed": cell.seed, "digest": cell.digest}
-    write_text_atomically(study.result_file(cell), json.dumps({**head, **content}, indent=1, allow_nan=False) + "\n")
+    lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in {**head, **content}.items())
+    write_text_atomically(study.result_file(cell), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def digest_settings(config: RunConfig) -> str:
-    """Return a digest of all settings that a run's results depend on; not of where its files lie."""
-    content = config.model_dump(mode="json")
+    """Return a digest of all settings that a run's results depend on.
+
+    Where files lie does not count, nor what is at its default: a setting that fedmed learns later leaves old results as
+    they are. Who changes a default runs the studies again.
+    """
+    content = config.model_dump(mode="json", exclude_defaults=True)
     for key in _NOT_OF_RESULTS:
-        del content[key]
+        content.pop(key, None)
     for section, keys in (("data", _PLACES), ("model", LOCAL_MODEL_OPTIONS)):
+        found = content.get(section, {})
         for key in keys:
-            if isinstance(content[section].get(key), str):
-                content[section][key] = Path(content[section][key]).name
+            if isinstance(found.get(key), str):
+                found[key] = Path(found[key]).name
     return hashlib.sha256(encode_json(content).encode()).hexdigest()[:16]
 
 

@@ -27,6 +27,7 @@ _GRACE_S = 30.0
 _DIGITS = 6
 _VERDICTS = ("better", "worse", "undecided", "unknown")
 _FIGURE = ("value", "interval", "n", "better")
+_PART = ("value", "interval", "n")
 _GAP = ("value", "interval", "mean", "better", "p_value", "chance", "flagged", "worst_group")
 _DIFFERENCE = ("value", "interval", "p_value", "verdict")
 
@@ -109,9 +110,9 @@ def shorten_report(report: Mapping[str, Any]) -> dict[str, Any]:
         "rounds": report["rounds"],
         "chosen_round": report["chosen_round"],
         "figures": _shorten(report["figures"], _FIGURE),
-        "sites": {site: _shorten(parts["test"], _FIGURE) for site, parts in report["sites"].items()},
+        "sites": {site: _shorten(parts["test"], _PART) for site, parts in report["sites"].items()},
         "groups": {
-            attribute: {group: _shorten(figures, _FIGURE) for group, figures in groups.items()}
+            attribute: {group: _shorten(figures, _PART) for group, figures in groups.items()}
             for attribute, groups in report.get("groups", {}).items()
         },
         "gaps": {attribute: _shorten(gaps, _GAP) for attribute, gaps in report.get("gaps", {}).items()},

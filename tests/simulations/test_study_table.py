@@ -137,6 +137,14 @@ def test_differences_are_paired_by_seed(finished):
     assert found["sites"]["interval"] == pytest.approx(found["interval"])
 
 
+def test_figures_of_groups_have_the_direction_of_all_images(write_study, tmp_path):  # noqa: F811
+    figures = ["groups.sex.female.balanced_accuracy", "gaps.sex.gap_accuracy"]
+    study = load_study(write_study(figures=figures), results=tmp_path / "results")
+    save_result(study, study.cells[0], cell_result(0.5))
+    table = build_table(study, read_progress(study))
+    assert [table["better"][figure] for figure in figures] == ["up", "down"]
+
+
 def test_only_seeds_of_both_arms_are_compared(finished):
     finished.result_file(finished.cells[0]).unlink()
     table = build_table(finished, read_progress(finished))
@@ -200,7 +208,7 @@ def test_a_report_is_shortened_to_its_figures():
     found = shorten_report(report)
     assert found["figures"] == {"auc": {"value": 0.123457, "interval": [0.1, 0.2], "n": 5, "better": "up"}}
     assert found["sites"] == {"north": {"auc": {"n": 0}}}
-    assert found["groups"] == {"sex": {"female": {"auc": {"value": 0.5, "n": 4, "better": "up"}}}}
+    assert found["groups"] == {"sex": {"female": {"auc": {"value": 0.5, "n": 4}}}}
     assert found["gaps"] == {"sex": {"gap_auc": {"value": 0.1, "better": "down", "p_value": 0.2}}}
     assert found["benefit"]["north"]["verdict"] == "worse"
     assert found["benefit"]["north"]["differences"]["local"]["accuracy"]["interval"] == [-0.2, 0.0]
