@@ -24,7 +24,8 @@ from fedmed.errors import PolicyError, tame
 
 ALLOWED_APP = "fedmed/fedmed"
 ALLOWED_KINDS = (
-    "query", "train", "train.local", "evaluate", "evaluate.recalibrate", "evaluate.calibrate", "evaluate.release",
+    "query", "train", "train.local", "train.distil",
+    "evaluate", "evaluate.recalibrate", "evaluate.calibrate", "evaluate.release",
 )  # fmt: skip
 
 _logger = logging.getLogger("fedmed.supernode")

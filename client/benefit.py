@@ -20,14 +20,14 @@ from client.local import Site
 from client.local_training import LocalTraining
 from client.request import Request
 from fedmed.config import Plan
-from fedmed.data import make_eval_transform
+from fedmed.data import make_batches, make_eval_transform
 from fedmed.errors import FedmedError
 from fedmed.metrics.site_tables import BATCH_NORM, FINE_TUNED, LOCAL
-from fedmed.network import Network
+from fedmed.network import Network, get_network
 from fedmed.reparameterization import apply_sums, collect_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.seeding import make_rng
-from fedmed.training import TrainingError, compute_logits, fit, make_batches
+from fedmed.training import TrainingError, compute_logits, fit
 from fedmed.wire import load_state, select_state
 
 _logger = logging.getLogger("fedmed.client")
@@ -54,22 +54,24 @@ def compute_compared_logits(network: Network, request: Request, site: Site) -> d
     """
     if not site.policy.benefit:
         return {}
-    makers: dict[str, Callable[[], None]] = {
-        BATCH_NORM: lambda: _renew_batch_norm(network.model, request, site),
-        FINE_TUNED: lambda: _fine_tune(network.model, request, site),
-        LOCAL: lambda: _take_local(network, request.plan, site),
+    # The site's own model is of the network that was trained, also where a smaller one is released.
+    trained = request.plan if request.other is None else request.other.plan
+    makers: dict[str, Callable[[], Network]] = {
+        BATCH_NORM: lambda: _renew_batch_norm(network, request, site),
+        FINE_TUNED: lambda: _fine_tune(network, request, site),
+        LOCAL: lambda: _take_local(network if trained == request.plan else get_network(trained), trained, site),
     }
-    names = list(network.model.state_dict())
-    federated = select_state(network.model, names)
+    names = list(network.whole.state_dict())
+    federated = select_state(network.whole, names)
     found = {}
     for name in request.compare:
         try:
-            makers[name]()
-            found[name] = compute_logits(network.model, site.data.test, request.plan, device=site.device)
+            compared = makers[name]()
+            found[name] = compute_logits(compared.model, site.data.test, request.plan, device=site.device)
         except FedmedError as error:
             _logger.warning("%s: the federation is not compared with '%s': %s", site.name, name, error)
         finally:
-            load_state(network.model.cpu(), federated, names)
+            load_state(network.whole.cpu(), federated, names)
             network.model.eval()
     return found
 
@@ -108,26 +110,29 @@ def plan_fine_tuning(plan: Plan) -> Plan:
     return plan.model_copy(update={"training": plan.training.model_copy(update=changes)})
 
 
-def _renew_batch_norm(model: nn.Module, request: Request, site: Site) -> None:
+def _renew_batch_norm(network: Network, request: Request, site: Site) -> Network:
     _require_images(site)
-    if not tracked_norms(model):
+    if not tracked_norms(network.model):
         raise TrainingError("The network has no BatchNorm.")
-    apply_sums(model, collect_norm_sums(model, request, site, "batch_norm"))
+    apply_sums(network.model, collect_norm_sums(network.model, request, site, "batch_norm"))
+    return network
 
 
-def _fine_tune(model: nn.Module, request: Request, site: Site) -> None:
+def _fine_tune(network: Network, request: Request, site: Site) -> Network:
     _require_images(site)
     fit(
-        model,
+        network.trainee,
         site.data.train,
         plan_fine_tuning(request.plan),
         site=f"{site.name} fine-tuned",  # a stream of its own: no site's name holds a space
         round_number=request.plan.rounds,
         device=site.device,
+        prompt=network.prompt,
     )
+    return network
 
 
-def _take_local(network: Network, plan: Plan, site: Site) -> None:
+def _take_local(network: Network, plan: Plan, site: Site) -> Network:
     progress = LocalTraining(site, plan).load_best(network)
     if progress is None:
         raise TrainingError("This site has no sound model of its own.")
@@ -136,6 +141,7 @@ def _take_local(network: Network, plan: Plan, site: Site) -> None:
             f"This site's own model has had {progress.rounds_done} of {plan.rounds} rounds, so it would be no fair "
             "comparison."
         )
+    return network
 
 
 def _require_images(site: Site) -> None:

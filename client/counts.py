@@ -18,14 +18,15 @@ from fedmed.errors import RunFolderError
 
 COUNTS_FILE = "counts.json"
 MAX_TESTED_MODELS = 3
-"""Different models of a run whose test tables may leave: the chosen one, and a little for runs that were stopped."""
+"""Different models of a run whose test tables may leave: the chosen one, the one that it was distilled from, and a
+little for runs that were stopped."""
 MAX_COMPARED = 5
 """Different artefacts of a run that may be compared on test images; it is made anew after a crash at a bad moment."""
 MAX_RUNS = 100
 """Runs of a study."""
 _SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
 """More updates than rounds that leave, since a round is repeated when the server was started anew in it."""
-_COUNTED = {"train", "recalibrate", "calibrate"}
+_COUNTED = {"train", "distil", "recalibrate", "calibrate"}
 """Not ``local``, which is bounded by itself: a site trains its own model for the rounds of the plan and never again in
 that run, however often it is asked."""
 
@@ -75,7 +76,7 @@ class Ledger:
             return self._check_runs(request)
         if request.kind in _COUNTED:
             return self._check_trained(counts)
-        refusals = _check_tested(counts, model_sha256) if request.part == "test" else []
+        refusals = _check_tested(counts, _list_tested(request, model_sha256))
         return refusals + (_check_compared(counts, request) if request.kind == "release" else [])
 
     def note(self, request: Request, model_sha256: str | None) -> None:
@@ -90,7 +91,7 @@ class Ledger:
         """
         path = self._runs / request.plan.run_id / COUNTS_FILE
         old = self._read(path) or Counts(request.plan.study)
-        tested = [model_sha256] if request.part == "test" and model_sha256 is not None else []
+        tested = _list_tested(request, model_sha256)
         new = Counts(
             study=old.study,
             trained=old.trained + (request.kind in _COUNTED),
@@ -133,8 +134,15 @@ class Ledger:
             ) from error
 
 
-def _check_tested(counts: Counts, model_sha256: str | None) -> list[Refusal]:
-    if model_sha256 in counts.tested or len(counts.tested) < MAX_TESTED_MODELS:
+def _list_tested(request: Request, model_sha256: str | None) -> list[str]:
+    """Return the hashes of the models whose test tables a request is about."""
+    if request.part != "test" or model_sha256 is None:
+        return []
+    return [model_sha256] if request.other is None else [model_sha256, request.other.sha256]
+
+
+def _check_tested(counts: Counts, models: list[str]) -> list[Refusal]:
+    if not set(models) - set(counts.tested) or len({*counts.tested, *models}) <= MAX_TESTED_MODELS:
         return []
     found = f"a test of one more model after {len(counts.tested)} in this run"
     advice = "Test images are for the chosen model only; the federation can go on without this test."

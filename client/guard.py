@@ -1,6 +1,6 @@
 """Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
 
-What may leave is listed here, in :data:`LEAVING`. A reply with anything else in it is not sent. Every message leaves a
+What may leave is listed in :mod:`client.leaving`. A reply with anything else in it is not sent. Every message leaves a
 trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent`` with name,
 bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the log goes.
 """
@@ -8,7 +8,7 @@ bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` 
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from client.counts import Ledger
+from client.leaving import ARRIVING, ARRIVING_TOO, LEAVING, find_bands_breach
 from client.local import Hospital, find_hospital
 from client.parts import Part, list_parts, shorten_part
 from client.policy import (
@@ -37,56 +38,11 @@ from fedmed.audit import AuditLog
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, tame
 from fedmed.export import release_form
-from fedmed.fairness.group_losses import GROUP_LOSSES, START_LOSS, find_loss_breach
+from fedmed.fairness.group_losses import find_loss_breach
 from fedmed.fairness.suppression import find_breach
 from fedmed.training import TrainingError
-from fedmed.wire import ARTEFACT, MODEL, REPORT, REQUEST, SUMS, TABLES, WireError, read_tables, read_values
+from fedmed.wire import MISMATCH, MODEL, REPORT, SUMS, TABLES, WireError, read_tables, read_values
 
-LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
-    "query": {
-        REPORT: frozenset(
-            {
-                "site",
-                "num_images",
-                "model_digest",
-                "versions",
-                "class_counts",
-                "synthetic",
-                "thresholds",
-                "attributes",
-                "validation_scores",
-                "show_alone",
-            }
-        ),
-    },
-    "train": {
-        REPORT: frozenset(
-            {"num_images", "loss", "learning_rate", "train_s", "missing_model", START_LOSS, GROUP_LOSSES}
-        ),
-        MODEL: frozenset(),
-    },
-    "local": {
-        REPORT: frozenset({"rounds_done", "train_s", "loss", "missing_model", "declined"}),
-    },
-    "evaluate": {
-        REPORT: frozenset({"model_sha256", "missing_model"}),
-        TABLES: frozenset(),
-    },
-    "recalibrate": {
-        REPORT: frozenset({"model_sha256", "missing_model"}),
-        SUMS: frozenset(),
-    },
-    "calibrate": {
-        REPORT: frozenset({"model_sha256", "missing_model", "n"}),
-        SUMS: frozenset(),
-    },
-    "release": {
-        REPORT: frozenset({"model_sha256", "missing_model", "artefact_sha256", "comparison"}),
-    },
-}
-"""All that leaves a site: kind of message -> part -> keys of the report."""
-
-_ARRIVING = (REQUEST, MODEL)
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 _logger = logging.getLogger("fedmed.client")
 
@@ -134,7 +90,7 @@ class Guard:
             request = read_request(message)
         except WireError as error:
             problem = error
-        agreed = (*_ARRIVING, ARTEFACT) if message_kind(message) == "release" else _ARRIVING
+        agreed = (*ARRIVING, *ARRIVING_TOO.get(message_kind(message), ()))
         if any(part["name"] not in agreed or part["sha256"] is None for part in parts):
             problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(agreed)}.")
         self._audit.append("received", **_describe(message, request), parts=[shorten_part(part) for part in parts])
@@ -157,7 +113,8 @@ class Guard:
             told = [asdict(refusal) for refusal in refusals]
             self._audit.append("refused", **_describe(message, request), refusals=told)
             refuse(refusals)
-        try_plan(request.plan)
+        for plan in request.plans:
+            try_plan(plan)
 
     def note_exclusions(self, hospital: Hospital) -> None:
         """Record how many images are left out because patients withdrew, whenever that has changed."""
@@ -198,7 +155,7 @@ class Guard:
         policy = self._policy
         arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
         return [
-            *check_plan(policy, request.plan),
+            *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
             *check_test(policy, request.part),
             *(check_hours(policy, self._clock()) if _trains(policy, request) else []),
             *check_disk(policy, self._state_dir),
@@ -212,11 +169,18 @@ class Guard:
         if request.kind == "calibrate" and SUMS in reply.content:
             return self._find_breach_of_sums(reply)
         if request.kind == "train":
-            return find_loss_breach(read_values(reply, REPORT), self._policy.suppression.k)
-        if TABLES not in reply.content:
+            told = read_values(reply, REPORT)
+            return find_loss_breach(told, self._policy.suppression.k) or find_bands_breach(told)
+        return self._find_breach_of_tables(request, reply, site) if TABLES in reply.content else None
+
+    def _find_breach_of_tables(self, request: Request, reply: Message, site: str) -> str | None:
+        tables, k = read_tables(reply), self._policy.suppression.k
+        breach = find_breach(tables, choose_release(self._policy, request.part), site)
+        if breach is not None:
+            return f"its tables must not leave, because {breach}"
+        if read_values(reply, REPORT).get(MISMATCH) is None or tables.site.counts.sum() >= k:
             return None
-        breach = find_breach(read_tables(reply), choose_release(self._policy, request.part), site)
-        return None if breach is None else f"its tables must not leave, because {breach}"
+        return f"its distance is of fewer than k = {k} images"
 
     def _find_breach_of_sums(self, reply: Message) -> str | None:
         n, k = read_values(reply, REPORT).get("n"), self._policy.suppression.k
@@ -313,7 +277,7 @@ def _is_progress(request: Request, reply: Message) -> bool:
 
 def _trains(policy: PolicyConfig, request: Request) -> bool:
     """Return whether an answer takes training: not where the site's own model is asked for and it makes none."""
-    return request.kind == "train" or (request.kind == "local" and policy.benefit)
+    return request.kind in {"train", "distil"} or (request.kind == "local" and policy.benefit)
 
 
 def _explain(error: BaseException) -> BaseException:

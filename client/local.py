@@ -17,6 +17,7 @@ from fedmed.checkpoint import SiteState, write_atomically
 from fedmed.config import FairnessConfig, Plan
 from fedmed.data import ImagePart, SiteData, load_site
 from fedmed.deployment import ClientConfig, PolicyConfig, load_client_config
+from fedmed.distillation import set_teacher_file, use_teacher_file
 from fedmed.errors import FedmedError
 from fedmed.fairness.groups import check_attribute
 from fedmed.fairness.suppression import Release, find_breach
@@ -154,6 +155,7 @@ class Hospital:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self.state_dir = private_folder(Path(config.state_dir))
+        set_teacher_file(config.teacher_file)
         self.data: HospitalData | None = None
         self._device: torch.device | None = None
 
@@ -231,6 +233,7 @@ def open_site(node_config: NodeConfig) -> Site:
 def _load_simulated_site(run_dir: Path, name: str, cache_mib: float) -> Site:
     run = RunFolder.open(run_dir)
     config = run.read_config()
+    use_teacher_file(config)
     data = load_site(config.data, config.sites, config.seed, run.splits, name, cache_mib)
     folder = run.sites / name
     folder.mkdir(exist_ok=True)

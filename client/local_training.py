@@ -30,7 +30,7 @@ from fedmed.wire import WireError, load_state, select_state
 
 _logger = logging.getLogger("fedmed.client")
 _MODEL, _MOMENTUM = "model/", "momentum/"
-_DEFINING = {"seed", "rounds", "classes", "image_size", "augmentation", "model", "loss", "training"}
+_DEFINING = {"seed", "rounds", "classes", "image_size", "augmentation", "model", "loss", "training", "fopro"}
 """Parts of a plan that define the training."""
 
 Tensors = Mapping[str, torch.Tensor]
@@ -70,7 +70,8 @@ class LocalTraining:
         self._plan = plan.model_copy(update={"training": settings})
         self._network = get_network(plan)
         self._states = SiteState(site.files_of(plan).folder / "local")
-        defining = encode_json(plan.model_dump(mode="json", include=_DEFINING))
+        parts = _DEFINING if plan.fopro is not None else _DEFINING - {"fopro"}  # as runs before there were teachers
+        defining = encode_json(plan.model_dump(mode="json", include=parts))
         self._digest = hashlib.sha256(defining.encode()).hexdigest()
 
     def train(self, initial: bytes | None, last_round: int, longest_s: float) -> LocalProgress | None:
@@ -128,7 +129,7 @@ class LocalTraining:
         best = None if last is None else self._read(last[1].best_round)
         if last is None or best is None or best[1].rounds_done != last[1].best_round:
             return None
-        load_state(network.model.cpu(), _select(best[0], _MODEL), list(network.model.state_dict()))
+        load_state(network.whole.cpu(), _select(best[0], _MODEL), list(network.whole.state_dict()))
         return last[1]
 
     def describe(self, progress: LocalProgress) -> dict[str, Any]:
@@ -146,19 +147,20 @@ class LocalTraining:
     def _train_round(
         self, number: int, progress: LocalProgress, momentum: Tensors
     ) -> tuple[LocalProgress, dict[str, torch.Tensor]]:
-        site, plan, model = self._site, self._plan, self._network.model
+        site, plan, network = self._site, self._plan, self._network
         if not len(site.data.train):
             raise TrainingError("This site has no training image left, so it can train no model of its own.")
         result = fit(
-            model,
+            network.trainee,
             site.data.train,
             plan,
             site=f"{site.name} local",  # no site's name holds a space
             round_number=number,
             device=site.device,
             optimizer_state=dict(momentum),
+            prompt=network.prompt,
         )
-        tables = evaluate(model, site.data.validation, plan, group=site.name, device=site.device)
+        tables = evaluate(network.model, site.data.validation, plan, group=site.name, device=site.device)
         value = compute_figures(tables)["balanced_accuracy"].value
         progress = replace(progress, rounds_done=number, train_s=progress.train_s + result.train_s)
         if value is None or progress.best_value is None or value > progress.best_value:
@@ -166,8 +168,8 @@ class LocalTraining:
         return progress, result.optimizer_state
 
     def _snapshot(self, momentum: Tensors) -> dict[str, torch.Tensor]:
-        model = self._network.model
-        state = select_state(model, model.state_dict())
+        whole = self._network.whole
+        state = select_state(whole, whole.state_dict())
         return {_MODEL + name: tensor for name, tensor in state.items()} | {
             _MOMENTUM + name: tensor for name, tensor in momentum.items()
         }
@@ -181,7 +183,7 @@ class LocalTraining:
         found = self._read(self._plan.rounds)
         if found is None or not (self._states.root / f"round_{found[1].best_round:05d}.safetensors").is_file():
             return None
-        load_state(self._network.model.cpu(), _select(found[0], _MODEL), list(self._network.model.state_dict()))
+        load_state(self._network.whole.cpu(), _select(found[0], _MODEL), list(self._network.whole.state_dict()))
         return found[1], _select(found[0], _MOMENTUM)
 
     def _read(self, last_round: int) -> tuple[dict[str, torch.Tensor], LocalProgress] | None:

@@ -15,8 +15,9 @@ from client.exclusions import select_images
 from client.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
 from client.preflight_bench import Bench, CheckFailedError, CheckResult
 from client.request import try_plan
-from fedmed.config import Plan
+from fedmed.config import FoproPlan, Plan
 from fedmed.data import ImagePart
+from fedmed.distillation import Teacher, get_teacher
 from fedmed.network import Network, get_network
 from fedmed.training import fit, select_device
 
@@ -89,6 +90,9 @@ def check_memory(bench: Bench, name: str) -> CheckResult:
     plan, network = bench.get_plan(), bench.get_network()
     device = select_device(bench.config.device)
     training = estimate_training_bytes(network.model, plan)
+    if plan.fopro is not None:
+        teacher = get_teacher(plan.fopro.teacher)
+        training += estimate_teacher_bytes(teacher, plan.training.batch_size)
     process = 3 * _count_shared_bytes(network) + _estimate_cache_bytes(bench)
     places = [("main memory", process + (training if device.type == "cpu" else 0), find_free_memory())]
     if device.type == "cuda":
@@ -129,7 +133,7 @@ def check_step(bench: Bench, name: str) -> CheckResult:
     size = min(plan.training.batch_size, len(site.data.train))
     with use_threads(bench.config.threads):
         try:
-            step_s, peak = _time_step(bench.get_network().model, site.data.train, size, plan, device)
+            step_s, peak = _time_step(bench.get_network(), site.data.train, size, plan, device)
         except (MemoryError, torch.OutOfMemoryError):
             raise CheckFailedError(
                 f"The memory is not enough for one batch of {size} images.",
@@ -176,6 +180,13 @@ def estimate_training_bytes(model: nn.Module, plan: Plan) -> int:
     return state + copies * weights + _ACTIVATION_FACTOR * outputs * plan.training.batch_size
 
 
+def estimate_teacher_bytes(teacher: Teacher, batch_size: int) -> int:
+    """Estimate the memory of a frozen teacher while a prompt is learned through it: as much as for a training step."""
+    state = sum(int(tensor.nbytes) for tensor in teacher.state_dict().values())
+    outputs = _count_outputs(teacher, teacher.image_size) * _FLOAT_BYTES
+    return state + _ACTIVATION_FACTOR * outputs * batch_size
+
+
 def find_free_memory() -> int:
     """Return the main memory that is free, in bytes, within the limit of a container if there is one."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -210,20 +221,31 @@ def _say_refusal(refusal: Refusal) -> str:
     return f"policy.{refusal.key}: {refusal.found}; allowed: {refusal.allowed}."
 
 
-def _time_step(model: nn.Module, part: ImagePart, size: int, plan: Plan, device: torch.device) -> tuple[float, str]:
-    """Return the seconds of a step and a word about the GPU's memory; a quick step is repeated with other images."""
+def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device: torch.device) -> tuple[float, str]:
+    """Return the seconds of a step and a word about the GPU's memory; a quick step is repeated with other images.
+
+    With a teacher, its forward is part of the step; the steps of the prompt come on top in every round.
+    """
     training = plan.training.model_copy(update={"epochs_per_round": 1, "batch_size": max(size, 2)})
-    one_step = plan.model_copy(update={"training": training})
+    one_step = plan.model_copy(update={"training": training, "fopro": _without_steps(plan.fopro)})
     seconds = math.inf
     for first in (0, 1):
         indices = [(first + place * len(part) // size) % len(part) for place in range(size)]
         images = select_images(part, indices)
-        result = fit(model, images, one_step, site="check", round_number=1, device=device)
+        result = fit(
+            network.trainee, images, one_step, site="check", round_number=1, device=device, prompt=network.prompt
+        )
         seconds = min(seconds, result.train_s)
         if seconds > _SLOW_STEP_S:
             break
     peak = f"; GPU memory at most {torch.cuda.max_memory_allocated() / GIB:.1f} GiB" if device.type == "cuda" else ""
     return seconds, peak
+
+
+def _without_steps(fopro: FoproPlan | None) -> FoproPlan | None:
+    if fopro is None:
+        return None
+    return fopro.model_copy(update={"prompt": fopro.prompt.model_copy(update={"steps": 0, "first_steps": 0})})
 
 
 def _count_outputs(model: nn.Module, image_size: int) -> int:

@@ -28,7 +28,7 @@ from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_split
 from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
-from fedmed.metrics.site_tables import COMPARED_MODELS, FEDERATED, MODELS, PairedTables, SiteTables
+from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
 from fedmed.reparameterization import Comparison
 from fedmed.wire import REPORT, REQUEST, TABLES, make_content, read_tables, read_values
 
@@ -179,7 +179,7 @@ def _add_models(tables: SiteTables) -> SiteTables:
         attribute: PairedTables(of.groups, np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64))
         for attribute, of in own.items()
     }
-    return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(COMPARED_MODELS, paired))
+    return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(PAIRED_MODELS, paired))
 
 
 def format_bytes(number: int) -> str:

@@ -5,6 +5,7 @@ that is installed here. All errors here may be told to the server, since they sp
 """
 
 import functools
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any
 from flwr.app import Message
 from pydantic import ValidationError
 
+from client.second_model import DistilSettings, OtherModel, check_other, read_distil, read_other
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
-from fedmed.errors import ConfigError, FedmedError, tame
+from fedmed.errors import ConfigError, FedmedError, TeacherUnavailableError, tame
 from fedmed.losses import build_loss
 from fedmed.metrics.packing import MOST_GROUPS
 from fedmed.metrics.site_tables import COMPARED_MODELS
@@ -23,10 +25,12 @@ from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fedmed.network import get_network, hash_model
 from fedmed.wire import MODEL, REQUEST, WireError, read_model, read_values
 
+_logger = logging.getLogger("fedmed.client")
+
 PARTS = ("validation", "test")
-_ACTIONS = {"train": ("local",), "evaluate": ("recalibrate", "release", "calibrate")}
+_ACTIONS = {"train": ("local", "distil"), "evaluate": ("recalibrate", "release", "calibrate")}
 """What for Flower is a kind of training or of evaluation."""
-_NEED_ROUND = ("train", "local")
+_NEED_ROUND = ("train", "local", "distil")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
@@ -40,7 +44,7 @@ class Request:
     """One request of the server."""
 
     kind: str
-    """``query``, ``train``, ``local``, ``evaluate``, ``recalibrate``, ``calibrate`` or ``release``."""
+    """``query``, ``train``, ``local``, ``distil``, ``evaluate``, ``recalibrate``, ``calibrate`` or ``release``."""
     plan: Plan
     round: int = 0
     """From 1 in training; 0 is the model at the start."""
@@ -59,6 +63,15 @@ class Request:
     """Models with which the federation's is compared in a test, see :mod:`client.benefit`."""
     group_weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of an image of each patient group in the training; 1 for groups that are not named."""
+    other: OtherModel | None = None
+    """The second model."""
+    distil: DistilSettings | None = None
+    """How the first model learns from the second."""
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of all models that it is about."""
+        return [self.plan] if self.other is None else [self.plan, self.other.plan]
 
 
 def read_request(message: Message) -> Request:
@@ -87,6 +100,8 @@ def read_request(message: Message) -> Request:
         temperature=_read_temperature(values),
         compare=_read_compare(values),
         group_weights=_read_group_weights(values),
+        other=read_other(values, plan, _read_plan),
+        distil=read_distil(values, kind),
     )
     if kind in _NEED_ROUND and request.round == 0:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
@@ -96,6 +111,7 @@ def read_request(message: Message) -> Request:
         raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
     if request.group_weights and (kind != "train" or plan.losses != "groups"):
         raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
+    check_other(kind, request.part, request.other)
     return request
 
 
@@ -132,7 +148,7 @@ def try_plan(plan: Plan) -> None:
     _try_plan(plan.model_dump_json())
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _try_plan(plan_json: str) -> None:
     plan = Plan.model_validate_json(plan_json)
     try:
@@ -142,6 +158,8 @@ def _try_plan(plan_json: str) -> None:
         get_network(plan)
     except ConfigError as error:  # of these four: a name or an option in the plan that is not known here
         raise WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}") from None
+    except TeacherUnavailableError as error:
+        raise _explain_teacher(plan, error) from None
     except Exception as error:  # options come from the network and may be anything
         if isinstance(error, FedmedError) and error.shareable:
             raise WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}") from None
@@ -149,6 +167,18 @@ def _try_plan(plan_json: str) -> None:
             f"{_CANNOT}: building its model and loss ended with a {type(error).__name__}. Check model and loss in "
             "server.yaml."
         ) from error
+
+
+def _explain_teacher(plan: Plan, error: TeacherUnavailableError) -> WireError:
+    """Return what the server is told when this site lacks the teacher: of an own file, not where it is looked for."""
+    if plan.fopro is None or plan.fopro.teacher.source != "file":
+        return WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}")
+    _logger.warning("The teacher's file cannot be used: %s", error)
+    return WireError(
+        f"{_CANNOT}: this site has no usable file of the teacher '{tame(plan.fopro.teacher.name)}'. Set teacher_file "
+        "in its client.yaml; its log says what was found. Or switch the teacher off with fopro.teacher: none in "
+        "server.yaml."
+    )
 
 
 class ModelMemory:

@@ -15,21 +15,24 @@ from flwr.clientapp import ClientApp
 
 from client.benefit import collect_norm_sums, compute_compared_logits
 from client.calibration import collect_temperature_sums
+from client.compression import compute_other_logits, describe_training, measure_own_mismatch, train_student
 from client.guard import guard_messages
 from client.local import Site, open_site
 from client.local_training import LocalTraining
 from client.own_rows import encode_rows
 from client.request import ModelMemory, Request, check_classes, read_request
 from client.risks import measure_risks, weigh_images
+from client.second_model import take_other
 from client.told_rows import CountedPart
 from fedmed.compression import compress_update
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
+from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, get_teacher
 from fedmed.fairness.suppression import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.network import Network, get_network, hash_model
 from fedmed.training import TrainingError, compute_logits, fit
-from fedmed.wire import MODEL, REPORT, make_content, read_artefact, select_state, unpack_tensors
+from fedmed.wire import MISMATCH, MODEL, REPORT, make_content, read_artefact, select_state, unpack_tensors
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
@@ -53,6 +56,7 @@ def describe(message: Message, context: Context) -> Message:
         "site": site.name,
         "num_images": {"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
         "model_digest": get_network(request.plan).digest(),
+        "teacher": get_teacher(request.plan.fopro.teacher).describe() if request.plan.fopro else None,
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
         "class_counts": _count_classes(site) if _may_tell_counts(site, scored.values()) else None,
         "attributes": [name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
@@ -77,7 +81,7 @@ def train(message: Message, context: Context) -> Message:
     risks = measure_risks(network.model, request.plan, site)
     momentum = _select(kept, _MOMENTUM)
     result = fit(
-        network.model,
+        network.trainee,
         site.data.train,
         request.plan,
         site=site.name,
@@ -85,7 +89,10 @@ def train(message: Message, context: Context) -> Message:
         device=site.device,
         optimizer_state=momentum if request.plan.training.keep_momentum else None,
         image_weights=weigh_images(request.plan, site, request.group_weights),
+        prompt=network.prompt,
     )
+    if network.prompt is not None and result.num_images < MIN_IMAGES_TO_SHARE_PROMPT:
+        network.reset_prompt(packed)
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
@@ -96,6 +103,7 @@ def train(message: Message, context: Context) -> Message:
         "learning_rate": result.learning_rate,
         "train_s": result.train_s,
         **risks,
+        **(result.distillation.to_values() if result.distillation else {}),
     }
     return Message(make_content(REPORT, values, model=update), reply_to=message)
 
@@ -114,6 +122,21 @@ def train_alone(message: Message, context: Context) -> Message:
     if progress is None:
         return _ask_for_model(message)
     return Message(make_content(REPORT, training.describe(progress)), reply_to=message)
+
+
+@app.train("distil")
+def train_small(message: Message, context: Context) -> Message:
+    """Train the small network on this site's images against the frozen large one, and answer with the update."""
+    site, request = _open(message, context)
+    if not len(site.data.train):
+        raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    packed, large = _memory.take(message, request), take_other(message, request.other)
+    if packed is None or large is None:
+        return _ask_for_model(message)
+    network = get_network(request.plan)
+    network.fill(packed, {})
+    result = train_student(network.model, large, request, site)
+    return Message(make_content(REPORT, describe_training(result), model=network.pack()), reply_to=message)
 
 
 @app.evaluate()
@@ -135,8 +158,12 @@ def score(message: Message, context: Context) -> Message:
     if tables is None:
         if packed is None:
             return _ask_for_model(message)
-        tables = _compute_tables(packed, model_sha256, request, site)
-    return Message(make_content(REPORT, {"model_sha256": model_sha256}, tables=tables), reply_to=message)
+        tables = _compute_tables(packed, model_sha256, request, site, take_other(message, request.other))
+    told: dict[str, Any] = {"model_sha256": model_sha256}
+    if packed is not None and request.part == "validation" and request.other is not None:
+        network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+        told[MISMATCH] = measure_own_mismatch(network.model, request, site)
+    return Message(make_content(REPORT, told, tables=tables), reply_to=message)
 
 
 @app.evaluate("recalibrate")
@@ -197,7 +224,7 @@ def _pack_update(
     """Return the trained model as it travels, and what its rounding has left out for the next round."""
     if plan.compression == "none":
         return network.pack(), {}
-    new = select_state(network.model, network.shared)
+    new = select_state(network.whole, network.shared)
     update, residual = compress_update(new, unpack_tensors(packed), _select(kept, _RESIDUAL), plan.compression)
     return update, {_RESIDUAL + name: tensor for name, tensor in residual.items()}
 
@@ -232,7 +259,7 @@ def _count_classes(site: Site) -> dict[str, list[int]]:
     return {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
 
 
-def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site) -> SiteTables:
+def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site, other: bytes | None) -> SiteTables:
     """Return the tables that may leave; those of a test are stored, also in full for the site's own report."""
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
     is_test = request.part == "test"
@@ -246,6 +273,8 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits = {FEDERATED: plain_NK.double() / request.temperature, UNCALIBRATED: plain_NK}
     if is_test and request.compare:
         logits |= compute_compared_logits(network, request, site)
+    if other is not None:
+        logits |= compute_other_logits(other, request, site, name)
     tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
     if is_test:
         files = site.files_of(request.plan)

@@ -15,12 +15,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig
 from fedmed.errors import ConfigError, suggest_nearest
 
 Settings = typing.TypeVar("Settings", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
-_KINDS: Mapping[str, tuple[str, Any]] = {"data": ("source", DataConfig), "aggregation.fair": ("kind", FairConfig)}
+_KINDS: Mapping[str, tuple[str, Any]] = {
+    "data": ("source", DataConfig),
+    "aggregation.fair": ("kind", FairConfig),
+    "fopro.proxy": ("source", ProxyConfig),
+}
 """Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
 
 
@@ -149,7 +153,7 @@ def apply_override(content: dict[str, Any], override: str) -> str:
     *parents, last = key.split(".")
     section = content
     for parent in parents:
-        if section.get(parent) is None:  # a section that is off by default
+        if section.get(parent) is None or section[parent] is False:  # a section that is off by default
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
@@ -185,7 +189,7 @@ def expand_variables(text: str, where: str) -> str:
 
 
 def resolve_paths(config: Any, source: str, base: Path) -> None:
-    """Make the paths in ``data`` and ``model`` absolute, in place, with variables expanded.
+    """Make the paths in ``data``, ``model`` and ``fopro`` absolute, in place, with variables expanded.
 
     Parameters
     ----------
@@ -200,6 +204,12 @@ def resolve_paths(config: Any, source: str, base: Path) -> None:
         text = getattr(config.data, field, None)
         if text is not None:
             setattr(config.data, field, resolve_path(text, f"{source}: data.{field}", base))
+    fopro = getattr(config, "fopro", None)
+    for name, field in (("teacher", "path"), ("proxy", "root")):
+        section = getattr(fopro, name, None)
+        text = getattr(section, field, None)
+        if text is not None:
+            setattr(section, field, resolve_path(text, f"{source}: fopro.{name}.{field}", base))
     model = getattr(config, "model", None)
     for option in LOCAL_MODEL_OPTIONS:
         text = model.options.get(option) if model is not None else None

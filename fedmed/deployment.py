@@ -158,6 +158,8 @@ class ClientConfig(Section):
     """Which site of the data this is, where the data holds several; null: all of it is this site's."""
     exclude: str | None = None
     """File with one patient or lesion id (or image file name) a line, whose images are left out from the next round."""
+    teacher_file: str | None = None
+    """This site's copy of a teacher's weights, where the federation distils from a teacher with ``source: file``."""
     policy: PolicyConfig = PolicyConfig()
 
     @model_validator(mode="after")
@@ -210,7 +212,7 @@ def load_client_config(path: Path) -> ClientConfig:
     config = validate_settings(ClientConfig, read_yaml(path), str(path))
     base = path.absolute().parent
     resolve_paths(config, str(path), base)
-    for key in ("state_dir", "ca", "key", "release_key", "exclude"):
+    for key in ("state_dir", "ca", "key", "release_key", "exclude", "teacher_file"):
         value = getattr(config, key)
         if value is not None:
             setattr(config, key, resolve_path(value, f"{path}: {key}", base))

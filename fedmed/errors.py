@@ -65,6 +65,8 @@ class TeacherUnavailableError(FedmedError):
 class FourierPromptError(FedmedError):
     """A Fourier prompt has nothing to learn from, for example because the teacher has no BatchNorm."""
 
+    shareable = True  # it speaks of what the plan names
+
 
 class ProxyDataUnavailableError(FedmedError):
     """The server has no unlabelled images to distil a compact student on."""

@@ -10,6 +10,7 @@
 ``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, and how far
                           the sites' own models are
 ``updates/``              what sites sent in the round under way
+``compression/``          the small network that was distilled from the chosen one, phase by phase
 ``recalibrated/``         the chosen model with BatchNorm statistics of all sites, under that policy
 ``sites/``                in a simulation, each site's own state
 ``run_id``                name of the run for what sites keep, in a real federation
@@ -70,6 +71,8 @@ class RunFolder:
         self.report = self.path / "report"
         self.model = self.path / "model"
         self.recalibrated = self.path / "recalibrated"
+        self.compression = self.path / "compression"
+        self.compression_file = self.tables / "compression.json"
         self.logs = self.path / "logs"
         self.initial_model = self.checkpoints / "initial.safetensors"
         self.temperature_file = self.tables / "temperature.json"
@@ -218,6 +221,34 @@ class RunFolder:
             raise RunFolderError(
                 f"'{self.temperature_file}' cannot be read ({type(error).__name__}). Restore it from a backup; the "
                 "model's probabilities depend on it."
+            ) from None
+
+    def read_compression(self) -> dict[str, Any] | None:
+        """Return what was decided about a compact network; None where nothing was, or not yet.
+
+        Returns
+        -------
+        dict or None
+            ``kind``, ``status`` (``accepted``, ``rejected`` or ``skipped``), ``reason``, ``from_sha256`` and, of a
+            network that was judged, ``model``, ``model_file`` (in this folder), ``model_sha256`` and all numbers.
+
+        Raises
+        ------
+        RunFolderError
+            If the file is damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.compression_file.read_bytes())
+            needed = {"kind", "status", "reason", "from_sha256"}
+            if not needed <= set(found) or (found["status"] == "accepted" and "model_file" not in found):
+                raise ValueError("keys are missing")
+            return found
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"'{self.compression_file}' cannot be read ({type(error).__name__}). It says which network is "
+                "released: restore it from a backup, or remove it, and resume the run."
             ) from None
 
     def free_bytes(self) -> int:

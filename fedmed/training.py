@@ -6,18 +6,21 @@ process that computes it nor on what it computed before.
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedmed.config import OptimizerConfig, Plan
-from fedmed.data import ImagePart, count_classes, make_eval_transform, make_train_transform
+from fedmed.config import Plan
+from fedmed.data import ImagePart, count_classes, make_batches, make_eval_transform, make_train_transform
+from fedmed.distillation import DistillationStudent, FourierPrompt
+from fedmed.distillation.site_round import DistillationReport, SiteRound
 from fedmed.errors import FedmedError
 from fedmed.losses import build_loss
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
+from fedmed.optimizers import collect_optimizer, make_optimizer, restore_optimizer
 from fedmed.schedules import learning_rate
 from fedmed.seeding import make_rng, seeded_torch
 
@@ -42,6 +45,8 @@ class FitResult:
     """Seconds of training."""
     optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
     """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
+    distillation: DistillationReport | None = None
+    """Of the distillation from a teacher, where the plan has one."""
 
 
 def select_device(wish: str) -> torch.device:
@@ -77,13 +82,15 @@ def fit(
     device: torch.device,
     optimizer_state: dict[str, torch.Tensor] | None = None,
     image_weights: torch.Tensor | None = None,
+    prompt: FourierPrompt | None = None,
 ) -> FitResult:
     """Train ``model`` in place on one site's images for one round.
 
     Parameters
     ----------
     model : nn.Module
-        Holds the global model's values; logits (B, K) from images (B, 3, S, S).
+        Holds the global model's values; logits (B, K) from images (B, 3, S, S). A
+        :class:`fedmed.distillation.DistillationStudent` where the plan has a teacher.
     part : ImagePart
         The site's training images, at least one.
     plan : Plan
@@ -97,7 +104,10 @@ def fit(
     optimizer_state : dict of str to Tensor, optional
         What an earlier round's :attr:`FitResult.optimizer_state` held.
     image_weights : Tensor, shape (N,), optional
-        Weight of each training image in the loss, see :class:`fedmed.losses.CombinedLoss`.
+        Weight of each training image in the loss, see :class:`fedmed.losses.CombinedLoss`. A distillation's own terms
+        have no such weights.
+    prompt : FourierPrompt, optional
+        With a teacher: the global prompt, a reconstruction; learned in place before the model is trained.
 
     Returns
     -------
@@ -117,10 +127,18 @@ def fit(
     settings = plan.training
     use_channels_last(model).to(device).train()
     loss_function = build_loss(plan.loss, count_classes(part, len(plan.classes))).to(device)
-    optimizer = _make_optimizer(model, settings.optimizer)
+    optimizer = make_optimizer(model, settings.optimizer)
     if optimizer_state:
-        _restore_optimizer(optimizer, model, optimizer_state)
-    step = _Step(model, loss_function, optimizer, plan, device)
+        restore_optimizer(optimizer, model, optimizer_state)
+    distillation = None
+    if plan.fopro is not None:
+        assert isinstance(model, DistillationStudent), "a plan with a teacher has a student"
+        assert prompt is not None, "and a prompt"
+        distillation = SiteRound(
+            model, prompt, loss_function, part, plan, site=site, round_number=round_number, device=device
+        )
+        distillation.explore()
+    step = _Step(model, loss_function, optimizer, plan, device=device, distillation=distillation)
     rate = settings.optimizer.lr
     total = 0.0
     with seeded_torch(plan.seed, site, round_number, "fit"):
@@ -139,8 +157,9 @@ def fit(
             f"The training loss is {mean_loss} in round {round_number}. "
             "Lower training.optimizer.lr or set training.clip_norm, for example to 1.0."
         )
-    kept = _collect_optimizer(optimizer, model) if settings.keep_momentum else {}
-    return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept)
+    kept = collect_optimizer(optimizer, model) if settings.keep_momentum else {}
+    report = distillation.report() if distillation is not None else None
+    return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept, report)
 
 
 def use_channels_last(model: nn.Module) -> nn.Module:
@@ -214,35 +233,21 @@ def compute_logits(
     return logits_NK
 
 
-def make_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut an order of images into batches, none of them of one image.
-
-    BatchNorm cannot normalise a single 1 x 1 map. A last batch of one joins the batch before it; a site's only image is
-    taken twice.
-
-    Parameters
-    ----------
-    order : ndarray of int, shape (N,)
-        Indices of images, N >= 1.
-    batch_size : int
-        At least 2.
-    """
-    indices = [int(index) for index in order]
-    if len(indices) == 1:
-        return [indices * 2]
-    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-    if len(batches[-1]) == 1:
-        batches[-2].extend(batches.pop())
-    return batches
-
-
 class _Step:
     """One optimisation step, with everything that does not change between steps."""
 
     def __init__(
-        self, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, device: torch.device
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        *,
+        device: torch.device,
+        distillation: SiteRound | None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.device = model, loss, optimizer, device
+        self.distillation = distillation
         self.transform = make_train_transform(plan.augmentation, plan.image_size)
         self.clip_norm = plan.training.clip_norm
         self.mu = plan.training.proximal_mu
@@ -253,13 +258,19 @@ class _Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
 
     def __call__(
-        self, images: Sequence[torch.Tensor], target: torch.Tensor, weights_B: torch.Tensor | None = None
+        self,
+        images: Sequence[torch.Tensor],
+        indices: Sequence[int],
+        target: torch.Tensor,
+        weights_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the batch's mean loss, detached, and update the model."""
-        x_BCHW = self.transform(list(images)).to(self.device, memory_format=torch.channels_last)
-        with self._autocast():
-            logits_BK = self.model(x_BCHW)
-        loss: torch.Tensor = self.loss(logits_BK.float(), target.to(self.device), weights_B)
+        """Return the mean loss of the batch of these indices, detached, and update the model."""
+        if self.distillation is not None and self.distillation.has_views:
+            x_BCHW, keys = self.distillation.prepare(images, indices)
+        else:
+            x_BCHW, keys = self.transform(list(images)), None
+        x_BCHW, target = x_BCHW.to(self.device, memory_format=torch.channels_last), target.to(self.device)
+        loss = self._compute_loss(x_BCHW, target, weights_B, keys)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -267,6 +278,17 @@ class _Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
+
+    def _compute_loss(
+        self, x_BCHW: torch.Tensor, target: torch.Tensor, weights_B: torch.Tensor | None, keys: list[int] | None
+    ) -> torch.Tensor:
+        if self.distillation is not None:
+            with self._autocast():
+                return self.distillation.compute_loss(x_BCHW, target, weights_B, keys)
+        with self._autocast():
+            logits_BK = self.model(x_BCHW)
+        loss: torch.Tensor = self.loss(logits_BK.float(), target, weights_B)
+        return loss
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.half is None:
@@ -289,42 +311,6 @@ def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]], image_w
     num_trained = 0
     for indices in batches:
         weights_B = None if image_weights is None else image_weights[indices].to(step.device)
-        total += step(part.images(indices), part.labels[indices], weights_B) * len(indices)
+        total += step(part.images(indices), indices, part.labels[indices], weights_B) * len(indices)
         num_trained += len(indices)
     return float(total) * len(part) / num_trained
-
-
-def _make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-        )
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def _named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-
-
-def _collect_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    kept = {}
-    for name, parameter in _named_trainable(model):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                kept[f"{name}/{key}"] = value.detach().cpu().clone()
-    return kept
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, kept: dict[str, torch.Tensor]) -> None:
-    parameters = dict(_named_trainable(model))
-    for full_name, value in kept.items():
-        name, _, key = full_name.rpartition("/")
-        # Adam's step counter is a CPU tensor of its own; the moments live with the parameter.
-        device = value.device if value.dim() == 0 else parameters[name].device
-        optimizer.state[parameters[name]][key] = value.clone().to(device)

@@ -3,7 +3,8 @@
 A message holds at most these things:
 
 * ``request`` or ``report``: settings and numbers as one JSON text in a ``ConfigRecord``;
-* ``model``: the tensors of a model as one byte array in the safetensors format;
+* ``model``: the tensors of a model as one byte array in the safetensors format; ``other_model``: those of a second one,
+  with which it is compared or from which it is distilled;
 * ``tables``: evaluation tables, likewise; or ``sums``: those of BatchNorm's inputs, likewise;
 * ``artefact``: files of a deployable model, likewise, each as an array of bytes.
 
@@ -31,11 +32,14 @@ from fedmed.metrics.site_tables import SiteTables
 
 STYPE = "safetensors"
 MODEL = "model"
+OTHER_MODEL = "other_model"
 TABLES = "tables"
 SUMS = "sums"
 ARTEFACT = "artefact"
 REQUEST = "request"
 REPORT = "report"
+MISMATCH = "mismatch"
+"""Key of a report: how far a site's images are from a network's BatchNorm statistics."""
 COMPARE_FORMS = "evaluate.release"
 """Flower's message type of the request to compare the forms of a model before it is released."""
 
@@ -113,6 +117,7 @@ def make_content(
     tables: SiteTables | None = None,
     sums: Mapping[str, torch.Tensor] | None = None,
     artefact: bytes | None = None,
+    other_model: bytes | None = None,
 ) -> RecordDict:
     """Build the content of a message.
 
@@ -130,6 +135,8 @@ def make_content(
         What a recalibration gives, by layer.
     artefact : bytes, optional
         From :func:`pack_files`.
+    other_model : bytes, optional
+        As ``model``.
     """
     content = RecordDict({kind: ConfigRecord({"json": json.dumps(values, sort_keys=True, allow_nan=False)})})
     if model is not None:
@@ -140,6 +147,8 @@ def make_content(
         content[SUMS] = _to_record(pack_tensors(sums))
     if artefact is not None:
         content[ARTEFACT] = _to_record(artefact)
+    if other_model is not None:
+        content[OTHER_MODEL] = _to_record(other_model)
     return content
 
 
@@ -171,6 +180,17 @@ def read_model(message: Message) -> bytes:
         If the message has none.
     """
     return _from_record(message, MODEL)
+
+
+def read_other_model(message: Message) -> bytes:
+    """Return the packed second model of a message.
+
+    Raises
+    ------
+    WireError
+        If the message has none.
+    """
+    return _from_record(message, OTHER_MODEL)
 
 
 def read_sums(message: Message) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ for it. It is asked in passing in every round and waited for again from the roun
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedmed.config import Plan
+from fedmed.distillation import check_same_teacher
 from fedmed.errors import FedmedError, tame
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
 from server.exchange import Answer, Exchange, open_answer
@@ -40,10 +41,13 @@ class Attendance:
         Sent to every site that joins.
     model_digest : str
         Digest of the model's definition at the server; a site with another one is refused.
+    teacher : mapping, optional
+        What the server says of its teacher; a site with another one is refused.
     """
 
     plan: Plan
     model_digest: str
+    teacher: Mapping[str, Any] | None = None
     missed: dict[str, int] = field(default_factory=dict)
     """Rounds missed in a row, by site; part of the checkpoint."""
     descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -101,6 +105,7 @@ class Attendance:
 
     def _read(self, message: Message, site: str) -> dict[str, Any]:
         description = read_values(message, REPORT)
+        _check_teacher(description.get("teacher"), self.teacher, site)
         _check_description(description, site, self.model_digest, len(self.plan.classes))
         return description
 
@@ -166,6 +171,15 @@ class Attendance:
 
     def _make_request(self) -> Any:
         return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
+
+
+def _check_teacher(told: object, own: Mapping[str, Any] | None, site: str) -> None:
+    """Refuse a site whose teacher is another: neither features nor projectors would be comparable."""
+    if own is None:
+        return
+    if not isinstance(told, dict) or set(told) != set(own) or not all(isinstance(v, str | int) for v in told.values()):
+        raise FedmedError("It does not say which teacher it has. Install the same version of fedmed on both sides.")
+    check_same_teacher({"(server)": own, site: {key: tame(str(value), 100) for key, value in told.items()}})
 
 
 def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:

@@ -16,6 +16,7 @@ _PHASES = {
     "train": "training",
     "evaluate": "validation",
     "local": "training of each site alone",
+    "distil": "distillation into a small network",
     "recalibrate": "BatchNorm statistics",
     "calibrate": "temperature",
     "test": "test",
@@ -106,11 +107,11 @@ class BarListener:
         before = self._round - 1 if self._phase in {"train", "evaluate"} else self._round
         if self._phase == "local":  # a call may be for several rounds
             before, part = self._alone, (self._round - self._alone) * done
+        asked = f"{self._num_done}/{self._num_sites} sites" if self._num_sites else "at the server"
         self._progress.update(
             self._task,
             completed=before + part,
-            description=f"round {self._round}/{self._num_rounds} {_PHASES.get(self._phase, self._phase)}: "
-            f"{self._num_done}/{self._num_sites} sites",
+            description=f"round {self._round}/{self._num_rounds} {_PHASES.get(self._phase, self._phase)}: {asked}",
         )
 
 
@@ -132,7 +133,7 @@ class PlainListener:
         if phase == "local":
             _print(f"{_PHASES[phase]}: up to round {round_number}/{self._num_rounds}, {num_sites} sites")
         elif phase not in _BARS:
-            _print(f"{_PHASES[phase]}: {num_sites} sites")
+            _print(f"{_PHASES[phase]}: {num_sites} sites" if num_sites else f"{_PHASES[phase]}: at the server")
 
     def on_answer(self, site: str, problem: str | None) -> None:
         """Print problems only."""

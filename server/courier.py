@@ -12,9 +12,25 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
+from fedmed.config import Plan
 from fedmed.errors import FedmedError
 from fedmed.wire import REPORT, REQUEST, make_content, read_values
 from server.exchange import Answer, Exchange, Unanswered
+
+
+@dataclass(frozen=True)
+class SecondModel:
+    """A model that goes with a request beside the one that the request is about."""
+
+    name: str
+    """``student`` or ``teacher``, as the sites call it in their tables."""
+    plan: Plan
+    path: Path
+    sha256: str
+
+    def to_values(self) -> dict[str, Any]:
+        """Return what a request says of it."""
+        return {"name": self.name, "plan": self.plan.model_dump(mode="json"), "sha256": self.sha256}
 
 
 @dataclass
@@ -47,6 +63,7 @@ class Courier:
         on_answer: Callable[[Answer], None],
         artefact: bytes | None = None,
         on_demand: bool = False,
+        other: SecondModel | None = None,
     ) -> Unanswered:
         """Send a request with a model and hand over each answer as it arrives.
 
@@ -66,6 +83,8 @@ class Courier:
             Goes with every request, also where the model need not be sent.
         on_demand : bool
             Whether the model is sent only to sites that say that they lack it.
+        other : SecondModel, optional
+            Goes with every request, like ``artefact``.
 
         Returns
         -------
@@ -73,12 +92,16 @@ class Courier:
             Sites that have not answered.
         """
         told = {**values, "model_sha256": model_sha256, "remember": self.remember}
+        other_bytes = None if other is None else other.path.read_bytes()
+        if other is not None:
+            told["other"] = other.to_values()
 
         @cache
         def with_model() -> RecordDict:
-            return make_content(REQUEST, told, model=model_file.read_bytes(), artefact=artefact)
+            packed = model_file.read_bytes()
+            return make_content(REQUEST, told, model=packed, artefact=artefact, other_model=other_bytes)
 
-        without_model = make_content(REQUEST, told, artefact=artefact)
+        without_model = make_content(REQUEST, told, artefact=artefact, other_model=other_bytes)
         resent: set[str] = set()
         model_bytes = model_file.stat().st_size
 
@@ -96,6 +119,7 @@ class Courier:
             return None
 
         def choose(site: str) -> RecordDict:
+            self._num_bytes += len(other_bytes or b"")
             return without_model if on_demand or self._held.get(site) == model_sha256 else send_model()
 
         unanswered = self.exchange.ask(kind, choose, sites, deadline_s=deadline_s, on_answer=take)

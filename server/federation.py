@@ -5,6 +5,7 @@ after the newest one.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,8 +16,9 @@ from fedmed.atomic_files import write_atomically
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import Checkpoint, RunCheckpoints
 from fedmed.compression import estimate_bytes
-from fedmed.config import SCORE_FIGURES
+from fedmed.config import SCORE_FIGURES, Plan
 from fedmed.deployment import ServerConfig
+from fedmed.distillation import get_teacher, use_teacher_file
 from fedmed.errors import CheckpointError, FederationError
 from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.metrics.site_tables import SiteTables
@@ -25,11 +27,12 @@ from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
 from server.benefit import compared_models, train_local, write_initial
 from server.candidate import make_candidate
+from server.compression import Product, check_compression, choose_product, compress_between
 from server.courier import Courier
 from server.exchange import Exchange
 from server.products import save_sites, write_final_report
 from server.progress import EventListener, Listener, LogListener
-from server.recalibration import ChosenModel, take_chosen
+from server.recalibration import take_chosen
 from server.rounds import LoopState, RoundLoop, save_checkpoint
 from server.scoring import save_tables
 from server.session import Session
@@ -89,20 +92,23 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     start = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
-    loop = RoundLoop(session, start)
+    loop = RoundLoop(session, start, on_closed=partial(compress_between, session))
     if not _is_tested(run):
+        check_compression(session)
         session.gather_sites(start.round)
+        compress_between(session, start.round, start.model_path, start.model_sha256)
     if _weighs_by_local(session) and not _is_tested(run):
         train_local(session)  # the rounds need to know how good the sites are alone
     state = loop.run()
     chosen = state.best_round or session.config.rounds
     model = take_chosen(session, chosen, state.best_round)
+    product = choose_product(session, model, state.best_round)
     if not _is_tested(run):
         train_local(session)
-        temperature = fit_temperature(session, model, state.best_round)
-        _test_once(session, model, state, None if temperature is None else float(temperature["temperature"]))
+        temperature = fit_temperature(product.session, product.model, state.best_round)
+        _test_once(product, state, None if temperature is None else float(temperature["temperature"]))
     write_final_report(run, chosen)
-    make_candidate(session, model, state.best_round)
+    make_candidate(product.session, product.model, state.best_round)
     session.audit.append("end", chosen_round=chosen)
     write_atomically(run.finished_file, json.dumps({"chosen_round": chosen}).encode())
 
@@ -110,11 +116,12 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
 def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     config = run.read_settings()
     deployed = isinstance(config, ServerConfig)
+    use_teacher_file(config)
     plan = config.make_plan()
     if deployed:
         plan = plan.model_copy(update={"run_id": run.read_run_id()})
     network = Network(plan)  # for its names only: the server holds no model between rounds
-    parameters = frozenset(name for name, _ in network.model.named_parameters())
+    parameters = network.parameter_names
     digest = network.digest()
     audit = AuditLog(run.audit_file)
     audit.append("start", model_digest=digest)
@@ -129,11 +136,17 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
         courier=Courier(exchange, remember=deployed),
         checkpoints=RunCheckpoints(run.checkpoints),
         audit=audit,
-        attendance=Attendance(plan, digest, needs_scores=config.choose_by in SCORE_FIGURES),
+        attendance=Attendance(
+            plan, digest, teacher=_describe_teacher(plan), needs_scores=config.choose_by in SCORE_FIGURES
+        ),
         listener=listener,
         parameters=parameters,
         patient=deployed,
     )
+
+
+def _describe_teacher(plan: Plan) -> dict[str, str | int] | None:
+    return get_teacher(plan.fopro.teacher).describe() if plan.fopro is not None else None
 
 
 def _find_start(session: Session) -> Checkpoint:
@@ -192,8 +205,8 @@ def _is_tested(run: RunFolder) -> bool:
     return (run.tables / "test").exists()
 
 
-def _test_once(session: Session, model: ChosenModel, state: LoopState, temperature: float | None) -> None:
-    """Have every site score the chosen model on its test images, and all that it is compared with in the same step.
+def _test_once(product: Product, state: LoopState, temperature: float | None) -> None:
+    """Have every site score the released model on its test images, and all that it is compared with in the same step.
 
     A site does so only once for a model.
 
@@ -204,6 +217,7 @@ def _test_once(session: Session, model: ChosenModel, state: LoopState, temperatu
     FederationError
         If no site has answered.
     """
+    session, model = product.session, product.model
     tables: dict[str, SiteTables] = {}
     refused: dict[str, str] = {}
     for _ in range(_TEST_CALLS if session.patient else 1):
@@ -220,6 +234,7 @@ def _test_once(session: Session, model: ChosenModel, state: LoopState, temperatu
             best_round=state.best_round,
             temperature=temperature,
             compare=compared_models(session),
+            other=product.teacher,
         )
         tables |= scores.tables
         refused |= scores.refused

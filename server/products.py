@@ -7,6 +7,7 @@ from fedmed.atomic_files import write_atomically
 from fedmed.config import FederationConfig, SitesData
 from fedmed.deployment import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.history import read_history
+from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.report import ReportContent, write_report
 from fedmed.run_folder import RunFolder
 from server.benefit import explain_missing
@@ -66,6 +67,10 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
     if not with_reasons:
         history = [_drop_reasons(record) for record in history]
     test = load_tables(run.tables / "test") if tested else {}
+    compression, gate = (run.read_compression(), load_tables(run.compression / "gate")) if tested else (None, {})
+    validation = load_tables(round_folder(run.tables, chosen_round))
+    if compression is not None and compression["status"] == "accepted":
+        validation = {site: SiteTables({FEDERATED: tables.models[STUDENT]}) for site, tables in gate.items()}
     return ReportContent(
         title=f"Federated run '{config.name}'",
         config=_shown_settings(config),
@@ -74,7 +79,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         chosen_round=chosen_round,
         rounds_done=len(history),
         history=history,
-        validation=load_tables(round_folder(run.tables, chosen_round)),
+        validation=validation,
         test=test,
         composition=_find_composition(sites),
         synthetic=_is_synthetic(config, sites),
@@ -86,6 +91,8 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         temperature=run.read_temperature() if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},
+        compression=compression,
+        gate=gate,
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
 

@@ -13,8 +13,8 @@ class Listener(Protocol):
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Hear that a phase begins.
 
-        They are ``join``, ``train``, ``evaluate``, ``local`` (the sites' models of their own), ``recalibrate``,
-        ``calibrate``, ``test`` and ``release``.
+        They are ``join``, ``train``, ``evaluate``, ``local`` (the sites' models of their own), ``distil`` (into a
+        small network; at no site where the server does it), ``recalibrate``, ``calibrate``, ``test`` and ``release``.
         """
 
     def on_answer(self, site: str, problem: str | None) -> None:

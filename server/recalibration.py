@@ -6,6 +6,7 @@ images; added up they give the statistics of all images together, see :mod:`fedm
 """
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +55,29 @@ def take_chosen(session: Session, chosen: int, best_round: int | None) -> Chosen
     if session.plan.batch_norm != "recalibrate":
         return model
     done = find_recalibrated(session.run.recalibrated, model.model_sha256)
-    return ChosenModel(chosen, *done) if done else _recalibrate(session, model, best_round)
+    return ChosenModel(chosen, *done) if done else recalibrate(session, model, best_round, session.run.recalibrated)
 
 
-def _recalibrate(session: Session, model: ChosenModel, best_round: int | None) -> ChosenModel:
+def recalibrate(session: Session, model: ChosenModel, best_round: int | None, folder: Path) -> ChosenModel:
+    """Return a model of the session's plan with the BatchNorm statistics of all sites, in a folder of its own.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    model : ChosenModel
+        As it was trained.
+    best_round : int, optional
+        As the sites are told.
+    folder : Path
+        Gets ``model.safetensors`` and ``record.json``.
+
+    Returns
+    -------
+    ChosenModel
+        The model as it was, where no site has sent sums.
+    """
+    began = time.monotonic()
     session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
     network = Network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
@@ -70,7 +90,6 @@ def _recalibrate(session: Session, model: ChosenModel, best_round: int | None) -
         f"BatchNorm recalibrated on the training images of {len(sums)} sites; largest change {change:.3g} standard "
         "deviations."
     )
-    folder = session.run.recalibrated
     folder.mkdir(exist_ok=True)
     path = folder / MODEL_FILE
     write_atomically(path, network.pack())
@@ -81,6 +100,7 @@ def _recalibrate(session: Session, model: ChosenModel, best_round: int | None) -
         "round": model.round,
         "sites": sorted(sums),
         "largest_change": change,
+        "seconds": time.monotonic() - began,
     }
     write_atomically(folder / "record.json", json.dumps(record).encode())
     session.audit.append("recalibration", **record)

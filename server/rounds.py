@@ -7,6 +7,7 @@ record says who was left out and why. Nothing here knows whether the sites are s
 import itertools
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedmed.fairness.alarms import find_alarms
 from fedmed.metrics.history import append_record, read_history, write_metrics_csv
 from fedmed.processes import Backoff
 from server.benefit import read_local
+from server.distillation import describe_round
 from server.exchange import Answer
 from server.fair_weights import request_values, to_weighted, weigh_updates
 from server.products import save_sites
@@ -58,10 +60,14 @@ class RoundLoop:
         The federation.
     start : Checkpoint
         Round 0 with the initial model, or the newest round.
+    on_closed : callable, optional
+        Called with the number of every closed round, its model's file and hash.
     """
 
-    def __init__(self, session: Session, start: Checkpoint) -> None:
-        self.session = session
+    def __init__(
+        self, session: Session, start: Checkpoint, on_closed: Callable[[int, Path, str], None] | None = None
+    ) -> None:
+        self.session, self._on_closed = session, on_closed
         self.state = LoopState(**start.state)
         self._next_round = start.round + 1
         self._model_file, self._model_sha256 = start.model_path, start.model_sha256
@@ -78,6 +84,8 @@ class RoundLoop:
         """
         for round_number in range(self._next_round, self.session.config.rounds + 1):
             self._run_round(round_number)
+            if self._on_closed is not None:
+                self._on_closed(round_number, self._model_file, self._model_sha256)
         return self.state
 
     def _run_round(self, round_number: int) -> None:
@@ -106,6 +114,8 @@ class RoundLoop:
             "participation": collector.to_records(),
             "validation": summarise(scores.tables, self.session.attendance.agreed),
         }
+        if self.session.plan.fopro is not None:
+            record["fopro"] = describe_round(self.session.plan, collector.accepted(), averaged)
         record["alarms"] = self._find_alarms(record)
         self._warn_of_coverage(record)
         self._close(record, collector, scores, averaged)

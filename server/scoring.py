@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from flwr.app import Message
 from fedmed.atomic_files import atomic_folder, write_atomically
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
-from fedmed.wire import REPORT, WireError, read_tables, read_values, unpack_tables
-from server.courier import Courier
+from fedmed.wire import MISMATCH, REPORT, WireError, read_tables, read_values, unpack_tables
+from server.courier import Courier, SecondModel
 from server.exchange import Answer, open_answer
 from server.progress import Listener
+
+_LARGEST_MISMATCH = 1e12
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Scores:
     """Site to reason, for answers without usable tables."""
     missing: list[str]
     """Sites that did not answer."""
+    mismatches: dict[str, float] = field(default_factory=dict)
+    """Site to how far its images are from the model's BatchNorm statistics, where it was asked and may tell."""
 
 
 def collect_tables(
@@ -40,6 +44,7 @@ def collect_tables(
     num_classes: int,
     deadline_s: float,
     listener: Listener,
+    other: SecondModel | None = None,
 ) -> Scores:
     """Ask sites to score a model.
 
@@ -63,15 +68,24 @@ def collect_tables(
         Seconds to wait.
     listener : Listener
         Is told who answered and why tables were refused.
+    other : SecondModel, optional
+        To be scored as well, and compared with the first.
     """
     found: dict[str, SiteTables] = {}
+    mismatches: dict[str, float] = {}
     refused: dict[str, str] = {}
 
     def take(answer: Answer) -> None:
         most_images = num_images[answer.site]
-        tables, problem = open_answer(
-            answer, lambda message: _read(message, answer.site, num_classes, model_sha256, most_images)
-        )
+
+        def read(message: Message) -> SiteTables:
+            tables = _read(message, answer.site, num_classes, model_sha256, most_images)
+            if other is not None and SITE_ATTRIBUTE not in tables.paired.get(other.name, {}):
+                raise WireError(f"The tables hold no comparison with the model '{other.name}'.")
+            mismatches.update(_read_mismatch(message, answer.site))
+            return tables
+
+        tables, problem = open_answer(answer, read)
         listener.on_answer(answer.site, problem)
         if tables is not None:
             found[answer.site] = tables
@@ -79,12 +93,14 @@ def collect_tables(
             refused[answer.site] = problem
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
-    missing = courier.ask("evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take)
+    missing = courier.ask(
+        "evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take, other=other
+    )
     for site in missing.late:
         listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
     for site in missing.absent:
         listener.on_note(f"{site} gave no evaluation: it is not connected.")
-    return Scores(dict(sorted(found.items())), refused, missing.all)
+    return Scores(dict(sorted(found.items())), refused, missing.all, dict(sorted(mismatches.items())))
 
 
 def save_tables(folder: Path, tables: dict[str, SiteTables]) -> None:
@@ -110,6 +126,14 @@ def prune_tables(root: Path, keep: set[int]) -> None:
     for folder in root.glob("round_*"):
         if folder.name not in kept:
             shutil.rmtree(folder)
+
+
+def _read_mismatch(message: Message, site: str) -> dict[str, float]:
+    """Return a site's distance; empty where it tells none, or what cannot be one."""
+    value = read_values(message, REPORT).get(MISMATCH)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST_MISMATCH:
+        return {}
+    return {site: float(value)}
 
 
 def _read(message: Message, site: str, num_classes: int, model_sha256: str, most_images: int) -> SiteTables:

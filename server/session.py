@@ -12,7 +12,7 @@ from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
 from fedmed.errors import FederationError
 from fedmed.run_folder import RunFolder
 from server.attendance import Attendance
-from server.courier import Courier
+from server.courier import Courier, SecondModel
 from server.exchange import Exchange
 from server.progress import Listener
 from server.scoring import Scores, collect_tables
@@ -58,10 +58,12 @@ class Session:
         best_round: int | None,
         temperature: float | None = None,
         compare: Sequence[str] = (),
+        other: SecondModel | None = None,
     ) -> Scores:
         """Return the sites' tables of a model on one part of their images.
 
-        In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``.
+        In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``; on
+        either part it may be compared with a second model that is sent along.
         """
         self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
         return collect_tables(
@@ -75,6 +77,7 @@ class Session:
             num_classes=len(self.plan.classes),
             deadline_s=self.config.round_deadline_s,
             listener=self.listener,
+            other=other,
         )
 
     def gather_sites(self, round_number: int) -> None:

@@ -22,6 +22,7 @@ _PHASES = {
     "train": "training",
     "evaluate": "validation",
     "local": "training of each site alone",
+    "distil": "distillation into a small network",
     "recalibrate": "BatchNorm statistics",
     "calibrate": "temperature",
     "test": "test",
@@ -111,7 +112,8 @@ def _describe_state(status: Mapping[str, Any], now: datetime) -> str:
     updated = _describe_age(status["updated"], now)
     if status["phase"]:
         rounds += f", {_PHASES.get(status['phase'], status['phase'])}"
-        rounds += f": {status['answered']} of {status['asked']} sites have answered"
+        if status["asked"]:  # no site is, while the server itself computes
+            rounds += f": {status['answered']} of {status['asked']} sites have answered"
     if state in ENDED:
         return f"{state} ({updated}), {rounds}"
     if not status["running"]:

@@ -19,6 +19,7 @@ from fedmed.fairness.group_losses import (
     read_start_loss,
 )
 from fedmed.wire import REPORT, WireError, read_model, read_values
+from server.distillation import read_bands
 from server.exchange import MALFORMATIONS, Answer, explain_malformation
 
 _LARGEST_NUMBER = 1e300
@@ -42,6 +43,10 @@ class Update:
     """Mean loss of the global model on the site's training images, where the aggregation asks for it."""
     group_losses: GroupLosses | None = None
     """Likewise by patient group: number of images and sum of losses."""
+    ekd: float | None = None
+    """Mean distance of features from the teacher's, where the plan has one."""
+    prompt_bands: list[float | None] | None = None
+    """Gain of the site's prompt by band of frequencies."""
 
     def to_record(self, share: float | None) -> dict[str, Any]:
         """Return the site's line of the participation table."""
@@ -151,6 +156,7 @@ class UpdateCollector:
             update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
             update.learning_rate = _read_number(values, "learning_rate")
             _read_losses(values, update)
+            update.ekd, update.prompt_bands = _read_number(values, "ekd"), read_bands(values.get("prompt_bands"))
             self._write(site, packed)
             check = check_update(self.file_of(site), self.reference, measured=self.parameters)
             update.update_norm, reason = check.norm, check.reason

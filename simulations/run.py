@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: RunFolder | None = None
     try:
         run, config = _open_run(options)
-        _simulate(run, config)
+        _simulate(run, config, export=not options.parent)
     except KeyboardInterrupt:
         print("\nStopped. Everything up to the last closed round is saved.", file=sys.stderr)
         if run is not None:
@@ -177,14 +177,14 @@ def _default_config() -> Path:
     return Path(str(resources.files("configs") / "simulation.yaml"))
 
 
-def _simulate(run: RunFolder, config: RunConfig) -> None:
+def _simulate(run: RunFolder, config: RunConfig, *, export: bool) -> None:
     # Imported late, so that --help and a wrong setting answer at once.
     from server.console import make_listener  # noqa: PLC0415
     from simulations.engine import run_simulation  # noqa: PLC0415
 
     print(f"run folder: {run.path}")
     with make_listener(config.rounds) as listener:
-        run_simulation(run, config, listener)
+        run_simulation(run, config, listener, export=export)
     _print_result(run)
 
 

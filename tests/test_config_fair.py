@@ -75,6 +75,8 @@ def test_the_attribute_must_be_one_that_is_told_apart() -> None:
     with pytest.raises(ConfigError, match=r"'aggregation\.fair\.attribute' is 'sex'\. Allowed .*: age_band"):
         load(*rule, "fairness.attributes=[age_band]")
     assert load(*rule, "fairness.attributes=[sex]").aggregation.attribute == "sex"
+    crossed = load(rule[0], "aggregation.fair.attribute=sex x age_band", "fairness.attributes=[age_band, sex]")
+    assert crossed.aggregation.attribute == "sex x age_band"
 
 
 def test_infinite_settings_are_refused() -> None:

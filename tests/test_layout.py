@@ -11,8 +11,8 @@ TIERS = [
     ["errors", "atomic_files", "seeding", "registry", "config", "config_files", "deployment", "native"],
     ["metrics", "losses", "reparameterization", "models"],
     ["data", "fairness", "aggregation", "distillation"],
-    ["audit", "processes", "keys", "health", "compression", "wire", "checkpoint", "run_folder", "schedules", "training",
-     "network", "report", "predict", "export"],
+    ["audit", "processes", "keys", "health", "compression", "wire", "checkpoint", "run_folder", "schedules",
+     "optimizers", "training", "network", "report", "predict", "export"],
 ]  # fmt: skip
 PLACE = {room: (tier, order) for tier, rooms in enumerate(TIERS) for order, room in enumerate(rooms)}
 SOURCES = sorted(

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from fedmed.config import Plan
+from fedmed.data import make_batches
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.seeding import make_rng
-from fedmed.training import TrainingError, compute_logits, evaluate, fit, make_batches, select_device
+from fedmed.training import TrainingError, compute_logits, evaluate, fit, select_device
 
 CPU = torch.device("cpu")
 SIZE = 16

@@ -37,10 +37,22 @@ from fedmed.config.federation import (
     AggregationConfig,
     Compression,
     FederationConfig,
-    ModelConfig,
     Plan,
     RunConfig,
 )
+from fedmed.config.fopro import (
+    FolderProxy,
+    FoproConfig,
+    FoproPlan,
+    GateConfig,
+    PhantomProxy,
+    PromptConfig,
+    ProxyConfig,
+    StudentConfig,
+    TeacherConfig,
+    TeacherPlan,
+)
+from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -60,7 +72,11 @@ __all__ = [
     "FairFedConfig",
     "FairnessConfig",
     "FederationConfig",
+    "FolderProxy",
+    "FoproConfig",
+    "FoproPlan",
     "GapToLocalConfig",
+    "GateConfig",
     "GroupMinimaxConfig",
     "ImageTableData",
     "LossReport",
@@ -69,13 +85,19 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "PhantomData",
+    "PhantomProxy",
     "Plan",
+    "PromptConfig",
+    "ProxyConfig",
     "QFedAvgConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",
     "SitesData",
     "SplitConfig",
+    "StudentConfig",
     "SuppressionConfig",
+    "TeacherConfig",
+    "TeacherPlan",
     "TrainingConfig",
 ]

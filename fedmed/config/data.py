@@ -45,6 +45,9 @@ class DataSection(Section):
     """Shares of train, validation and test."""
     partition: PartitionConfig = PartitionConfig()
     """How images become sites."""
+    max_train_images: Annotated[int, Field(ge=1)] | None = None
+    """Most training images of all sites together, for quick studies: of every class at every site the same share is
+    kept, and at least one. Null: all. Validation and test keep theirs."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     """Decoded images kept in memory, in MiB for all sites together; what does not fit is decoded anew in every
     epoch."""

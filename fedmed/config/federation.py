@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedmed.config.data import DataConfig, PhantomData, SitesData
 from fedmed.config.fair import FairConfig, FairFedConfig, GapToLocalConfig, GroupMinimaxConfig, LossReport
@@ -13,6 +13,8 @@ from fedmed.config.fairness import (
     FairnessConfig,
     SuppressionConfig,
 )
+from fedmed.config.fopro import FoproConfig, FoproPlan, OffOrNone
+from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
 
@@ -21,24 +23,6 @@ Compression = Literal["none", "fp16", "int8"]
 
 LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
 """Options that name files of the coordinating site; they shape the initial model and never travel."""
-
-
-class ModelConfig(BaseModel):
-    """The network. Further keys are options of that network, checked by its builder."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-    name: str = "adsr_resnet18"
-    """A name of ``fedmed.models.list_models()``."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the network's builder."""
-        return dict(self.__pydantic_extra__ or {})
-
-    def without(self, names: tuple[str, ...]) -> "ModelConfig":
-        """Return a copy that lacks some options."""
-        return ModelConfig(name=self.name, **{key: value for key, value in self.options.items() if key not in names})
 
 
 class AggregationConfig(Section):
@@ -85,6 +69,8 @@ class Plan(Section):
     """What a site tells about the loss on its training images before it trains."""
     loss_attribute: str | None = None
     """Attribute of ``losses: groups``."""
+    fopro: FoproPlan | None = None
+    """Distillation from a frozen teacher; null: none."""
 
 
 class FederationConfig(Section):
@@ -123,6 +109,9 @@ class FederationConfig(Section):
     """Attribute whose groups ``choose_by`` compares, where it compares groups."""
     fairness: FairnessConfig = FairnessConfig()
     """Patient groups that are told apart in every evaluation."""
+    fopro: Annotated[FoproConfig | None, OffOrNone] = None
+    """FoPro-KD: distillation from a frozen public teacher at the sites, and compression at the server; ``off``: none.
+    Its Fourier prompt is a reconstruction."""
     benefit: bool = True
     """Whether every site trains a model on its own images alone, with the same budget, so that the report can say
     whether it is better off in the federation. That model stays at the site."""
@@ -152,22 +141,34 @@ class FederationConfig(Section):
             benefit=self.benefit,
             losses=self.aggregation.fair.losses if self.aggregation.fair else "none",
             loss_attribute=self.aggregation.attribute,
+            fopro=self.fopro.make_plan() if self.fopro else None,
         )
 
     @model_validator(mode="after")
-    def _check_fair(self) -> "FederationConfig":
+    def _check_combinations(self) -> "FederationConfig":
         if isinstance(self.aggregation.fair, GapToLocalConfig) and not self.benefit:
             raise ValueError(
                 "'aggregation.fair.kind' is 'gap_to_local', which compares with the sites' own models, and 'benefit' "
                 "is false. Set benefit: true, or choose another kind"
             )
-        known = self.fairness.attributes
-        if known is not None and self.aggregation.attribute not in {None, *known}:
+        if self.model.name == "frozen_teacher":
+            self._check_frozen_teacher()
+        known, attribute = self.fairness.attributes, self.aggregation.attribute
+        if known is not None and attribute is not None and not set(attribute.split(" x ")) <= set(known):
             raise ValueError(
-                f"'aggregation.fair.attribute' is {self.aggregation.attribute!r}. Allowed are the attributes in "
-                f"'fairness.attributes': {', '.join(known) or 'none'}"
+                f"'aggregation.fair.attribute' is {attribute!r}. Allowed are the attributes in 'fairness.attributes' "
+                f"and their crossings: {', '.join(known) or 'none'}"
             )
         return self
+
+    def _check_frozen_teacher(self) -> None:
+        if self.batch_norm == "recalibrate":
+            raise ValueError(
+                "'batch_norm' is 'recalibrate', but 'model.name' is 'frozen_teacher', whose BatchNorm stays as it is. "
+                "Allowed: average"
+            )
+        if self.fopro is not None:
+            raise ValueError("'model.name' is 'frozen_teacher', which learns from no other teacher. Set fopro: off")
 
     @property
     def chooses_by_group(self) -> bool:

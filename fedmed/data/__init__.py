@@ -1,18 +1,31 @@
 """Images and labels of the sites: sources, checks, partition, splits and augmentation."""
 
+from fedmed.data.batches import make_batches
 from fedmed.data.datasets import ImagePart, SiteData, count_classes, load_site
 from fedmed.data.prepare import Prepared, prepare_data
-from fedmed.data.transforms import Transform, make_eval_transform, make_train_transform, normalisation
+from fedmed.data.transforms import (
+    NUM_VIEWS,
+    Transform,
+    draw_views,
+    make_eval_transform,
+    make_train_transform,
+    make_view_transform,
+    normalisation,
+)
 
 __all__ = [
+    "NUM_VIEWS",
     "ImagePart",
     "Prepared",
     "SiteData",
     "Transform",
     "count_classes",
+    "draw_views",
     "load_site",
+    "make_batches",
     "make_eval_transform",
     "make_train_transform",
+    "make_view_transform",
     "normalisation",
     "prepare_data",
 ]

@@ -20,7 +20,17 @@ def draw_uniform(num: int, low: float, high: float) -> torch.Tensor:
 
 def flip_randomly(images: torch.Tensor, dim: int) -> torch.Tensor:
     """Flip each image with probability 0.5 along ``dim`` (-1: left and right, -2: up and down)."""
-    chosen = torch.nonzero(torch.rand(len(images)) < 0.5)[:, 0]
+    return flip_images(images, draw_flips(len(images)), dim)
+
+
+def draw_flips(num_images: int) -> torch.Tensor:
+    """Return bool (B,), each true with probability 0.5."""
+    return torch.rand(num_images) < 0.5
+
+
+def flip_images(images: torch.Tensor, which_B: torch.Tensor, dim: int) -> torch.Tensor:
+    """Flip some images, bool (B,), along ``dim`` (-1: left and right, -2: up and down)."""
+    chosen = torch.nonzero(which_B)[:, 0]
     return images.index_copy(0, chosen, images[chosen].flip(dim))
 
 

@@ -26,6 +26,7 @@ AGE_SHARES = (0.3, 0.4, 0.3)
 IMAGES_PER_PATIENT = (0.6, 0.28, 0.12)  # share of patients with 1, 2 and 3 images
 SAME_LESION = 0.5  # share of a patient's further images that show the lesion of the image before
 HANDFUL = 5  # fewest images of a class at a site, where the site has room for it
+_NO_SITE = -1  # index of the streams that are no site's
 UNCLEAR = 0.25  # share of lesions whose pattern is faint
 
 # How much more often than on average a class is seen in men (women: less) and in the oldest band (youngest: less).
@@ -131,6 +132,21 @@ def generate_site(config: PhantomData, site_index: int, seed: int) -> PhantomIma
             "age_band": tuple(AGE_BANDS[i] for i in cohort.age[people]),
         },
     )
+
+
+def generate_proxy(config: PhantomData, num_images: int, seed: int) -> torch.Tensor:
+    """Draw images of a further device that no site has, without labels, uint8 (N, 3, S, S).
+
+    Parameters
+    ----------
+    config : PhantomData
+        As the sites' images are drawn, except for their number.
+    num_images : int
+        N.
+    seed : int
+        Seed of the run; the streams are none of the sites'.
+    """
+    return generate_site(config.model_copy(update={"images_per_site": num_images}), _NO_SITE, seed).images
 
 
 def _draw_cohort(num_images: int, rng: np.random.Generator, attribute_rng: np.random.Generator) -> _Cohort:
@@ -277,7 +293,7 @@ def _draw_strengths(labels: Array, num_classes: int, age: Array, rng: np.random.
     bounds what can be reached.
     """
     count = len(labels)
-    unclear = rng.random(count) < np.clip(UNCLEAR * (1 + 0.4 * age), 0, 1)
+    unclear = rng.random(count) < np.clip(UNCLEAR * (1 + 0.7 * age), 0, 1)
     own = np.where(unclear, rng.uniform(0.10, 0.45, count), 0.50 + 0.70 * rng.beta(2.0, 1.5, count))
     other = own * np.where(unclear, rng.uniform(0.5, 1.0, count), rng.uniform(0.1, 0.5, count))
     mixed = rng.random(count) < np.where(unclear, 0.7, 0.3)

@@ -10,8 +10,9 @@ from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom import generate_site, phantom_classes, phantom_site_names
 from fedmed.data.sources import RawTable, Row, read_table
 from fedmed.data.split_files import SplitIndex, SplitRow, describe_settings, read_index, write_splits
-from fedmed.data.splits import PARTS, split_sites
+from fedmed.data.splits import PARTS, TRAIN, split_sites
 from fedmed.errors import ConfigError, RunFolderError
+from fedmed.seeding import make_rng
 
 PHANTOM_ATTRIBUTES: tuple[str, ...] = ("sex", "age_band")
 _SMALLEST_PHANTOM = 16
@@ -103,6 +104,8 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
     by_site = partition_items(config.partition, items, None if table is None else sites, seed)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
+    if config.max_train_images is not None:
+        rows = _thin_training(rows, config.max_train_images, seed)
     common = {
         "settings": describe_settings(config, sites, seed),
         "fingerprint": "" if table is None else table.fingerprint,
@@ -134,6 +137,25 @@ def _order_rows(
     for site_rows in rows.values():
         site_rows.sort(key=lambda row: (PARTS.index(row.part), row.item.key))
     return rows
+
+
+def _thin_training(rows: Mapping[str, Sequence[SplitRow]], most: int, seed: int) -> dict[str, list[SplitRow]]:
+    """Keep the same share of the training images of every class at every site, and at least one."""
+    total = sum(row.part == PARTS[TRAIN] for of_site in rows.values() for row in of_site)
+    share = min(1.0, most / total)
+    kept: dict[str, list[SplitRow]] = {}
+    for site in sorted(rows):
+        rng = make_rng(seed, site, "thin")
+        strata: dict[int, list[int]] = {}
+        for index, row in enumerate(rows[site]):
+            if row.part == PARTS[TRAIN]:
+                strata.setdefault(row.item.label, []).append(index)
+        dropped: set[int] = set()
+        for label in sorted(strata):
+            order = rng.permutation(strata[label])
+            dropped |= {int(index) for index in order[max(1, int(share * len(order))) :]}
+        kept[site] = [row for index, row in enumerate(rows[site]) if index not in dropped]
+    return kept
 
 
 def _list_phantom(config: PhantomData, sites: int | None, seed: int) -> list[Item]:

@@ -54,6 +54,8 @@ def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[
         data["partition"] = {"kind": config.partition.kind}
     if not data.get("bands"):  # as in splits that were made before there were bands
         data.pop("bands", None)
+    if data.get("max_train_images") is None:  # likewise
+        data.pop("max_train_images", None)
     return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
 
 

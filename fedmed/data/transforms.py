@@ -32,7 +32,9 @@ import torch.nn.functional as F  # noqa: N812  (the usual name)
 from fedmed.data.augmentation import (
     blur_randomly,
     change_contrast,
+    draw_flips,
     draw_uniform,
+    flip_images,
     flip_randomly,
     jitter_colours,
     warp,
@@ -48,6 +50,8 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 BLUR_SIGMA_224 = (0.1, 2.0)  # pixels at 224
+NUM_VIEWS = {"none": 1, "flips": 4}
+"""Recipes whose views of an image repeat, and how many there are."""
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
@@ -83,6 +87,37 @@ def make_eval_transform(recipe: str, image_size: int) -> Transform:
     statistics = normalisation(recipe)
     shape = _resize_and_crop if recipe == "hifuse" else _resize_all
     return lambda images: _normalise(shape(images, image_size), statistics)
+
+
+def make_view_transform(recipe: str, image_size: int) -> Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """Return a recipe of :data:`NUM_VIEWS` with given views instead of random ones.
+
+    Parameters
+    ----------
+    recipe, image_size
+        As for :func:`make_train_transform`.
+
+    Returns
+    -------
+    callable
+        From B images and int64 (B,) views, as :func:`draw_views` gives them, to what the training recipe makes of them.
+    """
+    assert recipe in NUM_VIEWS, "the recipe's views repeat"
+    statistics = normalisation(recipe)
+
+    def make(images: Sequence[torch.Tensor], views: torch.Tensor) -> torch.Tensor:
+        batch = flip_images(flip_images(_resize_all(images, image_size), views % 2 == 1, -1), views >= 2, -2)
+        return _normalise(batch, statistics)
+
+    return make
+
+
+def draw_views(recipe: str, num_images: int) -> torch.Tensor:
+    """Draw views, int64 (B,), from torch's global generator as a training recipe of :data:`NUM_VIEWS` does."""
+    if NUM_VIEWS[recipe] == 1:
+        return torch.zeros(num_images, dtype=torch.int64)
+    flipped, upside_down = draw_flips(num_images), draw_flips(num_images)
+    return flipped.long() + 2 * upside_down.long()
 
 
 def normalisation(recipe: str) -> Statistics:

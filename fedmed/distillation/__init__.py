@@ -5,6 +5,7 @@
 >>> features = teacher(prompt(images))
 """
 
+from fedmed.distillation.classifier import find_classifier
 from fedmed.distillation.co_distillation import CoDistiller
 from fedmed.distillation.compact_losses import Ensemble, Targets, balance_predictions, compact_loss
 from fedmed.distillation.compact_student import CompactResult, compute_targets, copy_matching, distil_compact
@@ -12,6 +13,7 @@ from fedmed.distillation.compact_training import CompactSettings
 from fedmed.distillation.distillation_losses import ekd_loss
 from fedmed.distillation.feature_cache import FeatureCache
 from fedmed.distillation.feature_distillation import (
+    MIN_IMAGES_TO_SHARE_PROMPT,
     DistillationSettings,
     DistillationStudent,
     FrozenTeacherClassifier,
@@ -19,14 +21,28 @@ from fedmed.distillation.feature_distillation import (
     SiteDistiller,
 )
 from fedmed.distillation.fourier_prompt import FourierPrompt, make_prompt, summarize_gain
+from fedmed.distillation.frozen_classifier import build_frozen_teacher
 from fedmed.distillation.gate import GateDecision, GateLimits, decide_gate
+from fedmed.distillation.known_teachers import (
+    get_teacher,
+    set_teacher_file,
+    take_teacher,
+    use_teacher_file,
+)
 from fedmed.distillation.prompt_learning import ExploreResult, PromptSettings
-from fedmed.distillation.proxy import ProxyImages, describe_distance, open_proxy_folder, open_proxy_part
+from fedmed.distillation.proxy import (
+    ProxyImages,
+    describe_distance,
+    open_proxy_folder,
+    open_proxy_part,
+    open_proxy_phantom,
+)
 from fedmed.distillation.statistics_match import StatisticsMatch, measure_mismatch
 from fedmed.distillation.teachers import Teacher, TeacherSettings, check_same_teacher, load_teacher
 from fedmed.errors import FourierPromptError, ProxyDataUnavailableError, TeacherUnavailableError
 
 __all__ = [
+    "MIN_IMAGES_TO_SHARE_PROMPT",
     "CoDistiller",
     "CompactResult",
     "CompactSettings",
@@ -51,6 +67,7 @@ __all__ = [
     "TeacherSettings",
     "TeacherUnavailableError",
     "balance_predictions",
+    "build_frozen_teacher",
     "check_same_teacher",
     "compact_loss",
     "compute_targets",
@@ -59,10 +76,16 @@ __all__ = [
     "describe_distance",
     "distil_compact",
     "ekd_loss",
+    "find_classifier",
+    "get_teacher",
     "load_teacher",
     "make_prompt",
     "measure_mismatch",
     "open_proxy_folder",
     "open_proxy_part",
+    "open_proxy_phantom",
+    "set_teacher_file",
     "summarize_gain",
+    "take_teacher",
+    "use_teacher_file",
 ]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedmed.config import PhantomData
 from fedmed.data import ImagePart, make_eval_transform, normalisation
 from fedmed.data.decoding import decode_image
+from fedmed.data.phantom import generate_proxy
 from fedmed.distillation.pixels import restore_pixels
 from fedmed.errors import ProxyDataUnavailableError
 
@@ -79,6 +81,24 @@ def open_proxy_folder(folder: Path, *, recipe: str, image_size: int) -> ProxyIma
 def open_proxy_part(part: ImagePart, *, recipe: str, image_size: int) -> ProxyImages:
     """Return the images of a prepared set, without its labels."""
     return ProxyImages(lambda index: part.images([index])[0], len(part), recipe=recipe, image_size=image_size)
+
+
+def open_proxy_phantom(config: PhantomData, num_images: int, *, seed: int, recipe: str) -> ProxyImages:
+    """Return synthetic images of a device that no site of the phantom has.
+
+    Parameters
+    ----------
+    config : PhantomData
+        The phantom of the run.
+    num_images : int
+        How many.
+    seed : int
+        Seed of the run.
+    recipe : str
+        Evaluation recipe.
+    """
+    images = generate_proxy(config, num_images, seed)
+    return ProxyImages(images.__getitem__, len(images), recipe=recipe, image_size=config.image_size)
 
 
 def describe_distance(proxy_mismatch: float, site_mismatches: Sequence[float]) -> str | None:

@@ -70,6 +70,8 @@ def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None
         rows = [[_plain(name), _number(site.get("train_images"))] for name, site in report["sites"].items()]
         paragraphs.append("Trained on images of these sites, none of which left its site:")
         paragraphs.append(_table(["site", "training images"], rows))
+    if report and report.get("distillation"):
+        paragraphs.append(_describe_teacher(report["distillation"]))
     expected = manifest["expected"]
     if expected:
         shown = [f"{key} {expected[key][0]:g} to {expected[key][1]:g}" for key in _RANGES if expected.get(key)]
@@ -83,6 +85,15 @@ def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None
             "Nothing is known of the size and look of the training images, so `predict.py` notes nothing."
         )
     return _section("Data", *paragraphs)
+
+
+def _describe_teacher(distillation: Mapping[str, Any]) -> str:
+    teacher = distillation["teacher"]
+    return (
+        f"Beside the labels, the sites learned from the features of a frozen public network, "
+        f"{_plain(teacher.get('name', 'unknown'))} ({_plain(teacher.get('source', 'unknown'))}), after FoPro-KD; the "
+        "Fourier prompt of that method is a reconstruction. Nothing of it is in the released files."
+    )
 
 
 _RANGES = ("width", "height", "mean", "std")

@@ -16,7 +16,7 @@ from fedmed.config import Plan
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
-from fedmed.network import Network
+from fedmed.network import Network, plain_plan, strip_packed
 
 
 def write_model(
@@ -38,7 +38,7 @@ def write_model(
         See :func:`fedmed.export.manifest.describe_temperature`.
     """
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / MODEL_FILE, model_file.read_bytes())
+    write_atomically(folder / MODEL_FILE, strip_packed(model_file.read_bytes(), plan))
     manifest: dict[str, Any] = {
         "format": 1,
         "form": "train",
@@ -47,7 +47,7 @@ def write_model(
         **describe_temperature(temperature),
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
-        "plan": plan.model_dump(mode="json"),
+        "plan": plain_plan(plan).model_dump(mode="json"),
         "sha256": {MODEL_FILE: hash_file(folder / MODEL_FILE)},
         "notice": NOTICE,
     }

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmed.atomic_files import hash_file
 from fedmed.checkpoint import RunCheckpoints, SiteState, find_recalibrated
-from fedmed.config import RunConfig
+from fedmed.config import ModelConfig, Plan, RunConfig
 from fedmed.data import SiteData, load_site
 from fedmed.deployment import ServerConfig
-from fedmed.errors import DataError, RunFolderError
+from fedmed.errors import CheckpointError, DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
 from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
-from fedmed.network import Network
+from fedmed.network import Network, plain_plan, strip_packed
 from fedmed.run_folder import RunFolder
 from fedmed.wire import unpack_tables
 
@@ -66,7 +67,7 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict
     network = load_network(run, config, chosen, site)
     sample = sample_images(run, config, site)
     settings = ArtefactSettings(
-        plan=config.make_plan(),
+        plan=make_product_plan(run, config),
         chosen_round=chosen,
         title=f"Federated model '{config.name}'",
         report=read_report(run.report),
@@ -94,8 +95,16 @@ def read_chosen_round(run: RunFolder) -> int:
         ) from None
 
 
+def make_product_plan(run: RunFolder, config: RunConfig | ServerConfig) -> Plan:
+    """Return the plan of the network that a run releases: the compact one if it was accepted, else the trained one."""
+    plan, found = plain_plan(config.make_plan()), run.read_compression()
+    if found is None or found["status"] != "accepted":
+        return plan
+    return plan.model_copy(update={"model": ModelConfig.model_validate(found["model"])})
+
+
 def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, site: str | None = None) -> Network:
-    """Return the network of a round, in train form.
+    """Return the network of a round, or the compact one that took its place, in train form.
 
     Raises
     ------
@@ -112,12 +121,16 @@ def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, 
         )
     if plan.batch_norm != "local" and site is not None:
         raise ExportError("All sites of this run share one model: leave out --site.")
-    network = Network(plan)
+    network = Network(make_product_plan(run, config))
+    compact = _read_compact(run)
+    if compact is not None:
+        network.fill(compact, {})
+        return network
     state = SiteState(run.sites / site / "state").load_before(chosen + 1) if site else None
     kept = RunCheckpoints(run.checkpoints).load(chosen)
     recalibrated = find_recalibrated(run.recalibrated, kept.model_sha256)
     model_path = recalibrated[0] if recalibrated else kept.model_path
-    network.fill(model_path.read_bytes(), state[0] if state else {})
+    network.fill(strip_packed(model_path.read_bytes(), plan), state[0] if state else {})
     return network
 
 
@@ -162,6 +175,23 @@ def reproduce(run: RunFolder, folder: Path, *, site: str | None = None) -> Repro
     logged = {path.stem: unpack_tables(path.read_bytes()).site for path in (run.tables / "test").glob("*.safetensors")}
     parts = ((name, load_site(config.data, config.sites, config.seed, run.splits, name, 0.0).test) for name in names)
     return check_artefact(folder, parts, logged, config.make_plan())
+
+
+def _read_compact(run: RunFolder) -> bytes | None:
+    """Return the packed compact network that a run releases, None if it releases the trained one.
+
+    Raises
+    ------
+    CheckpointError
+        If its file is gone or damaged.
+    """
+    found = run.read_compression()
+    if found is None or found["status"] != "accepted":
+        return None
+    path = run.path / str(found["model_file"])
+    if not path.is_file() or hash_file(path) != found["model_sha256"]:
+        raise CheckpointError(f"The compact network '{path}' is gone or damaged. Resume the run to make it again.")
+    return path.read_bytes()
 
 
 def _choose_sites(run: RunFolder, site: str | None) -> list[str]:

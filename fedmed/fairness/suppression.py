@@ -15,8 +15,8 @@ from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure import AttributePlan, Release, ReleasePlan, plan_release
 from fedmed.fairness.row_span import Mask
 from fedmed.metrics.site_tables import (
-    COMPARED_MODELS,
     FEDERATED,
+    PAIRED_MODELS,
     PairedTables,
     SiteTables,
     combine_paired,
@@ -66,7 +66,7 @@ def release_site_tables(
     # As tables_from_logits chooses the class: of equal logits the first, which torch does not promise.
     right = {model: z_NK.double().numpy().argmax(axis=1) == y_N for model, z_NK in logits.items()}
     num_classes = logits[FEDERATED].shape[1]
-    compared = [model for model in COMPARED_MODELS if model in logits]
+    compared = [model for model in PAIRED_MODELS if model in logits]
     return SiteTables(
         models={
             model: {

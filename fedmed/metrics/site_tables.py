@@ -19,7 +19,11 @@ __all__ = [
     "FINE_TUNED",
     "LOCAL",
     "MODELS",
+    "OTHER_MODELS",
+    "PAIRED_MODELS",
     "SITE_ATTRIBUTE",
+    "STUDENT",
+    "TEACHER",
     "UNCALIBRATED",
     "UNKNOWN",
     "PairedTables",
@@ -41,7 +45,14 @@ LOCAL = "local"
 """A model that was trained on the site's images alone."""
 COMPARED_MODELS = (BATCH_NORM, FINE_TUNED, LOCAL)
 """Models with which the federated one is compared, image by image."""
-MODELS = (FEDERATED, UNCALIBRATED, *COMPARED_MODELS)
+STUDENT = "student"
+"""A compact network that was distilled from the federated model, which is asked whether it may take its place."""
+TEACHER = "teacher"
+"""The network from which the federated model was distilled, where a compact one took its place."""
+OTHER_MODELS = (STUDENT, TEACHER)
+"""Models that travel beside the federated one, to be compared with it image by image."""
+PAIRED_MODELS = (*COMPARED_MODELS, *OTHER_MODELS)
+MODELS = (FEDERATED, UNCALIBRATED, *PAIRED_MODELS)
 UNKNOWN = "unknown"
 """Group of the images for which an attribute is not known; shown, and left out of gaps."""
 

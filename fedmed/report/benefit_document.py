@@ -41,7 +41,7 @@ def describe_benefit(content: ReportContent, site_figures: dict[str, dict[str, A
         ``benefit``: by site ``models``, ``differences``, ``verdict``, ``decided_by`` and ``reason``, and
         ``benefit_summary``: the sites by verdict. Empty where the run compared nothing.
     """
-    compared = any(set(tables.paired) for tables in content.test.values())
+    compared = any(set(tables.paired) & set(COMPARED_MODELS) for tables in content.test.values())
     # Before the test nobody has an answer, and nothing can be said about anybody.
     if not compared and not (content.benefit_expected and content.test):
         return {"benefit": {}, "benefit_summary": {verdict: [] for verdict in VERDICTS}}

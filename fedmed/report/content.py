@@ -56,6 +56,10 @@ class ReportContent:
         Whether the sites were asked to compare the federated model with their own ones.
     benefit_notes : dict of str to str
         Why a site has no such comparison, by site.
+    compression : dict or None
+        What was decided about a small network, see :meth:`fedmed.run_folder.RunFolder.read_compression`.
+    gate : dict of str to SiteTables
+        By site, the tables that this rests on: the trained network as the federated one, and the student.
     """
 
     title: str
@@ -78,6 +82,8 @@ class ReportContent:
     temperature: Mapping[str, Any] | None = None
     benefit_expected: bool = False
     benefit_notes: Mapping[str, str] = field(default_factory=dict)
+    compression: Mapping[str, Any] | None = None
+    gate: Mapping[str, SiteTables] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

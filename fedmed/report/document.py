@@ -10,8 +10,10 @@ from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.benefit_document import describe_benefit
 from fedmed.report.calibration_document import describe_calibration_part
+from fedmed.report.compression_document import describe_compression
 from fedmed.report.content import ReportContent
 from fedmed.report.describe import describe_tables, make_empty_tables, name_classes
+from fedmed.report.distillation_document import describe_distillation
 from fedmed.report.fairness_document import Groups, describe_course, describe_fairness, pool_groups
 
 HISTORY_FIGURES = ("loss", "learning_rate", "wall_s", "coverage_images")
@@ -60,10 +62,12 @@ def build_document(content: ReportContent) -> dict[str, Any]:
         "sites": sites,
         **fairness,
         **describe_benefit(content, on_part),
+        "compression": describe_compression(content),
         "calibration": describe_calibration_part(content, groups, figures[groups.part], fairness["groups"]),
         "history": [_describe_round(record, content, groups) for record in records],
         "participation": _describe_participation(records),
         "composition": _describe_composition(content),
+        "distillation": describe_distillation(content, records),
         "confusion": {
             "pooled": test.counts.sum(axis=0),
             "sites": {site: content.test[site].site.counts.sum(axis=0) for site in sorted(content.test)},

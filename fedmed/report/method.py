@@ -38,6 +38,15 @@ TABLES = (
     "tables."
 )
 
+DISTILLATION = (
+    "Beside its labels, every site learns from a teacher: a network that was trained on photographs by others, is "
+    "public and stays as it is. A projection of the network's features is drawn towards the teacher's features of the "
+    "same image (Effective Knowledge Distillation, after Elbatel, Martí and Li, FoPro-KD, IEEE Transactions on Medical "
+    "Imaging 43(3), 2024). The Fourier prompt, which raises or lowers frequencies of the image that the teacher sees, "
+    "is a reconstruction: its authors have published no code of it. Teacher, projection and prompt are no part of the "
+    "released model."
+)
+
 
 def render_reading(numbers: Numbers) -> str:
     """Return the definitions of the figures that the page shows."""
@@ -56,6 +65,7 @@ def render_reading(numbers: Numbers) -> str:
         f"<p>{INTERVALS}</p>",
         f"<p>{GAPS}</p>" if numbers.get("gaps") else "",
         f"<p>{PAIRED}</p>" if numbers.get("benefit") else "",
+        f"<p>{DISTILLATION}</p>" if numbers.get("distillation") else "",
         f"<p>{_say_thresholds(numbers)} A figure that cannot be given is shown as n/a with the reason, never as 0.</p>",
         f"<dl>{terms}</dl>",
     )
@@ -69,7 +79,8 @@ def _say_thresholds(numbers: Numbers) -> str:
         f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
         f"{numbers.show('thresholds', 'k_row')} images within a group; together the images of such classes may still "
         "count in accuracy and calibration. A group that rests on one site is hidden unless that site agrees, and so "
-        "is a group from which such a one would follow by subtraction."
+        "is a group from which such a one would follow by subtraction. For the same reason a site may set a few images "
+        "aside, so that counts can be slightly below the true ones."
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from fedmed.atomic_files import write_text_atomically
 from fedmed.report.benefit_page import render_benefit
 from fedmed.report.calibration_page import render_calibration
+from fedmed.report.compression_page import render_compression
 from fedmed.report.content import ReportContent
 from fedmed.report.course import render_composition, render_participation, render_rounds
 from fedmed.report.diagnostics import render_confusion, render_scores
+from fedmed.report.distillation_page import render_distillation
 from fedmed.report.document import build_document
 from fedmed.report.fairness_page import render_fairness
 from fedmed.report.markup import Numbers, escape
@@ -58,8 +60,10 @@ def render_page(document: dict[str, Any]) -> str:
         render_sites(numbers),
         render_fairness(numbers),
         render_benefit(numbers),
+        render_compression(numbers),
         render_calibration(numbers),
         render_rounds(numbers),
+        render_distillation(numbers),
         render_confusion(numbers),
         render_scores(numbers),
         render_composition(numbers),

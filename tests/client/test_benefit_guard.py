@@ -10,7 +10,7 @@ import torch
 
 from client import site as app
 from client.counts import COUNTS_FILE
-from client.guard import LEAVING
+from client.leaving import LEAVING
 from fedmed.errors import PolicyError
 from fedmed.metrics.temperature import GRID
 from fedmed.wire import REPORT, WireError, read_sums, read_values

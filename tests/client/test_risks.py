@@ -15,6 +15,11 @@ from tests.client.hospital import CLASSES, HospitalSite, make_rows
 from tests.client.test_site import Site
 
 
+def by_group(attribute):
+    rule = {"kind": "group_minimax", "attribute": attribute}
+    return {"aggregation": {"fair": rule}, "fairness": {"attributes": ["sex", "age_band"]}}
+
+
 def losses_of(site, plan):
     part = open_site(site.config).data.train
     network = get_network(plan)
@@ -45,7 +50,7 @@ def test_asking_for_losses_does_not_change_the_training(make_federation):
 
 @pytest.mark.parametrize("attribute", ["sex", "sex x age_band"])
 def test_losses_by_group_add_up(make_federation, attribute):
-    site = Site(make_federation(aggregation={"fair": {"kind": "group_minimax", "attribute": attribute}}))
+    site = Site(make_federation(**by_group(attribute)))
     told = read_values(site.ask("train", site.model, round=1), REPORT)["group_losses"]
     part, losses = losses_of(site, site.plan)
     groups = part.attributes["sex"]
@@ -58,7 +63,7 @@ def test_losses_by_group_add_up(make_federation, attribute):
 
 
 def test_weights_of_groups_reach_their_images(make_federation):
-    site = Site(make_federation(aggregation={"fair": {"kind": "group_minimax", "attribute": "sex"}}))
+    site = Site(make_federation(**by_group("sex")))
     opened = open_site(site.config)
     weights = weigh_images(site.plan, opened, {"female": 0.5})
     assert weights.tolist() == [0.5 if sex == "female" else 1.0 for sex in opened.data.train.attributes["sex"]]
@@ -66,7 +71,7 @@ def test_weights_of_groups_reach_their_images(make_federation):
 
 
 def test_weights_of_groups_change_the_update(make_federation):
-    site = Site(make_federation(aggregation={"fair": {"kind": "group_minimax", "attribute": "sex"}}))
+    site = Site(make_federation(**by_group("sex")))
     updates = [
         read_model(site.ask("train", site.model, round=1, group_weights=weights))
         for weights in ({}, {"female": 1.0, "male": 1.0}, {"female": 0.1, "male": 1.9})
@@ -77,7 +82,7 @@ def test_weights_of_groups_change_the_update(make_federation):
 
 @pytest.mark.parametrize("weights", [{"female": -1.0}, {"female": 1e9}, {"female": "1"}, {"female": True}, [1.0]])
 def test_weights_that_cannot_be_are_refused(make_federation, weights):
-    site = Site(make_federation(aggregation={"fair": {"kind": "group_minimax", "attribute": "sex"}}))
+    site = Site(make_federation(**by_group("sex")))
     with pytest.raises(WireError, match="weight"):
         site.ask("train", site.model, round=1, group_weights=weights)
 

@@ -46,7 +46,7 @@ class Site:
 
 
 def test_describe_says_who_and_how_many(make_federation: Make) -> None:
-    site = Site(make_federation())
+    site = Site(make_federation(fairness={}))
     told = read_values(site.ask("query"), REPORT)
     data = open_site(site.config).data
     assert told["site"] == "site_01"
@@ -58,7 +58,7 @@ def test_describe_says_who_and_how_many(make_federation: Make) -> None:
 
 
 def test_nothing_about_single_images_is_in_an_answer(make_federation: Make) -> None:
-    site = Site(make_federation())
+    site = Site(make_federation(fairness={}))
     answers = [
         site.ask("query"),
         site.ask("train", site.model, round=1),

@@ -12,7 +12,14 @@ from sklearn.preprocessing import StandardScaler
 
 from fedmed.config import PhantomData
 from fedmed.data import phantom
-from fedmed.data.phantom import PhantomImages, class_shares, generate_site, phantom_classes, phantom_site_names
+from fedmed.data.phantom import (
+    PhantomImages,
+    class_shares,
+    generate_proxy,
+    generate_site,
+    phantom_classes,
+    phantom_site_names,
+)
 from fedmed.data.phantom_patterns import PATTERNS
 from fedmed.seeding import make_rng
 
@@ -272,3 +279,17 @@ def test_a_small_network_learns_what_pixels_alone_do_not_tell():
     score = balanced_accuracy_score(labels[test], predicted)
     assert score > score_of_pixels(images, labels, test) + 0.2
     assert 0.6 < score < 0.97
+
+
+def test_proxy_images_are_of_a_device_that_no_site_has() -> None:
+    """They have their own streams: none of the sites' images, and other colours than any site's on average."""
+    config = PhantomData(images_per_site=60, num_classes=3, image_size=32)
+    proxy = generate_proxy(config, 40, seed=5)
+    assert proxy.shape == (40, 3, 32, 32)
+    assert proxy.equal(generate_proxy(config, 40, seed=5))
+    assert not proxy.equal(generate_proxy(config, 40, seed=6))
+    for index in range(4):
+        images = generate_site(config, index, 5).images
+        assert not any((image == other).all() for image in proxy for other in images)
+        colours, others = (x.double().mean((0, 2, 3)) for x in (proxy, images))
+        assert (colours - others).abs().max() > 1

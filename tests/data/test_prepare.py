@@ -227,3 +227,18 @@ class TestPhantom:
     def test_number_of_sites_is_needed(self, tmp_path):
         with pytest.raises(ConfigError, match="set the key 'sites'"):
             prepare_data(PHANTOM, None, 0, tmp_path)
+
+
+def test_fewer_training_images_keep_the_mix_of_classes_and_all_others(tmp_path):
+    """A share of 60 of the training images; of every class at every site that share, rounded down, and at least one."""
+    full = prepare_data(PHANTOM, 3, 0, tmp_path / "full").composition
+    total = sum(sum(parts["train"]) for parts in full.values())
+    few = prepare_data(PHANTOM.model_copy(update={"max_train_images": 60}), 3, 0, tmp_path / "few").composition
+    again = prepare_data(PHANTOM.model_copy(update={"max_train_images": 60}), 3, 0, tmp_path / "again").composition
+    assert few == again
+    for site, parts in few.items():
+        assert parts["train"] == [min(n, max(1, int(60 / total * n))) for n in full[site]["train"]]
+        assert parts["validation"] == full[site]["validation"]
+        assert parts["test"] == full[site]["test"]
+        of_full = {row["item"] for row in read(tmp_path / f"full/{site}.csv") if row["part"] == "train"}
+        assert {row["item"] for row in read(tmp_path / f"few/{site}.csv") if row["part"] == "train"} <= of_full

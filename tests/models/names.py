@@ -2,4 +2,4 @@
 
 from fedmed.models import list_models
 
-SHIPPED = [name for name in list_models() if not name.startswith(("tiny", "benchmark_"))]
+SHIPPED = [name for name in list_models() if not name.startswith(("tiny", "benchmark_", "frozen_teacher"))]

@@ -151,7 +151,7 @@ def test_one_image_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NARROW)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     model = narrow(name)
     x = torch.randn(2, 3, 64, 64)
@@ -216,6 +216,7 @@ def test_bad_options(name: str, options: dict[str, Any], words: str) -> None:
         create_model(name, 3, **options)
 
 
+@pytest.mark.slow
 def test_overfits_a_few_images() -> None:
     depths = [1, 1, 1, 1]
     model = create_model("hifuse_tiny", 2, width=32, local_depths=depths, global_depths=depths)

@@ -32,9 +32,9 @@ def remove_adsr(model: nn.Module) -> None:
     ("depth", "plain", "dense", "depthwise", "num_modules"),
     [
         (18, 11_180_103, 11_938_135, 11_245_655, 8),
-        (34, 21_288_263, 22_667_111, 21_417_191, 16),
+        pytest.param(34, 21_288_263, 22_667_111, 21_417_191, 16, marks=pytest.mark.slow),
         (50, 23_522_375, 44_125_799, 24_036_455, 16),
-        (101, 42_514_503, 81_501_353, 43_621_033, 33),
+        pytest.param(101, 42_514_503, 81_501_353, 43_621_033, 33, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts(depth: int, plain: int, dense: int, depthwise: int, num_modules: int) -> None:
@@ -58,7 +58,7 @@ def test_backbone_has_torchvision_names_and_shapes(depth: int) -> None:
     load_torchvision_weights(model, make_torchvision(depth, num_classes=1000).to("meta").state_dict())
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("train", [True, False])
 def test_without_adsr_it_is_torchvisions_resnet(depth: int, train: bool) -> None:
     model, reference = adsr_resnet(depth, 7), make_torchvision(depth)

@@ -36,7 +36,13 @@ def make_federation(make_federation):
 
 
 def settings_of(rule):
-    return {"aggregation": {"fair": RULES[rule]}, "benefit": rule == "gap_to_local", "calibrate": False}
+    attributes = ["sex"] if "attribute" in RULES[rule] else []
+    return {
+        "aggregation": {"fair": RULES[rule]},
+        "benefit": rule == "gap_to_local",
+        "calibrate": False,
+        "fairness": {"attributes": attributes},
+    }
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -90,6 +96,6 @@ def test_a_loss_that_cannot_be_true_costs_a_site_its_part(make_federation):
 
 def test_an_attribute_that_no_site_has_stops_the_run_at_the_start(make_federation):
     rule = {"kind": "group_minimax", "attribute": "gender"}
-    federation = make_federation(aggregation={"fair": rule}, benefit=False)
+    federation = make_federation(aggregation={"fair": rule}, fairness={"attributes": None})
     with pytest.raises(FederationError, match=r"'gender', which no site tells apart\. Allowed: .*sex"):
         federation.go()

@@ -40,6 +40,7 @@ def test_plain_host_has_one_kernel_of_the_size_asked_for() -> None:
     assert plain(torch.randn(2, 3, 32, 32)).shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_benchmark_runs(tmp_path, capsys) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--models", "shufflenet_v2_x0_5_erohprf", "--sizes", "32x2", "--turns", "1", "--threads", "1"]

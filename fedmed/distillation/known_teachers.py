@@ -1,0 +1,64 @@
+"""The teachers of this process: each is loaded once, however many sites it serves."""
+
+from functools import lru_cache
+
+from fedmed.config import FederationConfig, FoproPlan, TeacherPlan
+from fedmed.distillation.statistics_match import StatisticsMatch
+from fedmed.distillation.teachers import Teacher, TeacherSettings, load_teacher
+from fedmed.errors import TeacherUnavailableError
+
+_own_file: list[str | None] = [None]
+
+
+def set_teacher_file(path: str | None) -> None:
+    """Say where this process's copy of a teacher with ``source: file`` is; no path ever comes from elsewhere."""
+    if _own_file[0] != path:
+        _own_file[0] = path
+        _load.cache_clear()
+
+
+def use_teacher_file(config: FederationConfig) -> None:
+    """Say so from the settings of a run, on the machine on which they were written."""
+    teacher = config.fopro.teacher if config.fopro is not None else None
+    set_teacher_file(teacher.path if teacher is not None else None)
+
+
+def take_teacher(plan: FoproPlan) -> Teacher:
+    """Return the teacher of a plan that suits its prompt.
+
+    Raises
+    ------
+    TeacherUnavailableError
+        As for :func:`get_teacher`.
+    FourierPromptError
+        If its BatchNorm statistics are to guide the prompt, a reconstruction, and it has none.
+    """
+    teacher, prompt = get_teacher(plan.teacher), plan.prompt
+    if prompt.mode != "none" and prompt.objective == "batch_norm":
+        StatisticsMatch(teacher, prompt.bn)
+    return teacher
+
+
+def get_teacher(plan: TeacherPlan) -> Teacher:
+    """Return the teacher that a plan names; the next caller gets the same object.
+
+    Raises
+    ------
+    TeacherUnavailableError
+        If it is not here; with what to do. No other takes its place.
+    ConfigError
+        If there is no such teacher.
+    """
+    return _load(plan.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _load(plan_json: str) -> Teacher:
+    plan = TeacherPlan.model_validate_json(plan_json)
+    if plan.source == "file" and _own_file[0] is None:
+        raise TeacherUnavailableError(
+            f"The teacher '{plan.name}' comes from a file, and this site names none. Set teacher_file in its "
+            "client.yaml to the file's path, or switch the teacher off with fopro.teacher: none in server.yaml."
+        )
+    path = _own_file[0] if plan.source == "file" else None
+    return load_teacher(TeacherSettings(**plan.model_dump(), path=path))

@@ -1,0 +1,296 @@
+"""The compact student at the server: its plan, the proxy images, and its distillation from the aggregated network.
+
+::
+
+    compression/distilled/model.safetensors    the student, with BatchNorm statistics of proxy images
+    compression/distilled/record.json          how it came about
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmed.atomic_files import find_rounds, hash_file, write_atomically
+from fedmed.checkpoint import MODEL_FILE
+from fedmed.config import (
+    LOCAL_MODEL_OPTIONS,
+    FolderProxy,
+    FoproConfig,
+    PhantomData,
+    Plan,
+    RunConfig,
+    StudentConfig,
+)
+from fedmed.distillation import (
+    CompactResult,
+    CompactSettings,
+    PromptSettings,
+    ProxyDataUnavailableError,
+    ProxyImages,
+    StatisticsMatch,
+    copy_matching,
+    distil_compact,
+    measure_mismatch,
+    open_proxy_folder,
+    open_proxy_phantom,
+)
+from fedmed.distillation.pixels import PixelModel, held_still
+from fedmed.distillation.proxy import REMEDY
+from fedmed.distillation.teachers import read_mobilenet_features
+from fedmed.errors import FedmedError
+from fedmed.network import Network, plain_plan
+from fedmed.reparameterization import reparameterize
+from fedmed.reparameterization.statistics import tracked_norms
+from fedmed.training import select_device
+from server.recalibration import ChosenModel
+from server.session import Session
+
+RECORD_FILE = "record.json"
+_MISMATCH_BATCH = 64
+_MOST_PHANTOM_CLASSES = 8
+
+
+def make_student_plan(plan: Plan, settings: StudentConfig) -> Plan:
+    """Return the plan of a run's compact student: another network, everything else the same."""
+    return plain_plan(plan).model_copy(update={"model": settings.student.without(LOCAL_MODEL_OPTIONS)})
+
+
+def open_proxy(session: Session) -> ProxyImages:
+    """Return the unlabelled images of the coordinating site.
+
+    Raises
+    ------
+    ProxyDataUnavailableError
+        If there are none.
+    """
+    config, plan = session.config, session.plan
+    proxy = None if config.fopro is None else config.fopro.proxy
+    if proxy is None:
+        raise ProxyDataUnavailableError(
+            f"fopro.compression.kind is 'proxy', and no unlabelled images are named. {REMEDY}."
+        )
+    if isinstance(proxy, FolderProxy):
+        return open_proxy_folder(Path(proxy.root), recipe=plan.augmentation, image_size=plan.image_size)
+    phantom = config.data if isinstance(config.data, PhantomData) else PhantomData(image_size=plan.image_size)
+    number = min(max(2, len(plan.classes)), _MOST_PHANTOM_CLASSES)
+    return open_proxy_phantom(
+        phantom.model_copy(update={"num_classes": number}), proxy.images, seed=plan.seed, recipe=plan.augmentation
+    )
+
+
+def build_student(session: Session, settings: StudentConfig) -> tuple[Network, list[str] | None]:
+    """Return the student with its initial values, and which of its tensors are not pre-trained.
+
+    Returns
+    -------
+    network : Network
+    not_copied : list of str or None
+        None where nothing pre-trained is wanted.
+
+    Raises
+    ------
+    TeacherUnavailableError
+        If the pre-trained file is wanted and not here.
+    """
+    network = Network(make_student_plan(session.plan, settings))
+    if not settings.pretrained:
+        return network, None
+    return network, copy_matching(network.model, read_mobilenet_features())
+
+
+def distil_at_server(
+    session: Session, model: ChosenModel, settings: StudentConfig, folder: Path, earlier: Path | None = None
+) -> dict[str, Any]:
+    """Distil the aggregated network into the student on proxy images; what is done already is not done again.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    model : ChosenModel
+        The large network, in train form.
+    settings : StudentConfig
+        How.
+    folder : Path
+        Gets ``model.safetensors`` and ``record.json``.
+    earlier : Path, optional
+        The student of an earlier distillation, from which this one starts.
+
+    Returns
+    -------
+    dict
+        Content of the record.
+    """
+    done = read_record(folder, model.model_sha256)
+    if done is not None:
+        return done
+    assert session.config.fopro is not None, "there is a compression"
+    session.listener.on_phase("distil", model.round, 0)
+    large = Network(session.plan)
+    large.fill(model.model_path.read_bytes(), {})
+    student, not_copied = build_student(session, settings)
+    if earlier is not None:
+        student.fill(earlier.read_bytes(), {})
+    proxy = open_proxy(session)
+
+    def tell(step: int, figures: Mapping[str, float]) -> None:
+        session.listener.on_info(
+            f"Distillation, step {step} of {settings.steps}: loss {figures['train_loss']:.3f}, on held-out proxy "
+            f"images {figures['held_out_loss']:.3f}; the small network decides like the large one on "
+            f"{figures['agreement']:.0%} of them."
+        )
+
+    with _compute_like_sites(session) as device:
+        result = distil_compact(
+            large.model,
+            student.model,
+            proxy,
+            _make_settings(settings, session.config.fopro),
+            seed=session.plan.seed,
+            device=device,
+            progress=tell,
+        )
+        started = time.perf_counter()
+        mismatch = _measure_proxy(large.model, result, proxy, device)
+        seconds = {**result.seconds, "distance": time.perf_counter() - started}
+    student.model.cpu()
+    record = {
+        "round": model.round,
+        "num_proxy_images": len(proxy),
+        "not_copied": not_copied,
+        "phases": seconds,
+        "history": result.history,
+        "best_step": result.best_step,
+        "explored": asdict(result.explored),
+        "mismatch": mismatch,
+        "notes": list(result.notes),
+    }
+    return write_record(folder, student, model.model_sha256, record)
+
+
+def round_name(round_number: int) -> str:
+    """Return the name of the folder of a distillation between the rounds."""
+    return f"round_{round_number:05d}"
+
+
+def find_earlier(root: Path, round_number: int) -> Path | None:
+    """Return the student of the newest distillation before a round, None if there is none."""
+    found = find_rounds(root)
+    for number in sorted((number for number in found if number < round_number), reverse=True):
+        if (found[number] / RECORD_FILE).is_file():
+            return found[number] / MODEL_FILE
+    return None
+
+
+def list_earlier(root: Path) -> list[dict[str, Any]]:
+    """Return ``round``, ``seconds`` and ``agreement`` of every distillation between the rounds."""
+    found = find_rounds(root)
+    records = [json.loads((found[number] / RECORD_FILE).read_bytes()) for number in sorted(found)]
+    return [
+        {
+            "round": record["round"],
+            "seconds": sum(record["phases"].values()),
+            "agreement": record["history"][-1]["agreement"] if record["history"] else None,
+        }
+        for record in records
+    ]
+
+
+def read_record(folder: Path, from_sha256: str) -> dict[str, Any] | None:
+    """Return the record of a phase that is done, None if it is not, was done from another model, or is damaged."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_bytes())
+        if record["from_sha256"] == from_sha256 and record["model_sha256"] == hash_file(folder / MODEL_FILE):
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def write_record(folder: Path, network: Network, from_sha256: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what a phase has given, the record last, and return that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / MODEL_FILE, network.pack())
+    full = {**record, "from_sha256": from_sha256, "model_sha256": hash_file(folder / MODEL_FILE)}
+    write_atomically(folder / RECORD_FILE, json.dumps(full).encode())
+    return full
+
+
+def describe_size(plan: Plan, path: Path) -> dict[str, Any]:
+    """Return how large a network is in train form, and merged as it is deployed.
+
+    Returns
+    -------
+    dict
+        ``name``, ``parameters``, ``bytes`` and, where it can be merged, ``deployed_parameters`` and
+        ``deployed_mib`` (float32).
+    """
+    network = Network(plan)
+    network.fill(path.read_bytes(), {})
+    size: dict[str, Any] = {
+        "name": plan.model.name,
+        "parameters": _count(network.model),
+        "bytes": path.stat().st_size,
+        "deployed_parameters": None,
+        "deployed_mib": None,
+    }
+    try:
+        number = _count(reparameterize(network.model))
+    except FedmedError:
+        return size
+    return size | {"deployed_parameters": number, "deployed_mib": number * 4 / 2**20}
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _compute_like_sites(session: Session) -> Iterator[torch.device]:
+    """Compute with as many threads as a simulation's workers, on which the last bits depend; give the device."""
+    before, config = torch.get_num_threads(), session.config
+    if isinstance(config, RunConfig):
+        torch.set_num_threads(config.threads)
+    try:
+        yield select_device(config.device if isinstance(config, RunConfig) else "auto")
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make_settings(settings: StudentConfig, fopro: FoproConfig) -> CompactSettings:
+    prompt = fopro.prompt
+    return CompactSettings(
+        prompt=PromptSettings(
+            options=prompt.options,
+            bn=prompt.bn,
+            beta=prompt.beta,
+            rho=prompt.rho,
+            lr=prompt.lr,
+            first_steps=settings.explore_steps,
+        ),
+        prompt_batch=settings.batch_size,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        evaluate_every=settings.evaluate_every,
+        lr=settings.lr,
+        temperature=settings.temperature,
+        feature_weight=settings.feature_weight,
+    )
+
+
+@torch.no_grad()
+def _measure_proxy(large: nn.Module, result: CompactResult, proxy: ProxyImages, device: torch.device) -> float | None:
+    """Return how far the prompted proxy images are from the large network's statistics, None if it has none."""
+    if not tracked_norms(large):
+        return None
+    model = PixelModel(large, proxy.statistics)
+    with held_still(model):
+        batches = (result.prompt(pixels.to(device)) for pixels in proxy.batches(_MISMATCH_BATCH))
+        return measure_mismatch(StatisticsMatch(model), batches)
