@@ -23,7 +23,7 @@ from fedmed.run_folder import RunFolder
 EPILOG = """\
 examples:
   python simulations/run.py
-      four synthetic sites, ADSR-Net-18, about two minutes; ends with the path of a report
+      four synthetic sites, ADSR-Net-18, less than four minutes; ends with the path of a report
   python simulations/run.py --config configs/ham10000_sites.yaml
       real dermatoscopic images from four sites
   python simulations/run.py --set rounds=3 --set sites=8 --set model.name=resnet18
