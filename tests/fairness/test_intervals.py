@@ -186,7 +186,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert {key: share for key, share in found.items() if not 0.87 <= share <= 0.99} == {}
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "temperature", [pytest.param(0.5, marks=pytest.mark.slow), 1.0, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 def test_intervals_of_the_ece_hold_the_truth_whether_the_model_is_calibrated_or_not(temperature):
     """At temperature 1 the model is calibrated; percentiles of the draws would then hold the truth in no report."""
     options = {"shares": LONG_TAIL, "temperature": temperature}

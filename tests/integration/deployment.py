@@ -91,6 +91,7 @@ class Deployment:
             "min_sites": sites,
             "round_deadline_s": 60,
             "collect_wait_s": 60,
+            "benefit": artefact,  # doubles the training, so only where the whole way is gone
             "classes": ["pattern_plain", "pattern_mesh", "pattern_globules"],
             "model": {"name": "tiny"},
             "data": {"source": "sites", "image_size": 16, "synthetic": True},

@@ -226,7 +226,7 @@ def ham_slice(tmp_path: Path) -> Path:
 
 def test_real_images_from_four_sites(ham_slice: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [f"data.root={ham_slice}", "rounds=1", "model.name=mobilenet_v2", "data.image_size=32"]
+    settings = [f"data.root={ham_slice}", "rounds=1", "model.name=mobilenet_v2", "data.image_size=32", "benefit=false"]
     done = finish("--config", ROOT / "configs" / "ham10000_sites.yaml", "--out", run, settings=settings)
     assert done.returncode == 0, done.stderr
     report = json.loads((run / "report" / "report.json").read_text())
