@@ -6,7 +6,6 @@ projector that this takes stays here, in ``distil/`` of the run's folder.
 """
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from fedmed.distillation.feature_distillation import DistillationStudent
 from fedmed.distillation.pixels import held_still
 from fedmed.losses import build_loss
 from fedmed.network import get_network
+from fedmed.optimizers import set_learning_rate
 from fedmed.reparameterization.statistics import tracked_norms
-from fedmed.schedules import learning_rate
 from fedmed.seeding import make_rng, seeded_torch
 from fedmed.training import FitResult, TrainingError, compute_logits
 from fedmed.wire import load_state, select_state
@@ -135,12 +134,7 @@ def _run_epochs(distiller: CoDistiller, request: Request, site: Site) -> tuple[f
     num_images = 0
     with seeded_torch(plan.seed, site.name, request.round, "distil"):
         for local_epoch in range(settings.epochs_per_round):
-            epoch = (request.round - 1) * settings.epochs_per_round + local_epoch
-            rate = learning_rate(
-                settings.schedule, settings.optimizer.lr, epoch, plan.rounds * settings.epochs_per_round
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_learning_rate(optimizer, plan, request.round, local_epoch)
             order = make_rng(plan.seed, site.name, request.round, local_epoch, "distil").permutation(len(part))
             for indices in make_batches(order, settings.batch_size):
                 x_B3HW = transform(part.images(indices)).to(site.device)
@@ -150,13 +144,3 @@ def _run_epochs(distiller: CoDistiller, request: Request, site: Site) -> tuple[f
                 optimizer.step()
                 total, num_images = total + float(loss.detach()) * len(indices), num_images + len(indices)
     return total / num_images, rate
-
-
-def describe_training(result: FitResult) -> dict[str, Any]:
-    """Return what is told of a round's training."""
-    return {
-        "num_images": result.num_images,
-        "loss": result.loss,
-        "learning_rate": result.learning_rate,
-        "train_s": result.train_s,
-    }

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.benefit import collect_norm_sums, compute_compared_logits
 from client.calibration import collect_temperature_sums
-from client.compression import compute_other_logits, describe_training, measure_own_mismatch, train_student
+from client.compression import compute_other_logits, measure_own_mismatch, train_student
 from client.guard import guard_messages
 from client.local import Site, open_site
 from client.local_training import LocalTraining
@@ -97,15 +97,7 @@ def train(message: Message, context: Context) -> Message:
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
         site.files_of(request.plan).state.save(request.round, state, {}, keep=request.best_round)
-    values = {
-        "num_images": result.num_images,
-        "loss": result.loss,
-        "learning_rate": result.learning_rate,
-        "train_s": result.train_s,
-        **risks,
-        **(result.distillation.to_values() if result.distillation else {}),
-    }
-    return Message(make_content(REPORT, values, model=update), reply_to=message)
+    return Message(make_content(REPORT, result.to_values() | risks, model=update), reply_to=message)
 
 
 @app.train("local")
@@ -136,7 +128,7 @@ def train_small(message: Message, context: Context) -> Message:
     network = get_network(request.plan)
     network.fill(packed, {})
     result = train_student(network.model, large, request, site)
-    return Message(make_content(REPORT, describe_training(result), model=network.pack()), reply_to=message)
+    return Message(make_content(REPORT, result.to_values(), model=network.pack()), reply_to=message)
 
 
 @app.evaluate()

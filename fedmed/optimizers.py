@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fedmed.config import OptimizerConfig
+from fedmed.config import OptimizerConfig, Plan
+from fedmed.schedules import learning_rate
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
@@ -21,6 +22,17 @@ def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.O
         )
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, round_number: int, local_epoch: int) -> float:
+    """Set and return the rate of one local epoch, counted from 0, of a round, counted from 1."""
+    settings = plan.training
+    epochs = settings.epochs_per_round
+    epoch = (round_number - 1) * epochs + local_epoch
+    rate = learning_rate(settings.schedule, settings.optimizer.lr, epoch, plan.rounds * epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

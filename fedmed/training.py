@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from fedmed.distillation.site_round import DistillationReport, SiteRound
 from fedmed.errors import FedmedError
 from fedmed.losses import build_loss
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
-from fedmed.optimizers import collect_optimizer, make_optimizer, restore_optimizer
-from fedmed.schedules import learning_rate
+from fedmed.optimizers import collect_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 from fedmed.seeding import make_rng, seeded_torch
 
 
@@ -47,6 +47,16 @@ class FitResult:
     """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
     distillation: DistillationReport | None = None
     """Of the distillation from a teacher, where the plan has one."""
+
+    def to_values(self) -> dict[str, Any]:
+        """Return what is told to the server."""
+        return {
+            "num_images": self.num_images,
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "train_s": self.train_s,
+            **(self.distillation.to_values() if self.distillation else {}),
+        }
 
 
 def select_device(wish: str) -> torch.device:
@@ -143,12 +153,7 @@ def fit(
     total = 0.0
     with seeded_torch(plan.seed, site, round_number, "fit"):
         for local_epoch in range(settings.epochs_per_round):
-            epoch = (round_number - 1) * settings.epochs_per_round + local_epoch
-            rate = learning_rate(
-                settings.schedule, settings.optimizer.lr, epoch, plan.rounds * settings.epochs_per_round
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_learning_rate(optimizer, plan, round_number, local_epoch)
             order = make_rng(plan.seed, site, round_number, local_epoch, "order").permutation(len(part))
             total += _train_epoch(step, part, make_batches(order, settings.batch_size), image_weights)
     mean_loss = total / (len(part) * settings.epochs_per_round)

@@ -21,11 +21,11 @@ from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
 from server.courier import SecondModel
-from server.exchange import Answer
 from server.fair_weights import to_weighted
 from server.recalibration import ChosenModel
 from server.session import Session
 from server.student import RECORD_FILE, build_student, make_student_plan, read_record
+from server.training_round import train_at_sites
 from server.updates import UpdateCollector
 
 _MAX_ATTEMPTS = 3
@@ -171,38 +171,17 @@ class _Rounds:
         )
 
     def _ask(self, number: int) -> UpdateCollector:
-        session, config = self._session, self._session.config
-        shutil.rmtree(session.run.updates, ignore_errors=True)
-        session.run.updates.mkdir()
-        sites, dormant = session.attendance.split(config.max_missed_rounds)
-        collector = UpdateCollector(
-            session.run.updates,
-            TensorFile(self._path),
-            session.attendance.num_images("train"),
-            self._student.parameter_names,
-        )
-        collector.mark(dormant, "dormant", "not waited for after too many missed rounds")
-        session.listener.on_phase("distil", number, len(sites))
-
-        def take(answer: Answer) -> None:
-            update = collector.take(answer)
-            session.listener.on_answer(update.site, update.reason)
-
         settings = {"temperature": self._settings.temperature, "feature_weight": self._settings.feature_weight}
         request = {"plan": self._plan.model_dump(mode="json"), "round": number, "part": None, "best_round": None}
-        missing = session.courier.ask(
+        return train_at_sites(
+            self._session,
             "train.distil",
             {**request, "distil": settings},
             self._path,
             hash_file(self._path),
-            sites,
-            deadline_s=config.round_deadline_s,
-            on_answer=take,
+            parameters=self._student.parameter_names,
+            compression="none",
+            dormant_note="not waited for after too many missed rounds",
+            recent_norms=[],
             other=self._large,
         )
-        collector.mark(missing.late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
-        collector.mark(missing.absent, "absent", "not connected when the round began")
-        revoked = set(collector.updates) - session.exchange.known_sites()
-        collector.mark(sorted(revoked), "revoked", "no longer on the list of sites")
-        collector.compare([], config.aggregation.max_norm_ratio)
-        return collector

@@ -5,7 +5,7 @@ JSON mapping in the state of the round loop.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def weigh_updates(
     state: State,
     *,
     round_number: int,
-    before: Mapping[str, SiteTables],
-    local_losses: Mapping[str, float],
+    before: Callable[[], Mapping[str, SiteTables]],
+    local_losses: Callable[[], Mapping[str, float]],
 ) -> tuple[Weights, State]:
     """Return the weights of the accepted updates and what the rule remembers for the next round.
 
@@ -60,10 +60,11 @@ def weigh_updates(
         What this function returned in the round before; empty at first.
     round_number : int
         From 1.
-    before : mapping of str to SiteTables
-        Validation tables of the model that the round began with; empty in the first.
-    local_losses : mapping of str to float
-        Loss of each site's own model on its training images.
+    before : callable
+        Gives the validation tables of the model that the round began with, by site; empty in the first. Asked only by
+        the rule that needs them.
+    local_losses : callable
+        Gives the loss of each site's own model on its training images; likewise.
 
     Returns
     -------
@@ -98,10 +99,10 @@ def weigh_updates(
         case GroupMinimaxConfig():
             return shares, _move_groups(collector, state, fair)
         case FairFedConfig():
-            moved = weigh_by_gap_distance({**shares, **state.get("weights", {})}, _distances(before, fair), fair.beta)
+            moved = weigh_by_gap_distance({**shares, **state.get("weights", {})}, _distances(before(), fair), fair.beta)
             return _keep_some(moved, shares), {"weights": moved}
         case GapToLocalConfig():
-            return weigh_by_gap_to_local(shares, losses, local_losses, fair.strength), {}
+            return weigh_by_gap_to_local(shares, losses, local_losses(), fair.strength), {}
 
 
 def request_values(state: State) -> dict[str, Any]:

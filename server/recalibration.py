@@ -7,8 +7,10 @@ images; added up they give the statistics of all images together, see :mod:`fedm
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from flwr.app import Message
@@ -22,6 +24,8 @@ from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.wire import REPORT, WireError, read_sums, read_values
 from server.exchange import Answer, open_answer
 from server.session import Session
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,26 +113,61 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
 
 def _collect(session: Session, model: ChosenModel, network: Network, best_round: int | None) -> dict[str, Sums]:
     """Return the sums of the sites that have answered with some that can be used."""
-    found: dict[str, Sums] = {}
     shapes = {name: (3, norm.num_features) for name, norm in tracked_norms(network.model).items()}
     # No map of a network has more positions than its input.
     most_values = {
         site: number * session.plan.image_size**2 for site, number in session.attendance.num_images("train").items()
     }
 
-    def take(answer: Answer) -> None:
-        def read(message: Message) -> Sums:
-            return _read(message, model.model_sha256, shapes, most_values[answer.site])
+    def read(message: Message, site: str) -> Sums:
+        return _read(message, model.model_sha256, shapes, most_values[site])
 
-        sums, problem = open_answer(answer, read)
+    return ask_sums(session, "evaluate.recalibrate", model, best_round, read, what="BatchNorm sums")
+
+
+def ask_sums(
+    session: Session,
+    message_type: str,
+    model: ChosenModel,
+    best_round: int | None,
+    read: Callable[[Message, str], T],
+    *,
+    what: str,
+) -> dict[str, T]:
+    """Ask all joined sites for sums over their images.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    message_type : str
+        What is asked for.
+    model : ChosenModel
+        What the sums are of.
+    best_round : int, optional
+        As the sites are told.
+    read : callable
+        Gives the sums in a message of a site, or raises an error if they cannot be true.
+    what : str
+        What the sums are, in words.
+
+    Returns
+    -------
+    dict
+        By site, in the order of their names, of those that have answered with some that can be used.
+    """
+    found: dict[str, T] = {}
+
+    def take(answer: Answer) -> None:
+        sums, problem = open_answer(answer, lambda message: read(message, answer.site))
         session.listener.on_answer(answer.site, problem)
         if sums is None:
-            session.listener.on_note(f"{answer.site} sent no BatchNorm sums: {problem}")
+            session.listener.on_note(f"{answer.site} sent no {what}: {problem}")
         else:
             found[answer.site] = sums
 
     missing = session.courier.ask(
-        "evaluate.recalibrate",
+        message_type,
         session.make_request(model.round, best_round=best_round),
         model.model_path,
         model.model_sha256,
@@ -137,7 +176,7 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
         on_answer=take,
     )
     for site in missing.all:
-        session.listener.on_note(f"{site} sent no BatchNorm sums in time.")
+        session.listener.on_note(f"{site} sent no {what} in time.")
     return dict(sorted(found.items()))
 
 

@@ -18,16 +18,16 @@ from fedmed.atomic_files import hash_file
 from fedmed.checkpoint import MODEL_FILE, Checkpoint, RunCheckpoints
 from fedmed.errors import FederationError
 from fedmed.fairness.alarms import find_alarms
-from fedmed.metrics.history import append_record, read_history, write_metrics_csv
+from fedmed.metrics.history import append_record, read_history, to_plain_json, write_metrics_csv
 from fedmed.processes import Backoff
 from server.benefit import read_local
 from server.distillation import describe_round
-from server.exchange import Answer
 from server.fair_weights import request_values, to_weighted, weigh_updates
 from server.products import save_sites
 from server.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.session import Session
 from server.summary import choice_value, summarise
+from server.training_round import train_at_sites
 from server.updates import UpdateCollector
 
 MAX_ATTEMPTS = 3
@@ -72,6 +72,7 @@ class RoundLoop:
         self._next_round = start.round + 1
         self._model_file, self._model_sha256 = start.model_path, start.model_sha256
         self._changed: set[str] = set()
+        self._history = read_history(session.run.history_file)
         session.attendance.missed = dict(self.state.missed)
 
     def run(self) -> LoopState:
@@ -165,42 +166,22 @@ class RoundLoop:
         raise AssertionError("not reached")
 
     def _train(self, round_number: int) -> UpdateCollector:
-        session, config = self.session, self.session.config
-        shutil.rmtree(session.run.updates, ignore_errors=True)
-        session.run.updates.mkdir()
-        attendance = session.attendance
+        session, attendance = self.session, self.session.attendance
         attendance.welcome_back(session.exchange, session.listener)
-        sites, dormant = attendance.split(config.max_missed_rounds)
-        attendance.probe(session.exchange, dormant, config.round_deadline_s)
-        collector = UpdateCollector(
-            session.run.updates,
-            TensorFile(self._model_file),
-            attendance.num_images("train"),
-            session.parameters,
-            session.plan.compression,
-        )
-        collector.mark(dormant, "dormant", "not waited for after too many missed rounds; it is asked in passing")
-        session.listener.on_phase("train", round_number, len(sites))
-
-        def take(answer: Answer) -> None:
-            update = collector.take(answer)
-            session.listener.on_answer(update.site, update.reason)
-
-        missing = session.courier.ask(
+        _, dormant = attendance.split(session.config.max_missed_rounds)
+        attendance.probe(session.exchange, dormant, session.config.round_deadline_s)
+        collector = train_at_sites(
+            session,
             "train",
             session.make_request(round_number, best_round=self.state.best_round) | request_values(self.state.fair),
             self._model_file,
             self._model_sha256,
-            sites,
-            deadline_s=config.round_deadline_s,
-            on_answer=take,
+            parameters=session.parameters,
+            compression=session.plan.compression,
+            dormant_note="not waited for after too many missed rounds; it is asked in passing",
+            recent_norms=self.state.recent_norms,
         )
-        collector.mark(missing.late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
-        collector.mark(missing.absent, "absent", "not connected when the round began")
-        revoked = set(collector.updates) - session.exchange.known_sites()
-        collector.mark(sorted(revoked), "revoked", "no longer on the list of sites")
         self._changed |= collector.changed
-        collector.compare(self.state.recent_norms, config.aggregation.max_norm_ratio)
         for line in collector.to_records():
             session.audit.append("update", round=round_number, **line)
         return collector
@@ -213,8 +194,8 @@ class RoundLoop:
             collector,
             self.state.fair,
             round_number=round_number,
-            before=load_tables(round_folder(run.tables, round_number - 1)),
-            local_losses=read_local(run).losses,
+            before=lambda: load_tables(round_folder(run.tables, round_number - 1)),
+            local_losses=lambda: read_local(run).losses,
         )
         path = run.updates / "average.safetensors"
         layout = TensorFile(self._model_file).layout
@@ -232,7 +213,7 @@ class RoundLoop:
 
     def _find_alarms(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Compare the groups of a round with those of the best round before, and say what a person should know."""
-        history = read_history(self.session.run.history_file)
+        history = self._history
         best = next((before for before in history if before["round"] == self.state.best_round), None)
         alarms = find_alarms(history, record, best, num_rounds=self.session.config.rounds)
         known = {_name_alarm(alarm) for alarm in (history[-1].get("alarms") or [] if history else [])}
@@ -275,7 +256,8 @@ class RoundLoop:
         self._model_file = save_checkpoint(session.checkpoints, round_number, averaged, state)
         self._model_sha256 = str(record["model_sha256"])
         append_record(session.run.history_file, record)
-        write_metrics_csv(read_history(session.run.history_file), session.run.metrics_file)
+        self._history.append(to_plain_json(record))
+        write_metrics_csv(self._history, session.run.metrics_file)
         prune_tables(session.run.tables, {round_number, state.best_round or round_number})
         session.listener.on_round(record)
 

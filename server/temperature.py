@@ -12,8 +12,7 @@ from fedmed.atomic_files import write_atomically
 from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
 from fedmed.metrics.values import Array
 from fedmed.wire import REPORT, WireError, read_sums, read_values
-from server.exchange import Answer, open_answer
-from server.recalibration import ChosenModel
+from server.recalibration import ChosenModel, ask_sums
 from server.session import Session
 
 _ROUNDING = 1e-6
@@ -77,34 +76,14 @@ def _describe(found: Temperature, num_sites: int) -> str:
 
 def _collect(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Sums]:
     """Return the sums of the sites that have answered with some that can be used, in the order of their names."""
-    found: dict[str, Sums] = {}
     declared = session.attendance.num_images("validation")
-    sites = sorted(session.attendance.descriptions)
-    session.listener.on_phase("calibrate", model.round, len(sites))
+    session.listener.on_phase("calibrate", model.round, len(session.attendance.descriptions))
 
-    def take(answer: Answer) -> None:
-        def read(message: Message) -> Sums:
-            return _read(message, model.model_sha256, declared[answer.site])
+    def read(message: Message, site: str) -> Sums:
+        return _read(message, model.model_sha256, declared[site])
 
-        sums, problem = open_answer(answer, read)
-        session.listener.on_answer(answer.site, problem)
-        if sums is None:
-            session.listener.on_note(f"{answer.site} sent no sums for the temperature: {problem}")
-        elif sums[0]:
-            found[answer.site] = sums
-
-    missing = session.courier.ask(
-        "evaluate.calibrate",
-        session.make_request(model.round, best_round=best_round),
-        model.model_path,
-        model.model_sha256,
-        sites,
-        deadline_s=session.config.round_deadline_s,
-        on_answer=take,
-    )
-    for site in missing.all:
-        session.listener.on_note(f"{site} sent no sums for the temperature in time.")
-    return dict(sorted(found.items()))
+    sums = ask_sums(session, "evaluate.calibrate", model, best_round, read, what="sums for the temperature")
+    return {site: of_site for site, of_site in sums.items() if of_site[0]}
 
 
 def _read(message: Message, sha256: str, most_images: int) -> Sums:

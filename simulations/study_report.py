@@ -10,8 +10,7 @@ from fedmed.atomic_files import write_text_atomically
 from fedmed.report.fairness_figures import FrontPoint, draw_front
 from fedmed.report.forest import Row, render_forest
 from fedmed.report.markup import Numbers, escape, render_figure, render_section, render_table
-from fedmed.report.page import RESEARCH_BANNER, SECURITY_POLICY, SYNTHETIC_BANNER
-from fedmed.report.style import render_style
+from fedmed.report.page import render_banners, wrap_page
 from fedmed.report.wording import LABELS
 from simulations.study import Progress, Study
 from simulations.study_table import build_table
@@ -113,41 +112,19 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 def render_page(table: dict[str, Any]) -> str:
     """Return the table as one self-contained HTML page; its numbers are marked with their place in ``table.json``."""
     numbers = Numbers(table)
-    banners = [*([SYNTHETIC_BANNER] if table["synthetic"] else []), RESEARCH_BANNER]
     failed = "".join(
         f"<li>{escape(name)} did not finish: {escape(reason)}</li>" for name, reason in table["failed"].items()
     )
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in describe_findings(table))
-    body = "\n".join([_render_arms(numbers), *_render_differences(numbers), _render_fronts(table)])
+    reading = render_section("reading", "How to read this", f"<p>{escape(READING)}</p>")
+    body = "\n".join([_render_arms(numbers), *_render_differences(numbers), _render_fronts(table), reading])
     title = f"Study {escape(table['name'])}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{render_style()}</style>
-</head>
-<body>
-<div class="page">
-<header>
-{"".join(f'<p class="banner">{text}</p>' for text in banners)}
+    header = f"""{render_banners(table["synthetic"])}
 <h1>{title}</h1>
 <p>{escape(table["description"])}</p>
 <p class="summary">{escape(_state(table))}</p>
-<ul>{failed}{findings}</ul>
-</header>
-<main>
-{body}
-<section id="reading" aria-labelledby="reading-h"><h2 id="reading-h">How to read this</h2><p>{escape(READING)}</p>
-</section>
-</main>
-</div>
-</body>
-</html>
-"""
+<ul>{failed}{findings}</ul>"""
+    return wrap_page(title, header, body)
 
 
 def _render_arms(numbers: Numbers) -> str:

@@ -1,6 +1,6 @@
 """Settings of what is told about sites and patient groups, and of small numbers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -23,19 +23,10 @@ ChoiceFigure = Literal[
 ]
 """Validation figures by which the best round can be chosen."""
 
-SCORE_FIGURES = frozenset({"auc", "es_auc", "worst_group_auc"})
+SCORE_FIGURES = frozenset(name for name in get_args(ChoiceFigure) if name.endswith("auc"))
 """Those of them that need histograms of scores."""
 
-GROUP_FIGURES = frozenset(
-    {
-        "es_auc",
-        "es_balanced_accuracy",
-        "worst_group_accuracy",
-        "worst_group_balanced_accuracy",
-        "worst_group_macro_f1",
-        "worst_group_auc",
-    }
-)
+GROUP_FIGURES = frozenset(name for name in get_args(ChoiceFigure) if name.startswith(("es_", "worst_group_")))
 """Those of them that compare the groups of an attribute."""
 
 

@@ -5,18 +5,14 @@ Nothing of a package is imported or run: its folder is found by its import name,
 
 import hashlib
 import importlib.util
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from fedmed.errors import TeacherUnavailableError
+from fedmed.models.layers import load_weights
 
 SWITCH = "or switch the teacher off with fopro.teacher: none (teacher=none)"
 MOCO_PREFIX = "module.encoder_q."
@@ -143,14 +139,9 @@ def read_weights(file: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
             "was changed: install or copy it again; it was not loaded."
         )
     try:
-        content: Any = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise TeacherUnavailableError(f"The teacher's file '{file}' cannot be read as weights ({reason}).") from error
+        content = load_weights(file)
+    except ValueError as error:
+        raise TeacherUnavailableError(f"The teacher's file '{file}' cannot be read as weights ({error}).") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -14,7 +14,7 @@ import numpy as np
 from fedmed.fairness.flags import adjust_family, find_p_value
 from fedmed.fairness.gap_figures import GAP_KEYS, RATIOS, GapFigure, compute_gaps, leave_out_unknown, list_sources
 from fedmed.fairness.rates import GapValues
-from fedmed.fairness.resampling import correct_bias
+from fedmed.fairness.resampling import check_draws, correct_bias
 from fedmed.fairness.sources import GapSource
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -63,8 +63,7 @@ def compare_groups(
     images; ``p = (1 + draws at least as bad) / (1 + D)``. Groups with other shares of classes are thus expected to
     differ in accuracy, and are not blamed for it.
     """
-    if num_draws < 1 or not 0 < level < 1:
-        raise ValueError(f"num_draws is {num_draws} and level {level}. Allowed: from 1; between 0 and 1.")
+    check_draws(num_draws, level)
     known, figures, null_draws = leave_out_unknown(tables), compute_gaps(tables), {}
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     for source in list_sources(known):

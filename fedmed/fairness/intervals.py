@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedmed.fairness.resampling import correct_bias, or_zero, resample
+from fedmed.fairness.resampling import check_draws, correct_bias, or_zero, resample
 from fedmed.metrics.calibration import calibration_values
 from fedmed.metrics.classification import area_figures, area_values, count_values, score_values
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
@@ -84,8 +84,7 @@ def add_intervals(
       many bins are almost empty, as by class, the figure itself is too large, and so is its interval.
     * ``brier``: normal approximation from number, sum and sum of squares; there is nothing to resample.
     """
-    if num_draws < 1 or not 0 < level < 1:
-        raise ValueError(f"num_draws is {num_draws} and level {level}. Allowed: from 1; between 0 and 1.")
+    check_draws(num_draws, level)
     pooled = tables.pool()
     counts, scores, rare = pooled.counts[0], pooled.scores[0], pooled.rare[0]
     tails = np.array([(1 - level) / 2, (1 + level) / 2])

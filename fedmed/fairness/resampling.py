@@ -8,6 +8,18 @@ import numpy as np
 from fedmed.metrics.values import Array, divide_defined
 
 
+def check_draws(num_draws: int, level: float) -> None:
+    """Check what intervals are drawn with.
+
+    Raises
+    ------
+    ValueError
+        If there are no draws, or the level is not between 0 and 1.
+    """
+    if num_draws < 1 or not 0 < level < 1:
+        raise ValueError(f"num_draws is {num_draws} and level {level}. Allowed: from 1; between 0 and 1.")
+
+
 def resample(rng: np.random.Generator, table: Array, num_draws: int) -> Array:
     """Draw the last axis of a table of counts anew, multinomially with the observed shares; its sums stay.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.metrics.tables import POOLED_GROUP, EvaluationTables, combine_tables
+from fedmed.metrics.tables import POOLED_GROUP, EvaluationTables, combine_tables, find_group
 from fedmed.metrics.values import Array
 
 __all__ = [
@@ -95,9 +95,7 @@ class PairedTables:
         ValueError
             If there is no such group.
         """
-        if group not in self.groups:
-            raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(self.groups) or 'none'}.")
-        index = self.groups.index(group)
+        index = find_group(self.groups, group)
         return PairedTables((group,), self.cells[index : index + 1])
 
 

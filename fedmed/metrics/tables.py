@@ -104,9 +104,7 @@ class EvaluationTables:
         ValueError
             If there is no such group.
         """
-        if group not in self.groups:
-            raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(self.groups) or 'none'}.")
-        index = self.groups.index(group)
+        index = find_group(self.groups, group)
         chosen = {name: array[index : index + 1] for name, array in self.to_arrays().items()}
         return EvaluationTables((group,), **chosen)
 
@@ -136,6 +134,13 @@ class EvaluationTables:
         _check_shapes(tuple(groups), arrays)
         _check_values(arrays)
         return cls(tuple(groups), **{name: arrays[name] for name in _TABLES})
+
+
+def find_group(groups: Sequence[str], group: str) -> int:
+    """Return the place of a group; a ``ValueError`` if there is none."""
+    if group not in groups:
+        raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(groups) or 'none'}.")
+    return groups.index(group)
 
 
 def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Sequence[str]) -> EvaluationTables:

@@ -91,6 +91,22 @@ def check_kernels(kernels: Any) -> None:
         raise ConfigError(f"'kernels' is {kernels!r}. Allowed: two odd numbers, for example [3, 7].")
 
 
+def load_weights(file: Path) -> Any:
+    """Return what a ``.safetensors`` file, or one of ``torch.save``, holds, without running code from it.
+
+    Raises
+    ------
+    ValueError
+        With the first line of the reason, if it cannot be read.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        raise ValueError(str(error).split("\n", maxsplit=1)[0]) from error
+
+
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Read a state dict without running code from the file.
 
@@ -102,14 +118,9 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ConfigError(f"There is no file {file}. Put the weights there; nothing is downloaded.")
     try:
-        state: Any = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError(f"The file {file} cannot be read as weights ({reason}).") from error
+        state = load_weights(file)
+    except ValueError as error:
+        raise ConfigError(f"The file {file} cannot be read as weights ({error}).") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"The file {file} holds no state dict. Save model.state_dict() and nothing around it.")
     return dict(state)

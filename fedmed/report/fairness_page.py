@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedmed.report.fairness_course import render_course
+from fedmed.report.fairness_document import LEADING_GAPS
 from fedmed.report.fairness_findings import list_findings
 from fedmed.report.forest import Row, render_forest
 from fedmed.report.markup import (
@@ -13,19 +14,10 @@ from fedmed.report.markup import (
     render_table,
     show_name,
 )
-from fedmed.report.wording import count, head_attribute, label_attribute, label_figure, name_direction
+from fedmed.report.wording import SUBSET_FIGURES, count, head_attribute, label_attribute, label_figure, name_direction
 
 MOST_GROUPS = 12
 OPEN_ATTRIBUTES = 4
-LEADING_GAPS = ("gap_balanced_accuracy", "gap_accuracy")
-GROUP_FIGURES = {
-    "balanced_accuracy": "Balanced accuracy",
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "auc": "Macro AUC",
-    "ece": "ECE",
-    "brier": "Brier",
-}
 MAIN_GAPS = (
     "gap_balanced_accuracy",
     "gap_accuracy",
@@ -207,12 +199,12 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> str:
                 *([numbers.show(*path, "balanced_accuracy", "n_withheld")] if withheld else []),
                 *(
                     numbers.figure_and_interval(*path, key, drawn=key == "balanced_accuracy")
-                    for key in GROUP_FIGURES
+                    for key in SUBSET_FIGURES
                     if key in numbers.get(*path)
                 ),
             ]
         )
-    columns = ["Group", "Images", *(["Rows withheld"] if withheld else []), *GROUP_FIGURES.values()]
+    columns = ["Group", "Images", *(["Rows withheld"] if withheld else []), *SUBSET_FIGURES.values()]
     caption = "Figures by group, all sites together, with 95 % intervals; the scales go from 0 to 1."
     if withheld:
         caption += " Rows withheld: classes of a site that it keeps back because too few images are in them."

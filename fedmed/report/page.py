@@ -74,6 +74,16 @@ def render_page(document: dict[str, Any]) -> str:
     ]
     body = "\n".join(section for section in sections if section)
     title = escape(document["title"])
+    header = f"""{render_banners(document["synthetic"])}
+<p class="eyebrow">Report of a federated training run</p>
+<h1>{title}</h1>
+{render_summary(numbers)}
+{_render_contents(body)}"""
+    return wrap_page(title, header, body, skip='<a class="skip" href="#results">Skip to the results</a>\n')
+
+
+def wrap_page(title: str, header: str, body: str, *, skip: str = "") -> str:
+    """Return a self-contained page that fetches and runs nothing; all parts are escaped HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -85,14 +95,9 @@ def render_page(document: dict[str, Any]) -> str:
 <style>{render_style()}</style>
 </head>
 <body>
-<a class="skip" href="#results">Skip to the results</a>
-<div class="page">
+{skip}<div class="page">
 <header>
-{_render_banners(document["synthetic"])}
-<p class="eyebrow">Report of a federated training run</p>
-<h1>{title}</h1>
-{render_summary(numbers)}
-{_render_contents(body)}
+{header}
 </header>
 <main>
 {body}
@@ -103,7 +108,8 @@ def render_page(document: dict[str, Any]) -> str:
 """
 
 
-def _render_banners(synthetic: bool) -> str:
+def render_banners(synthetic: bool) -> str:
+    """Return the lines that head every page: what the images are, and what the software is not."""
     texts = [SYNTHETIC_BANNER, RESEARCH_BANNER] if synthetic else [RESEARCH_BANNER]
     return "\n".join(f'<p class="banner">{text}</p>' for text in texts)
 

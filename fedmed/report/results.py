@@ -11,7 +11,15 @@ from fedmed.report.markup import (
     render_table,
     show_name,
 )
-from fedmed.report.wording import HEADLINE, count, label_attribute, label_figure, label_rule, name_direction
+from fedmed.report.wording import (
+    HEADLINE,
+    SUBSET_FIGURES,
+    count,
+    label_attribute,
+    label_figure,
+    label_rule,
+    name_direction,
+)
 
 CLASS_FIGURES = {
     "sensitivity": "Sensitivity",
@@ -19,14 +27,6 @@ CLASS_FIGURES = {
     "macro_precision": "Precision",
     "macro_f1": "F1",
     "auc": "AUC",
-}
-SITE_FIGURES = {
-    "balanced_accuracy": "Balanced accuracy",
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "auc": "Macro AUC",
-    "ece": "ECE",
-    "brier": "Brier",
 }
 SHOWN_SITES = 20
 SHOWN_AT_EACH_END = 6
@@ -226,7 +226,7 @@ def _say_spread(numbers: Numbers, ranked: list[str]) -> str:
 
 def _render_site_rows(numbers: Numbers, names: list[str], caption: str) -> str:
     rows = [_render_site(numbers, name) for name in names]
-    columns = ["Site", "Train images", "Test images", *SITE_FIGURES.values()]
+    columns = ["Site", "Train images", "Test images", *SUBSET_FIGURES.values()]
     return render_table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
 
 
@@ -237,6 +237,6 @@ def _render_site(numbers: Numbers, name: str) -> list[str]:
         numbers.show("sites", name, "test", "accuracy", "n"),
         *(
             numbers.figure_and_interval("sites", name, "test", key, drawn=key == "balanced_accuracy")
-            for key in SITE_FIGURES
+            for key in SUBSET_FIGURES
         ),
     ]

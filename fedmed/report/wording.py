@@ -19,6 +19,16 @@ LABELS = {
 
 HEADLINE = ("balanced_accuracy", "accuracy", "macro_f1", "auc", "specificity", "kappa", "mcc", "ece", "brier")
 
+SUBSET_FIGURES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "auc": "Macro AUC",
+    "ece": "ECE",
+    "brier": "Brier",
+}
+"""Columns of a table with a row for each site, or for each group."""
+
 EXPLANATIONS = {
     "balanced_accuracy": (
         "The share of images recognised, computed for each class and averaged over the classes that occur. Rare "

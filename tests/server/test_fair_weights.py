@@ -33,7 +33,12 @@ def make_collector(folder, **sites):
 
 def weigh(config, collector, state=None, *, round_number=1, before=None, local=None):
     return weigh_updates(
-        config, collector, state or {}, round_number=round_number, before=before or {}, local_losses=local or {}
+        config,
+        collector,
+        state or {},
+        round_number=round_number,
+        before=lambda: before or {},
+        local_losses=lambda: local or {},
     )
 
 
