@@ -18,7 +18,9 @@ from fedmed.atomic_files import encode_json, write_text_atomically
 from fedmed.config import LOCAL_MODEL_OPTIONS, RunConfig, Section
 from fedmed.config_files import apply_override, load_run_config, read_yaml, validate_settings
 from fedmed.errors import ConfigError, suggest_nearest
+from simulations.study_figures import check_class_figures
 
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 _OWN_KEYS = {"seed", "name"}
 # What may differ between two machines, or two starts, that give the same results.
@@ -33,6 +35,8 @@ class ArmConfig(Section):
     """A few words for the table."""
     set: dict[str, Any] = Field(default={})
     """Settings that make the arm, by dotted key: ``{batch_norm: local, training.optimizer.lr: 0.01}``."""
+    last: bool = False
+    """Whether it waits until the others are done at all seeds, as an arm that the study can be without."""
 
 
 class FrontConfig(Section):
@@ -59,10 +63,24 @@ class StudyConfig(Section):
     """The arm with which the others are compared."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """One cell of each arm for each of them."""
+    class_groups: dict[GroupName, Annotated[list[str], Field(min_length=1)]] = Field(default={})
+    """Names for some of the classes, for example ``{tail: [df, vasc]}``, for figures that are means over them. Changing
+    them needs no new run."""
     figures: Annotated[list[str], Field(min_length=1)]
     """What the table shows: a key of ``figures`` in report.json, ``gaps.ATTRIBUTE.KEY``,
-    ``groups.ATTRIBUTE.GROUP.KEY``, or a number of sites, ``benefit.better`` or ``benefit.worse``."""
+    ``groups.ATTRIBUTE.GROUP.KEY``, ``classes.CLASS_GROUP.KEY``, or a number of sites, ``benefit.better`` or
+    ``benefit.worse``."""
     front: FrontConfig | None = None
+
+    @property
+    def all_figures(self) -> list[str]:
+        """The figures of the table and of the drawings, each once."""
+        drawn = [self.front.x, *self.front.y] if self.front else []
+        return list(dict.fromkeys([*self.figures, *drawn]))
+
+    def select_arms(self, *, last: bool) -> list[str]:
+        """Return the names of the arms that wait for the others, or of those others."""
+        return [name for name, arm in self.arms.items() if arm.last == last]
 
     @model_validator(mode="after")
     def _check(self) -> "StudyConfig":
@@ -78,6 +96,7 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"'{place}' sets {', '.join(sorted(_OWN_KEYS & set(settings)))}, which the study sets itself"
                 )
+        check_class_figures(self.all_figures, self.class_groups)
         return self
 
 
@@ -105,7 +124,7 @@ class Study:
     config: StudyConfig
     source: Path
     cells: tuple[Cell, ...]
-    """Seed by seed, so that a study that is stopped half-way has all arms of some seeds."""
+    """Seed by seed, so that a study that is stopped half-way has all arms of some seeds; then the ``last`` arms."""
     results: Path
     """Folder of the cells' results and of the tables."""
 
@@ -155,11 +174,12 @@ def load_study(path: Path, overrides: Sequence[str] = (), results: Path | None =
         With the file, the arm, what was found and what is allowed.
     """
     path = _find_study(path)
-    config = validate_settings(StudyConfig, read_yaml(path), str(path))
+    config = validate_settings(StudyConfig, _read_study(path), str(path))
     for override in overrides:
         if apply_override({}, override) in _OWN_KEYS:
             raise ConfigError(f"--set {override}: the study sets this itself. Change {path}.")
-    cells = tuple(_make_cell(config, path, arm, seed, overrides) for seed in config.seeds for arm in config.arms)
+    order = [(arm, seed) for last in (False, True) for seed in config.seeds for arm in config.select_arms(last=last)]
+    cells = tuple(_make_cell(config, path, arm, seed, overrides) for arm, seed in order)
     return Study(config, path, cells, results or default_results(config.name))
 
 
@@ -227,6 +247,26 @@ def _find_study(path: Path) -> Path:
         f"The study '{path}' does not exist.{suggest_nearest(path.stem, shipped)} Give a YAML file, or one of the "
         f"studies that come with fedmed: {', '.join(shipped)}."
     )
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    """Return what a study's file says, laid over what the study says that it is ``like``."""
+    own = read_yaml(path)
+    if "like" not in own:
+        return own
+    source = path.parent / str(own.pop("like"))
+    try:
+        other = read_yaml(source)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: like: {error}") from None
+    if "like" in other:
+        raise ConfigError(f"{path}: 'like' names {source}, which has a 'like' itself. Name the study that it is like.")
+    if "base" in other:  # relative to the file that it stands in
+        other["base"] = str((source.parent / str(other["base"])).resolve())
+    common, further = other.get("set"), own.get("set")
+    if isinstance(common, dict) and isinstance(further, dict):
+        own["set"] = common | further
+    return other | own
 
 
 def _make_cell(config: StudyConfig, path: Path, arm: str, seed: int, overrides: Sequence[str]) -> Cell:

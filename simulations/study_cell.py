@@ -18,6 +18,7 @@ from fedmed.metrics.history import read_history
 from fedmed.processes import Child, child_environment
 from fedmed.run_folder import RunFolder
 from simulations.study import Cell
+from simulations.study_figures import BY_CLASS
 
 OnRounds = Callable[[int], None]
 """Is told how many rounds of a cell are closed."""
@@ -102,15 +103,16 @@ class CellRunner:
 
 
 def shorten_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a study keeps of a ``report.json``: all figures of the test, without classes and drawings."""
+    """Return what a study keeps of a ``report.json``: all figures of the test, by class for all images and by site."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": report["environment"].get("versions", {}),
         "synthetic": report["synthetic"],
+        "classes": report["classes"],
         "rounds": report["rounds"],
         "chosen_round": report["chosen_round"],
-        "figures": _shorten(report["figures"], _FIGURE),
-        "sites": {site: _shorten(parts["test"], _PART) for site, parts in report["sites"].items()},
+        "figures": _shorten_with_classes(report["figures"], _FIGURE),
+        "sites": {site: _shorten_with_classes(parts["test"], _PART) for site, parts in report["sites"].items()},
         "groups": {
             attribute: {group: _shorten(figures, _PART) for group, figures in groups.items()}
             for attribute, groups in report.get("groups", {}).items()
@@ -128,6 +130,16 @@ def _shorten(figures: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any
         for name, figure in figures.items()
         if isinstance(figure, Mapping) and "value" in figure
     }
+
+
+def _shorten_with_classes(figures: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the named parts of every figure, and its values by class; null where a class has none."""
+    shortened = _shorten(figures, keys)
+    for name in BY_CLASS:
+        if name in shortened and "by_class" in figures[name]:
+            by_class = figures[name]["by_class"]
+            shortened[name]["by_class"] = {label: _round(found["value"]) for label, found in by_class.items()}
+    return shortened
 
 
 def _shorten_benefit(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedmed.data import list_classes
 from fedmed.errors import FedmedError
 from fedmed.processes import single_instance
 from simulations.engine import check_settings
 from simulations.study import Cell, Study, cells_left, load_study, read_progress, save_result
 from simulations.study_cell import CellRunner, OnRounds
+from simulations.study_figures import check_class_groups
 from simulations.study_report import describe_state, write_tables
 
 Runner = Callable[[Cell, OnRounds], dict[str, Any]]
@@ -48,7 +50,10 @@ def run_study_command(options: argparse.Namespace) -> int:
     study = load_study(options.study, options.overrides, options.out)
     if not options.table:
         for cell in {cell.arm: cell for cell in study.cells}.values():
-            check_settings(cell.config, f"{study.source}: arm '{cell.arm}'")
+            where = f"{study.source}: arm '{cell.arm}'"
+            check_settings(cell.config, where)
+            if study.config.class_groups:
+                check_class_groups(study.config.class_groups, list_classes(cell.config.data), where)
         folder = RUN_FOLDERS / study.config.name
         with (
             single_instance(folder / ".lock", f"The study '{study.config.name}' in {folder}"),

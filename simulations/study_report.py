@@ -11,24 +11,22 @@ from fedmed.report.fairness_figures import FrontPoint, draw_front
 from fedmed.report.forest import Row, render_forest
 from fedmed.report.markup import Numbers, escape, render_figure, render_section, render_table
 from fedmed.report.page import render_banners, wrap_page
-from fedmed.report.wording import LABELS
 from simulations.study import Progress, Study
+from simulations.study_figures import label_study_figure
 from simulations.study_table import build_table
 
 _DIRECTIONS = {"up": "higher is better", "down": "lower is better", None: ""}
-_COUNTS = {
-    "benefit.better": "Sites better than their own model",
-    "benefit.worse": "Sites worse than their own model",
-}
 READING = (
     "Values are means over the seeds of the test figures of each run's chosen model, with 95 % intervals (Student's t, "
     "seeds minus one degrees of freedom). Differences are arm minus baseline, paired by seed. 'By site' is the mean of "
-    "the sites' own differences, paired by seed and site; its interval speaks of further seeds and further sites (two-"
-    "way analysis of variance with random effects, Satterthwaite's degrees of freedom, never narrower than over seeds "
-    "or sites alone). 'Better' and 'worse' say that an interval excludes 0; no interval is adjusted for the number of "
-    "arms and figures, so one in twenty excludes 0 by chance. 'Undecided' does not mean equal: a few seeds can only "
-    "show large differences."
+    "the sites' own differences, paired by seed and site, over the sites that have the figure in all of these runs; "
+    "its interval speaks of further seeds and further sites (two-way analysis of variance with random effects, "
+    "Satterthwaite's degrees of freedom, never narrower than over seeds or sites alone). 'Better' and 'worse' say that "
+    "an interval excludes 0; no interval is adjusted for the number of arms and figures, so one in twenty excludes 0 "
+    "by chance. 'Undecided' does not mean equal: a few seeds can only show large differences. 'Missing' is an arm that "
+    "shares no finished seed with the baseline."
 )
+_MISSING = "missing"
 
 
 def write_tables(study: Study, progress: Progress) -> Path:
@@ -57,16 +55,6 @@ def describe_state(planned: int, done: int, wall_s: float) -> str:
     return took if done == planned else f"Incomplete: {took}"
 
 
-def label_study_figure(figure: str) -> str:
-    """Return the name of a study's figure for people: ``Worst group's accuracy (sex)``."""
-    if figure in _COUNTS:
-        return _COUNTS[figure]
-    kind, _, rest = figure.partition(".")
-    key = rest.rpartition(".")[2] if rest else kind
-    label = LABELS.get(key, key.replace("_", " ").capitalize())
-    return f"{label} ({rest.rpartition('.')[0].replace('.', ': ')})" if rest else label
-
-
 def describe_findings(table: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each figure: how many arms are better or worse than the baseline, and which."""
     sentences = []
@@ -77,11 +65,23 @@ def describe_findings(table: Mapping[str, Any]) -> list[str]:
         for verdict in ("better", "worse"):
             names = [name for name, found in verdicts.items() if found == verdict]
             parts.append(f"{', '.join(names) or 'no arm'} {'is' if len(names) < 2 else 'are'} {verdict}")
-        undecided = sum(verdict == "undecided" for verdict in verdicts.values())
-        sentences.append(
-            f"{label_study_figure(figure)}: against {table['baseline']}, {parts[0]}, {parts[1]}, {undecided} undecided."
-        )
+        parts.append(f"{sum(verdict == 'undecided' for verdict in verdicts.values())} undecided")
+        missing = [name for name, verdict in verdicts.items() if verdict == _MISSING]
+        if missing:
+            parts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        sentences.append(f"{label_study_figure(figure)}: against {table['baseline']}, {', '.join(parts)}.")
     return sentences
+
+
+def describe_problems(table: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for each cell that did not finish, and each figure that is n/a in some cells."""
+    return [
+        *(f"{name} did not finish: {reason}" for name, reason in table["failed"].items()),
+        *(
+            f"{label_study_figure(figure)} is n/a in {', '.join(f'{name} ({why})' for name, why in cells.items())}."
+            for figure, cells in table["not_defined"].items()
+        ),
+    ]
 
 
 def render_markdown(table: Mapping[str, Any]) -> str:
@@ -89,19 +89,19 @@ def render_markdown(table: Mapping[str, Any]) -> str:
     figures = table["figures"]
     lines = [f"# {table['name']}", "", table["description"], ""] if table["description"] else [f"# {table['name']}", ""]
     lines += [f"**{_state(table)}**", ""]
-    lines += [f"- {name} did not finish: {reason}" for name, reason in table["failed"].items()]
-    lines += [f"- {sentence}" for sentence in describe_findings(table)]
+    lines += [f"- {sentence}" for sentence in (*describe_problems(table), *describe_findings(table))]
     lines += ["", *_markdown_row(["arm", "seeds", *(_label(table, figure) for figure in figures)], head=True)]
     for name, arm in table["arms"].items():
-        cells = [_estimate(arm["figures"][figure]) for figure in figures]
-        lines += _markdown_row([f"{name}: {arm['description']}", str(len(arm["seeds"])), *cells])
+        cells = [_estimate(arm["figures"][figure]) if arm["seeds"] else _MISSING for figure in figures]
+        lines += _markdown_row([f"{name}: {arm['description']}", _count_seeds(table, arm), *cells])
     for figure in figures:
         lines += ["", f"## {_label(table, figure)}, minus {table['baseline']}", ""]
         lines += _markdown_row(["arm", "difference", "", "by site", ""], head=True)
         for name, found in _differences(table, figure).items():
             sites = found["sites"]
             by_site = [_estimate(sites, sign=True), sites["verdict"]] if sites else ["n/a", ""]
-            lines += _markdown_row([name, _estimate(found, sign=True), found["verdict"], *by_site])
+            own = [_estimate(found, sign=True), found["verdict"]]
+            lines += _markdown_row([name, *([_MISSING, "", "", ""] if found["verdict"] == _MISSING else own + by_site)])
     fronts = [] if table["front"] is None else table["front"]["y"]
     for number, figure in enumerate(fronts, start=1):
         alt = f"{label_study_figure(figure)} against {label_study_figure(table['front']['x'])}"
@@ -112,10 +112,8 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 def render_page(table: dict[str, Any]) -> str:
     """Return the table as one self-contained HTML page; its numbers are marked with their place in ``table.json``."""
     numbers = Numbers(table)
-    failed = "".join(
-        f"<li>{escape(name)} did not finish: {escape(reason)}</li>" for name, reason in table["failed"].items()
-    )
-    findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in describe_findings(table))
+    sentences = [*describe_problems(table), *describe_findings(table)]
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     reading = render_section("reading", "How to read this", f"<p>{escape(READING)}</p>")
     body = "\n".join([_render_arms(numbers), *_render_differences(numbers), _render_fronts(table), reading])
     title = f"Study {escape(table['name'])}"
@@ -123,7 +121,7 @@ def render_page(table: dict[str, Any]) -> str:
 <h1>{title}</h1>
 <p>{escape(table["description"])}</p>
 <p class="summary">{escape(_state(table))}</p>
-<ul>{failed}{findings}</ul>"""
+<ul>{items}</ul>"""
     return wrap_page(title, header, body)
 
 
@@ -132,8 +130,11 @@ def _render_arms(numbers: Numbers) -> str:
     rows = [
         [
             f"{escape(name)}<br>{escape(arm['description'])}",
-            str(len(arm["seeds"])),
-            *(_marked(numbers, "arms", name, "figures", figure) for figure in table["figures"]),
+            _count_seeds(table, arm),
+            *(
+                _marked(numbers, "arms", name, "figures", figure) if arm["seeds"] else _MISSING
+                for figure in table["figures"]
+            ),
         ]
         for name, arm in table["arms"].items()
     ]
@@ -149,9 +150,7 @@ def _render_differences(numbers: Numbers) -> list[str]:
         rows = []
         for name, found in _differences(table, figure).items():
             path = ("arms", name, "differences", figure)
-            by_site = "n/a"
-            if found["sites"]:
-                by_site = f"{_marked(numbers, *path, 'sites')} {found['sites']['verdict']}"
+            by_site = f"{_marked(numbers, *path, 'sites')} {found['sites']['verdict']}" if found["sites"] else "n/a"
             rows.append(Row(escape(name), [_marked(numbers, *path), found["verdict"], by_site], found))
         caption = (
             f"Arm minus {escape(table['baseline'])}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
@@ -196,6 +195,10 @@ def _state(table: Mapping[str, Any]) -> str:
     if table["stale"]:
         text += f" The settings of {', '.join(table['stale'])} have changed since: these are to be run again."
     return text
+
+
+def _count_seeds(table: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
+    return f"{len(arm['seeds'])} of {len(table['seeds'])}"
 
 
 def _differences(table: Mapping[str, Any], figure: str) -> dict[str, Any]:

@@ -12,10 +12,17 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from simulations.study import Progress, Study
+from simulations.study_figures import (
+    ClassGroups,
+    check_class_groups,
+    explain_absence,
+    find_direction,
+    read_figure,
+    read_sites,
+)
 
 _LEVEL = 0.95
 _NO_SPREAD = 1e-9
-_COUNTS = {"benefit.better": "up", "benefit.worse": "down"}
 
 
 def build_table(study: Study, progress: Progress) -> dict[str, Any]:
@@ -33,18 +40,26 @@ def build_table(study: Study, progress: Progress) -> dict[str, Any]:
     ``arms.<arm>.figures.<figure>`` is the mean over the seeds with a t interval (R - 1 degrees of freedom).
     ``differences`` are arm minus baseline, paired by seed: of the pooled figure, with a t interval over the seeds; and,
     where the figure is known by site, ``sites``: the mean over sites and seeds, paired by both, with the interval of
-    :func:`estimate_crossed`. Only seeds that are done in both arms are compared. No interval is adjusted for the number
-    of arms and figures.
+    :func:`estimate_crossed`. Only seeds that are done in both arms are compared; where there are none, the verdict is
+    ``missing``. No interval is adjusted for the number of arms and figures. ``not_defined`` says why figures of class
+    groups are n/a in a cell.
+
+    Raises
+    ------
+    ConfigError
+        If a class group names a class that a cell did not have.
     """
     config = study.config
-    better = {figure: _find_direction(progress, figure) for figure in _all_figures(study)}
+    for (arm, seed), result in progress.results.items():
+        check_class_groups(config.class_groups, result.get("classes", ()), f"{study.source}: cell {arm}-{seed}")
+    better = {figure: find_direction(progress.results.values(), figure) for figure in config.all_figures}
     arms = {}
     for arm, settings in config.arms.items():
         results = {seed: progress.results[arm, seed] for seed in config.seeds if (arm, seed) in progress.results}
         arms[arm] = {
             "description": settings.description,
             "seeds": sorted(results),
-            "figures": {figure: estimate_mean(_read_all(results, figure)) for figure in better},
+            "figures": {figure: estimate_mean(_read_all(results, figure, config.class_groups)) for figure in better},
             "differences": {
                 figure: _compare(progress, study, arm, figure, better[figure])
                 for figure in better
@@ -62,29 +77,15 @@ def build_table(study: Study, progress: Progress) -> dict[str, Any]:
         "failed": {f"{arm}-{seed}": reason for (arm, seed), reason in progress.failed.items()},
         "stale": progress.stale,
         "synthetic": any(result.get("synthetic") for result in progress.results.values()),
+        "not_defined": _list_not_defined(progress, study),
         "baseline": config.baseline,
+        "seeds": config.seeds,
+        "class_groups": config.class_groups,
         "figures": config.figures,
         "front": config.front.model_dump() if config.front else None,
         "better": better,
         "arms": arms,
     }
-
-
-def read_figure(result: Mapping[str, Any], figure: str) -> float | None:
-    """Return one figure of a cell's result, None where it does not have it.
-
-    Parameters
-    ----------
-    result : mapping
-        What :func:`simulations.study_cell.shorten_report` made.
-    figure : str
-        ``KEY``, ``gaps.ATTRIBUTE.KEY``, ``groups.ATTRIBUTE.GROUP.KEY`` or ``benefit.VERDICT``.
-    """
-    if figure in _COUNTS:
-        summary = result.get("benefit_summary", {})
-        return float(len(summary[figure.partition(".")[2]])) if any(summary.values()) else None
-    value = _find_entry(result, figure).get("value")
-    return None if value is None else float(value)
 
 
 def estimate_mean(values: Sequence[float]) -> dict[str, Any]:
@@ -158,68 +159,44 @@ def judge(interval: Sequence[float] | None, better: str | None) -> str:
 
 
 def _compare(progress: Progress, study: Study, arm: str, figure: str, better: str | None) -> dict[str, Any]:
+    config = study.config
     pairs = [
-        (progress.results[arm, seed], progress.results[study.config.baseline, seed])
-        for seed in study.config.seeds
-        if (arm, seed) in progress.results and (study.config.baseline, seed) in progress.results
+        (progress.results[arm, seed], progress.results[config.baseline, seed])
+        for seed in config.seeds
+        if (arm, seed) in progress.results and (config.baseline, seed) in progress.results
     ]
-    values = [(read_figure(one, figure), read_figure(other, figure)) for one, other in pairs]
+    values = [tuple(read_figure(result, figure, config.class_groups) for result in pair) for pair in pairs]
     pooled = estimate_mean([one - other for one, other in values if one is not None and other is not None])
-    sites = estimate_crossed(_differences_by_site(pairs, figure))
+    sites = estimate_crossed(
+        _subtract_sites([tuple(read_sites(result, figure, config.class_groups) for result in pair) for pair in pairs])
+    )
     return {
         **pooled,
-        "verdict": judge(pooled["interval"], better),
+        "verdict": judge(pooled["interval"], better) if pairs else "missing",
         "sites": None if sites["value"] is None else {**sites, "verdict": judge(sites["interval"], better)},
     }
 
 
-def _differences_by_site(
-    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], figure: str
-) -> npt.NDArray[np.float64]:
+def _subtract_sites(pairs: Sequence[tuple[Mapping[str, float], ...]]) -> npt.NDArray[np.float64]:
     """Return arm minus baseline by seed and site (R,S), for the sites that have the figure in all seeds of both."""
-    tables = [
-        {
-            site: own[figure]["value"] - other["sites"][site][figure]["value"]
-            for site, own in one["sites"].items()
-            if all("value" in part.get(figure, {}) for part in (own, other["sites"].get(site, {})))
-        }
-        for one, other in pairs
-    ]
-    common = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    return np.array([[table[site] for site in common] for table in tables], dtype=np.float64).reshape(
-        len(tables), len(common)
-    )
+    common = sorted(set.intersection(*(set(one) & set(other) for one, other in pairs))) if pairs else []
+    differences = [[one[site] - other[site] for site in common] for one, other in pairs]
+    return np.array(differences, dtype=np.float64).reshape(len(pairs), len(common))
 
 
-def _all_figures(study: Study) -> list[str]:
-    front = study.config.front
-    return list(dict.fromkeys([*study.config.figures, *([front.x, *front.y] if front else [])]))
+def _list_not_defined(progress: Progress, study: Study) -> dict[str, dict[str, str]]:
+    """Return why figures of class groups are not defined: figure -> cell -> reason."""
+    found: dict[str, dict[str, str]] = {}
+    for figure in study.config.all_figures:
+        for (arm, seed), result in progress.results.items():
+            reason = explain_absence(result, figure, study.config.class_groups)
+            if reason is not None:
+                found.setdefault(figure, {})[f"{arm}-{seed}"] = reason
+    return found
 
 
-def _find_direction(progress: Progress, figure: str) -> str | None:
-    """Return whether ``up`` or ``down`` is better, as the reports say; None before the first cell is done."""
-    if figure in _COUNTS:
-        return _COUNTS[figure]
-    for result in progress.results.values():
-        # A group's figure has the direction of the same figure of all images.
-        for name in (figure, figure.rpartition(".")[2]):
-            direction = _find_entry(result, name).get("better")
-            if direction:
-                return str(direction)
-    return None
-
-
-def _find_entry(result: Mapping[str, Any], figure: str) -> Mapping[str, Any]:
-    kind, _, rest = figure.partition(".")
-    names = [kind, *rest.split(".", 2 if kind == "groups" else 1)] if rest else ["figures", figure]
-    entry: Any = result
-    for name in names:
-        entry = entry.get(name, {}) if isinstance(entry, Mapping) else {}
-    return entry if isinstance(entry, Mapping) else {}
-
-
-def _read_all(results: Mapping[int, Mapping[str, Any]], figure: str) -> list[float]:
-    values = (read_figure(results[seed], figure) for seed in sorted(results))
+def _read_all(results: Mapping[int, Mapping[str, Any]], figure: str, class_groups: ClassGroups) -> list[float]:
+    values = (read_figure(results[seed], figure, class_groups) for seed in sorted(results))
     return [value for value in values if value is not None]
 
 

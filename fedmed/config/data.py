@@ -48,6 +48,11 @@ class DataSection(Section):
     max_train_images: Annotated[int, Field(ge=1)] | None = None
     """Most training images of all sites together, for quick studies: of every class at every site the same share is
     kept, and at least one. Null: all. Validation and test keep theirs."""
+    long_tail: Annotated[float, Field(ge=1)] | None = None
+    """Sub-samples the training images of all sites together to a long tail, for studies of rare classes: images of the
+    most frequent class for one of the rarest, the others between them in equal ratios, whole patients or lesions where
+    there is an id. With ``max_train_images`` the whole tail is as much smaller as that asks for. Null: the classes stay
+    as frequent as they are. Validation and test keep theirs."""
     cache_mib: Annotated[int, Field(ge=0)] = 2048
     """Decoded images kept in memory, in MiB for all sites together; what does not fit is decoded anew in every
     epoch."""

@@ -2,7 +2,7 @@
 
 from fedmed.data.batches import make_batches
 from fedmed.data.datasets import ImagePart, SiteData, count_classes, load_site
-from fedmed.data.prepare import Prepared, prepare_data
+from fedmed.data.prepare import Prepared, describe_left_out, list_classes, prepare_data
 from fedmed.data.transforms import (
     NUM_VIEWS,
     Transform,
@@ -20,7 +20,9 @@ __all__ = [
     "SiteData",
     "Transform",
     "count_classes",
+    "describe_left_out",
     "draw_views",
+    "list_classes",
     "load_site",
     "make_batches",
     "make_eval_transform",

@@ -10,9 +10,9 @@ from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom import generate_site, phantom_classes, phantom_site_names
 from fedmed.data.sources import RawTable, Row, read_table
 from fedmed.data.split_files import SplitIndex, SplitRow, describe_settings, read_index, write_splits
-from fedmed.data.splits import PARTS, TRAIN, split_sites
+from fedmed.data.splits import PARTS, split_sites
+from fedmed.data.thinning import thin_training
 from fedmed.errors import ConfigError, RunFolderError
-from fedmed.seeding import make_rng
 
 PHANTOM_ATTRIBUTES: tuple[str, ...] = ("sex", "age_band")
 _SMALLEST_PHANTOM = 16
@@ -29,6 +29,8 @@ class Prepared:
     """Site to part (``train``, ``validation``, ``test``) to images of each class (K)."""
     num_bad_rows: int
     """Rows of the source that were left out; ``skipped_rows.csv`` names them."""
+    left_out: tuple[int, ...] = ()
+    """Training images of each class (K) that ``data.long_tail`` and ``data.max_train_images`` leave out."""
 
 
 def prepare_data(
@@ -81,7 +83,35 @@ def prepare_data(
         sites=tuple(sorted(index.composition)),
         composition=index.composition,
         num_bad_rows=index.num_bad_rows,
+        left_out=tuple(index.left_out),
     )
+
+
+def describe_left_out(prepared: Prepared, config: DataConfig) -> str:
+    """Return in words how many training images of each class the settings leave out."""
+    left_out = zip(prepared.classes, prepared.left_out, strict=True)
+    total = sum(prepared.left_out) + sum(sum(parts["train"]) for parts in prepared.composition.values())
+    names = [name for name in ("long_tail", "max_train_images") if getattr(config, name) is not None]
+    return (
+        f"{sum(prepared.left_out)} of {total} training images are left out "
+        f"({' and '.join(f'data.{name}' for name in names)}): "
+        f"{', '.join(f'{name} {number}' for name, number in left_out if number)}."
+    )
+
+
+def list_classes(config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the classes in order, from the source's table alone: no image is looked at.
+
+    Raises
+    ------
+    DataError
+        If the source is missing or damaged, or has fewer than two classes.
+    """
+    if isinstance(config, PhantomData):
+        return phantom_classes(config)
+    table = read_table(config)
+    labelled = (row for row in table.rows if row.label and row.fault is None)
+    return choose_classes(table, labelled, every_class=False)
 
 
 def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
@@ -104,14 +134,14 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
     by_site = partition_items(config.partition, items, None if table is None else sites, seed)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
-    if config.max_train_images is not None:
-        rows = _thin_training(rows, config.max_train_images, seed)
+    rows, left_out = thin_training(rows, classes, config, seed)
     common = {
         "settings": describe_settings(config, sites, seed),
         "fingerprint": "" if table is None else table.fingerprint,
         "classes": list(classes),
         "attribute_names": list(names),
         "num_bad_rows": num_bad_rows,
+        "left_out": left_out,
     }
     return write_splits(splits_dir, common, rows)
 
@@ -137,25 +167,6 @@ def _order_rows(
     for site_rows in rows.values():
         site_rows.sort(key=lambda row: (PARTS.index(row.part), row.item.key))
     return rows
-
-
-def _thin_training(rows: Mapping[str, Sequence[SplitRow]], most: int, seed: int) -> dict[str, list[SplitRow]]:
-    """Keep the same share of the training images of every class at every site, and at least one."""
-    total = sum(row.part == PARTS[TRAIN] for of_site in rows.values() for row in of_site)
-    share = min(1.0, most / total)
-    kept: dict[str, list[SplitRow]] = {}
-    for site in sorted(rows):
-        rng = make_rng(seed, site, "thin")
-        strata: dict[int, list[int]] = {}
-        for index, row in enumerate(rows[site]):
-            if row.part == PARTS[TRAIN]:
-                strata.setdefault(row.item.label, []).append(index)
-        dropped: set[int] = set()
-        for label in sorted(strata):
-            order = rng.permutation(strata[label])
-            dropped |= {int(index) for index in order[max(1, int(share * len(order))) :]}
-        kept[site] = [row for index, row in enumerate(rows[site]) if index not in dropped]
-    return kept
 
 
 def _list_phantom(config: PhantomData, sites: int | None, seed: int) -> list[Item]:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class SplitIndex:
     """Site to part to images of each class."""
     checksums: dict[str, str]
     """Site to SHA-256 of its CSV."""
+    left_out: list[int] = field(default_factory=list)
+    """Training images of each class (K) that are left out; empty in splits that were made before this was noted."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[
         data["partition"] = {"kind": config.partition.kind}
     if not data.get("bands"):  # as in splits that were made before there were bands
         data.pop("bands", None)
-    if data.get("max_train_images") is None:  # likewise
-        data.pop("max_train_images", None)
+    for name in ("max_train_images", "long_tail"):
+        if data.get(name) is None:  # likewise
+            data.pop(name, None)
     return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
 
 

@@ -60,6 +60,24 @@ def test_ham10000(real_data, tmp_path):
     check_site(config, None, tmp_path, "vienna_dias")
 
 
+def test_ham10000_in_a_long_tail(real_data, tmp_path):
+    """At most 2,000 images: 1076 * 100 ** (-r / 6) for ranks 0 to 6, together 1,999; with 1,077 they would be 2,001."""
+    config = ImageTableData(
+        source="image_table",
+        root=str(real_data / "ham10000"),
+        site_column="site",
+        group_column="lesion_id",
+        long_tail=100,
+        max_train_images=2000,
+    )
+    prepared = prepare_data(config, None, 0, tmp_path)
+    sizes = [sum(column) for column in zip(*(parts["train"] for parts in prepared.composition.values()), strict=True)]
+    assert dict(zip(prepared.classes, sizes, strict=True)) == {
+        "nv": 1076, "mel": 499, "bkl": 232, "bcc": 108, "akiec": 50, "vasc": 23, "df": 11
+    }  # fmt: skip
+    check_groups(tmp_path, prepared)
+
+
 def test_covid_ct(real_data, tmp_path):
     config = ImageTableData(
         source="image_table",

@@ -8,6 +8,7 @@ import yaml
 
 from fedmed.errors import ConfigError, FedmedError
 from simulations import study_command
+from simulations.run import main
 from simulations.study import digest_settings, list_studies, load_study, read_progress, save_result
 from simulations.study_command import run_cells
 from simulations.study_report import describe_state, render_markdown, write_tables
@@ -117,6 +118,13 @@ def test_cells_go_seed_by_seed_with_their_settings(study):
     assert len({cell.digest for cell in study.cells}) == 6
 
 
+def test_arms_that_are_last_wait_for_all_seeds_of_the_others(write_study):
+    arms = study_content()["arms"]
+    arms = {"spare": {"description": "if there is time", "last": True, "set": {"rounds": 1}}} | arms
+    names = [cell.name for cell in load_study(write_study(arms=arms, seeds=[0, 1])).cells]
+    assert names == ["plain-0", "equal-0", "plain-1", "equal-1", "spare-0", "spare-1"]
+
+
 @pytest.mark.usefixtures("no_drawing")
 def test_finished_cells_are_skipped(study):
     first, second = FakeRunner(), FakeRunner()
@@ -208,6 +216,12 @@ def test_a_damaged_result_counts_as_missing(study):
         ({"set": {"seed": 3}}, "'set' sets seed, which the study sets itself"),
         ({"armz": {}}, "Did you mean 'arms'"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml' does not exist"),
+        ({"figures": ["classes.tail.auc"]}, "'class_groups' says: none"),
+        ({"class_groups": {"tail": ["df"]}, "figures": ["classes.tial.auc"]}, "Did you mean 'tail'"),
+        ({"class_groups": {"tail": ["df"]}, "figures": ["classes.tail.acu"]}, "Did you mean 'auc'"),
+        ({"class_groups": {"tail": []}}, "class_groups.tail"),
+        ({"class_groups": {"the.tail": ["df"]}}, "class_groups"),
+        ({"like": "nowhere.yaml"}, "nowhere.yaml' does not exist"),
         ({"arms": {"plain": {"description": "x", "set": {"aggregation.waiting": 1}}}}, "Did you mean 'weighting'"),
     ],
 )
@@ -218,9 +232,58 @@ def test_wrong_studies_are_explained_before_anything_runs(changes, words, write_
     assert "tiny.yaml" in str(caught.value)
 
 
+def test_a_study_like_another_says_only_what_differs(write_study, tmp_path):
+    """Keys take the place of the other study's; only ``set`` is laid over its ``set``."""
+    write_study(set={"rounds": 2, "training.batch_size": 8})
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    path = folder / "more.yaml"
+    path.write_text("name: more\nlike: ../tiny.yaml\nset: {rounds: 5}\nseeds: [7]\n")
+    study = load_study(path)
+    assert [cell.name for cell in study.cells] == ["plain-7", "equal-7"]
+    assert study.config.name == "more"
+    assert study.config.figures == study_content()["figures"]
+    config = study.cells[1].config
+    assert (config.rounds, config.training.batch_size, config.aggregation.weighting) == (5, 8, "equal")
+
+
+def test_a_study_is_not_like_one_that_is_like_another(write_study, tmp_path):
+    write_study(like="third.yaml")
+    (tmp_path / "more.yaml").write_text("name: more\nlike: tiny.yaml\n")
+    with pytest.raises(ConfigError, match=r"more.yaml: 'like' names .*tiny.yaml, which has a 'like' itself"):
+        load_study(tmp_path / "more.yaml")
+
+
+def test_classes_of_groups_are_checked_before_anything_runs(write_study, tmp_path, capsys):
+    """The phantom has pigment_net and others, but no ``nett``."""
+    path = write_study(class_groups={"tail": ["nett"]})
+    assert main(["--study", str(path), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert "arm 'plain': 'class_groups.tail' names the class 'nett'" in told
+    assert "Allowed: " in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_class_groups_need_no_new_run(write_study):
+    plain, other = (load_study(write_study(class_groups={"tail": names})) for names in (["df"], ["df", "vasc"]))
+    assert [cell.digest for cell in plain.cells] == [cell.digest for cell in other.cells]
+
+
 def test_a_missing_study_names_those_that_are_shipped():
     with pytest.raises(ConfigError, match=r"Did you mean 'fairness'.*come with fedmed: .*fairness"):
         load_study(Path("fairnes"))
+
+
+def test_the_long_tailed_study_differs_in_its_images_only():
+    plain, tailed = (load_study(Path(name)) for name in ("fopro_kd", "fopro_kd_long_tail"))
+    assert tailed.config.arms == plain.config.arms
+    assert tailed.config.seeds == plain.config.seeds
+    pairs = zip(plain.cells, tailed.cells, strict=True)
+    assert all(
+        other.config.model_copy(update={"name": cell.config.name, "data": cell.config.data}) == cell.config
+        and other.config.data == cell.config.data.model_copy(update={"long_tail": 100.0})
+        for cell, other in pairs
+    )
 
 
 @pytest.mark.parametrize("name", list_studies())

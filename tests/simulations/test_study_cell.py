@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORT = {
     "environment": {},
     "synthetic": True,
+    "classes": ["a", "b"],
     "rounds": 2,
     "chosen_round": 2,
     "figures": {"balanced_accuracy": {"value": 0.5, "n": 4, "better": "up", "interval": None}},
@@ -132,6 +133,7 @@ def test_a_real_study_is_stopped_and_goes_on(study_file, tmp_path):
     progress = read_progress(study)
     assert progress.is_complete
     result = progress.results["agnostic", 0]
+    assert set(result["figures"]["sensitivity"]["by_class"]) == set(result["classes"])
     assert result["gaps"]["sex"]["gap_accuracy"]["better"] == "down"
     assert sum(map(len, result["benefit_summary"].values())) == 2
     assert not list((tmp_path / "runs" / "studies" / "pair").glob("*/report"))

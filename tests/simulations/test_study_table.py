@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedmed.errors import ConfigError
 from simulations.study import load_study, read_progress, save_result
 from simulations.study_cell import shorten_report
-from simulations.study_report import describe_findings, label_study_figure, write_tables
-from simulations.study_table import build_table, estimate_crossed, estimate_mean, judge, read_figure
+from simulations.study_figures import explain_absence, label_study_figure, read_figure, read_sites
+from simulations.study_report import describe_findings, render_markdown, write_tables
+from simulations.study_table import build_table, estimate_crossed, estimate_mean, judge
 from tests.report.page_parser import Page, resolve
 from tests.simulations.test_study import cell_result, figure, write_study  # noqa: F401
 
@@ -114,6 +116,44 @@ def test_figures_have_names_for_people():
     assert label_study_figure("balanced_accuracy") == "Balanced accuracy"
     assert label_study_figure("gaps.sex.gap_accuracy") == "Gap in accuracy (sex)"
     assert label_study_figure("groups.sex.female.accuracy") == "Accuracy (sex: female)"
+    assert label_study_figure("classes.tail.sensitivity") == "Mean sensitivity of the tail classes"
+    assert label_study_figure("classes.very_rare.auc") == "Mean AUC of the very rare classes"
+
+
+GROUPS = {"head": ["nv"], "tail": ["df", "vasc"]}
+
+
+def add_classes(result, north, south):
+    """Give a result the sensitivity of nv, df and vasc: at two sites, and of all images as their means."""
+    names = ("nv", "df", "vasc")
+    pooled = [None if None in pair else sum(pair) / 2 for pair in zip(north, south, strict=True)]
+    result["classes"] = list(names)
+    result["figures"]["sensitivity"] = figure(0.4) | {"by_class": dict(zip(names, pooled, strict=True))}
+    for site, values in (("north", north), ("south", south)):
+        result["sites"][site]["sensitivity"] = figure(0.4) | {"by_class": dict(zip(names, values, strict=True))}
+    return result
+
+
+def test_figures_of_class_groups_are_means_over_classes():
+    """Of all images nv has 0.8, df 0.4 and vasc 0.3: the tail's mean is 0.35; in the south vasc has none."""
+    result = add_classes(cell_result(0.5), [0.9, 0.5, 0.3], [0.7, 0.3, 0.3])
+    assert read_figure(result, "classes.head.sensitivity", GROUPS) == pytest.approx(0.8)
+    assert read_figure(result, "classes.tail.sensitivity", GROUPS) == pytest.approx(0.35)
+    assert read_sites(result, "classes.tail.sensitivity", GROUPS) == pytest.approx({"north": 0.4, "south": 0.3})
+    assert explain_absence(result, "classes.tail.sensitivity", GROUPS) is None
+    without = add_classes(cell_result(0.5), [0.9, 0.5, 0.3], [0.7, 0.3, None])
+    assert read_figure(without, "classes.tail.sensitivity", GROUPS) is None
+    assert read_figure(without, "classes.head.sensitivity", GROUPS) == pytest.approx(0.8)
+    assert read_sites(without, "classes.tail.sensitivity", GROUPS) == pytest.approx({"north": 0.4})
+    assert explain_absence(without, "classes.tail.sensitivity", GROUPS) == "no sensitivity of vasc"
+
+
+def test_cells_without_classes_are_explained():
+    result = cell_result(0.5)
+    assert read_figure(result, "classes.tail.sensitivity", GROUPS) is None
+    assert read_sites(result, "classes.tail.sensitivity", GROUPS) == {}
+    assert "before sensitivity was kept by class" in explain_absence(result, "classes.tail.sensitivity", GROUPS)
+    assert explain_absence(result, "balanced_accuracy", GROUPS) is None
 
 
 @pytest.fixture
@@ -143,6 +183,59 @@ def test_figures_of_groups_have_the_direction_of_all_images(write_study, tmp_pat
     save_result(study, study.cells[0], cell_result(0.5))
     table = build_table(study, read_progress(study))
     assert [table["better"][figure] for figure in figures] == ["up", "down"]
+
+
+@pytest.fixture
+def tailed(write_study, tmp_path):  # noqa: F811
+    """Tails of 'plain': 0.2, 0.3, 0.4; of 'equal' 0.1 more, but in the last seed none: vasc has none in the south."""
+    path = write_study(class_groups=GROUPS, figures=["classes.tail.sensitivity"], front=None)
+    study = load_study(path, results=tmp_path / "results")
+    for cell in study.cells:
+        tail = 0.2 + 0.1 * cell.seed + (0.1 if cell.arm == "equal" else 0.0)
+        lost = cell.arm == "equal" and cell.seed == 2
+        south = [0.9, tail, None if lost else tail]
+        save_result(study, cell, add_classes(cell_result(0.5), [0.9, tail, tail], south))
+    return study
+
+
+def test_class_groups_are_compared_like_other_figures(tailed):
+    """Differences 0.1 and 0.1 of two seeds; by site 0.1 in the north, and of the south one seed lacks it."""
+    table = build_table(tailed, read_progress(tailed))
+    found = table["arms"]["equal"]["differences"]["classes.tail.sensitivity"]
+    assert table["better"]["classes.tail.sensitivity"] == "up"
+    assert table["arms"]["plain"]["figures"]["classes.tail.sensitivity"]["value"] == pytest.approx(0.3)
+    assert (found["value"], found["n"]) == (pytest.approx(0.1), 2)
+    assert (found["sites"]["value"], found["sites"]["n"], found["sites"]["num_sites"]) == (pytest.approx(0.1), 3, 1)
+    assert table["not_defined"] == {"classes.tail.sensitivity": {"equal-2": "no sensitivity of vasc"}}
+    sentence = "Mean sensitivity of the tail classes is n/a in equal-2 (no sensitivity of vasc)."
+    assert f"- {sentence}" in render_markdown(table)
+    assert sentence in write_tables(tailed, read_progress(tailed)).read_text()
+
+
+def test_wrong_classes_are_found_from_the_cells(tailed, write_study):  # noqa: F811
+    path = write_study(class_groups={"tail": ["df", "vacs"]}, figures=["classes.tail.sensitivity"], front=None)
+    other = load_study(path, results=tailed.results)
+    with pytest.raises(ConfigError, match=r"cell .*'class_groups.tail' names the class 'vacs'.*Did you mean 'vasc'"):
+        build_table(other, read_progress(other))
+
+
+def test_an_arm_without_cells_is_shown_as_missing(finished):
+    for cell in finished.cells:
+        if cell.arm == "equal":
+            finished.result_file(cell).unlink()
+    page = write_tables(finished, read_progress(finished)).read_text()
+    table = json.loads((finished.results / "table.json").read_text())
+    text = (finished.results / "table.md").read_text()
+    assert table["complete"] is False
+    assert table["arms"]["equal"]["differences"]["balanced_accuracy"]["verdict"] == "missing"
+    assert "Incomplete: 3 of 6 cells" in text
+    assert "Incomplete: 3 of 6 cells" in page
+    assert "| plain: as it is | 3 of 3 | 0.500" in text
+    assert "| equal: equal <weights> | 0 of 3 | missing | missing | missing |" in text
+    assert "| equal | missing |  |  |  |" in text
+    assert describe_findings(table)[0] == (
+        "Balanced accuracy: against plain, no arm is better, no arm is worse, 0 undecided, equal is missing."
+    )
 
 
 def test_only_seeds_of_both_arms_are_compared(finished):
@@ -180,7 +273,7 @@ def test_markdown_has_a_row_for_every_arm(finished):
     write_tables(finished, read_progress(finished))
     text = (finished.results / "table.md").read_text()
     assert "**6 of 6 cells done, which took 0:00:12 together.**" in text
-    assert "| equal: equal <weights> | 3 | 0.600 [0.575, 0.625] | 0.233 [-0.054, 0.520] | 1.000 |" in text
+    assert "| equal: equal <weights> | 3 of 3 | 0.600 [0.575, 0.625] | 0.233 [-0.054, 0.520] | 1.000 |" in text
     assert "| equal | +0.100 [+0.075, +0.125] | better | +0.100 [+0.075, +0.125] | better |" in text
 
 
@@ -188,10 +281,14 @@ def test_a_report_is_shortened_to_its_figures():
     report = {
         "environment": {"versions": {"torch": "1"}},
         "synthetic": True,
+        "classes": ["a", "b"],
         "rounds": 3,
         "chosen_round": 2,
         "figures": {
-            "auc": {"value": 0.123456789, "interval": [0.1, 0.2], "n": 5, "better": "up", "by_class": {"a": 1}}
+            "auc": {
+                **{"value": 0.123456789, "interval": [0.1, 0.2], "n": 5, "better": "up"},
+                "by_class": {"a": {"value": 0.1234567, "interval": [0, 1]}, "b": {"value": None, "reason": "no image"}},
+            }
         },
         "sites": {"north": {"train_images": 5, "test": {"auc": {"value": None, "reason": "no images", "n": 0}}}},
         "groups": {"sex": {"female": {"auc": {"value": 0.5, "n": 4, "better": "up"}, "n": 4}}},
@@ -206,7 +303,11 @@ def test_a_report_is_shortened_to_its_figures():
         "benefit_summary": {"better": [], "worse": ["north"], "undecided": [], "unknown": []},
     }
     found = shorten_report(report)
-    assert found["figures"] == {"auc": {"value": 0.123457, "interval": [0.1, 0.2], "n": 5, "better": "up"}}
+    by_class = {"a": 0.123457, "b": None}
+    assert found["classes"] == ["a", "b"]
+    assert found["figures"] == {
+        "auc": {"value": 0.123457, "interval": [0.1, 0.2], "n": 5, "better": "up", "by_class": by_class}
+    }
     assert found["sites"] == {"north": {"auc": {"n": 0}}}
     assert found["groups"] == {"sex": {"female": {"auc": {"value": 0.5, "n": 4}}}}
     assert found["gaps"] == {"sex": {"gap_auc": {"value": 0.1, "better": "down", "p_value": 0.2}}}
