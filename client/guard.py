@@ -34,6 +34,7 @@ from client.policy import (
 from client.request import Request, message_kind, read_request, try_plan
 from client.site_audit import open_site_audit
 from client.worker import describe_error
+from fedmed.aggregation.divergence import find_divergence_breach
 from fedmed.audit import AuditLog
 from fedmed.deployment import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, tame
@@ -170,7 +171,8 @@ class Guard:
             return self._find_breach_of_sums(reply)
         if request.kind == "train":
             told = read_values(reply, REPORT)
-            return find_loss_breach(told, self._policy.suppression.k) or find_bands_breach(told)
+            k = self._policy.suppression.k
+            return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
         return self._find_breach_of_tables(request, reply, site) if TABLES in reply.content else None
 
     def _find_breach_of_tables(self, request: Request, reply: Message, site: str) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedmed.aggregation.divergence import MAS_WEIGHT
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
 from fedmed.fairness.group_losses import GROUP_LOSSES, START_LOSS
 from fedmed.wire import ARTEFACT, MISMATCH, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
@@ -36,6 +37,7 @@ LEAVING: Mapping[str, Mapping[str, frozenset[str]]] = {
                 "missing_model",
                 "ekd",
                 "prompt_bands",
+                MAS_WEIGHT,
                 START_LOSS,
                 GROUP_LOSSES,
             }

@@ -67,7 +67,7 @@ class LocalTraining:
         self._site = site
         # Nothing but the federation's rounds breaks the momentum off, and there is no global model to stay near to.
         settings = plan.training.model_copy(update={"keep_momentum": True, "proximal_mu": 0.0})
-        self._plan = plan.model_copy(update={"training": settings})
+        self._plan = plan.model_copy(update={"training": settings, "divergence": "none"})
         self._network = get_network(plan)
         self._states = SiteState(site.files_of(plan).folder / "local")
         parts = _DEFINING if plan.fopro is not None else _DEFINING - {"fopro"}  # as runs before there were teachers

@@ -65,6 +65,7 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
             release=manifest.content.get("release") or {"kind": "automatic"},
             site=config.name,
             temperature=read_temperature(manifest.content),
+            distillation={key: manifest.content[key] for key in ("fopro", "teacher") if key in manifest.content},
         )
         images = take_proof_images([data.test], plan, _MOST_IMAGES, f"test images of {data.name}")
         build_artefact(network.model, settings, folder, images)

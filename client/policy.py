@@ -49,13 +49,14 @@ def refuse(refusals: Iterable[Refusal]) -> None:
 def check_plan(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
     """Return what in a plan goes beyond a policy, in the order of the policy's keys."""
     models = sorted(policy.models) if policy.models is not None else list_models()
-    epochs = plan.training.epochs_per_round
+    epochs, download = plan.training.epochs_per_round, _find_download(plan)
     refused = {
         "study": policy.study is not None and plan.study != policy.study,
         "approval": policy.approval is not None and plan.approval != policy.approval,
         "models": plan.model.name not in models,
         "max_rounds": plan.rounds > policy.max_rounds,
         "max_epochs_per_round": epochs > policy.max_epochs_per_round,
+        "allow_download": download is not None and not policy.allow_download,
     }
     told = {
         "study": (_quote(plan.study), _quote(policy.study), "study.id"),
@@ -66,6 +67,11 @@ def check_plan(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
             f"{tame(str(epochs), 30)} epochs in a round",
             f"up to {policy.max_epochs_per_round}",
             "training.epochs_per_round",
+        ),
+        "allow_download": (
+            f"the teacher {_quote(download)}, which torchvision downloads from the internet",
+            "no download at this site",
+            "fopro.teacher to a packaged one or to a file (teacher_file in the site's client.yaml)",
         ),
     }
     return [
@@ -135,6 +141,14 @@ def _is_within(span: str, now: time) -> bool:
     assert match is not None, "the settings were checked when they were read"
     first, last = (time(int(match[i]), int(match[i + 1])) for i in (1, 3))
     return first <= now < last if first < last else now >= first or now < last
+
+
+def _find_download(plan: Plan) -> str | None:
+    """Return the name of a teacher whose weights a plan makes the site download; None if there is none."""
+    if plan.fopro is not None and plan.fopro.teacher.source == "torchvision":
+        return plan.fopro.teacher.name
+    options = plan.model.options if plan.model.name == "frozen_teacher" else {}
+    return str(options.get("teacher")) if options.get("source") == "torchvision" else None
 
 
 def _quote(text: str | None) -> str:

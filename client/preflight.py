@@ -6,7 +6,9 @@
 ``preflight_network``      way to the server and its answer; ``tls_probe`` looks at the raw connection
 ``preflight_data``         files, classes, attributes, pixels
 ``preflight_groups``       patient groups, and what of them would be withheld
-``preflight_model``        processor, model, memory, disk, policy, one training step
+``preflight_networks``     the frozen teacher, and the small network of a compression
+``preflight_model``        processor, model, disk, policy, one training step
+``preflight_memory``       what training needs of the memory
 ``preflight_sizes``        what would leave: the replies are built and thrown away
 =========================  ===========================================================================
 
@@ -38,9 +40,9 @@ from client.preflight_data import (
 )
 from client.preflight_files import check_authority, check_key, check_release_key, check_settings, check_state
 from client.preflight_groups import check_groups
+from client.preflight_memory import check_memory
 from client.preflight_model import (
     check_device,
-    check_memory,
     check_model,
     check_policy,
     check_room,
@@ -56,6 +58,7 @@ from client.preflight_network import (
     check_server_certificate,
     check_versions,
 )
+from client.preflight_networks import check_teacher
 from client.preflight_sizes import list_size_checks
 from fedmed.deployment import ClientConfig
 
@@ -83,7 +86,8 @@ CHECKS: tuple[Check, ...] = (
     Check("groups", check_groups, ("data",)),
     Check("image statistics", check_statistics, ("data",)),
     Check("processor", check_device),
-    Check("model", check_model, ("plan",)),
+    Check("teacher", check_teacher, ("plan",)),
+    Check("model", check_model, ("teacher",)),
     Check("memory", check_memory, ("model", "processor")),
     Check("disk", check_room, ("model", "state folder")),
     Check("training step", check_step, ("classes", "memory")),

@@ -1,4 +1,4 @@
-"""Checks of the machine against the plan: processor, the model, memory, disk and one training step."""
+"""Checks of the machine against the plan: processor, the model, disk and one training step."""
 
 import math
 import os
@@ -9,24 +9,19 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from client.exclusions import select_images
 from client.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
 from client.preflight_bench import Bench, CheckFailedError, CheckResult
+from client.preflight_memory import GIB, count_shared_bytes
+from client.preflight_networks import find_small
 from client.request import try_plan
 from fedmed.config import FoproPlan, Plan
 from fedmed.data import ImagePart
-from fedmed.distillation import Teacher, get_teacher
 from fedmed.network import Network, get_network
 from fedmed.training import fit, select_device
 
-GIB = 2**30
 _SLOW_STEP_S = 20.0
-_TIGHT, _TOO_MUCH = 0.8, 1.5
-"""Shares of the free memory: the estimate is on the safe side, up to twice what is needed in the end."""
-_FLOAT_BYTES = 4
-_ACTIVATION_FACTOR = 2  # what a layer gives, and its gradient or an intermediate result of it
 _SPARE_DISK_BYTES = 512 * 2**20
 _MODELS_ON_DISK = 12  # states of two or three rounds, the residual beside each; two files of the candidate, and of the
 # released model while it is replaced
@@ -54,8 +49,13 @@ def check_model(bench: Bench, name: str) -> CheckResult:
     try_plan(plan)
     bench.network = network = get_network(plan)
     parameters = sum(parameter.numel() for parameter in network.model.parameters())
-    size = _count_shared_bytes(network)
+    size = count_shared_bytes(network)
     found = f"{plan.model.name}, {parameters / 1e6:.1f} million parameters, {size / 2**20:.1f} MiB"
+    small = find_small(bench)
+    if small is not None:  # it comes with the large one in one message
+        try_plan(small.plan)
+        more = count_shared_bytes(get_network(small.plan))
+        found, size = f"{found}; then compressed into {small.plan.model.name}, {more / 2**20:.1f} MiB", size + more
     too_large = check_size(bench.config.policy, size)
     if too_large:
         raise CheckFailedError(f"{found}. {_say_refusal(too_large[0])}", too_large[0].advice)
@@ -74,7 +74,10 @@ def check_model(bench: Bench, name: str) -> CheckResult:
 def check_policy(bench: Bench, name: str) -> CheckResult:
     """Compare the plan with what this site allows."""
     plan, policy = bench.get_plan(), bench.config.policy
-    refused = check_plan(policy, plan) + check_disk(policy, Path(bench.config.state_dir))
+    small = find_small(bench)
+    plans = [plan] if small is None else [plan, small.plan]
+    refused = [*dict.fromkeys(refusal for one in plans for refusal in check_plan(policy, one))]
+    refused += check_disk(policy, Path(bench.config.state_dir))
     if refused:
         raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
     limited = check_hours(policy, datetime.now()) + check_test(policy, "test")
@@ -85,34 +88,10 @@ def check_policy(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", allowed)
 
 
-def check_memory(bench: Bench, name: str) -> CheckResult:
-    """Estimate what training needs and compare it with what is free."""
-    plan, network = bench.get_plan(), bench.get_network()
-    device = select_device(bench.config.device)
-    training = estimate_training_bytes(network.model, plan)
-    if plan.fopro is not None:
-        teacher = get_teacher(plan.fopro.teacher)
-        training += estimate_teacher_bytes(teacher, plan.training.batch_size)
-    process = 3 * _count_shared_bytes(network) + _estimate_cache_bytes(bench)
-    places = [("main memory", process + (training if device.type == "cpu" else 0), find_free_memory())]
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        places.append(("GPU memory", training, min(free, int(total * bench.config.policy.gpu_share))))
-    found = "; ".join(f"about {need / GIB:.1f} of {free / GIB:.1f} GiB {place}" for place, need, free in places)
-    advice = (
-        "Close other programs, lower data.cache_mib, or use a machine with more memory. The coordinating site can "
-        f"lower training.batch_size (now {plan.training.batch_size}) or data.image_size (now {plan.image_size})."
-    )
-    if any(need > _TOO_MUCH * free for _, need, free in places):
-        return CheckResult(name, "failed", f"{found}: it does not fit", advice)
-    tight = any(need > _TIGHT * free for _, need, free in places)
-    return CheckResult(name, "warning" if tight else "ok", found, advice if tight else "")
-
-
 def check_room(bench: Bench, name: str) -> CheckResult:
     """Compare what the plan's model needs in the state folder with what is free and allowed."""
     state_dir, policy = Path(bench.config.state_dir), bench.config.policy
-    need = _MODELS_ON_DISK * _count_shared_bytes(bench.get_network()) + _SPARE_DISK_BYTES
+    need = _MODELS_ON_DISK * count_shared_bytes(bench.get_network()) + _SPARE_DISK_BYTES
     used = measure_folder(state_dir)
     free = shutil.disk_usage(state_dir).free
     found = (
@@ -157,48 +136,6 @@ def check_step(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-def estimate_training_bytes(model: nn.Module, plan: Plan) -> int:
-    """Estimate the memory of one training step.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    plan : Plan
-        Batch, image size and optimizer.
-
-    Notes
-    -----
-    Weights, their gradients, the optimizer's one or two values a weight (and FedProx's copy), and twice what the layers
-    give for one image, times the batch.
-    """
-    state = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
-    weights = sum(int(parameter.nbytes) for parameter in model.parameters() if parameter.requires_grad)
-    optimizer = plan.training.optimizer
-    copies = 1 + (2 if optimizer.name != "sgd" else int(optimizer.momentum > 0)) + int(plan.training.proximal_mu > 0)
-    outputs = _count_outputs(model, plan.image_size) * _FLOAT_BYTES
-    return state + copies * weights + _ACTIVATION_FACTOR * outputs * plan.training.batch_size
-
-
-def estimate_teacher_bytes(teacher: Teacher, batch_size: int) -> int:
-    """Estimate the memory of a frozen teacher while a prompt is learned through it: as much as for a training step."""
-    state = sum(int(tensor.nbytes) for tensor in teacher.state_dict().values())
-    outputs = _count_outputs(teacher, teacher.image_size) * _FLOAT_BYTES
-    return state + _ACTIVATION_FACTOR * outputs * batch_size
-
-
-def find_free_memory() -> int:
-    """Return the main memory that is free, in bytes, within the limit of a container if there is one."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _read_lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limit, used = _read_lines(Path("/sys/fs/cgroup/memory.max")), _read_lines(Path("/sys/fs/cgroup/memory.current"))
-    if limit and used and limit[0].isdecimal():
-        free = min(free, int(limit[0]) - int(used[0]))
-    return free
-
-
 @contextmanager
 def use_threads(threads: int | None) -> Iterator[None]:
     """Run a block with as many PyTorch threads as the worker will have."""
@@ -227,7 +164,7 @@ def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device:
     With a teacher, its forward is part of the step; the steps of the prompt come on top in every round.
     """
     training = plan.training.model_copy(update={"epochs_per_round": 1, "batch_size": max(size, 2)})
-    one_step = plan.model_copy(update={"training": training, "fopro": _without_steps(plan.fopro)})
+    one_step = plan.model_copy(update={"training": training, "fopro": without_prompt_steps(plan.fopro)})
     seconds = math.inf
     for first in (0, 1):
         indices = [(first + place * len(part) // size) % len(part) for place in range(size)]
@@ -242,48 +179,8 @@ def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device:
     return seconds, peak
 
 
-def _without_steps(fopro: FoproPlan | None) -> FoproPlan | None:
+def without_prompt_steps(fopro: FoproPlan | None) -> FoproPlan | None:
+    """Return a distillation whose prompt, a reconstruction, stays as it is."""
     if fopro is None:
         return None
     return fopro.model_copy(update={"prompt": fopro.prompt.model_copy(update={"steps": 0, "first_steps": 0})})
-
-
-def _count_outputs(model: nn.Module, image_size: int) -> int:
-    """Return how many numbers the layers give for one image."""
-    total = 0
-
-    def count(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal total
-        total += output.numel() if isinstance(output, torch.Tensor) else 0
-
-    leaves = [module for module in model.modules() if not any(module.children())]
-    handles = [leaf.register_forward_hook(count) for leaf in leaves]
-    try:
-        with torch.inference_mode():
-            model.cpu().eval()(torch.zeros(1, 3, image_size, image_size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
-
-
-def _estimate_cache_bytes(bench: Bench) -> int:
-    """Return what decoded images will take: all of them if they fit into ``data.cache_mib``, judged by one."""
-    budget = bench.config.data.cache_mib * 2**20
-    if bench.site is None:
-        return budget
-    data = bench.site.data
-    images = sum(map(len, (data.train, data.validation, data.test)))
-    return min(budget, images * data.train.images([0])[0].nbytes)
-
-
-def _count_shared_bytes(network: Network) -> int:
-    state = network.model.state_dict()
-    return sum(int(state[name].nbytes) for name in network.shared)
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().split("\n")
-    except OSError:
-        return []

@@ -20,7 +20,8 @@ from client.parts import list_parts
 from client.policy import check_test
 from client.preflight_bench import Bench, Check, CheckResult
 from client.preflight_data import WHOLE
-from client.preflight_model import use_threads
+from client.preflight_model import use_threads, without_prompt_steps
+from client.preflight_networks import find_small
 from client.site import app
 from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
 from fedmed.config_files import dump_config
@@ -29,13 +30,18 @@ from fedmed.deployment import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
+from fedmed.network import get_network
 from fedmed.reparameterization import Comparison
-from fedmed.wire import REPORT, REQUEST, TABLES, make_content, read_tables, read_values
+from fedmed.wire import REPORT, REQUEST, SUMS, TABLES, make_content, read_tables, read_values
 
 _SMALL = "small"
 _RUN_ID = "check"
 _TRAIN_ROWS = 2
 _NEEDS = ("classes", "policy", "training step")
+_EXPLAINED = {
+    "evaluate.recalibrate": "; number, sum and squares of what each BatchNorm's channels get from all training images",
+    "evaluate.calibrate": "; likelihood and slope at each temperature, of all validation images that may be counted",
+}
 
 Values = dict[str, Any]
 
@@ -47,6 +53,11 @@ def list_size_checks() -> tuple[Check, ...]:
     ]
     rounds += [
         (f"leaves: {part} tables", "evaluate", {"round": 1, "part": part}, "none") for part in ("validation", "test")
+    ]
+    rounds += [
+        ("leaves: BatchNorm sums", "evaluate.recalibrate", {"round": 1}, "none"),
+        ("leaves: sums for the temperature", "evaluate.calibrate", {"round": 1}, "none"),
+        ("leaves: own model", "train.local", {"round": 1}, "none"),
     ]
     checks = [Check("leaves: description", partial(_check_reply, "query", {}, "none"), _NEEDS)]
     checks += [Check(name, partial(_check_reply, kind, values, how), _NEEDS) for name, kind, values, how in rounds]
@@ -74,7 +85,12 @@ def _check_comparison(bench: Bench, name: str) -> CheckResult:
 
 def _check_reply(kind: str, values: Values, compression: Compression, bench: Bench, name: str) -> CheckResult:
     """Build one reply and list its parts."""
-    plan = bench.get_plan().model_copy(update={"run_id": _RUN_ID, "compression": compression})
+    asked = _find_plan(kind, bench)
+    if isinstance(asked, str):
+        return CheckResult(name, "ok", f"nothing: {asked}")
+    # A prompt of few images is not told anyway, and its steps take long.
+    fopro = without_prompt_steps(asked.fopro)
+    plan = asked.model_copy(update={"run_id": _RUN_ID, "compression": compression, "fopro": fopro})
     folder = bench.folder / (WHOLE if kind == "query" else _SMALL)
     if folder.name == _SMALL:
         _shrink_site(bench, folder)
@@ -88,13 +104,32 @@ def _check_reply(kind: str, values: Values, compression: Compression, bench: Ben
         return CheckResult(name, "ok", f"{parts}: {json.dumps(read_values(reply, REPORT))}")
     in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
     if TABLES not in reply.content:
-        return CheckResult(name, "ok", f"{parts}{in_use}")
+        return CheckResult(name, "ok", f"{parts}{in_use}{_explain(kind, reply)}")
     return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(values['part']), bench)}")
+
+
+def _find_plan(kind: str, bench: Bench) -> Plan | str:
+    """Return the plan of the network that a request is about; or why there is no such request."""
+    plan, small = bench.get_plan(), find_small(bench)
+    if kind == "train.local" and not plan.benefit:
+        return "the plan foresees no model of this site alone (benefit: false)"
+    if kind == "evaluate.recalibrate" and plan.batch_norm != "recalibrate":
+        return "the plan asks for none (batch_norm)" if small is None else small.plan
+    return plan
+
+
+def _explain(kind: str, reply: Message) -> str:
+    """Say what the numbers of a reply are, where its parts do not."""
+    if kind == "train.local":
+        if read_values(reply, REPORT).get("declined"):
+            return "; policy.benefit is false: this site trains no model of its own, and says so"
+        return "; how far this site's own model is, which itself never leaves"
+    return _EXPLAINED.get(kind, "") if SUMS in reply.content else ""
 
 
 def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:
     """Return the ClientApp's reply to a request as the server would make it."""
-    model = None if kind == "query" else bench.get_network().pack()
+    model = None if kind == "query" else get_network(plan).pack()
     request = {**values, "plan": plan.model_dump(mode="json"), "best_round": None}
     # Flower's messages name the task that they belong to; here it is none.
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1

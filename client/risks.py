@@ -1,4 +1,7 @@
-"""What a site tells and applies for a fair aggregation: losses of the global model, and weights of patient groups."""
+"""What a site tells and applies for a fair aggregation.
+
+That is losses of the global model, one number of its distance from a teacher, and weights of patient groups.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from client.local import Site
+from fedmed.aggregation.divergence import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.fairness.group_losses import GROUP_LOSSES, START_LOSS, release_group_losses, release_start_loss
@@ -44,6 +48,12 @@ def measure_risks(model: nn.Module, plan: Plan, site: Site) -> dict[str, Any]:
         return {} if mean is None else {START_LOSS: mean}
     groups = _find_groups(part, plan, site.name)
     return {} if groups is None else {GROUP_LOSSES: release_group_losses(losses_N, groups, k)}
+
+
+def hold_divergence_back(told: Mapping[str, Any], site: Site) -> dict[str, Any]:
+    """Return a report without the divergence from the teacher where the site has too few training images to tell it."""
+    is_told = len(site.data.train) >= site.policy.suppression.k
+    return {key: value for key, value in told.items() if is_told or key != MAS_WEIGHT}
 
 
 def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> torch.Tensor | None:

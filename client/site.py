@@ -21,13 +21,13 @@ from client.local import Site, open_site
 from client.local_training import LocalTraining
 from client.own_rows import encode_rows
 from client.request import ModelMemory, Request, check_classes, read_request
-from client.risks import measure_risks, weigh_images
+from client.risks import hold_divergence_back, measure_risks, weigh_images
 from client.second_model import take_other
 from client.told_rows import CountedPart
 from fedmed.compression import compress_update
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
-from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, get_teacher
+from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
 from fedmed.fairness.suppression import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.network import Network, get_network, hash_model
@@ -56,7 +56,7 @@ def describe(message: Message, context: Context) -> Message:
         "site": site.name,
         "num_images": {"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
         "model_digest": get_network(request.plan).digest(),
-        "teacher": get_teacher(request.plan.fopro.teacher).describe() if request.plan.fopro else None,
+        "teacher": describe_teacher(request.plan.fopro),
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
         "class_counts": _count_classes(site) if _may_tell_counts(site, scored.values()) else None,
         "attributes": [name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
@@ -97,7 +97,8 @@ def train(message: Message, context: Context) -> Message:
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
         site.files_of(request.plan).state.save(request.round, state, {}, keep=request.best_round)
-    return Message(make_content(REPORT, result.to_values() | risks, model=update), reply_to=message)
+    told = hold_divergence_back(result.to_values(), site)
+    return Message(make_content(REPORT, told | risks, model=update), reply_to=message)
 
 
 @app.train("local")

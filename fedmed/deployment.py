@@ -77,6 +77,12 @@ class ServerConfig(FederationConfig):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name is given twice")
+        plan = None if self.fopro is None else self.fopro.make_plan()
+        if plan is not None and plan.exchange == "aux":
+            raise ValueError(
+                "'fopro.exchange' is 'aux', with which the network's last layer stays at every site, so that there is "
+                "no model to release. Set fopro.exchange: both or main; aux is for simulations"
+            )
         return self
 
 
@@ -93,6 +99,9 @@ class PolicyConfig(Section):
     """Most rounds of a run."""
     max_epochs_per_round: Annotated[int, Field(ge=1)] = 20
     """Most epochs in one round."""
+    allow_download: bool = False
+    """Whether a plan may make this site download a teacher's weights from the internet
+    (``fopro.teacher.source: torchvision``). Packaged teachers and ``teacher_file`` need no download."""
     test_tables: bool = True
     """Whether tables of the test images may leave."""
     validation_scores: bool = False

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fedmed.aggregation import shared_names
-from fedmed.config import Plan
+from fedmed.config import FoproPlan, Plan
 from fedmed.distillation import (
     DistillationStudent,
     FourierPrompt,
     FrozenTeacherClassifier,
+    find_classifier,
     make_prompt,
     take_teacher,
 )
@@ -80,14 +81,15 @@ class Network:
             with seeded_torch(plan.seed, "distillation"):
                 student = DistillationStudent(
                     self.model,
-                    take_teacher(plan.fopro).num_features,
+                    _count_features(self.model, plan.fopro),
                     hidden=plan.fopro.hidden,
                     auxiliary=plan.fopro.auxiliary,
                 )
                 self.prompt = make_prompt(plan.fopro.prompt.options)
             self.trainee, self.whole = student, _Whole(student, self.prompt)
         moving = set(self.whole.state_dict()) - _find_frozen(self.whole)
-        self.shared = [name for name in shared_names(self.whole, plan.batch_norm) if name in moving]
+        moving_now = moving - _find_kept_heads(self.whole, plan)
+        self.shared = [name for name in shared_names(self.whole, plan.batch_norm) if name in moving_now]
         self.local = sorted(moving - set(self.shared))
         self._initial_local = select_state(self.whole, self.local)
         self._received: tuple[bytes, dict[str, torch.Tensor]] | None = None
@@ -140,7 +142,7 @@ class Network:
         load_state(self.whole, {name: tensors[name] for name in names}, names)
 
     def local_state(self) -> dict[str, torch.Tensor]:
-        """Return what stays at the site; empty unless BatchNorm is local."""
+        """Return what stays at the site; empty unless BatchNorm is local, or ``fopro.exchange`` keeps a head there."""
         return {_LOCAL + name: tensor for name, tensor in select_state(self.whole, self.local).items()}
 
     def digest(self) -> str:
@@ -148,6 +150,22 @@ class Network:
         state = self.whole.state_dict()
         text = "\n".join(f"{name} {tuple(state[name].shape)} {state[name].dtype}" for name in self.shared)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _count_features(model: nn.Module, fopro: FoproPlan) -> int:
+    """Return the number of the teacher's features; for ``self`` those of the network."""
+    return find_classifier(model)[1].in_features if fopro.teacher.is_self else take_teacher(fopro).num_features
+
+
+def _find_kept_heads(whole: nn.Module, plan: Plan) -> set[str]:
+    """Return what stays at a site by ``fopro.exchange``: projector and auxiliary head, or the network's last layer."""
+    if plan.fopro is None or plan.fopro.exchange == "both":
+        return set()
+    prefixes: tuple[str, ...] = ("projector.", "auxiliary.")
+    if plan.fopro.exchange == "aux":
+        model = whole.get_submodule(_PLAIN.removesuffix("."))
+        prefixes = (f"{_PLAIN}{find_classifier(model)[0]}.",)
+    return {name for name in whole.state_dict() if name.startswith(prefixes)}
 
 
 def _find_frozen(whole: nn.Module) -> set[str]:
@@ -168,12 +186,29 @@ def plain_plan(plan: Plan) -> Plan:
 def strip_packed(packed: bytes, plan: Plan) -> bytes:
     """Return a packed model as a network of :func:`plain_plan` takes it: without projector, auxiliary head and prompt.
 
-    Needs no teacher.
+    Needs no teacher. With ``fopro.exchange: aux`` it lacks the last layer; :func:`add_last_layer` adds a site's own.
     """
     if plan.fopro is None:
         return packed
     tensors = unpack_tensors(packed)
     return pack_tensors({name.removeprefix(_PLAIN): t for name, t in tensors.items() if name.startswith(_PLAIN)})
+
+
+def add_last_layer(packed: bytes, network: Network, kept: Mapping[str, torch.Tensor]) -> bytes:
+    """Return a packed model of a plain network with what it lacks of it from the state of a site.
+
+    Parameters
+    ----------
+    packed : bytes
+        From :func:`strip_packed`.
+    network : Network
+        That of :func:`plain_plan`.
+    kept : mapping of str to Tensor
+        From :meth:`Network.local_state` of the site; what it lacks too, stays missing.
+    """
+    tensors = unpack_tensors(packed)
+    own = {name: kept.get(_LOCAL + _PLAIN + name) for name in network.shared if name not in tensors}
+    return pack_tensors(tensors | {name: tensor for name, tensor in own.items() if tensor is not None})
 
 
 class _LastHash:

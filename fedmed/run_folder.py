@@ -28,6 +28,7 @@ import re
 import shutil
 import sys
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -262,6 +263,25 @@ class RunFolder:
             starts = json.loads(self.environment_file.read_text())["starts"]
         starts.append(describe_environment())
         write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+
+    def record_distillation(self, fopro: str, teacher: Mapping[str, object] | None) -> None:
+        """Add to this start in ``environment.json`` what the sites distil.
+
+        Parameters
+        ----------
+        fopro : str
+            ``disabled``, ``client`` (FoPro-KD) or ``self``; see :func:`fedmed.distillation.name_distillation`.
+        teacher : mapping, optional
+            Name, source, SHA-256 and image size of the teacher.
+        """
+        starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
+        starts[-1] |= {"fopro": fopro, "teacher": None if teacher is None else dict(teacher)}
+        write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+
+    def read_distillation(self) -> dict[str, Any]:
+        """Return ``fopro`` and ``teacher`` of the newest start; empty where a run does not say."""
+        found = self.read_environment() if self.environment_file.is_file() else {}
+        return {key: found[key] for key in ("fopro", "teacher") if key in found}
 
     def read_environment(self) -> dict[str, object]:
         """Return the newest start of ``environment.json``."""

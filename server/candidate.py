@@ -53,7 +53,12 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
     run, config = session.run, session.config
     if not isinstance(config, ServerConfig) or config.batch_norm == "local":
         write_model(
-            run.model, model.model_path, session.plan, chosen_round=model.round, temperature=run.read_temperature()
+            run.model,
+            model.model_path,
+            session.plan,
+            chosen_round=model.round,
+            temperature=run.read_temperature(),
+            distillation=run.read_distillation(),
         )
         return
     from fedmed.export.check import is_artefact_of  # noqa: PLC0415  (imports the ONNX runtime)
@@ -93,6 +98,7 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
         expected=sample_images(session.run, config).expected,
         release={"kind": config.release},
         temperature=session.run.read_temperature(),
+        distillation=session.run.read_distillation(),
     )
     folder = session.run.model
     build_artefact(network.model, settings, folder)

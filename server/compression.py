@@ -3,6 +3,7 @@
 Phases, each of whose results lies on the disk before the next begins, so that a restart goes on after the last one::
 
     compression/round_00010/     what was distilled after that round, from which the next distillation starts
+    compression/site_models/     single models of sites, where the small network learns from them together
     compression/distilled/       the small network: trained at the server on proxy images, or at the sites
     compression/recalibrated/    the same with BatchNorm statistics of all sites' training images
     compression/gate/            the sites' tables of both networks on the same validation images
@@ -28,9 +29,11 @@ from fedmed.network import Network
 from fedmed.reparameterization.statistics import tracked_norms
 from server.co_distillation import distil_at_sites
 from server.courier import SecondModel
+from server.proxy_images import check_proxy
 from server.recalibration import ChosenModel, recalibrate
 from server.scoring import Scores, load_tables, save_tables
 from server.session import Session
+from server.site_models import drop_site_models
 from server.student import (
     build_student,
     describe_size,
@@ -38,7 +41,6 @@ from server.student import (
     find_earlier,
     list_earlier,
     make_student_plan,
-    open_proxy,
     round_name,
 )
 
@@ -74,6 +76,8 @@ def check_compression(session: Session) -> None:
         If BatchNorm stays at the sites, so that the server has no complete network to distil.
     ProxyDataUnavailableError
         If there are no unlabelled images, and the settings say that they are to be used.
+    DataError
+        If some of them are images on which a model is judged, as far as that is known here.
     TeacherUnavailableError
         If the file that the small network is to start from is not here.
     """
@@ -81,12 +85,15 @@ def check_compression(session: Session) -> None:
     if settings is None or settings.kind == "skip":
         return
     if session.plan.batch_norm == "local":
+        found = "no complete network that it could compress"
+        if settings.target == "ensemble":
+            found = "no site's complete network, whose answers 'fopro.compression.target: ensemble' asks for"
         raise ConfigError(
-            "'batch_norm' is 'local', so the server has no complete network that it could compress. Set batch_norm: "
-            "recalibrate or average, or fopro.compression: {kind: skip}."
+            f"'batch_norm' is 'local', so the server has {found}. Set batch_norm: recalibrate or average, or "
+            "fopro.compression: {kind: skip}."
         )
     if settings.kind == "proxy":
-        open_proxy(session)
+        check_proxy(session)
     build_student(session, settings)
 
 
@@ -139,6 +146,7 @@ def choose_product(session: Session, model: ChosenModel, best_round: int | None)
     record = session.run.read_compression()
     if record is None or record["from_sha256"] != model.model_sha256:
         record = _skip(session, model) if settings.kind == "skip" else _compress(session, model, settings, best_round)
+    drop_site_models(session.run)
     return _take_product(session, model, settings, record)
 
 

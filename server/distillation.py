@@ -1,9 +1,10 @@
-"""What a round's record says of the distillation at the sites."""
+"""The distillation at the sites as the server sees it: what a round's record says, and prompts that must not count."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from fedmed.aggregation import TensorFile
@@ -15,6 +16,10 @@ from fedmed.wire import load_state
 
 MOST_BANDS = 8
 _LARGEST_GAIN = 1e6
+LARGEST_PROMPT_VALUE = 20.0
+"""Of a prompt, a reconstruction, in either direction. Its gains are ``exp(ln g_max tanh(u))``, and in float32 ``tanh``
+is 1 from u = 9.02: what lies beyond changes no gain and has no gradient, so no honest training goes there. Averaged, it
+would hold all other sites' gains at their limit, for ever."""
 
 
 class Told(Protocol):
@@ -33,6 +38,23 @@ def read_bands(value: object) -> list[float | None] | None:
     if not all(gain is None or _is_gain(gain) for gain in value):
         return None
     return [None if gain is None else float(gain) for gain in value]
+
+
+def check_prompt(update: TensorFile) -> str | None:
+    """Return why the prompt in an update, a reconstruction, must not be averaged, or None.
+
+    The update must hold nothing but finite numbers; see :func:`fedmed.aggregation.check_update`.
+    """
+    for name in update.names:
+        if name.startswith(PROMPT):
+            largest = float(np.abs(update.load(name)).max(initial=0.0))
+            if largest > LARGEST_PROMPT_VALUE:
+                return (
+                    f"The prompt ('{name}') holds the value {largest:.4g}, and {LARGEST_PROMPT_VALUE:g} is the largest "
+                    "that may be averaged: its gains are at their limit long before. Lower fopro.prompt.lr, or look "
+                    "for a fault in the site's software."
+                )
+    return None
 
 
 def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> dict[str, Any]:

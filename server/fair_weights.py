@@ -1,7 +1,7 @@
 """The weights of a round's updates, where the aggregation has a rule for fairness.
 
-Puts the rules of :mod:`fedmed.aggregation.fair` to work: what sites have told goes in, and what a rule remembers is a
-JSON mapping in the state of the round loop.
+Puts the rules of :mod:`fedmed.aggregation.fair` and :mod:`fedmed.aggregation.divergence` to work: what sites have told
+goes in, and what a rule remembers is a JSON mapping in the state of the round loop.
 """
 
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.aggregation import WeightedUpdate
+from fedmed.aggregation.divergence import weigh_by_divergence
 from fedmed.aggregation.fair import (
     Weights,
     ascend_simplex,
@@ -21,6 +22,7 @@ from fedmed.aggregation.fair import (
 )
 from fedmed.config import (
     AgnosticConfig,
+    DivergenceConfig,
     FairFedConfig,
     FederationConfig,
     GapToLocalConfig,
@@ -91,7 +93,7 @@ def weigh_updates(
         case QFedAvgConfig():
             lipschitz = fair.lipschitz or 1 / max(_step_length(config, collector, shares, round_number), _NOTHING)
             norms = {u.site: u.update_norm or 0.0 for u in collector.accepted()}
-            return weigh_by_loss_power(shares, _complete(losses, shares), norms, q=fair.q, lipschitz=lipschitz), {}
+            weights = weigh_by_loss_power(shares, _complete(losses, shares), norms, q=fair.q, lipschitz=lipschitz)
         case AgnosticConfig():
             known = {**shares, **state.get("weights", {})}
             moved = ascend_simplex(known, losses, fair.step)
@@ -102,7 +104,10 @@ def weigh_updates(
             moved = weigh_by_gap_distance({**shares, **state.get("weights", {})}, _distances(before(), fair), fair.beta)
             return _keep_some(moved, shares), {"weights": moved}
         case GapToLocalConfig():
-            return weigh_by_gap_to_local(shares, losses, local_losses(), fair.strength), {}
+            weights = weigh_by_gap_to_local(shares, losses, local_losses(), fair.strength)
+        case DivergenceConfig():
+            weights = _weigh_by_divergence(collector, shares, fair, round_number)
+    return weights, {}
 
 
 def request_values(state: State) -> dict[str, Any]:
@@ -115,6 +120,26 @@ def to_weighted(collector: UpdateCollector, weights: Mapping[str, float], model_
     updates = [WeightedUpdate(site, collector.file_of(site), weight) for site, weight in weights.items() if weight > 0]
     rest = 1 - math.fsum(weights.values())
     return [WeightedUpdate(_GLOBAL, model_file, rest), *updates] if rest > _NOTHING else updates
+
+
+def _weigh_by_divergence(
+    collector: UpdateCollector, shares: Weights, fair: DivergenceConfig, round_number: int
+) -> Weights:
+    told = {u.site: u.divergence for u in collector.accepted() if u.divergence is not None}
+    if not told:
+        raise FederationError(
+            "The rule 'divergence' needs the sites' distances from the teacher, and no site told its own in round "
+            f"{round_number}. A site with images of one class, or fewer training images than its policy.suppression.k, "
+            "tells none. Choose another aggregation.fair."
+        )
+    images = {u.site: u.images for u in collector.accepted() if u.images is not None}
+    return weigh_by_divergence(
+        images,
+        _complete(told, shares),
+        size_power=fair.size_power,
+        divergence_power=fair.divergence_power,
+        floor=fair.floor,
+    )
 
 
 def _move_groups(collector: UpdateCollector, state: State, fair: GroupMinimaxConfig) -> State:
@@ -155,7 +180,7 @@ def _keep_some(moved: Weights, shares: Weights) -> Weights:
 
 
 def _complete(losses: Weights, shares: Weights) -> Weights:
-    """Return a loss for every site: the mean of the others where a site may not tell its own."""
+    """Return a number for every site: the mean of the others where a site may not tell its own."""
     total = math.fsum(shares[site] for site in losses)
     mean = math.fsum(shares[site] * loss for site, loss in losses.items()) / total
     return {site: losses.get(site, mean) for site in shares}

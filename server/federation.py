@@ -16,9 +16,9 @@ from fedmed.atomic_files import write_atomically
 from fedmed.audit import AuditLog
 from fedmed.checkpoint import Checkpoint, RunCheckpoints
 from fedmed.compression import estimate_bytes
-from fedmed.config import SCORE_FIGURES, Plan
+from fedmed.config import SCORE_FIGURES
 from fedmed.deployment import ServerConfig
-from fedmed.distillation import get_teacher, use_teacher_file
+from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
 from fedmed.errors import CheckpointError, FederationError
 from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.metrics.site_tables import SiteTables
@@ -89,6 +89,7 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         With what to do; everything up to the last closed round is saved.
     """
     session = _open_session(grid, run, listener)
+    run.record_distillation(name_distillation(session.plan.fopro), session.attendance.teacher)
     start = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
@@ -137,16 +138,12 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
         checkpoints=RunCheckpoints(run.checkpoints),
         audit=audit,
         attendance=Attendance(
-            plan, digest, teacher=_describe_teacher(plan), needs_scores=config.choose_by in SCORE_FIGURES
+            plan, digest, teacher=describe_teacher(plan.fopro), needs_scores=config.choose_by in SCORE_FIGURES
         ),
         listener=listener,
         parameters=parameters,
         patient=deployed,
     )
-
-
-def _describe_teacher(plan: Plan) -> dict[str, str | int] | None:
-    return get_teacher(plan.fopro.teacher).describe() if plan.fopro is not None else None
 
 
 def _find_start(session: Session) -> Checkpoint:

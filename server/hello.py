@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.atomic_files import write_atomically
+from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.deployment import ServerConfig
 
 
@@ -33,6 +34,7 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
         "study": config.study.model_dump(),
         "plan": config.make_plan().model_dump(mode="json"),
+        "small_network": _describe_small(config),
         "expected_mean": config.data.expected_mean,
         "expected_std": config.data.expected_std,
         "rounds": config.rounds,
@@ -40,3 +42,12 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         **progress,
     }
     write_atomically(path, json.dumps(content).encode())
+
+
+def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
+    """Return the network into which the trained one is compressed, and how; None where it is not."""
+    compression = None if config.fopro is None else config.fopro.compression
+    if compression is None or compression.kind == "skip":
+        return None
+    model = compression.student.without(LOCAL_MODEL_OPTIONS)
+    return {"kind": compression.kind, "model": model.model_dump(mode="json")}

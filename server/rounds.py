@@ -26,6 +26,7 @@ from server.fair_weights import request_values, to_weighted, weigh_updates
 from server.products import save_sites
 from server.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.session import Session
+from server.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
 from server.summary import choice_value, summarise
 from server.training_round import train_at_sites
 from server.updates import UpdateCollector
@@ -129,7 +130,8 @@ class RoundLoop:
 
     def _check_disk(self, round_number: int) -> None:
         """Refuse to begin a round whose updates and checkpoint would not fit on the disk."""
-        copies = len(self.session.attendance.descriptions) + 2
+        num_sites = len(self.session.attendance.descriptions)
+        copies = num_sites + 2 + (ROUNDS_KEPT * num_sites if keeps_site_models(self.session.config) else 0)
         if self.session.patient:  # the SuperLink keeps what it is sent until it is fetched
             copies = 2 * copies
         needed = self._model_file.stat().st_size * copies + _SPARE_BYTES
@@ -201,8 +203,7 @@ class RoundLoop:
         layout = TensorFile(self._model_file).layout
         updates = to_weighted(collector, weights, self._model_file)
         write_tensors(path, average_updates(updates), {"format": "pt"}, layout=layout)
-        for site in weights:
-            collector.file_of(site).unlink()
+        put_away(self.session, round_number, {site: collector.file_of(site) for site in weights})
         return path, weights
 
     def _coverage(self, collector: UpdateCollector) -> float:
@@ -254,6 +255,7 @@ class RoundLoop:
         save_sites(session.run, session.attendance.descriptions)
         save_tables(round_folder(session.run.tables, round_number), scores.tables)
         self._model_file = save_checkpoint(session.checkpoints, round_number, averaged, state)
+        prune_site_models(session, {round_number, state.best_round or round_number})
         self._model_sha256 = str(record["model_sha256"])
         append_record(session.run.history_file, record)
         self._history.append(to_plain_json(record))

@@ -21,9 +21,7 @@ from fedmed.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.checkpoint import MODEL_FILE
 from fedmed.config import (
     LOCAL_MODEL_OPTIONS,
-    FolderProxy,
     FoproConfig,
-    PhantomData,
     Plan,
     RunConfig,
     StudentConfig,
@@ -31,58 +29,33 @@ from fedmed.config import (
 from fedmed.distillation import (
     CompactResult,
     CompactSettings,
+    Ensemble,
     PromptSettings,
-    ProxyDataUnavailableError,
     ProxyImages,
     StatisticsMatch,
     copy_matching,
     distil_compact,
     measure_mismatch,
-    open_proxy_folder,
-    open_proxy_phantom,
 )
 from fedmed.distillation.pixels import PixelModel, held_still
-from fedmed.distillation.proxy import REMEDY
 from fedmed.distillation.teachers import read_mobilenet_features
 from fedmed.errors import FedmedError
 from fedmed.network import Network, plain_plan
 from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.training import select_device
+from server.proxy_images import open_proxy
 from server.recalibration import ChosenModel
 from server.session import Session
+from server.site_models import open_ensemble
 
 RECORD_FILE = "record.json"
 _MISMATCH_BATCH = 64
-_MOST_PHANTOM_CLASSES = 8
 
 
 def make_student_plan(plan: Plan, settings: StudentConfig) -> Plan:
     """Return the plan of a run's compact student: another network, everything else the same."""
     return plain_plan(plan).model_copy(update={"model": settings.student.without(LOCAL_MODEL_OPTIONS)})
-
-
-def open_proxy(session: Session) -> ProxyImages:
-    """Return the unlabelled images of the coordinating site.
-
-    Raises
-    ------
-    ProxyDataUnavailableError
-        If there are none.
-    """
-    config, plan = session.config, session.plan
-    proxy = None if config.fopro is None else config.fopro.proxy
-    if proxy is None:
-        raise ProxyDataUnavailableError(
-            f"fopro.compression.kind is 'proxy', and no unlabelled images are named. {REMEDY}."
-        )
-    if isinstance(proxy, FolderProxy):
-        return open_proxy_folder(Path(proxy.root), recipe=plan.augmentation, image_size=plan.image_size)
-    phantom = config.data if isinstance(config.data, PhantomData) else PhantomData(image_size=plan.image_size)
-    number = min(max(2, len(plan.classes)), _MOST_PHANTOM_CLASSES)
-    return open_proxy_phantom(
-        phantom.model_copy(update={"num_classes": number}), proxy.images, seed=plan.seed, recipe=plan.augmentation
-    )
 
 
 def build_student(session: Session, settings: StudentConfig) -> tuple[Network, list[str] | None]:
@@ -129,7 +102,7 @@ def distil_at_server(
         Content of the record.
     """
     done = read_record(folder, model.model_sha256)
-    if done is not None:
+    if done is not None and done.get("target", "global") == settings.target:
         return done
     assert session.config.fopro is not None, "there is a compression"
     session.listener.on_phase("distil", model.round, 0)
@@ -139,17 +112,18 @@ def distil_at_server(
     if earlier is not None:
         student.fill(earlier.read_bytes(), {})
     proxy = open_proxy(session)
+    teacher, members = _choose_teacher(session, model, settings, large)
 
     def tell(step: int, figures: Mapping[str, float]) -> None:
         session.listener.on_info(
             f"Distillation, step {step} of {settings.steps}: loss {figures['train_loss']:.3f}, on held-out proxy "
-            f"images {figures['held_out_loss']:.3f}; the small network decides like the large one on "
+            f"images {figures['held_out_loss']:.3f}; the small network decides like its target on "
             f"{figures['agreement']:.0%} of them."
         )
 
     with _compute_like_sites(session) as device:
         result = distil_compact(
-            large.model,
+            teacher,
             student.model,
             proxy,
             _make_settings(settings, session.config.fopro),
@@ -163,6 +137,8 @@ def distil_at_server(
     student.model.cpu()
     record = {
         "round": model.round,
+        "target": settings.target,
+        "members": members,
         "num_proxy_images": len(proxy),
         "not_copied": not_copied,
         "phases": seconds,
@@ -173,6 +149,21 @@ def distil_at_server(
         "notes": list(result.notes),
     }
     return write_record(folder, student, model.model_sha256, record)
+
+
+def _choose_teacher(
+    session: Session, model: ChosenModel, settings: StudentConfig, large: Network
+) -> tuple[nn.Module | Ensemble, list[str] | None]:
+    """Return whose answers the student learns, and the sites whose single models these are."""
+    if settings.target == "global":
+        return large.model, None
+    ensemble, sites = open_ensemble(session, model.round)
+    session.listener.on_info(
+        f"The target is the mean answer of the single models of {len(sites)} sites after round {model.round}, "
+        f"{model.model_path.stat().st_size / 2**20:.1f} MiB each on the disk, one of them in memory at a time."
+    )
+    session.audit.append("ensemble", round=model.round, sites=sites)
+    return ensemble, sites
 
 
 def round_name(round_number: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms, site_weights
+from fedmed.aggregation.divergence import MAS_WEIGHT, read_divergence
 from fedmed.atomic_files import explain_write_failure
 from fedmed.compression import CompressionError, decompress_update
 from fedmed.config import Compression
@@ -19,7 +20,7 @@ from fedmed.fairness.group_losses import (
     read_start_loss,
 )
 from fedmed.wire import REPORT, WireError, read_model, read_values
-from server.distillation import read_bands
+from server.distillation import check_prompt, read_bands
 from server.exchange import MALFORMATIONS, Answer, explain_malformation
 
 _LARGEST_NUMBER = 1e300
@@ -43,6 +44,8 @@ class Update:
     """Mean loss of the global model on the site's training images, where the aggregation asks for it."""
     group_losses: GroupLosses | None = None
     """Likewise by patient group: number of images and sum of losses."""
+    divergence: float | None = None
+    """Of the site's features from the teacher's, where the aggregation asks for it."""
     ekd: float | None = None
     """Mean distance of features from the teacher's, where the plan has one."""
     prompt_bands: list[float | None] | None = None
@@ -159,7 +162,7 @@ class UpdateCollector:
             update.ekd, update.prompt_bands = _read_number(values, "ekd"), read_bands(values.get("prompt_bands"))
             self._write(site, packed)
             check = check_update(self.file_of(site), self.reference, measured=self.parameters)
-            update.update_norm, reason = check.norm, check.reason
+            update.update_norm, reason = check.norm, check.reason or check_prompt(TensorFile(self.file_of(site)))
         if reason is not None:
             update.status, update.reason = "quarantined", reason
         return update
@@ -178,12 +181,14 @@ class UpdateCollector:
 
 
 def _read_losses(values: Mapping[str, Any], update: Update) -> None:
-    """Take the losses that a fair aggregation works with; one that cannot be true costs the site its part."""
+    """Take what a fair aggregation works with; a number that cannot be true costs the site its part."""
     try:
         if START_LOSS in values:
             update.start_loss = read_start_loss(values[START_LOSS])
         if GROUP_LOSSES in values:
             update.group_losses = read_group_losses(values[GROUP_LOSSES], update.images or 0)
+        if MAS_WEIGHT in values:
+            update.divergence = read_divergence(values[MAS_WEIGHT])
     except ValueError as error:
         raise WireError(str(error)) from None
 

@@ -7,7 +7,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedmed.config import RunConfig
-from fedmed.data import Prepared, prepare_data
+from fedmed.data import Prepared, describe_left_out, prepare_data
 from fedmed.distillation import find_classifier, take_teacher, use_teacher_file
 from fedmed.errors import ConfigError, ReparameterizationError
 from fedmed.export.onnx_file import ExportError
@@ -45,6 +45,8 @@ def run_simulation(
     prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
     if prepared.num_bad_rows:
         listener.on_note(f"{prepared.num_bad_rows} rows were skipped; {run.splits / 'skipped_rows.csv'} names them.")
+    if any(prepared.left_out):
+        listener.on_note(describe_left_out(prepared, config.data))
     num_sites = len(prepared.sites)
     if config.min_sites > num_sites:
         listener.on_note(f"The partition makes {num_sites} site(s): min_sites = {config.min_sites} is lowered to it.")
@@ -78,9 +80,10 @@ def export_model(run: RunFolder, config: RunConfig, listener: Listener) -> None:
     """
     from fedmed.export.run import export_run  # noqa: PLC0415  (the ONNX runtime, which only the end of a run needs)
 
-    if config.batch_norm == "local":
+    if run.read_config().make_plan().is_personal:
+        kept = "BatchNorm stays" if config.batch_norm == "local" else "The network's last layer stays"
         listener.on_note(
-            "BatchNorm stays at the sites, so each has a model of its own. To export one, type: "
+            f"{kept} at the sites, so each has a model of its own. To export one, type: "
             f"python -m fedmed.export {run.path} --out DIR --site NAME"
         )
         return
@@ -110,7 +113,8 @@ def check_settings(config: RunConfig, source: str) -> None:
     use_teacher_file(config)
     fopro = config.fopro.make_plan() if config.fopro is not None else None
     if fopro is not None:
-        take_teacher(fopro)
+        if not fopro.teacher.is_self:
+            take_teacher(fopro)
         find_classifier(model)
 
 

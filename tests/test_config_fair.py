@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fedmed.config import AgnosticConfig, GroupMinimaxConfig, Plan, RunConfig
+from fedmed.config import AgnosticConfig, DivergenceConfig, GroupMinimaxConfig, Plan, RunConfig
 from fedmed.config_files import dump_config, load_run_config
 from fedmed.errors import ConfigError
 
@@ -50,7 +50,7 @@ def test_the_plan_asks_for_what_the_rule_needs(kind: str, losses: str) -> None:
     [
         (
             ["kind=qfedavg"],
-            "'aggregation.fair.kind' is 'qfedavg'. Did you mean 'q_fedavg'? Allowed: agnostic, fairfed, ",
+            "'aggregation.fair.kind' is 'qfedavg'. Did you mean 'q_fedavg'? Allowed: agnostic, divergence, fairfed, ",
         ),
         (["q=1"], "'aggregation.fair.kind' is 'nothing'"),
         (["kind=q_fedavg", "q=-1"], "--set aggregation.fair.q=-1: 'aggregation.fair.q' is -1"),
@@ -68,6 +68,33 @@ def test_wrong_rules_are_explained(overrides: list[str], words: str) -> None:
 def test_gap_to_local_needs_the_local_models() -> None:
     with pytest.raises(ConfigError, match=r"'gap_to_local'.*'benefit' is false\. Set benefit: true"):
         load("aggregation.fair.kind=gap_to_local", "benefit=false")
+
+
+def test_divergence_asks_the_sites_for_one_number() -> None:
+    config = load("aggregation.fair.kind=divergence", "fopro.weight=1").model_copy(update={"classes": ["a", "b"]})
+    assert config.aggregation.fair == DivergenceConfig(kind="divergence", size_power=0.5, divergence_power=1, floor=20)
+    assert config.make_plan().divergence == "plain"
+    assert config.make_plan().losses == "none"
+    inverse = load("aggregation.fair={kind: divergence, inverse: true}", "fopro.weight=1")
+    assert inverse.model_copy(update={"classes": ["a", "b"]}).make_plan().divergence == "inverse"
+    assert load().model_copy(update={"classes": ["a", "b"]}).make_plan().divergence == "none"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["fopro=off"], "there is no 'fopro' with a teacher. Set fopro: {}"),
+        (["fopro.teacher=none"], "there is no 'fopro' with a teacher"),
+        (["fopro.weight=0"], "there is 'fopro.weight: 0'"),
+        (["fopro.ramp_from=2"], "'fopro.ramp_from' is 2"),
+        (["fopro.weight=1", "aggregation.weighting=equal"], "Set aggregation.weighting: images"),
+    ],
+)
+def test_divergence_needs_a_teacher_in_every_round(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("aggregation.fair.kind=divergence", *overrides)
+    assert "'aggregation.fair.kind' is 'divergence'" in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_the_attribute_must_be_one_that_is_told_apart() -> None:

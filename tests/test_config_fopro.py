@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from fedmed.config import RunConfig
+from fedmed.config import Plan, RunConfig
 from fedmed.config_files import dump_config, load_run_config, validate_settings
+from fedmed.deployment import ServerConfig
 from fedmed.errors import ConfigError
 
 
@@ -56,6 +57,10 @@ def test_without_a_teacher_the_sites_distil_nothing() -> None:
         ({"teacher": {"image_size": 16}}, "'fopro.teacher.image_size' is 16"),
         ({"prompt": {"mode": "statc"}}, "'fopro.prompt.mode' is 'statc'.*static"),
         ({"prompt": {"g_max": 1.0}}, "'fopro.prompt.g_max' is 1.0"),
+        ({"exchange": "all"}, "'fopro.exchange' is 'all'.*aux"),
+        ({"exchange": "aux", "compression": {}}, "no complete network.*Set exchange: both or main"),
+        ({"teacher": "self", "prompt": {"steps": 5}}, "the teacher is 'self' and 'prompt.mode' is 'static'"),
+        ({"teacher": {"source": "self", "name": "resnet50"}}, "'self', which goes with no 'name'"),
         ({"proxy": {"source": "flder"}}, "'fopro.proxy.source' is 'flder'.*folder"),
         ({"proxy": {"source": "folder", "rot": "x"}}, "'fopro.proxy.rot'.*root"),
     ],
@@ -63,6 +68,35 @@ def test_without_a_teacher_the_sites_distil_nothing() -> None:
 def test_wrong_settings_are_explained(fopro: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         check(fopro=fopro)
+
+
+@pytest.mark.parametrize("teacher", ["self", {"source": "self"}])
+def test_the_global_model_as_its_own_teacher(teacher: object, tmp_path: Path) -> None:
+    config = check(fopro={"teacher": teacher})
+    assert config.fopro is not None
+    assert config.fopro.teacher is not None
+    assert config.fopro.teacher.is_self
+    assert (config.fopro.weight, config.fopro.prompt.mode) == (1.0, "none")
+    stated = check(fopro={"teacher": teacher, "weight": 0.5}).fopro
+    assert stated is not None
+    assert stated.weight == 0.5
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_config(config))
+    assert load_run_config(file) == config
+    plan = config.make_plan()
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_a_real_federation_has_a_model_to_release() -> None:
+    settings = {
+        "sites": ["north"], "classes": ["a", "b"], "address": "server:9092", "name": "x",
+        "fopro": {"exchange": "aux"},
+    }  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"'fopro\.exchange' is 'aux'.*no model to release\. Set fopro\.exchange: both"
+    ):
+        validate_settings(ServerConfig, settings, "server.yaml")
+    validate_settings(ServerConfig, settings | {"fopro": {"exchange": "main"}}, "server.yaml")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from fedmed.config import Plan
+from fedmed.config import FoproConfig, Plan
 from fedmed.data import NUM_VIEWS, draw_views, make_train_transform, make_view_transform
 from fedmed.distillation import DistillationStudent, FourierPrompt, feature_distillation, get_teacher, site_round
 from fedmed.network import Network
@@ -91,6 +91,69 @@ def test_loss_of_a_batch_by_hand() -> None:
     assert result.loss == pytest.approx(main + auxiliary + 3 * ekd, abs=1e-4)
     assert result.distillation is not None
     assert result.distillation.ekd == pytest.approx(ekd, abs=1e-4)
+
+
+def mean_by_class(distances: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([distances[labels == label].mean() for label in range(3)])
+
+
+@pytest.mark.parametrize("divergence", ["plain", "inverse"])
+def test_divergence_from_the_teacher_by_hand(divergence: str) -> None:
+    """One step on all images: v is of the same weights as w, but with the batch's statistics in BatchNorm."""
+    plan, part = fopro_plan({"batch_size": 32}, prompt=FIXED), Part(12)
+    plan = plan.model_copy(update={"divergence": divergence})
+    network, features = Network(plan), teach_by_hand(plan, part)
+    means = []
+    for is_training in (False, True):
+        student = copy.deepcopy(network.trainee)
+        assert isinstance(student, DistillationStudent)
+        with torch.no_grad():
+            projected = student.train(is_training).run(part.normalised(range(12))).projected
+        assert projected is not None
+        cosine = (normalize(projected, dim=1) * normalize(features, dim=1)).sum(dim=1)
+        means.append(mean_by_class(2 - 2 * cosine, part.labels).double())
+    w, v = means[0], means[1] if divergence == "plain" else 1 / means[1]
+    result = train(network, plan, part)
+    assert result.distillation is not None
+    assert result.distillation.divergence == pytest.approx(float((w / w.sum()) @ (v / v.sum())), abs=1e-6)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "adsr"])
+def test_measuring_the_divergence_changes_no_bit(augmentation: str) -> None:
+    plan, part = fopro_plan({"epochs_per_round": 2}, augmentation=augmentation), Part(11)  # "none" repeats its views
+    networks = [Network(plan), Network(plan)]
+    plain = train(networks[0], plan, part)
+    asked = train(networks[1], plan.model_copy(update={"divergence": "plain"}), part)
+    assert_same(state(networks[0].whole), state(networks[1].whole))
+    assert plain.loss == asked.loss
+    assert "mas_weight" not in plain.to_values()
+    assert 0 < asked.to_values()["mas_weight"] <= 1
+
+
+def test_the_model_as_it_came_teaches_by_hand() -> None:
+    """One step with lambda 1: z of the frozen copy in eval mode against P(z) in train mode; the second round's teacher
+    is what the first has made.
+    """
+    fopro = FoproConfig.model_validate({"teacher": "self", "hidden": 8, "auxiliary": False}).make_plan()
+    plan, part = fopro_plan({"batch_size": 32}).model_copy(update={"fopro": fopro}), Part(12)
+    network, x = Network(plan), Part(12).normalised(range(12))
+    for round_number in (1, 2):
+        student = copy.deepcopy(network.trainee)
+        assert isinstance(student, DistillationStudent)
+        with torch.no_grad():
+            features = student.eval().run(x).features
+            outputs = student.train().run(x)
+        assert outputs.projected is not None
+        cosine = (normalize(outputs.projected, dim=1) * normalize(features, dim=1)).sum(dim=1)
+        result = train(network, plan, part, round_number)
+        expected = cross_entropy(outputs.logits, part.labels) + (2 - 2 * cosine).mean()
+        assert result.loss == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_site_with_one_class_has_no_divergence() -> None:
+    plan, part = fopro_plan().model_copy(update={"divergence": "plain"}), Part(12)
+    part.labels = torch.zeros(12, dtype=torch.int64)
+    assert "mas_weight" not in train(Network(plan), plan, part).to_values()
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flips", "hifuse"])
@@ -209,7 +272,7 @@ def test_features_come_near_to_the_teachers() -> None:
 
 def test_a_skipped_distillation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: without the term's gradient the test above fails."""
-    monkeypatch.setattr(feature_distillation, "ekd_loss", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(feature_distillation, "ekd_terms", lambda projected, _: torch.zeros(len(projected)))
     with pytest.raises(AssertionError):
         check_that_it_distils()
 

@@ -68,6 +68,19 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     assert folder.environment_file.read_text().count('"python"') == 2
 
 
+def test_what_is_distilled_belongs_to_the_newest_start(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    assert folder.read_distillation() == {}
+    folder.record_start()
+    assert folder.read_distillation() == {}
+    folder.record_distillation("client", {"name": "resnet18", "sha256": "0" * 64})
+    assert folder.read_distillation() == {"fopro": "client", "teacher": {"name": "resnet18", "sha256": "0" * 64}}
+    folder.record_start()
+    folder.record_distillation("disabled", None)
+    assert folder.read_distillation() == {"fopro": "disabled", "teacher": None}
+    assert folder.environment_file.read_text().count('"fopro"') == 2
+
+
 def test_environment_names_neither_machine_nor_user() -> None:
     import getpass
     import platform

@@ -17,6 +17,8 @@ from fedmed.config.data import (
 )
 from fedmed.config.fair import (
     AgnosticConfig,
+    DivergenceConfig,
+    DivergenceReport,
     FairConfig,
     FairFedConfig,
     GapToLocalConfig,
@@ -68,6 +70,8 @@ __all__ = [
     "Compression",
     "DataConfig",
     "DataSection",
+    "DivergenceConfig",
+    "DivergenceReport",
     "FairConfig",
     "FairFedConfig",
     "FairnessConfig",

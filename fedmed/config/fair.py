@@ -10,6 +10,10 @@ LossReport = Literal["none", "site", "groups"]
 """What a site tells about the global model's loss on its training images before it trains: nothing, the mean over all
 of them, or number and sum by group of one attribute."""
 
+DivergenceReport = Literal["none", "plain", "inverse"]
+"""What a site tells about the distance of its features from a shared teacher's: nothing, or one number, made as ``mas``
+or ``mas_inv`` of Fed-MAS have it."""
+
 FairFigure = Literal[
     "gap_accuracy",
     "gap_balanced_accuracy",
@@ -80,6 +84,32 @@ class GapToLocalConfig(Section):
     """How much more: 0 is FedAvg."""
 
 
+class DivergenceConfig(Section):
+    """Fed-MAS: sites whose features are far from the teacher's where the model is; needs ``fopro`` with a teacher.
+
+    A site's weight is proportional to ``n^size_power r^divergence_power``, n its training images and r the one number
+    that it tells; see :mod:`fedmed.aggregation.divergence`.
+    """
+
+    losses: ClassVar[LossReport] = "none"
+
+    kind: Literal["divergence"]
+    size_power: Annotated[float, Field(ge=0, le=2)] = 0.5
+    """1 with ``divergence_power: 0`` is FedAvg; 0 with 1 is ``mas`` as published, which knows no numbers of images."""
+    divergence_power: Annotated[float, Field(ge=0, le=4)] = 1.0
+    """How much more sites with a large r count."""
+    inverse: bool = False
+    """Whether r is that of ``mas_inv``: classes count for which the distance falls while the site trains."""
+    floor: Annotated[int, Field(ge=0)] = 20
+    """Sites with fewer training images keep the share that FedAvg gives them; 0: none does."""
+
+    @property
+    def report(self) -> DivergenceReport:
+        """What the sites are asked for."""
+        return "inverse" if self.inverse else "plain"
+
+
 FairConfig = Annotated[
-    QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig, Field(discriminator="kind")
+    QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig | DivergenceConfig,
+    Field(discriminator="kind"),
 ]

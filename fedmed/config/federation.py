@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedmed.config.data import DataConfig, PhantomData, SitesData
-from fedmed.config.fair import FairConfig, FairFedConfig, GapToLocalConfig, GroupMinimaxConfig, LossReport
+from fedmed.config.fair import (
+    DivergenceConfig,
+    DivergenceReport,
+    FairConfig,
+    FairFedConfig,
+    GapToLocalConfig,
+    GroupMinimaxConfig,
+    LossReport,
+)
 from fedmed.config.fairness import (
     GROUP_FIGURES,
     SITE_ATTRIBUTE,
@@ -34,12 +42,17 @@ class AggregationConfig(Section):
     """An update is quarantined when its norm is more than this many times the median of the others'."""
     fair: FairConfig | None = None
     """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
-    ``group_minimax``, ``fairfed`` or ``gap_to_local``. Null: none."""
+    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``. Null: none."""
 
     @property
     def attribute(self) -> str | None:
         """Attribute whose groups the fair rule is about, None where it is about sites."""
         return self.fair.attribute if isinstance(self.fair, GroupMinimaxConfig | FairFedConfig) else None
+
+    @property
+    def divergence(self) -> DivergenceReport:
+        """What the sites tell about their distance from the teacher."""
+        return self.fair.report if isinstance(self.fair, DivergenceConfig) else "none"
 
 
 class Plan(Section):
@@ -69,8 +82,15 @@ class Plan(Section):
     """What a site tells about the loss on its training images before it trains."""
     loss_attribute: str | None = None
     """Attribute of ``losses: groups``."""
+    divergence: DivergenceReport = "none"
+    """What a site tells about the distance of its features from the teacher's."""
     fopro: FoproPlan | None = None
     """Distillation from a frozen teacher; null: none."""
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether each site has a model of its own, because BatchNorm or the last layer stays there."""
+        return self.batch_norm == "local" or (self.fopro is not None and self.fopro.exchange == "aux")
 
 
 class FederationConfig(Section):
@@ -141,6 +161,7 @@ class FederationConfig(Section):
             benefit=self.benefit,
             losses=self.aggregation.fair.losses if self.aggregation.fair else "none",
             loss_attribute=self.aggregation.attribute,
+            divergence=self.aggregation.divergence,
             fopro=self.fopro.make_plan() if self.fopro else None,
         )
 
@@ -151,6 +172,8 @@ class FederationConfig(Section):
                 "'aggregation.fair.kind' is 'gap_to_local', which compares with the sites' own models, and 'benefit' "
                 "is false. Set benefit: true, or choose another kind"
             )
+        if isinstance(self.aggregation.fair, DivergenceConfig):
+            self._check_divergence()
         if self.model.name == "frozen_teacher":
             self._check_frozen_teacher()
         known, attribute = self.fairness.attributes, self.aggregation.attribute
@@ -160,6 +183,24 @@ class FederationConfig(Section):
                 f"and their crossings: {', '.join(known) or 'none'}"
             )
         return self
+
+    def _check_divergence(self) -> None:
+        """Check that every round has distances from a teacher."""
+        rule = "'aggregation.fair.kind' is 'divergence', which weighs by the distance from a teacher at the sites"
+        plan = None if self.fopro is None else self.fopro.make_plan()
+        if plan is None or plan.weight == 0:
+            found = "no 'fopro' with a teacher" if plan is None else "'fopro.weight: 0'"
+            raise ValueError(f"{rule}, and there is {found}. Set fopro: {{}} or its keys, or choose another kind")
+        if plan.ramp_from is not None:
+            raise ValueError(
+                f"{rule}, and 'fopro.ramp_from' is {plan.ramp_from}, after which there is none in the end. Set "
+                "fopro.ramp_from: null, or choose another kind"
+            )
+        if self.aggregation.weighting != "images":
+            raise ValueError(
+                f"{rule} and by numbers of images, and 'aggregation.weighting' is '{self.aggregation.weighting}'. Set "
+                "aggregation.weighting: images and aggregation.fair.size_power: 0, or choose another kind"
+            )
 
     def _check_frozen_teacher(self) -> None:
         if self.batch_norm == "recalibrate":

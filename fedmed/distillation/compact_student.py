@@ -55,7 +55,7 @@ class CompactResult:
 
 
 def distil_compact(
-    teacher: nn.Module,
+    teacher: nn.Module | Ensemble,
     student: nn.Module,
     proxy: ProxyImages,
     settings: CompactSettings,
@@ -68,9 +68,9 @@ def distil_compact(
 
     Parameters
     ----------
-    teacher : nn.Module
-        The aggregated network in its train form, or an :class:`Ensemble` of the sites' networks; its values and mode
-        stay.
+    teacher : nn.Module or Ensemble
+        The aggregated network in its train form, whose values and mode stay; or the sites' single networks, each with
+        BatchNorm statistics of its own, so that there is no prompt.
     student : nn.Module
         Changed in place; the recipe's normalisation is that of the teacher. Left in eval mode. Its BatchNorm statistics
         come from proxy images: recalibrate them at the sites before it is judged.
@@ -88,10 +88,10 @@ def distil_compact(
     Raises
     ------
     ConfigError
-        If one of the networks does not end in a linear layer (an ensemble need not).
+        If one of the networks does not end in a linear layer.
     """
     device = device or torch.device("cpu")
-    teacher.to(device), student.to(device)
+    student.to(device)
     notes: list[str] = []
     started = time.perf_counter()
     prompt, explored = _learn_prompt(teacher, proxy, settings=settings, seed=seed, device=device, notes=notes)
@@ -108,22 +108,27 @@ def distil_compact(
     return CompactResult(prompt, explored, history, best_step, seconds, tuple(notes))
 
 
-@torch.no_grad()
 def compute_targets(
-    teacher: nn.Module, prompt: FourierPrompt, proxy: ProxyImages, *, batch_size: int, device: torch.device
+    teacher: nn.Module | Ensemble, prompt: FourierPrompt, proxy: ProxyImages, *, batch_size: int, device: torch.device
 ) -> Targets:
     """Return the large network's logits and fused features of all proxy images through the prompt, on the CPU."""
+    if isinstance(teacher, Ensemble):
+        return teacher.average(lambda network: _answer(network, prompt, proxy, batch_size=batch_size, device=device))
+    return _answer(teacher, prompt, proxy, batch_size=batch_size, device=device)
+
+
+@torch.no_grad()
+def _answer(
+    network: nn.Module, prompt: FourierPrompt, proxy: ProxyImages, *, batch_size: int, device: torch.device
+) -> Targets:
+    network.to(device)
     logits, features = [], []
-    with held_still(teacher), held_still(prompt):
+    with held_still(network), held_still(prompt):
         for pixels in proxy.batches(batch_size):
-            x_B3HW = normalize(prompt(pixels.to(device)), proxy.statistics)
-            if isinstance(teacher, Ensemble):
-                logits.append(teacher(x_B3HW).float().cpu())
-                continue
-            found = run_with_features(teacher, x_B3HW)
+            found = run_with_features(network, normalize(prompt(pixels.to(device)), proxy.statistics))
             features.append(found[0].float().cpu())
             logits.append(found[1].float().cpu())
-    return Targets(torch.cat(logits), torch.cat(features) if features else None)
+    return Targets(torch.cat(logits), torch.cat(features))
 
 
 def copy_matching(student: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -148,7 +153,7 @@ def copy_matching(student: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _learn_prompt(
-    teacher: nn.Module,
+    teacher: nn.Module | Ensemble,
     proxy: ProxyImages,
     *,
     settings: CompactSettings,
@@ -157,11 +162,19 @@ def _learn_prompt(
     notes: list[str],
 ) -> tuple[FourierPrompt, ExploreResult]:
     mode = settings.prompt.options.get("mode", "static")
-    if mode != "none" and (isinstance(teacher, Ensemble) or not tracked_norms(teacher)):
+    if isinstance(teacher, Ensemble):
+        if mode != "none":
+            notes.append(
+                f"The {len(teacher.members)} networks that answer together have no BatchNorm statistics in common, so "
+                "the proxy images were taken as they are."
+            )
+        return make_prompt({"mode": "none"}).to(device).requires_grad_(False).eval(), ExploreResult()
+    if mode != "none" and not tracked_norms(teacher):
         notes.append("The teacher has no BatchNorm statistics of its own, so the proxy images were taken as they are.")
         mode = "none"
     with seeded_torch(seed, "compact", "prompt"):
         prompt = make_prompt({**settings.prompt.options, "mode": mode}).to(device)
+        teacher.to(device)
         rng = make_rng(seed, "compact", "explore")
         batches = (
             proxy.pixels(indices).to(device)

@@ -60,6 +60,32 @@ def ramp_weight(weight: float, round_number: int, rounds: int, ramp_from: int | 
     return weight * max(rounds - round_number, 0) / (rounds - ramp_from)
 
 
+class ClassMeans:
+    """Means of a value by class, added up batch by batch in float64.
+
+    Parameters
+    ----------
+    num_classes : int
+        K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._sums_K = torch.zeros(num_classes, dtype=torch.float64)
+        self._counts_K = torch.zeros(num_classes, dtype=torch.float64)
+
+    def add(self, values_B: Tensor, target_B: Tensor) -> None:
+        """Add the values of a batch of images, of these classes."""
+        # A product and no scatter, whose order of additions differs from run to run on a GPU.
+        chosen_KB = functional.one_hot(target_B, len(self._sums_K)).double().T
+        self._sums_K = self._sums_K.to(target_B.device) + chosen_KB @ values_B.detach().double()
+        self._counts_K = self._counts_K.to(target_B.device) + chosen_KB.sum(dim=1)
+
+    def to_list(self) -> list[float | None]:
+        """Return K means, None for a class without images."""
+        pairs = zip(self._sums_K.tolist(), self._counts_K.tolist(), strict=True)
+        return [total / count if count else None for total, count in pairs]
+
+
 class MaskedBalancedSoftmax(nn.Module):
     """Cross-entropy of ``logits + log prior`` over the classes that a site has; the others' logits do not count.
 

@@ -19,13 +19,13 @@ from fedmed.distillation.distillation_losses import (
     choose_beta,
     class_weights,
     ekd_loss,
+    ekd_terms,
     ramp_weight,
 )
 from fedmed.distillation.feature_cache import FeatureCache
 from fedmed.distillation.fourier_prompt import FourierPrompt
-from fedmed.distillation.pixels import Statistics, normalize, restore_pixels
+from fedmed.distillation.pixels import Statistics, held_still, normalize, restore_pixels
 from fedmed.distillation.prompt_learning import ExploreResult, PromptSettings, explore
-from fedmed.distillation.teachers import Teacher
 
 MIN_IMAGES_TO_SHARE_PROMPT = 20
 """Training images below which a site keeps its prompt to itself: it summarises their spectra."""
@@ -149,6 +149,8 @@ class LossParts(NamedTuple):
     main: Tensor
     auxiliary: Tensor | None
     ekd: Tensor | None
+    distances: Tensor | None = None
+    """(B,) distance of each image, of which ``ekd`` is the weighted mean; without gradients."""
 
 
 class SiteDistiller:
@@ -158,8 +160,8 @@ class SiteDistiller:
     ----------
     student : DistillationStudent
         Trained by the caller.
-    teacher : Teacher
-        Frozen.
+    teacher : nn.Module
+        Frozen, from images in [0, 1] to features: :class:`fedmed.distillation.Teacher` or :class:`SelfTeacher`.
     prompt : FourierPrompt
         A reconstruction; frozen except inside :meth:`explore`.
     main_loss : nn.Module
@@ -184,7 +186,7 @@ class SiteDistiller:
     def __init__(
         self,
         student: DistillationStudent,
-        teacher: Teacher,
+        teacher: nn.Module,
         prompt: FourierPrompt,
         main_loss: nn.Module,
         *,
@@ -265,15 +267,24 @@ class SiteDistiller:
             return LossParts(main, main, None, None)
         outputs = self.student.run(x_B3HW)
         total = main = self.main_loss(outputs.logits, target_B)
-        auxiliary = ekd = None
+        auxiliary = ekd = terms_B = None
         if self._has_auxiliary and outputs.auxiliary is not None and self._auxiliary_loss is not None:
             auxiliary = self._auxiliary_loss(outputs.auxiliary, target_B)
             total = total + self.settings.auxiliary * auxiliary
         if self.weight > 0 and outputs.projected is not None:
             weight_B = None if self._class_weights is None else self._class_weights[target_B]
-            ekd = ekd_loss(outputs.projected, self._find_features(x_B3HW, keys), weight_B)
+            terms_B = ekd_terms(outputs.projected, self._find_features(x_B3HW, keys))
+            ekd = (terms_B if weight_B is None else terms_B * weight_B).mean()
             total = total + self.weight * ekd
-        return LossParts(total, main, auxiliary, ekd)
+        return LossParts(total, main, auxiliary, ekd, None if terms_B is None else terms_B.detach())
+
+    @torch.no_grad()
+    def measure(self, x_B3HW: Tensor, keys: Sequence[int] | None = None) -> Tensor:
+        """Return the distance of each image, (B,) in [0, 4], for the student as it is now, in eval mode."""
+        with held_still(self.student):
+            projected = self.student.run(x_B3HW).projected
+        assert projected is not None, "in eval mode one image is enough"
+        return ekd_terms(projected, self._find_features(x_B3HW, keys))
 
     @property
     def _has_auxiliary(self) -> bool:
@@ -288,29 +299,3 @@ class SiteDistiller:
         outputs = self.student.run(normalize(pixels_B3HW, self.statistics))
         assert outputs.projected is not None, "the student is in eval mode while the prompt is learned"
         return ekd_loss(outputs.projected, features_BD)
-
-
-class FrozenTeacherClassifier(nn.Module):
-    """A frozen teacher with one trainable linear layer: the baseline that every distillation has to beat.
-
-    Parameters
-    ----------
-    teacher : Teacher
-        Frozen; its tensors are in the state dict, so that the model is whole.
-    num_classes : int
-        K.
-    statistics : (mean, std)
-        Normalisation of the images that it is given.
-    """
-
-    def __init__(self, teacher: Teacher, num_classes: int, statistics: Statistics) -> None:
-        super().__init__()
-        self.teacher, self.statistics = teacher, statistics
-        self.head = nn.Linear(teacher.num_features, num_classes)
-
-    def forward(self, x_B3HW: Tensor) -> Tensor:
-        """Return logits, (B,K), of normalised images."""
-        with torch.no_grad():
-            features = self.teacher(restore_pixels(x_B3HW, self.statistics))
-        logits: Tensor = self.head(features)
-        return logits

@@ -2,20 +2,50 @@
 
 A baseline that every distillation has to beat, and a choice for a hospital with very few images. Only the layer is
 trained and travels.
+
+Letters: B batch, H W space, K classes.
 """
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedmed.config import TeacherPlan
 from fedmed.data import normalisation
-from fedmed.distillation.feature_distillation import FrozenTeacherClassifier
 from fedmed.distillation.known_teachers import get_teacher
+from fedmed.distillation.pixels import Statistics, restore_pixels
+from fedmed.distillation.teachers import Teacher
 from fedmed.errors import ConfigError
 from fedmed.models import MODELS
 
 NAME = "frozen_teacher"
+
+
+class FrozenTeacherClassifier(nn.Module):
+    """A frozen teacher with one trainable linear layer: the baseline that every distillation has to beat.
+
+    Parameters
+    ----------
+    teacher : Teacher
+        Frozen; its tensors are in the state dict, so that the model is whole.
+    num_classes : int
+        K.
+    statistics : (mean, std)
+        Normalisation of the images that it is given.
+    """
+
+    def __init__(self, teacher: Teacher, num_classes: int, statistics: Statistics) -> None:
+        super().__init__()
+        self.teacher, self.statistics = teacher, statistics
+        self.head = nn.Linear(teacher.num_features, num_classes)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        """Return logits, (B,K), of normalised images."""
+        with torch.no_grad():
+            features = self.teacher(restore_pixels(x_B3HW, self.statistics))
+        logits: Tensor = self.head(features)
+        return logits
 
 
 def build_frozen_teacher(

@@ -6,8 +6,8 @@ images, through paired tables: teacher and student on the same images. The rule 
 Letters: G groups, K classes.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import comb
 
 import numpy as np
@@ -42,6 +42,32 @@ class GateLimits:
 
 
 @dataclass(frozen=True)
+class Support:
+    """The images of which a single one moves a figure most, and how many of them its limit amounts to.
+
+    Attributes
+    ----------
+    label : str
+        Their class.
+    group : str, optional
+        Their group, where the figure compares groups.
+    num_images : int
+        How many there are.
+    limit_images : float
+        The limit in such images; below 1, one of them alone can exceed it.
+
+    Notes
+    -----
+    With one of n images, a recall moves by 1/n; a balanced accuracy over C classes, and a gap of such, by 1/(n C).
+    """
+
+    label: str
+    group: str | None
+    num_images: int
+    limit_images: float
+
+
+@dataclass(frozen=True)
 class GateCheck:
     """One condition.
 
@@ -61,6 +87,8 @@ class GateCheck:
         Whether the condition holds.
     p_value : float, optional
         Of the test, where there is one.
+    rests_on : Support, optional
+        On how few images; None where there is no group to compare.
     """
 
     name: str
@@ -71,6 +99,7 @@ class GateCheck:
     limit: float
     passed: bool
     p_value: float | None = None
+    rests_on: Support | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +169,7 @@ def decide_gate(
     if not num_images:
         return GateDecision(False, (), "No validation image was compared, so the student cannot be accepted.", 0)
     checks = [*_check_classes(cells_K22, classes, limits)]
-    checks += [_check_gap(attribute, tables[attribute], limits) for attribute in tables]
+    checks += [_check_gap(attribute, tables[attribute], classes, limits) for attribute in tables]
     failed = [check for check in checks if not check.passed]
     reason = "All conditions hold." if not failed else "; ".join(_describe(check) for check in failed) + "."
     return GateDecision(not failed, tuple(checks), reason, num_images)
@@ -156,6 +185,8 @@ def _recalls(cells_K22: Array, model: int) -> Array:
 
 def _check_classes(cells_K22: Array, classes: tuple[str, ...], limits: GateLimits) -> list[GateCheck]:
     teacher_K, student_K = _recalls(cells_K22, TEACHER_RIGHT), _recalls(cells_K22, STUDENT_RIGHT)
+    counts_K = cells_K22.sum(axis=(1, 2))
+    worst = int(np.nanargmin(student_K))
     checks = [
         _compare(
             "balanced_accuracy",
@@ -163,32 +194,61 @@ def _check_classes(cells_K22: Array, classes: tuple[str, ...], limits: GateLimit
             float(np.nanmean(teacher_K)),
             float(np.nanmean(student_K)),
             limits.balanced_accuracy,
+            _find_support({None: counts_K}, classes, limits.balanced_accuracy),
         ),
-        _compare("worst_class", "all", float(np.nanmin(teacher_K)), float(np.nanmin(student_K)), limits.worst_class),
+        _compare(
+            "worst_class",
+            "all",
+            float(np.nanmin(teacher_K)),
+            float(np.nanmin(student_K)),
+            limits.worst_class,
+            _support_class(classes[worst], int(counts_K[worst]), limits.worst_class),
+        ),
     ]
     for index, name in enumerate(classes):
         if np.isnan(teacher_K[index]):
             continue
         p_value = _sign_test(int(cells_K22[index, 1, 0]), int(cells_K22[index, 0, 1]))
-        check = _compare("class", name, float(teacher_K[index]), float(student_K[index]), limits.worst_class)
-        passed = check.passed or p_value >= limits.level
-        checks.append(GateCheck(**{**asdict(check), "passed": passed, "p_value": p_value}))
+        support = _support_class(name, int(counts_K[index]), limits.worst_class)
+        check = _compare("class", name, float(teacher_K[index]), float(student_K[index]), limits.worst_class, support)
+        checks.append(replace(check, passed=check.passed or p_value >= limits.level, p_value=p_value))
     return checks
 
 
-def _check_gap(attribute: str, table: PairedTables, limits: GateLimits) -> GateCheck:
-    cells = [cells for group, cells in zip(table.groups, table.cells, strict=True) if group != UNKNOWN and cells.sum()]
+def _check_gap(attribute: str, table: PairedTables, classes: tuple[str, ...], limits: GateLimits) -> GateCheck:
+    known = zip(table.groups, table.cells, strict=True)
+    cells = {group: cells for group, cells in known if group != UNKNOWN and cells.sum()}
     teacher, student = (
-        [float(np.nanmean(_recalls(group, model))) for group in cells] for model in (TEACHER_RIGHT, STUDENT_RIGHT)
+        [float(np.nanmean(_recalls(group, model))) for group in cells.values()]
+        for model in (TEACHER_RIGHT, STUDENT_RIGHT)
     )
     spread = (max(teacher) - min(teacher), max(student) - min(student)) if cells else (0.0, 0.0)
-    loss = spread[1] - spread[0]
-    return GateCheck("gap", attribute, *spread, loss, limits.gap, _is_within(loss, limits.gap))
+    loss, passed = spread[1] - spread[0], _is_within(spread[1] - spread[0], limits.gap)
+    counts = {group: cells_K22.sum(axis=(1, 2)) for group, cells_K22 in cells.items()}
+    support = _find_support(counts, classes, limits.gap) if len(cells) > 1 else None
+    return GateCheck("gap", attribute, *spread, loss, limits.gap, passed, rests_on=support)
 
 
-def _compare(name: str, subject: str, teacher: float, student: float, limit: float) -> GateCheck:
+def _support_class(label: str, num_images: int, limit: float) -> Support:
+    """Return on what the recall of one class rests."""
+    return Support(label, None, num_images, limit * num_images)
+
+
+def _find_support(counts: Mapping[str, Array] | Mapping[None, Array], classes: Sequence[str], limit: float) -> Support:
+    """Return which images move a balanced accuracy of some group most, from numbers of images (K) by group."""
+    found = [
+        Support(classes[index], group, int(counts_K[index]), limit * int(counts_K[index]) * int((counts_K > 0).sum()))
+        for group, counts_K in counts.items()
+        for index in map(int, np.flatnonzero(counts_K))
+    ]
+    return min(found, key=lambda support: support.limit_images)
+
+
+def _compare(  # noqa: PLR0917  (the fields of a check)
+    name: str, subject: str, teacher: float, student: float, limit: float, support: Support
+) -> GateCheck:
     loss = teacher - student
-    return GateCheck(name, subject, teacher, student, loss, limit, _is_within(loss, limit))
+    return GateCheck(name, subject, teacher, student, loss, limit, _is_within(loss, limit), rests_on=support)
 
 
 def _is_within(loss: float, limit: float) -> bool:
@@ -211,5 +271,12 @@ def _describe(check: GateCheck) -> str:
     change = "grows" if check.name == "gap" else "falls"
     return (
         f"The {what} {change} from {100 * check.teacher:.1f} to {100 * check.student:.1f} points, by more than "
-        f"{100 * check.limit:g}"
+        f"{100 * check.limit:g}{_describe_support(check.rests_on)}"
     )
+
+
+def _describe_support(support: Support | None) -> str:
+    if support is None:
+        return ""
+    where = f"class '{support.label}'" + (f" in '{support.group}'" if support.group is not None else "")
+    return f" ({support.limit_images:.1f} of the {support.num_images} images of {where})"

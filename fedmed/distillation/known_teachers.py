@@ -1,6 +1,7 @@
 """The teachers of this process: each is loaded once, however many sites it serves."""
 
 from functools import lru_cache
+from typing import Literal
 
 from fedmed.config import FederationConfig, FoproPlan, TeacherPlan
 from fedmed.distillation.statistics_match import StatisticsMatch
@@ -37,6 +38,24 @@ def take_teacher(plan: FoproPlan) -> Teacher:
     if prompt.mode != "none" and prompt.objective == "batch_norm":
         StatisticsMatch(teacher, prompt.bn)
     return teacher
+
+
+def describe_teacher(plan: FoproPlan | None) -> dict[str, str | int] | None:
+    """Return what two sites must have in common; None where there is no teacher but the global model, or none at all.
+
+    Raises
+    ------
+    TeacherUnavailableError
+        As for :func:`get_teacher`.
+    """
+    return None if plan is None or plan.teacher.is_self else get_teacher(plan.teacher).describe()
+
+
+def name_distillation(plan: FoproPlan | None) -> Literal["disabled", "client", "self"]:
+    """Return what a run's record calls its distillation at the sites; ``client`` is that of FoPro-KD."""
+    if plan is None:
+        return "disabled"
+    return "self" if plan.teacher.is_self else "client"
 
 
 def get_teacher(plan: TeacherPlan) -> Teacher:

@@ -64,6 +64,11 @@ class ProxyImages:
             yield self.pixels(range(first, min(first + batch_size, self.num_images)))
 
 
+def list_proxy_files(folder: Path) -> list[Path]:
+    """Return the JPEG and PNG files under a folder, in the order of their paths."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
 def open_proxy_folder(folder: Path, *, recipe: str, image_size: int) -> ProxyImages:
     """Return the JPEG and PNG files under a folder, in the order of their paths.
 
@@ -74,7 +79,7 @@ def open_proxy_folder(folder: Path, *, recipe: str, image_size: int) -> ProxyIma
     """
     if not folder.is_dir():
         raise ProxyDataUnavailableError(f"There is no folder '{folder}' of proxy images. {REMEDY}.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = list_proxy_files(folder)
     return ProxyImages(lambda index: decode_image(files[index]), len(files), recipe=recipe, image_size=image_size)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmed.aggregation.divergence import MAS_WEIGHT, compute_divergence
 from fedmed.config import FoproPlan, Plan
 from fedmed.data import (
     NUM_VIEWS,
@@ -23,6 +24,7 @@ from fedmed.data import (
     normalisation,
 )
 from fedmed.distillation.compact_training import draw_batches
+from fedmed.distillation.distillation_losses import ClassMeans
 from fedmed.distillation.feature_cache import FeatureCache
 from fedmed.distillation.feature_distillation import (
     MIN_IMAGES_TO_SHARE_PROMPT,
@@ -33,9 +35,12 @@ from fedmed.distillation.feature_distillation import (
 from fedmed.distillation.fourier_prompt import FourierPrompt, summarize_gain
 from fedmed.distillation.known_teachers import get_teacher
 from fedmed.distillation.prompt_learning import PromptSettings
+from fedmed.distillation.self_teacher import SelfTeacher
+from fedmed.distillation.teachers import Teacher
 from fedmed.seeding import make_rng, seeded_torch
 
 _FEATURE_BYTES = 2
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,17 @@ class DistillationReport:
         Mean distance of features over the round, before its weight; None where nothing was distilled.
     bands : list of float or None, optional
         Gain of the learned prompt by band of frequencies; None where it is the global one, or stays at the site.
+    divergence: float, optional
+        r_k of :mod:`fedmed.aggregation.divergence`; None where it is not asked for, or nothing was distilled.
     """
 
     ekd: float | None
     bands: list[float | None] | None
+    divergence: float | None = None
 
     def to_values(self) -> dict[str, Any]:
         """Return the entries of the site's report."""
-        values = {"ekd": self.ekd, "prompt_bands": self.bands}
+        values = {"ekd": self.ekd, "prompt_bands": self.bands, MAS_WEIGHT: self.divergence}
         return {key: value for key, value in values.items() if value is not None}
 
 
@@ -112,7 +120,7 @@ class SiteRound:
         self.part, self.plan, self.fopro, self.site, self.round = part, plan, plan.fopro, site, round_number
         self.device, self.prompt = device, prompt.to(device)
         self._main = _MainLoss(main_loss)
-        teacher = get_teacher(plan.fopro.teacher).to(device)
+        teacher = _make_teacher(student, plan).to(device)
         self._views = make_view_transform(plan.augmentation, plan.image_size) if self._repeats else None
         self.distiller = SiteDistiller(
             student,
@@ -132,11 +140,15 @@ class SiteRound:
             cache=_take_cache(site, plan, part, teacher.num_features) if self._repeats else None,
         )
         self._bands: list[float | None] | None = None
+        self._before: list[float | None] | None = None
+        self._during = ClassMeans(len(plan.classes))
         self._ekd, self._num_images = torch.zeros((), dtype=torch.float64, device=device), 0
 
     @property
     def _learns(self) -> bool:
         prompt = self.fopro.prompt
+        if self.fopro.teacher.is_self:
+            return False
         return self.fopro.weight > 0 and prompt.mode != "none" and prompt.steps + prompt.first_steps > 0
 
     @property
@@ -145,11 +157,16 @@ class SiteRound:
         num_views = NUM_VIEWS.get(self.plan.augmentation)
         if num_views is None or self.fopro.prompt.mode == "latent" or self.fopro.cache_mib == 0:
             return False
+        if self.fopro.teacher.is_self:  # it is another one in every round
+            return False
         epochs = self.plan.training.epochs_per_round * (1 if self._learns else self.plan.rounds)
         return epochs > num_views
 
     def explore(self) -> None:
-        """Learn the prompt, a reconstruction, and compute the features of all views that repeat."""
+        """Learn the prompt, a reconstruction, and compute what must be known before the student learns.
+
+        That is the features of all views that repeat and, where it is asked for, the distances of the global model.
+        """
         settings = make_prompt_settings(self.fopro)
         steps = settings.steps_in(self.round)
         if self._learns and steps and self.distiller.is_active and self.distiller.weight > 0:
@@ -165,6 +182,8 @@ class SiteRound:
         if self._views is not None:
             num_views = NUM_VIEWS[self.plan.augmentation]
             self.distiller.fill_cache(range(len(self.part) * num_views), self._load_views)
+        if self.plan.divergence != "none" and self.distiller.is_active:
+            self._before = self._measure_distances()
 
     def prepare(self, images: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, list[int] | None]:
         """Return a batch, (B,3,S,S), as the training recipe draws it, and which views they are where these repeat."""
@@ -188,17 +207,45 @@ class SiteRound:
         if parts.ekd is not None:
             self._ekd += parts.ekd.detach() * len(x_B3HW)
             self._num_images += len(x_B3HW)
+        if self._before is not None and parts.distances is not None:
+            self._during.add(parts.distances, target_B)
         return parts.total
 
     def report(self) -> DistillationReport:
         """Return what the site tells about this round."""
-        return DistillationReport(float(self._ekd) / self._num_images if self._num_images else None, self._bands)
+        ekd = float(self._ekd) / self._num_images if self._num_images else None
+        divergence = None
+        if self._before is not None:
+            is_inverse = self.plan.divergence == "inverse"
+            divergence = compute_divergence(self._before, self._during.to_list(), inverse=is_inverse)
+        return DistillationReport(ekd, self._bands, divergence)
+
+    def _measure_distances(self) -> list[float | None]:
+        """Return the mean distance by class of the model that came, over all images without augmentation."""
+        load = make_eval_transform(self.plan.augmentation, self.plan.image_size)
+        means = ClassMeans(len(self.plan.classes))
+        for first in range(0, len(self.part), _CHUNK):
+            indices = range(first, min(first + _CHUNK, len(self.part)))
+            x_B3HW = load(self.part.images(indices)).to(self.device, memory_format=torch.channels_last)
+            # The first view is the image as it is.
+            keys = None if self._views is None else [index * NUM_VIEWS[self.plan.augmentation] for index in indices]
+            labels_B = self.part.labels[first : indices.stop].to(self.device)
+            means.add(self.distiller.measure(x_B3HW, keys), labels_B)
+        return means.to_list()
 
     def _load_views(self, keys: Sequence[int]) -> Tensor:
         assert self._views is not None, "the views repeat"
         num_views = NUM_VIEWS[self.plan.augmentation]
         images = self.part.images([key // num_views for key in keys])
         return self._views(images, torch.tensor([key % num_views for key in keys])).to(self.device)
+
+
+def _make_teacher(student: DistillationStudent, plan: Plan) -> Teacher | SelfTeacher:
+    """Return the plan's teacher; for ``self`` a copy of the network as it came."""
+    assert plan.fopro is not None, "the plan has a teacher"
+    if plan.fopro.teacher.is_self:
+        return SelfTeacher(student.model, normalisation(plan.augmentation))
+    return get_teacher(plan.fopro.teacher)
 
 
 def make_prompt_settings(fopro: FoproPlan) -> PromptSettings:

@@ -78,7 +78,9 @@ class ArtefactSettings:
     """By what the outputs are divided, and how it was fitted; see
     :meth:`fedmed.run_folder.RunFolder.read_temperature`."""
     site: str | None = None
-    """The only site whose model this is, where BatchNorm stays at the sites."""
+    """The only site whose model this is, where BatchNorm or the last layer stays at the sites."""
+    distillation: Mapping[str, Any] = field(default_factory=dict)
+    """``fopro`` and ``teacher``, as :meth:`fedmed.run_folder.RunFolder.read_distillation` gives them."""
 
 
 def build_artefact(
@@ -208,6 +210,7 @@ def _describe(settings: ArtefactSettings, proof: dict[str, Any], sizes: dict[str
         "batch_norm": plan.batch_norm,
         "site": settings.site,
         "release": dict(settings.release),
+        **settings.distillation,
         "plan": plan.model_dump(mode="json"),
         "plan_sha256": digest_plan(plan),
         "proof": proof,

@@ -70,8 +70,7 @@ def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None
         rows = [[_plain(name), _number(site.get("train_images"))] for name, site in report["sites"].items()]
         paragraphs.append("Trained on images of these sites, none of which left its site:")
         paragraphs.append(_table(["site", "training images"], rows))
-    if report and report.get("distillation"):
-        paragraphs.append(_describe_teacher(report["distillation"]))
+    paragraphs += _describe_distillation(manifest, report)
     expected = manifest["expected"]
     if expected:
         shown = [f"{key} {expected[key][0]:g} to {expected[key][1]:g}" for key in _RANGES if expected.get(key)]
@@ -87,12 +86,28 @@ def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None
     return _section("Data", *paragraphs)
 
 
-def _describe_teacher(distillation: Mapping[str, Any]) -> str:
-    teacher = distillation["teacher"]
+def _describe_distillation(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> list[str]:
+    """Return what the sites learned from beside the labels, as far as it is known."""
+    kind = manifest.get("fopro")
+    if kind == "disabled":
+        return ["`fopro: disabled`. The sites learned from their labels alone, not from another network."]
+    if kind == "self":
+        return [
+            "`fopro: self`. Beside the labels, the sites held their features near to those of the global model of the "
+            "round before. This is not FoPro-KD."
+        ]
+    told = (report or {}).get("distillation")
+    teacher = manifest.get("teacher") or (told["teacher"] if told else None)
+    return [] if teacher is None else [_describe_teacher(teacher)]
+
+
+def _describe_teacher(teacher: Mapping[str, Any]) -> str:
+    source, digest = _plain(teacher.get("source", "unknown")), teacher.get("sha256")
+    shown = f"{source}; SHA-256 `{_plain(digest)}`" if digest else source
     return (
-        f"Beside the labels, the sites learned from the features of a frozen public network, "
-        f"{_plain(teacher.get('name', 'unknown'))} ({_plain(teacher.get('source', 'unknown'))}), after FoPro-KD; the "
-        "Fourier prompt of that method is a reconstruction. Nothing of it is in the released files."
+        f"`fopro: client`. Beside the labels, the sites learned from the features of a frozen public network, "
+        f"{_plain(teacher.get('name', 'unknown'))} ({shown}), after FoPro-KD; the Fourier prompt of that method is a "
+        "reconstruction. Nothing of it is in the released files."
     )
 
 

@@ -20,7 +20,13 @@ from fedmed.network import Network, plain_plan, strip_packed
 
 
 def write_model(
-    folder: Path, model_file: Path, plan: Plan, *, chosen_round: int, temperature: Mapping[str, Any] | None = None
+    folder: Path,
+    model_file: Path,
+    plan: Plan,
+    *,
+    chosen_round: int,
+    temperature: Mapping[str, Any] | None = None,
+    distillation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model in train form.
 
@@ -36,6 +42,8 @@ def write_model(
         Where the tensors come from.
     temperature : mapping, optional
         See :func:`fedmed.export.manifest.describe_temperature`.
+    distillation : mapping, optional
+        ``fopro`` and ``teacher``, as :meth:`fedmed.run_folder.RunFolder.read_distillation` gives them.
     """
     folder.mkdir(exist_ok=True)
     write_atomically(folder / MODEL_FILE, strip_packed(model_file.read_bytes(), plan))
@@ -47,12 +55,17 @@ def write_model(
         **describe_temperature(temperature),
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
+        **(distillation or {}),
         "plan": plain_plan(plan).model_dump(mode="json"),
         "sha256": {MODEL_FILE: hash_file(folder / MODEL_FILE)},
         "notice": NOTICE,
     }
     if plan.batch_norm == "local":
         manifest["limits"] = "BatchNorm stays at the sites: this file lacks it, and each site adds its own."
+    elif plan.is_personal:
+        manifest["limits"] = (
+            "The last layer stays at the sites: this file lacks it, and is no model without a site's own."
+        )
     write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
 
 

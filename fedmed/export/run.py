@@ -18,7 +18,7 @@ from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
-from fedmed.network import Network, plain_plan, strip_packed
+from fedmed.network import Network, add_last_layer, plain_plan, strip_packed
 from fedmed.run_folder import RunFolder
 from fedmed.wire import unpack_tables
 
@@ -50,7 +50,7 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict
     folder : Path
         Where the artefact appears, complete or not at all.
     site : str, optional
-        With ``batch_norm: local``: whose model is wanted.
+        With ``batch_norm: local`` or ``fopro.exchange: aux``: whose model is wanted.
 
     Returns
     -------
@@ -75,6 +75,7 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict
         temperature=run.read_temperature(),
         release=_read_release(run, config),
         site=site,
+        distillation=run.read_distillation(),
     )
     return build_artefact(network.model, settings, folder, sample.images)
 
@@ -109,17 +110,17 @@ def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, 
     Raises
     ------
     FedmedError
-        If BatchNorm is local and no site, or an unknown one, is named; or the checkpoint is gone or damaged.
+        If BatchNorm or the last layer stays at the sites, and no site or an unknown one is named; or the checkpoint is
+        gone or damaged.
     """
     plan = config.make_plan()
     sites = sorted(run.read_roster().values()) if isinstance(config, RunConfig) else []
-    if plan.batch_norm == "local" and site not in sites:
+    if plan.is_personal and site not in sites:
+        what = "BatchNorm" if plan.batch_norm == "local" else "The network's last layer"
         wanted = f"'{site}' is none of this run's sites" if site else "a site has to be named with --site"
         here = ", ".join(sites[:20]) or "none is here: each hospital exports its own"
-        raise ExportError(
-            f"BatchNorm stays at the sites in this run, so each has a model of its own: {wanted} ({here})."
-        )
-    if plan.batch_norm != "local" and site is not None:
+        raise ExportError(f"{what} stays at the sites in this run, so each has a model of its own: {wanted} ({here}).")
+    if not plan.is_personal and site is not None:
         raise ExportError("All sites of this run share one model: leave out --site.")
     network = Network(make_product_plan(run, config))
     compact = _read_compact(run)
@@ -130,7 +131,9 @@ def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, 
     kept = RunCheckpoints(run.checkpoints).load(chosen)
     recalibrated = find_recalibrated(run.recalibrated, kept.model_sha256)
     model_path = recalibrated[0] if recalibrated else kept.model_path
-    network.fill(strip_packed(model_path.read_bytes(), plan), state[0] if state else {})
+    own = state[0] if state else {}
+    packed = strip_packed(model_path.read_bytes(), plan)
+    network.fill(add_last_layer(packed, network, own) if own else packed, own)
     return network
 
 

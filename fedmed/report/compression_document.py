@@ -75,7 +75,7 @@ def _hide_reasons(reason: str, hidden: set[str]) -> str:
 def _describe_check(check: Mapping[str, Any], hidden: set[str]) -> dict[str, Any]:
     if check["name"] != "gap" or check["subject"] not in hidden:
         return dict(check)
-    return {**check, "teacher": None, "student": None, "loss": None}
+    return {**check, "teacher": None, "student": None, "loss": None, "rests_on": None}
 
 
 def _describe_training(distilled: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def _describe_training(distilled: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_proxy_images": distilled.get("num_proxy_images"),
         "best_step": distilled.get("best_step"),
+        "num_members": None if distilled.get("members") is None else len(distilled["members"]),
         "history": [
             {key: line.get(key) for key in ("step", "round", "train_loss", "held_out_loss", "agreement")}
             for line in distilled["history"]

@@ -47,8 +47,12 @@ def render_compression(numbers: Numbers) -> str:
 
 def _summarise(numbers: Numbers) -> str:
     found = numbers.get("compression")
+    members = ""
+    if found["training"]["num_members"] is not None:
+        number = numbers.show("compression", "training", "num_members")
+        members = f", from the mean answer of the single models of {number} sites (as in FedDF) and not from its own"
     text = (
-        f"The network that was trained was distilled into a small one, {_KINDS[found['kind']]}. On "
+        f"The network that was trained was distilled into a small one, {_KINDS[found['kind']]}{members}. On "
         f"{numbers.show('compression', 'num_images')} validation images of the sites the small one was "
         f"{STATUS[found['status']]}. {escape(found['reason'])}"
     )
@@ -87,13 +91,27 @@ def _render_checks(numbers: Numbers) -> str:
         values = [numbers.show(*path, key, missing=HIDDEN_REASON) for key in ("teacher", "student", "loss", "limit")]
         verdict = "holds" if check["passed"] else '<strong class="flag">fails</strong>'
         chance = numbers.show_chance(*path, "p_value")
-        rows.append([f"{_CHECKS[check['name']]}{subject}", *values, f"{verdict} {chance}".strip()])
+        cells = [*values, _show_support(numbers, index), f"{verdict} {chance}".strip()]
+        rows.append([f"{_CHECKS[check['name']]}{subject}", *cells])
     caption = (
         "The gate: how much worse the small network may be on the same validation images. The recall of a single class "
-        "counts where the paired images leave no doubt (exact one-sided test at 5 %)."
+        "counts where the paired images leave no doubt (exact one-sided test at 5 %). 'That is' says what the allowed "
+        "loss amounts to in images of the class, or of the class and group, of which one image moves the figure most: "
+        "below 1, a single image can decide."
     )
-    columns = ["Condition", "Large", "Small", "Loss", "Allowed", "Verdict"]
+    columns = ["Condition", "Large", "Small", "Loss", "Allowed", "That is", "Verdict"]
     return f"<h3>The gate</h3>\n{render_table(caption, columns, rows)}"
+
+
+def _show_support(numbers: Numbers, index: int) -> str:
+    """Return the allowed loss in images, nothing where it is not told."""
+    path = ("compression", "checks", index, "rests_on")
+    found = numbers.get("compression", "checks", index).get("rests_on")
+    if found is None:
+        return ""
+    group = "" if found["group"] is None else f" in {show_name(found['group'])}"
+    images, limit = numbers.show(*path, "num_images"), numbers.show(*path, "limit_images", digits=1)
+    return f"{limit} of {images} images of {show_name(found['label'])}{group}"
 
 
 def _render_comparison(numbers: Numbers) -> str:

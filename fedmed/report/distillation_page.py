@@ -22,12 +22,15 @@ def render_distillation(numbers: Numbers) -> str:
     if told is None:
         return ""
     teacher = told["teacher"]
-    name = f"{escape(teacher.get('name', 'unknown'))} ({escape(teacher.get('source', 'unknown'))})"
+    name = f"the frozen public network {escape(teacher.get('name', 'unknown'))}"
+    name += f" ({escape(teacher.get('source', 'unknown'))})"
+    if teacher.get("source") == "self":
+        name = "the global model of the round before, which is not FoPro-KD"
     first, last = numbers.show("distillation", "rounds", 0, "ekd"), _show_last(numbers)
     return render_section(
         "distillation",
         "Distillation from a teacher",
-        f"<p>The sites learned from the frozen public network {name}. The distance between their projected features "
+        f"<p>The sites learned from {name}. The distance between their projected features "
         f"and the teacher's, from 0 (same direction) to 4 (opposite), was {first} in the first round and {last} in the "
         "last. A small distance is no proof of a better model: compare with a run without a teacher.</p>",
         _render_gains(numbers),

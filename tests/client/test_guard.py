@@ -602,7 +602,7 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     for plan in ({"losses": "site"}, {"losses": "groups", "loss_attribute": "site"}):
         reply = site.ask("train", site.model, plan, round=1)
         sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    plan = {"fopro": make_fopro()}
+    plan = {"fopro": make_fopro(), "divergence": "plain"}
     network = Network(Plan.model_validate(PLAN | plan))
     reply = site.ask("train", network.pack(), plan, round=1)
     sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from client import preflight, preflight_model
+from client import preflight, preflight_memory
 from client.preflight import CHECKS, CheckResult, has_failed, render_table, run_preflight, to_json
 from client.preflight_bench import Bench, Check
-from client.preflight_model import estimate_training_bytes, format_seconds
+from client.preflight_memory import estimate_training_bytes
+from client.preflight_model import format_seconds
 from client.preflight_network import compare_clocks
 from fedmed.compression import estimate_bytes
 from fedmed.config import Plan
@@ -352,7 +353,7 @@ def test_model_differs_or_is_unknown_or_too_large(config: ClientConfig) -> None:
 
 def test_memory(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(config)["memory"].status == "ok"
-    monkeypatch.setattr(preflight_model, "find_free_memory", lambda: 1000)
+    monkeypatch.setattr(preflight_memory, "find_free_memory", lambda: 1000)
     found = check(config)
     assert found["memory"].status == "failed"
     assert "it does not fit" in found["memory"].found

@@ -8,11 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from client.local import open_site
 from client.risks import weigh_images
-from fedmed.network import get_network
+from fedmed.config import FoproConfig, Plan
+from fedmed.network import Network, get_network
 from fedmed.training import compute_logits
 from fedmed.wire import REPORT, WireError, read_model, read_values
 from tests.client.hospital import CLASSES, HospitalSite, make_rows
 from tests.client.test_site import Site
+from tests.fopro import make_fopro
 
 
 def by_group(attribute):
@@ -46,6 +48,32 @@ def test_asking_for_losses_does_not_change_the_training(make_federation):
                     (("plain", {}), ("asked", {"aggregation": {"fair": {"kind": "q_fedavg"}}})))  # fmt: skip
     updates = [read_model(site.ask("train", site.model, round=1)) for site in (plain, asked)]
     assert updates[0] == updates[1]
+
+
+def test_of_the_distance_from_the_teacher_one_number_is_told(make_federation):
+    rule = {"aggregation": {"fair": {"kind": "divergence"}}}
+    plain, asked = (
+        Site(make_federation(name, fopro=make_fopro(), **settings))
+        for name, settings in (("plain", {}), ("asked", rule))
+    )
+    answers = [site.ask("train", site.model, round=1) for site in (plain, asked)]
+    told = [read_values(answer, REPORT) for answer in answers]
+    assert set(told[1]) == set(told[0]) | {"mas_weight"}
+    assert isinstance(told[1]["mas_weight"], float)
+    assert 0 < told[1]["mas_weight"] <= 1
+    assert read_model(answers[0]) == read_model(answers[1])
+
+
+@pytest.mark.parametrize(("k", "is_told"), [(3, True), (1000, False)])
+def test_a_hospital_with_few_images_tells_no_distance(tmp_path, k, is_told):
+    site = hospital(tmp_path, 0, suppression={"k": k, "k_row": 1})
+    fopro = FoproConfig.model_validate(make_fopro()).make_plan().model_dump()
+    plan = {"divergence": "plain", "fopro": fopro}
+    model = Network(Plan.model_validate(site.plan.model_dump() | plan)).pack()
+    told = read_values(site.ask("train", model, plan, round=1), REPORT)
+    assert ("mas_weight" in told) == is_told
+    (sent,) = [part for part in site.events("sent")[-1]["parts"] if part["name"] == REPORT]
+    assert ("mas_weight" in sent["keys"]) == is_told
 
 
 @pytest.mark.parametrize("attribute", ["sex", "sex x age_band"])

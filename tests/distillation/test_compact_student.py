@@ -2,6 +2,8 @@
 
 import copy
 import math
+import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -167,16 +169,35 @@ def test_targets_are_those_of_prompted_images() -> None:
     torch.testing.assert_close(seen[0], (2 ** math.tanh(1) * proxy.pixels(range(4)) - mean) / std, rtol=1e-4, atol=1e-4)
 
 
-def test_an_ensemble_is_the_mean_of_its_members_logits() -> None:
-    members = [make_large(0), make_large(1, width=5)]
-    x = torch.rand(3, 3, SIZE, SIZE)
-    ensemble = Ensemble([copy.deepcopy(member) for member in members])
+def test_an_ensemble_is_the_mean_of_its_members_answers_one_at_a_time() -> None:
+    """Logits and features of two networks, written out here; with other widths there is no common feature."""
+    members, proxy, alive = [make_large(0), make_large(1)], make_proxy(6), []
+
+    def load(index: int) -> nn.Module:
+        network = copy.deepcopy(members[index])
+        assert not [other() for other in alive if other() is not None]
+        alive.append(weakref.ref(network))
+        return network
+
+    prompt, options = make_prompt({"mode": "none"}), {"batch_size": 4, "device": torch.device("cpu")}
+    found = compute_targets(Ensemble([partial(load, 0), partial(load, 1)]), prompt, proxy, **options)  # type: ignore[arg-type]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in proxy.statistics)
+    x, features = (proxy.pixels(range(6)) - mean) / std, []
+    for member in members:
+        member.eval().fc.register_forward_pre_hook(lambda _, args: features.append(args[0]))  # type: ignore[union-attr]
     with torch.no_grad():
-        torch.testing.assert_close(ensemble(x), (members[0](x) + members[1](x)) / 2)
-    assert not any(parameter.requires_grad for parameter in ensemble.parameters())
-    result = distil_compact(ensemble, make_small(), make_proxy(), FAST, seed=1)
+        expected = (members[0](x) + members[1](x)) / 2
+    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(found.features, (features[0] + features[1]) / 2)
+    other = compute_targets(Ensemble([make_large, partial(make_large, 1, 5)]), prompt, proxy, **options)  # type: ignore[arg-type]
+    assert other.features is None
+    torch.testing.assert_close(other.logits[0], (members[0](x[:1])[0] + make_large(1, 5)(x[:1])[0]) / 2)
+
+
+def test_an_ensemble_teaches_without_a_prompt() -> None:
+    result = distil_compact(Ensemble([make_large, partial(make_large, 1)]), make_small(), make_proxy(), FAST, seed=1)
     assert result.prompt.mode == "none"
-    assert "no BatchNorm statistics" in result.notes[0]
+    assert "no BatchNorm statistics in common" in result.notes[0]
     assert result.history[-1]["held_out_loss"] < result.history[0]["train_loss"]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedmed.distillation import GateLimits, decide_gate
+from fedmed.distillation.gate import Support
 from fedmed.metrics.site_tables import PairedTables
 
 CLASSES = ("common", "second", "rare")
@@ -99,6 +100,34 @@ def test_a_group_is_judged_by_the_classes_it_has() -> None:
     two = cells((10, 0, 0, 90), (30, 0, 0, 70), (0, 0, 0, 0))
     gap = decide_gate({"site": tables(a=one, b=two)}, CLASSES).checks[-1]
     assert gap.teacher == pytest.approx(0.8 - 0.7)
+
+
+def test_every_condition_says_how_many_images_its_limit_amounts_to() -> None:
+    """5 points are 0.6 of 12 images, 2 points of a mean over 3 classes 0.72, over 2 classes in a site 0.28 of 7."""
+    one = cells((10, 0, 0, 90), (10, 0, 0, 20), (1, 0, 0, 4))
+    two = cells((0, 0, 0, 50), (0, 0, 0, 0), (0, 0, 1, 6))
+    checks = {(check.name, check.subject): check.rests_on for check in decide_gate(
+        {"site": tables(a=one, b=two), "sex": tables(all=one + two)}, CLASSES).checks}  # fmt: skip
+    assert checks["class", "rare"] == Support("rare", None, 12, pytest.approx(0.6))
+    assert checks["class", "common"] == Support("common", None, 150, pytest.approx(7.5))
+    # The small network's recalls: 140/150, 20/30, 10/12: "second" is the lowest.
+    assert checks["worst_class", "all"] == Support("second", None, 30, pytest.approx(1.5))
+    assert checks["balanced_accuracy", "all"] == Support("rare", None, 12, pytest.approx(0.02 * 12 * 3))
+    # Site a: 3 classes, 5 images of "rare": 15; site b: 2 classes, 7 images of it: 14.
+    assert checks["gap", "site"] == Support("rare", "b", 7, pytest.approx(0.02 * 14))
+    assert checks["gap", "sex"] is None  # one group has no gap
+
+
+def test_a_reason_names_the_images() -> None:
+    """Of 5 images of "rare" one is lost: 20 points, where 5 are a quarter of an image."""
+    site = tables(a=cells((10, 0, 0, 90), (10, 0, 0, 90), (2, 0, 1, 2)))
+    decision = decide_gate({"site": site}, CLASSES, GateLimits(balanced_accuracy=0.1))
+    assert decision.reason == (
+        "The lowest recall of a class falls from 60.0 to 40.0 points, by more than 5 (0.2 of the 5 images of class "
+        "'rare')."
+    )
+    told = json.loads(json.dumps(decision.to_json()))["checks"][1]["rests_on"]
+    assert told == {"label": "rare", "group": None, "num_images": 5, "limit_images": 0.25}
 
 
 def test_nothing_to_judge_by_is_no_acceptance() -> None:

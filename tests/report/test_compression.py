@@ -1,5 +1,6 @@
 """The report's part on compression, with numbers that can be checked by hand."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.report.example import make_content, make_tables
 
 LARGE = {"north": [(0, 0)] * 5 + [(1, 1)] * 5, "south": [(0, 0)] * 4 + [(0, 1)] + [(1, 1)] * 5}
 SMALL = {"north": [(0, 0)] * 5 + [(1, 1)] * 4 + [(1, 0)], "south": [(0, 0)] * 5 + [(1, 1)] * 5}
+RESTS_ON = {"label": "mole", "group": None, "num_images": 12, "limit_images": 0.6}
 GROUPS = {"north": ["f"] * 10, "south": ["f"] * 5 + ["m"] * 5}
 
 
@@ -43,8 +45,8 @@ def make_record(status: str, **changes: Any) -> dict[str, Any]:
         "distance": {"proxy": 2.0, "sites": 1.0, "warning": None},
         "decision": {
             "checks": [
-                check | {"name": "balanced_accuracy", "subject": "all"},
-                check | {"name": "gap", "subject": "sex"},
+                check | {"name": "balanced_accuracy", "subject": "all", "rests_on": RESTS_ON},
+                check | {"name": "gap", "subject": "sex", "rests_on": RESTS_ON | {"group": "m"}},
             ],
             "num_images": 20,
         },
@@ -82,6 +84,7 @@ def test_groups_of_one_site_stay_hidden() -> None:
     assert "m" not in found["comparison"]["sex"]
     gap = found["checks"][1]
     assert (gap["subject"], gap["teacher"], gap["student"], gap["passed"]) == ("sex", None, None, False)
+    assert gap["rests_on"] is None
     assert "9.0" not in found["reason"]
     assert "rests on one site" in render_page(document)
 
@@ -102,6 +105,39 @@ def test_page_shows_decision_phases_and_sizes(status: str) -> None:
         "Distillation after round",
     ):
         assert text in section, text
+
+
+def section_of(page: str) -> str:
+    """Return the text of the section, without its tags."""
+    section = page[page.index('<section id="compression"') :]
+    return re.sub("<[^>]+>", "", section[: section.index("</section>")])
+
+
+def test_page_says_how_many_images_a_limit_is() -> None:
+    text = section_of(render_page(make_report("rejected", single_sites=True)))
+    assert "0.6 of 12 images of mole" in text
+    assert "0.6 of 12 images of mole in m" in text
+    assert "FedDF" not in text
+    hidden = section_of(render_page(make_report("rejected")))
+    assert "0.6 of 12 images of mole" in hidden
+    assert "images of mole in" not in hidden
+
+
+def test_page_of_an_older_run_says_nothing_of_images() -> None:
+    record = make_record("rejected")
+    for check in record["decision"]["checks"]:
+        del check["rests_on"]
+    gate = {site: make_site(site, LARGE, SMALL, STUDENT) for site in LARGE}
+    page = render_page(build_document(make_content(compression=record, gate=gate, single_sites=True)))
+    assert "images of mole" not in section_of(page)
+
+
+def test_page_says_whose_answers_were_learned() -> None:
+    record = make_record("rejected")
+    record["distilled"] |= {"target": "ensemble", "members": ["north", "south"]}
+    gate = {site: make_site(site, LARGE, SMALL, STUDENT) for site in LARGE}
+    page = render_page(build_document(make_content(compression=record, gate=gate, single_sites=True)))
+    assert "the mean answer of the single models of 2 sites (as in FedDF)" in section_of(page)
 
 
 def test_skipped_and_none() -> None:

@@ -7,8 +7,9 @@ from flwr.app import Message
 
 from fedmed.errors import FederationError
 from fedmed.metrics.history import read_history
-from fedmed.wire import REPORT, make_content, read_model, read_values
+from fedmed.wire import MODEL, REPORT, make_content, read_model, read_values
 from server import federation as federation_app
+from tests.fopro import make_fopro
 
 RULES = {
     "q_fedavg": {"kind": "q_fedavg", "q": 1.0},
@@ -16,6 +17,7 @@ RULES = {
     "group_minimax": {"kind": "group_minimax", "attribute": "sex", "step": 0.5},
     "fairfed": {"kind": "fairfed", "attribute": "sex", "figure": "gap_accuracy"},
     "gap_to_local": {"kind": "gap_to_local"},
+    "divergence": {"kind": "divergence"},
 }
 
 
@@ -42,7 +44,7 @@ def settings_of(rule):
         "benefit": rule == "gap_to_local",
         "calibrate": False,
         "fairness": {"attributes": attributes},
-    }
+    } | ({"fopro": make_fopro()} if rule == "divergence" else {})
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -92,6 +94,42 @@ def test_a_loss_that_cannot_be_true_costs_a_site_its_part(make_federation):
     line = read_history(federation.run.history_file)[0]["participation"][0]
     assert line["status"] == "quarantined"
     assert "no number from 0" in line["reason"]
+
+
+@pytest.mark.parametrize("size_power", [0.0, 1.0])
+def test_weights_by_divergence_are_those_of_the_numbers_that_the_sites_told(make_federation, size_power):
+    """Each site has n images and tells r: n^a r^b, divided by the sum; with a = 1, b = 0 FedAvg."""
+    told = {}
+
+    def look(site, request, reply):
+        if request.metadata.message_type == "train" and MODEL in reply.content:
+            told[site] = read_values(reply, REPORT)
+        return reply
+
+    rule = {"kind": "divergence", "size_power": size_power, "divergence_power": 1 - size_power, "floor": 1}
+    federation = make_federation(**settings_of("divergence") | {"rounds": 1, "aggregation": {"fair": rule}})
+    federation.go(federation.grid(look))
+    numbers = {site: values["num_images" if size_power else "mas_weight"] for site, values in told.items()}
+    total = sum(numbers.values())
+    weights = read_history(federation.run.history_file)[0]["weights"]
+    assert weights == pytest.approx({site: number / total for site, number in numbers.items()})
+    assert len({values["mas_weight"] for values in told.values()}) == 3
+    assert all(0 < values["mas_weight"] <= 1 for values in told.values())
+
+
+def test_a_divergence_that_cannot_be_true_costs_a_site_its_part(make_federation):
+    federation = make_federation(**settings_of("divergence") | {"rounds": 1})
+
+    def boast(site, request, reply):
+        if site == federation.sites[0] and request.metadata.message_type == "train":
+            values = read_values(reply, REPORT) | {"mas_weight": 50.0}
+            return Message(make_content(REPORT, values, model=read_model(reply)), reply_to=request)
+        return reply
+
+    federation.go(federation.grid(boast))
+    line = read_history(federation.run.history_file)[0]["participation"][0]
+    assert line["status"] == "quarantined"
+    assert "'mas_weight'" in line["reason"]
 
 
 def test_an_attribute_that_no_site_has_stops_the_run_at_the_start(make_federation):

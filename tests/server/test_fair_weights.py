@@ -76,6 +76,34 @@ def test_q_fedavg_allows_for_many_steps_with_momentum(tmp_path):
     assert weigh(config, collector)[0] == pytest.approx({"a": 0.75 * 7 / 15, "b": 1.25 * 7 / 15})
 
 
+FOPRO = {"fopro": {"teacher": {"name": "test_resnet", "source": "random", "layout": "timm"}}}
+
+
+def test_divergence_with_a_silent_site(tmp_path):
+    """30, 10 and 10 images; c tells nothing and has the mean (30 * 0.2 + 10 * 0.6) / 40 = 0.3.
+
+    With a = 0, b = 1: 0.2 : 0.6 : 0.3.
+    """
+    rule = {"kind": "divergence", "size_power": 0.0, "floor": 0}
+    collector = make_collector(tmp_path, a={"divergence": 0.2}, b={"divergence": 0.6}, c={})
+    weights, state = weigh(make_config(rule, **FOPRO), collector)
+    assert weights == pytest.approx({"a": 2 / 11, "b": 6 / 11, "c": 3 / 11})
+    assert state == {}
+    assert [update.site for update in to_weighted(collector, weights, collector.file_of("model"))] == ["a", "b", "c"]
+
+
+def test_divergence_leaves_small_sites_their_share(tmp_path):
+    """b and c have 10 images, below the floor of 20: the weights of FedAvg."""
+    told = {"a": {"divergence": 0.2}, "b": {"divergence": 0.9}, "c": {"divergence": 0.9}}
+    weights, _ = weigh(make_config({"kind": "divergence"}, **FOPRO), make_collector(tmp_path, **told))
+    assert weights == pytest.approx({"a": 0.6, "b": 0.2, "c": 0.2})
+
+
+def test_divergence_of_nobody_is_explained(tmp_path):
+    with pytest.raises(FederationError, match=r"no site told its own in round 4\. .*images of one class"):
+        weigh(make_config({"kind": "divergence"}, **FOPRO), make_collector(tmp_path, a={}, b={}), round_number=4)
+
+
 def test_q_fedavg_counts_a_silent_site_as_the_mean(tmp_path):
     collector = make_collector(tmp_path, a={"start_loss": 2.0}, b={})
     weights, _ = weigh(make_config({"kind": "q_fedavg", "q": 1.0}), collector)

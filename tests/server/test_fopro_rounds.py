@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save
 
 from client import site as client_site
 from fedmed.checkpoint import RunCheckpoints
+from fedmed.distillation import FourierPrompt
 from fedmed.errors import FederationError, TeacherUnavailableError
 from fedmed.export import load_model
 from fedmed.export.run import load_network
 from fedmed.metrics.history import read_history
 from fedmed.network import Network, get_network
 from fedmed.wire import MODEL, REPORT, REQUEST, make_content, read_model, read_values
-from server.distillation import read_bands
+from server.distillation import LARGEST_PROMPT_VALUE, read_bands
 from tests.federation import Federation
 from tests.fopro import PROMPT, TEACHER, make_fopro
 
@@ -77,6 +78,41 @@ def test_identity_prompts_average_to_the_identity(make_federation: Make) -> None
     federation = go(make_federation, rounds=1, fopro=make_fopro(prompt=PROMPT | {"steps": 0, "first_steps": 0}))
     assert not model_of(federation, 1)["fpg.theta"].any()
     assert read_history(federation.run.history_file)[0]["fopro"]["sites"]["site_01"]["bands"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (20.0, None),
+        (-20.5, "('fpg.theta') holds the value 20.5, and 20 is the largest"),
+        (1e6, "holds the value 1e+06"),
+        (float("nan"), "'fpg.theta' holds NaN"),
+        (float("inf"), "'fpg.theta' holds an infinite value"),
+    ],
+)
+def test_a_prompt_out_of_bounds_costs_a_site_its_part(make_federation: Make, value: float, words: str | None) -> None:
+    def poison(site: str, request: Message, reply: Message) -> Message:
+        if request.metadata.message_type != "train" or site != "site_02" or MODEL not in reply.content:
+            return reply
+        tensors = load(read_model(reply))
+        tensors["fpg.theta"][1, 2, 3] = value
+        return Message(make_content(REPORT, read_values(reply, REPORT), model=save(tensors)), reply_to=request)
+
+    federation = make_federation(rounds=1, fopro=make_fopro(prompt=PROMPT | {"first_steps": 0}), calibrate=False)
+    federation.go(federation.grid(poison))
+    line = read_history(federation.run.history_file)[0]["participation"][1]
+    assert line["status"] == ("accepted" if words is None else "quarantined")
+    assert words is None or words in line["reason"]
+    assert model_of(federation, 1)["fpg.theta"].any() == (words is None)
+
+
+def test_the_bound_of_a_prompt_takes_no_gain_away() -> None:
+    """tanh is 1 in float32 at half of it, so that what the upsampling takes away does not matter."""
+    prompt = FourierPrompt(grid=4)
+    with torch.no_grad():
+        assert prompt.theta is not None
+        prompt.theta.fill_(LARGEST_PROMPT_VALUE / 2)
+        assert prompt.gain(torch.zeros(1, 3, 16, 16)).min() == prompt.g_max
 
 
 def test_small_sites_keep_their_prompt_to_themselves(make_federation: Make) -> None:
