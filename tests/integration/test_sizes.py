@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.memory import watch_memory
+from tests.integration.test_mission import MISSION, classify
 from tests.integration.test_simulation_command import ROOT, command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -38,3 +39,19 @@ def test_a_hundred_sites_on_two_cores(tmp_path: Path) -> None:
     assert len(report["sites"]) == 100
     assert report["rounds"] == 3
     assert peak_mib < 8 * 1024
+
+
+def test_mission_as_it_is(tmp_path: Path) -> None:
+    """Whatever the gate decides: the network that it lets pass is merged, proven, exported, and can be used."""
+    run = tmp_path / "run"
+    run_measured("--config", MISSION, "--out", run, settings=[])
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert report["figures"]["balanced_accuracy"]["interval"][0] > 0.2
+    assert set(report["benefit"]) == set(report["sites"])
+    assert {"age_band", "sex"} <= set(report["gaps"])
+    decision = json.loads((run / "tables" / "compression.json").read_text())
+    assert [line["round"] for line in decision["earlier"]] == [4]
+    manifest = json.loads((run / "model" / "manifest.json").read_text())
+    released = {"accepted": "mobilenet_v2_erohprf", "rejected": "adsr_resnet18"}[decision["status"]]
+    assert manifest["plan"]["model"]["name"] == released
+    classify(run / "model", tmp_path)
