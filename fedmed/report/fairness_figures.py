@@ -1,5 +1,6 @@
 """Drawings of the fairness part as SVG, in the manner of ``figures.py``."""
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ def draw_front(points: Sequence[FrontPoint], x_label: str, y_label: str, *, stan
         axes, names = figure.subplots(1, 2, width_ratios=[3, 2])
         for index, point in enumerate(points):
             _plot_point(axes, index, point)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, LONGEST_NAME))
         axes.margins(0.12)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=5))

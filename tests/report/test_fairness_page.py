@@ -229,7 +229,10 @@ def test_front_lists_all_options_and_draws_those_that_have_values():
     assert "1 fedavg: 0.700 (0.650 to 0.750) across, 0.500 (0.400 to 0.600) upwards" in svg
     assert "3  none (n/a)" in svg
     assert "#0" not in svg
-    alone = draw_front(points, "Balanced accuracy", "Worst group", standalone=True)
+    alone = draw_front(points, "Balanced accuracy", "Worst group's balanced accuracy (age_band)", standalone=True)
+    assert ">Worst group's balanced accuracy<" in alone.replace("&#x27;", "'"), (
+        "a long name is broken, or it is cut off"
+    )
     assert 'xmlns="http://www.w3.org/2000/svg"' in alone
     assert "var(--" not in alone
 
