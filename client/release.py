@@ -36,7 +36,7 @@ from client.release_content import (
     write_programs,
 )
 from client.site_audit import open_site_audit
-from fedmed.atomic_files import hash_file, replace_folder, sync_folder
+from fedmed.atomic_files import hash_file, replace_folder, sync_path
 from fedmed.deployment import ClientConfig, load_client_config
 from fedmed.errors import FedmedError, tame
 from fedmed.keys import check_signature
@@ -204,7 +204,7 @@ def _put_in_place(partial: Path, state_dir: Path, manifest: Manifest) -> None:
             (partial / source).replace(draft / name)
         if folder == "model" and manifest.is_deployable:
             write_programs(draft, manifest.content)
-        sync_folder(draft)
+        sync_path(draft)
         replace_folder(draft, state_dir / folder)
 
 

@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -99,9 +99,9 @@ def replace_folder(partial: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     try:
-        sync_folder(partial)
+        sync_path(partial)
         os.replace(partial, target)
-        sync_folder(target.parent)
+        sync_path(target.parent)
     except BaseException:
         if old.exists() and not target.exists():
             os.replace(old, target)
@@ -130,9 +130,9 @@ def find_rounds(root: Path) -> dict[int, Path]:
     return found
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, without which a rename may not survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Flush to the disk what a power cut could undo: a file's content, or a folder's list of names after a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.atomic_files import encode_json, sync_folder
+from fedmed.atomic_files import encode_json, sync_path
 from fedmed.errors import RunFolderError
 
 GENESIS = "0" * 64
@@ -78,7 +78,7 @@ class AuditLog:
         self._num_bytes = 0  # up to where the chain was followed
         with self._locked() as descriptor:
             os.fchmod(descriptor, 0o600)
-            sync_folder(self.path.parent)
+            sync_path(self.path.parent)
             self._catch_up(descriptor)
 
     @property

@@ -77,8 +77,7 @@ class ServerConfig(FederationConfig):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name is given twice")
-        plan = None if self.fopro is None else self.fopro.make_plan()
-        if plan is not None and plan.exchange == "aux":
+        if self.distillation is not None and self.distillation.exchange == "aux":
             raise ValueError(
                 "'fopro.exchange' is 'aux', with which the network's last layer stays at every site, so that there is "
                 "no model to release. Set fopro.exchange: both or main; aux is for simulations"

@@ -81,7 +81,7 @@ def check_compression(session: Session) -> None:
     TeacherUnavailableError
         If the file that the small network is to start from is not here.
     """
-    settings = _find_settings(session)
+    settings = session.config.student
     if settings is None or settings.kind == "skip":
         return
     if session.plan.batch_norm == "local":
@@ -111,7 +111,7 @@ def compress_between(session: Session, round_number: int, model_path: Path, mode
     model_path, model_sha256 : Path, str
         Its network.
     """
-    settings = _find_settings(session)
+    settings = session.config.student
     if settings is None or settings.kind != "proxy":
         return
     if round_number == 0 or round_number % settings.every or round_number >= session.config.rounds:
@@ -140,7 +140,7 @@ def choose_product(session: Session, model: ChosenModel, best_round: int | None)
     FederationError
         If no site has compared the two; the run can be resumed.
     """
-    settings = _find_settings(session)
+    settings = session.config.student
     if settings is None:
         return Product(session, model)
     record = session.run.read_compression()
@@ -148,10 +148,6 @@ def choose_product(session: Session, model: ChosenModel, best_round: int | None)
         record = _skip(session, model) if settings.kind == "skip" else _compress(session, model, settings, best_round)
     drop_site_models(session.run)
     return _take_product(session, model, settings, record)
-
-
-def _find_settings(session: Session) -> StudentConfig | None:
-    return None if session.config.fopro is None else session.config.fopro.compression
 
 
 def _take_product(session: Session, model: ChosenModel, settings: StudentConfig, record: Mapping[str, Any]) -> Product:

@@ -46,8 +46,8 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
 
 def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
     """Return the network into which the trained one is compressed, and how; None where it is not."""
-    compression = None if config.fopro is None else config.fopro.compression
-    if compression is None or compression.kind == "skip":
+    student = config.student
+    if student is None or student.kind == "skip":
         return None
-    model = compression.student.without(LOCAL_MODEL_OPTIONS)
-    return {"kind": compression.kind, "model": model.model_dump(mode="json")}
+    model = student.student.without(LOCAL_MODEL_OPTIONS)
+    return {"kind": student.kind, "model": model.model_dump(mode="json")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedmed.config import FolderProxy, NpzData, PhantomData, RunConfig
+from fedmed.config import FolderProxy, NpzData, PhantomData, ProxyConfig, RunConfig
 from fedmed.data import ImagePart, load_site
 from fedmed.data.split_files import describe_settings, read_index
 from fedmed.distillation import ProxyDataUnavailableError, ProxyImages, open_proxy_folder, open_proxy_phantom
@@ -26,11 +26,7 @@ def open_proxy(session: Session) -> ProxyImages:
         If there are none.
     """
     config, plan = session.config, session.plan
-    proxy = None if config.fopro is None else config.fopro.proxy
-    if proxy is None:
-        raise ProxyDataUnavailableError(
-            f"fopro.compression.kind is 'proxy', and no unlabelled images are named. {REMEDY}."
-        )
+    proxy = _find_settings(session)
     if isinstance(proxy, FolderProxy):
         return open_proxy_folder(Path(proxy.root), recipe=plan.augmentation, image_size=plan.image_size)
     phantom = config.data if isinstance(config.data, PhantomData) else PhantomData(image_size=plan.image_size)
@@ -52,14 +48,24 @@ def check_proxy(session: Session) -> None:
     DataError
         If some of them are validation or test images of a site.
     """
+    proxy = _find_settings(session)
+    if not isinstance(proxy, FolderProxy):
+        return  # the phantom's can always be made, and come from a scanner that no site has
     open_proxy(session)
     config = session.config
-    proxy = None if config.fopro is None else config.fopro.proxy
-    # The phantom's images are in no file, and those of its proxy come from a scanner that no site has.
-    if not isinstance(config, RunConfig) or not isinstance(proxy, FolderProxy) or isinstance(config.data, PhantomData):
+    if not isinstance(config, RunConfig) or isinstance(config.data, PhantomData):
         return
     folder = Path(proxy.root)
     check_disjoint(folder, list_proxy_files(folder), _list_judged(config, session.run.splits))
+
+
+def _find_settings(session: Session) -> ProxyConfig:
+    fopro = session.config.fopro
+    if fopro is None or fopro.proxy is None:
+        raise ProxyDataUnavailableError(
+            f"fopro.compression.kind is 'proxy', and no unlabelled images are named. {REMEDY}."
+        )
+    return fopro.proxy
 
 
 def _list_judged(config: RunConfig, splits: Path) -> Iterator[JudgedImage]:

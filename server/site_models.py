@@ -17,8 +17,8 @@ from pathlib import Path
 
 from torch import nn
 
-from fedmed.atomic_files import atomic_folder, find_rounds, hash_file, write_atomically
-from fedmed.config import FederationConfig, Plan
+from fedmed.atomic_files import atomic_folder, find_rounds, hash_file, sync_path, write_atomically
+from fedmed.config import FederationConfig
 from fedmed.distillation import Ensemble
 from fedmed.errors import CheckpointError
 from fedmed.network import Network
@@ -32,8 +32,8 @@ _LIST = "members.json"
 
 def keeps_site_models(config: FederationConfig) -> bool:
     """Return whether the small network learns from the sites' single models."""
-    compression = None if config.fopro is None else config.fopro.compression
-    return compression is not None and compression.kind == "proxy" and compression.target == "ensemble"
+    student = config.student
+    return student is not None and student.kind == "proxy" and student.target == "ensemble"
 
 
 def put_away(session: Session, round_number: int, files: Mapping[str, Path]) -> None:
@@ -54,7 +54,7 @@ def put_away(session: Session, round_number: int, files: Mapping[str, Path]) -> 
         return
     with atomic_folder(_folder(session.run, round_number)) as folder:
         for site, file in files.items():
-            _flush(file)
+            sync_path(file)
             os.replace(file, folder / f"{site}.safetensors")
         hashes = {site: hash_file(folder / f"{site}.safetensors") for site in sorted(files)}
         write_atomically(folder / _LIST, json.dumps(hashes).encode())
@@ -97,8 +97,7 @@ def _load(session: Session, round_number: int, site: str, sha256: str) -> nn.Mod
         raise _explain(session.run, round_number, str(error)) from None
     if hashlib.sha256(packed).hexdigest() != sha256:
         raise _explain(session.run, round_number, f"'{path}' is damaged")
-    plan: Plan = session.plan
-    network = Network(plan)
+    network = Network(session.plan)
     network.fill(packed, {})
     return network.model
 
@@ -109,12 +108,6 @@ def _root(run: RunFolder) -> Path:
 
 def _folder(run: RunFolder, round_number: int) -> Path:
     return _root(run) / f"round_{round_number:05d}"
-
-
-def _flush(path: Path) -> None:
-    """Bring a file to the disk, which an update is not brought to when it arrives."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _explain(run: RunFolder, round_number: int, problem: str) -> CheckpointError:

@@ -111,10 +111,9 @@ def check_settings(config: RunConfig, source: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{source}: model: {error}") from None
     use_teacher_file(config)
-    fopro = config.fopro.make_plan() if config.fopro is not None else None
-    if fopro is not None:
-        if not fopro.teacher.is_self:
-            take_teacher(fopro)
+    if config.distillation is not None:
+        if not config.distillation.teacher.is_self:
+            take_teacher(config.distillation)
         find_classifier(model)
 
 

@@ -50,8 +50,7 @@ def read_figure(result: Result, figure: str, class_groups: ClassGroups | None = 
         summary = result.get("benefit_summary", {})
         return float(len(summary[figure.partition(".")[2]])) if any(summary.values()) else None
     if figure.startswith(_CLASSES):
-        group, key = split_class_figure(figure)
-        return _average_classes(result.get("figures", {}).get(key, {}), (class_groups or {})[group])
+        return _read_class_group(result.get("figures", {}), figure, class_groups)
     value = _find_entry(result, figure).get("value")
     return None if value is None else float(value)
 
@@ -61,8 +60,7 @@ def read_sites(result: Result, figure: str, class_groups: ClassGroups | None = N
     found = {}
     for site, figures in result.get("sites", {}).items():
         if figure.startswith(_CLASSES):
-            group, key = split_class_figure(figure)
-            value = _average_classes(figures.get(key, {}), (class_groups or {})[group])
+            value = _read_class_group(figures, figure, class_groups)
         else:
             value = figures.get(figure, {}).get("value")
         if value is not None:
@@ -164,9 +162,11 @@ def check_class_groups(class_groups: ClassGroups, classes: Sequence[str], where:
                 )
 
 
-def _average_classes(entry: Mapping[str, Any], names: Sequence[str]) -> float | None:
-    """Return the mean of a figure over classes, None where one of them has none."""
-    values = [entry.get("by_class", {}).get(name) for name in names]
+def _read_class_group(figures: Mapping[str, Any], figure: str, class_groups: ClassGroups | None) -> float | None:
+    """Return the mean of a figure over the classes of a group, None where one of them has none."""
+    group, key = split_class_figure(figure)
+    by_class = figures.get(key, {}).get("by_class", {})
+    values = [by_class.get(name) for name in (class_groups or {})[group]]
     return None if None in values else sum(map(float, values)) / len(values)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from flwr.app import Message
 from torch import nn
 
 from client.site import app as client_app
@@ -12,6 +14,7 @@ from fedmed.data import prepare_data
 from fedmed.models import MODELS
 from fedmed.models.bag import HeterogeneousPyramidConv2d
 from fedmed.run_folder import RunFolder
+from fedmed.wire import REQUEST, read_values
 from server.federation import run_federation
 from server.progress import LogListener
 from tests.local_grid import LocalGrid, Tamper
@@ -44,6 +47,17 @@ if "tiny_bag" not in MODELS.names():
             nn.Flatten(),
             nn.Linear(4, num_classes),
         )
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def is_training(request: Message, round_number: int | None = None) -> bool:
+    """Return whether a message asks to train, in this round or in any."""
+    if request.metadata.message_type != "train":
+        return False
+    return round_number is None or read_values(request, REQUEST)["round"] == round_number
 
 
 class Notes(LogListener):
@@ -96,6 +110,17 @@ class Federation:
 
     def go(self, grid: LocalGrid | None = None) -> None:
         run_federation(grid or self.grid(), self.run, self.listener)
+
+    def go_until(self, round_number: int, site: str | None = None) -> None:
+        """Run until a site, or any, has trained in a round and saved its state, but the server has no answer of it."""
+
+        def kill(name: str, request: Message, reply: Message) -> Message:
+            if is_training(request, round_number) and site in {None, name}:
+                raise Killed
+            return reply
+
+        with pytest.raises(Killed):
+            self.go(self.grid(kill))
 
     def final_model(self) -> bytes:
         return (self.run.checkpoints / f"round_{self.config.rounds:05d}" / "model.safetensors").read_bytes()

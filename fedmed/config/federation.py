@@ -21,7 +21,7 @@ from fedmed.config.fairness import (
     FairnessConfig,
     SuppressionConfig,
 )
-from fedmed.config.fopro import FoproConfig, FoproPlan, OffOrNone
+from fedmed.config.fopro import FoproConfig, FoproPlan, OffOrNone, StudentConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
@@ -162,8 +162,18 @@ class FederationConfig(Section):
             losses=self.aggregation.fair.losses if self.aggregation.fair else "none",
             loss_attribute=self.aggregation.attribute,
             divergence=self.aggregation.divergence,
-            fopro=self.fopro.make_plan() if self.fopro else None,
+            fopro=self.distillation,
         )
+
+    @property
+    def distillation(self) -> FoproPlan | None:
+        """What the sites need of ``fopro``; None where it is off."""
+        return None if self.fopro is None else self.fopro.make_plan()
+
+    @property
+    def student(self) -> StudentConfig | None:
+        """How the trained network is compressed at the end; None where it is not."""
+        return None if self.fopro is None else self.fopro.compression
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "FederationConfig":
@@ -187,7 +197,7 @@ class FederationConfig(Section):
     def _check_divergence(self) -> None:
         """Check that every round has distances from a teacher."""
         rule = "'aggregation.fair.kind' is 'divergence', which weighs by the distance from a teacher at the sites"
-        plan = None if self.fopro is None else self.fopro.make_plan()
+        plan = self.distillation
         if plan is None or plan.weight == 0:
             found = "no 'fopro' with a teacher" if plan is None else "'fopro.weight: 0'"
             raise ValueError(f"{rule}, and there is {found}. Set fopro: {{}} or its keys, or choose another kind")

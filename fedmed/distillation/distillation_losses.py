@@ -29,7 +29,11 @@ def ekd_terms(projected_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 def ekd_loss(projected_BD: Tensor, teacher_BD: Tensor, weight_B: Tensor | None = None) -> Tensor:
     """Return the mean over the batch of :func:`ekd_terms`, each times its weight."""
-    terms_B = ekd_terms(projected_BD, teacher_BD)
+    return average_terms(ekd_terms(projected_BD, teacher_BD), weight_B)
+
+
+def average_terms(terms_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """Return the mean over the batch of each term times its weight; None is 1 for all."""
     return (terms_B if weight_B is None else terms_B * weight_B).mean()
 
 

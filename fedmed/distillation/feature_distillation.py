@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedmed.distillation.classifier import find_classifier, run_with_features
 from fedmed.distillation.distillation_losses import (
     MaskedBalancedSoftmax,
+    average_terms,
     choose_beta,
     class_weights,
     ekd_loss,
@@ -274,7 +275,7 @@ class SiteDistiller:
         if self.weight > 0 and outputs.projected is not None:
             weight_B = None if self._class_weights is None else self._class_weights[target_B]
             terms_B = ekd_terms(outputs.projected, self._find_features(x_B3HW, keys))
-            ekd = (terms_B if weight_B is None else terms_B * weight_B).mean()
+            ekd = average_terms(terms_B, weight_B)
             total = total + self.weight * ekd
         return LossParts(total, main, auxiliary, ekd, None if terms_B is None else terms_B.detach())
 

@@ -6,7 +6,7 @@ images, through paired tables: teacher and student on the same images. The rule 
 Letters: G groups, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import comb
 
@@ -194,7 +194,7 @@ def _check_classes(cells_K22: Array, classes: tuple[str, ...], limits: GateLimit
             float(np.nanmean(teacher_K)),
             float(np.nanmean(student_K)),
             limits.balanced_accuracy,
-            _find_support({None: counts_K}, classes, limits.balanced_accuracy),
+            _find_support([(None, counts_K)], classes, limits.balanced_accuracy),
         ),
         _compare(
             "worst_class",
@@ -223,10 +223,10 @@ def _check_gap(attribute: str, table: PairedTables, classes: tuple[str, ...], li
         for model in (TEACHER_RIGHT, STUDENT_RIGHT)
     )
     spread = (max(teacher) - min(teacher), max(student) - min(student)) if cells else (0.0, 0.0)
-    loss, passed = spread[1] - spread[0], _is_within(spread[1] - spread[0], limits.gap)
-    counts = {group: cells_K22.sum(axis=(1, 2)) for group, cells_K22 in cells.items()}
+    loss = spread[1] - spread[0]
+    counts = [(group, cells_K22.sum(axis=(1, 2))) for group, cells_K22 in cells.items()]
     support = _find_support(counts, classes, limits.gap) if len(cells) > 1 else None
-    return GateCheck("gap", attribute, *spread, loss, limits.gap, passed, rests_on=support)
+    return GateCheck("gap", attribute, *spread, loss, limits.gap, _is_within(loss, limits.gap), rests_on=support)
 
 
 def _support_class(label: str, num_images: int, limit: float) -> Support:
@@ -234,11 +234,11 @@ def _support_class(label: str, num_images: int, limit: float) -> Support:
     return Support(label, None, num_images, limit * num_images)
 
 
-def _find_support(counts: Mapping[str, Array] | Mapping[None, Array], classes: Sequence[str], limit: float) -> Support:
+def _find_support(counts: Iterable[tuple[str | None, Array]], classes: Sequence[str], limit: float) -> Support:
     """Return which images move a balanced accuracy of some group most, from numbers of images (K) by group."""
     found = [
         Support(classes[index], group, int(counts_K[index]), limit * int(counts_K[index]) * int((counts_K > 0).sum()))
-        for group, counts_K in counts.items()
+        for group, counts_K in counts
         for index in map(int, np.flatnonzero(counts_K))
     ]
     return min(found, key=lambda support: support.limit_images)

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from fedmed.atomic_files import sync_folder
+from fedmed.atomic_files import sync_path
 from fedmed.errors import KeyFileError
 
 
@@ -48,7 +48,7 @@ def write_secret(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         os.replace(partial, path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

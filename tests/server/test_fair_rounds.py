@@ -9,6 +9,7 @@ from fedmed.errors import FederationError
 from fedmed.metrics.history import read_history
 from fedmed.wire import MODEL, REPORT, make_content, read_model, read_values
 from server import federation as federation_app
+from tests.federation import is_training
 from tests.fopro import make_fopro
 
 RULES = {
@@ -27,10 +28,6 @@ def no_report(monkeypatch):
     monkeypatch.setattr(federation_app, "write_final_report", lambda *arguments: None)
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.fixture
 def make_federation(make_federation):
     """Make federations that tell patient groups apart."""
@@ -47,19 +44,26 @@ def settings_of(rule):
     } | ({"fopro": make_fopro()} if rule == "divergence" else {})
 
 
+def run_with_a_boast(federation, **told):
+    """Run with a first site that tells something else in training, and return its line of the first round."""
+
+    def boast(site, request, reply):
+        if site == federation.sites[0] and is_training(request):
+            values = read_values(reply, REPORT) | told
+            return Message(make_content(REPORT, values, model=read_model(reply)), reply_to=request)
+        return reply
+
+    federation.go(federation.grid(boast))
+    return read_history(federation.run.history_file)[0]["participation"][0]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_trains_and_goes_on_where_it_stopped(make_federation, rule):
     """The weights are in the history, and what a rule remembers survives a kill: a resumed run has the same bits."""
     undisturbed, killed = (make_federation(name, **settings_of(rule)) for name in ("undisturbed", "killed"))
     undisturbed.go()
 
-    def kill(site, request, reply):
-        if request.metadata.message_type == "train" and read_values(request, "request")["round"] == 3:
-            raise KilledError
-        return reply
-
-    with pytest.raises(KilledError):
-        killed.go(killed.grid(kill))
+    killed.go_until(3)
     killed.go()
     assert killed.final_model() == undisturbed.final_model()
     records = read_history(undisturbed.run.history_file)
@@ -84,14 +88,7 @@ def test_rules_give_other_models_than_fedavg(make_federation):
 def test_a_loss_that_cannot_be_true_costs_a_site_its_part(make_federation):
     federation = make_federation(**settings_of("agnostic"))
 
-    def boast(site, request, reply):
-        if site == federation.sites[0] and request.metadata.message_type == "train":
-            values = read_values(reply, REPORT) | {"start_loss": -5.0}
-            return Message(make_content(REPORT, values, model=read_model(reply)), reply_to=request)
-        return reply
-
-    federation.go(federation.grid(boast))
-    line = read_history(federation.run.history_file)[0]["participation"][0]
+    line = run_with_a_boast(federation, start_loss=-5.0)
     assert line["status"] == "quarantined"
     assert "no number from 0" in line["reason"]
 
@@ -120,14 +117,7 @@ def test_weights_by_divergence_are_those_of_the_numbers_that_the_sites_told(make
 def test_a_divergence_that_cannot_be_true_costs_a_site_its_part(make_federation):
     federation = make_federation(**settings_of("divergence") | {"rounds": 1})
 
-    def boast(site, request, reply):
-        if site == federation.sites[0] and request.metadata.message_type == "train":
-            values = read_values(reply, REPORT) | {"mas_weight": 50.0}
-            return Message(make_content(REPORT, values, model=read_model(reply)), reply_to=request)
-        return reply
-
-    federation.go(federation.grid(boast))
-    line = read_history(federation.run.history_file)[0]["participation"][0]
+    line = run_with_a_boast(federation, mas_weight=50.0)
     assert line["status"] == "quarantined"
     assert "'mas_weight'" in line["reason"]
 

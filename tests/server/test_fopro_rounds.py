@@ -18,17 +18,13 @@ from fedmed.export import load_model
 from fedmed.export.run import load_network
 from fedmed.metrics.history import read_history
 from fedmed.network import Network, get_network
-from fedmed.wire import MODEL, REPORT, REQUEST, make_content, read_model, read_values
+from fedmed.wire import MODEL, REPORT, make_content, read_model, read_values
 from server.distillation import LARGEST_PROMPT_VALUE, read_bands
 from tests.federation import Federation
 from tests.fopro import PROMPT, TEACHER, make_fopro
 
 Make = Callable[..., Federation]
 TRAINING_ONLY = ("projector", "aux", "teacher", "fpg")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
 
 
 def go(make: Make, name: str = "run", **settings: Any) -> Federation:
@@ -43,10 +39,6 @@ def model_of(federation: Federation, round_number: int) -> dict[str, torch.Tenso
 
 def model_of_start(federation: Federation) -> dict[str, torch.Tensor]:
     return load_file(federation.run.initial_model)
-
-
-def is_training(request: Message, round_number: int) -> bool:
-    return request.metadata.message_type == "train" and read_values(request, REQUEST)["round"] == round_number
 
 
 def test_prompts_are_averaged_with_the_weights_of_the_models(make_federation: Make) -> None:
@@ -156,15 +148,7 @@ def test_same_bits_in_any_order_and_after_a_resume(make_federation: Make, moment
     undisturbed, killed = make_federation("undisturbed", **settings), make_federation("killed", **settings)
     undisturbed.go(undisturbed.grid(order=lambda ids: ids[::-1]))
 
-    def kill(site: str, request: Message, reply: Message) -> Message:
-        if moment == "mid-round" and is_training(request, 2) and site == killed.sites[1]:
-            raise Killed
-        if moment == "after the round" and is_training(request, 2):
-            raise Killed
-        return reply
-
-    with pytest.raises(Killed):
-        killed.go(killed.grid(kill))
+    killed.go_until(2, killed.sites[1] if moment == "mid-round" else None)
     killed.go()
     assert killed.final_model() == undisturbed.final_model()
     assert not any("running_mean" in name for name in model_of(killed, 2))

@@ -29,7 +29,7 @@ from fedmed.wire import (
     unpack_tensors,
 )
 from server import scoring
-from tests.federation import Federation
+from tests.federation import Federation, is_training
 
 Make = Callable[..., Federation]
 
@@ -62,12 +62,6 @@ def reason(federation: Federation, round_number: int, site: str) -> str:
     return next(line["reason"] for line in record["participation"] if line["site"] == site)
 
 
-def in_training(message: Message, round_number: int | None = None) -> bool:
-    if message.metadata.message_type != "train":
-        return False
-    return round_number is None or read_values(message, "request")["round"] == round_number
-
-
 def test_run_leaves_a_complete_folder(make_federation: Make) -> None:
     federation = make_federation()
     federation.go()
@@ -85,7 +79,7 @@ def test_average_of_the_updates_by_hand(make_federation: Make) -> None:
     seen: dict[str, dict[str, np.ndarray]] = {}
 
     def keep(site: str, request: Message, reply: Message) -> Message:
-        if in_training(request):
+        if is_training(request):
             seen[site] = safetensors.numpy.load(read_model(reply))
         return reply
 
@@ -117,10 +111,6 @@ def test_seed_matters(make_federation: Make) -> None:
     assert first.final_model() != second.final_model()
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
 @pytest.mark.parametrize("settings", [{}, {"keep": True}], ids=["plain", "momentum kept, BatchNorm local"])
 @pytest.mark.parametrize("moment", ["mid-round", "after the round"])
 def test_resumed_run_has_the_same_bits(make_federation: Make, settings: dict[str, bool], moment: str) -> None:
@@ -134,16 +124,10 @@ def test_resumed_run_has_the_same_bits(make_federation: Make, settings: dict[str
     undisturbed, killed = make_federation("undisturbed", **extra), make_federation("killed", **extra)
     undisturbed.go()
 
-    def kill(site: str, request: Message, reply: Message) -> Message:
-        # The second site of round 2 has trained and saved its state; the server has one update already.
-        if moment == "mid-round" and in_training(request, 2) and site == killed.sites[1]:
-            raise Killed
-        if moment == "after the round" and in_training(request, 3):
-            raise Killed
-        return reply
-
-    with pytest.raises(Killed):
-        killed.go(killed.grid(kill))
+    if moment == "mid-round":
+        killed.go_until(2, killed.sites[1])  # the server has one update of the round already
+    else:
+        killed.go_until(3)
     killed.go()
     assert killed.final_model() == undisturbed.final_model()
     strip = ("finished", "wall_s", "participation")
@@ -196,7 +180,7 @@ def test_bad_update_is_quarantined_and_the_round_goes_on(
 ) -> None:
     federation = make_federation(rounds=1)
     bad = federation.sites[1]
-    federation.go(federation.grid(lambda site, q, reply: change(reply) if in_training(q) and site == bad else reply))
+    federation.go(federation.grid(lambda site, q, reply: change(reply) if is_training(q) and site == bad else reply))
     assert statuses(federation, 1) == {s: "quarantined" if s == bad else "accepted" for s in federation.sites}
     assert expected.lower() in reason(federation, 1, bad).lower()
     assert all(np.isfinite(t).all() for t in safetensors.numpy.load(federation.final_model()).values())
@@ -238,7 +222,7 @@ def test_site_whose_images_vary_a_hundred_times_more_is_not_quarantined(make_fed
     wide = federation.sites[1]
 
     def widen(site: str, request: Message, reply: Message) -> Message:
-        if not in_training(request) or site != wide:
+        if not is_training(request) or site != wide:
             return reply
         return change_model(reply, lambda t: t | {"1.running_var": t["1.running_var"] * 1e4})
 
@@ -250,7 +234,7 @@ def test_failing_site_is_left_out_with_its_reason(make_federation: Make) -> None
     federation = make_federation(rounds=1)
 
     def fail(site: str, request: Message, reply: Message) -> Message:
-        if in_training(request) and site == federation.sites[0]:
+        if is_training(request) and site == federation.sites[0]:
             from flwr.app import Error
 
             return Message(Error(code=0, reason="disk is full"), reply_to=request)
@@ -267,7 +251,7 @@ def test_late_site_becomes_dormant_and_is_welcomed_back(make_federation: Make) -
 
     def lose(site: str, request: Message, reply: Message) -> Message | None:
         return (
-            None if site == away and in_training(request) and read_values(request, "request")["round"] <= 2 else reply
+            None if site == away and is_training(request) and read_values(request, "request")["round"] <= 2 else reply
         )
 
     grid = federation.grid(lose)
@@ -280,7 +264,7 @@ def test_late_site_becomes_dormant_and_is_welcomed_back(make_federation: Make) -
 
 def test_too_few_updates_end_the_run_and_nothing_is_lost(make_federation: Make) -> None:
     federation = make_federation(min_sites=3, round_deadline_s=0.2)
-    lost = federation.grid(lambda site, q, r: None if in_training(q, 2) and site == federation.sites[0] else r)
+    lost = federation.grid(lambda site, q, r: None if is_training(q, 2) and site == federation.sites[0] else r)
     with pytest.raises(FederationError, match=r"Round 2 had fewer than min_sites = 3 usable updates in 3 attempts"):
         federation.go(lost)
     assert [record["round"] for record in read_history(federation.run.history_file)] == [1]
@@ -407,13 +391,7 @@ def test_half_written_test_tables_do_not_count(make_federation: Make, monkeypatc
 def test_lost_best_round_is_replaced_by_the_best_that_is_left(make_federation: Make) -> None:
     federation = make_federation(rounds=4, seed=1)
 
-    def stop(site: str, request: Message, reply: Message) -> Message:
-        if in_training(request, 4):
-            raise Killed
-        return reply
-
-    with pytest.raises(Killed):
-        federation.go(federation.grid(stop))
+    federation.go_until(4)
     newest = federation.run.checkpoints / "round_00003"
     state = json.loads((newest / "state.json").read_bytes())
     values = [
@@ -434,7 +412,7 @@ def test_revoked_site_takes_part_no_more(make_federation: Make) -> None:
     gone = federation.sites[1]
 
     def revoke(site: str, request: Message, reply: Message) -> Message:
-        if in_training(request, 2):
+        if is_training(request, 2):
             roster = federation.run.read_roster()
             federation.run.write_roster({node: name for node, name in roster.items() if name != gone})
         return reply
