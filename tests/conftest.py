@@ -1,5 +1,6 @@
 """Fixtures of several folders."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,10 @@ import torch
 
 if TYPE_CHECKING:
     from tests.federation import Federation
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # two processes of two threads each would wait for each other
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ class TestAnswers:
             (IN_CHUNKS, CHUNKED),
             (IN_CHUNKS, CHUNKED | {"content-length": "12"}),
             (HELLO, {"content-length": None, "connection": "close"}),
-            (gzip.compress(HELLO), {"content-encoding": "gzip"}),
+            (gzip.compress(HELLO, mtime=0), {"content-encoding": "gzip"}),
             (zlib.compress(HELLO), {"content-encoding": "Deflate"}),
             (HELLO, {"content-encoding": "identity, gzip"}),
             (HELLO, {"content-length": str(64 * 2**20 + 1)}),
@@ -175,7 +175,7 @@ class TestAnswers:
         assert fleet.hello() == {"round": 3}  # over a new connection
 
     def test_a_packed_file(self, fake, fleet, tmp_path):
-        fake.answer_with("model", 200, gzip.compress(bytes(10**6)), **{"content-encoding": "gzip"})
+        fake.answer_with("model", 200, gzip.compress(bytes(10**6), mtime=0), **{"content-encoding": "gzip"})
         expect_failure(lambda: fleet.download_release("model", tmp_path / "copy"), Outlook.RETRY)
         assert not (tmp_path / "copy").exists()
 
@@ -192,7 +192,7 @@ class TestAnswers:
         fake.answer_with("hello", 503, IN_CHUNKS, **CHUNKED)
         expect_failure(fleet.hello, Outlook.RETRY, "HTTP 503")
         fake.date_offset_s = -60.0
-        fake.answer_with("hello", 401, gzip.compress(bytes(10**6)), **{"content-encoding": "gzip"})
+        fake.answer_with("hello", 401, gzip.compress(bytes(10**6), mtime=0), **{"content-encoding": "gzip"})
         expect_failure(fleet.hello, Outlook.UNKNOWN_SITE, "ahead of")
 
 

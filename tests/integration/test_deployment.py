@@ -245,7 +245,7 @@ def test_server_killed_and_started_again_gives_the_same_bits(finished: Deploymen
 
 def test_site_with_another_authority_refuses_the_server(tmp_path: Path) -> None:
     with (
-        deploy(tmp_path / "one", min_sites=1, rounds=1, collect_wait_s=15) as deployment,
+        deploy(tmp_path / "one", min_sites=1, rounds=1, collect_wait_s=25) as deployment,
         deploy(tmp_path / "other") as other,
     ):
         shutil.copy(other.kit / "ca.pem", deployment.kit / "kits" / "site_02" / "ca.pem")
