@@ -33,7 +33,7 @@ def test_default_run_learns_and_fits(tmp_path: Path) -> None:
 
 
 def test_a_hundred_sites_on_two_cores(tmp_path: Path) -> None:
-    settings = ["sites=100", "rounds=2", "model.name=mobilenet_v2", "data.image_size=32"]
+    settings = ["sites=100", "rounds=2", "benefit=false", "model.name=mobilenet_v2", "data.image_size=32"]
     peak_mib = run_measured("--out", tmp_path / "run", settings=settings)
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     assert len(report["sites"]) == 100
