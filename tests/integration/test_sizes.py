@@ -10,7 +10,7 @@ from tests.integration.memory import watch_memory
 from tests.integration.test_mission import MISSION, classify
 from tests.integration.test_simulation_command import ROOT, command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def run_measured(*arguments: str | Path, settings: list[str]) -> float:
