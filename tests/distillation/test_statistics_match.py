@@ -18,7 +18,9 @@ from tests.distillation.helpers import SmallNet, hash_state, make_teacher, real_
 
 def two_layers() -> nn.Sequential:
     """Return norm, doubling, norm on one channel, with statistics set by hand."""
-    network = nn.Sequential(nn.BatchNorm2d(1, eps=0), nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0)).eval()
+    network = nn.Sequential(
+        nn.BatchNorm2d(1, eps=1e-12), nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1e-12)
+    ).eval()
     nn.init.constant_(network[1].weight, 2.0)
     network[0].running_mean.fill_(1.0), network[0].running_var.fill_(4.0)
     network[2].running_mean.fill_(3.0), network[2].running_var.fill_(9.0)
