@@ -2,10 +2,12 @@
 
     python simulations/benchmarks/compressed_updates.py
     python simulations/benchmarks/compressed_updates.py --kind fp16 --seeds 1 --set rounds=4
+    python simulations/benchmarks/compressed_updates.py --rounding-alone
     python simulations/benchmarks/compressed_updates.py --seeds 10 --json figures.json
 
 Federated averaging as a plain loop over the sites of a config (default: HAM10000's four), with the code that sites run.
-Each seed trains twice, with whole and with rounded updates, and every model is scored on the same test images:
+Each seed trains twice, with whole and with rounded updates, and every model is scored on the same test images
+(``--rounding-alone`` leaves the whole training out):
 
 ``rounding``   In every round of the rounded training, the average of what the sites had before it was rounded is scored
                beside the average of what travelled. Both come from the same training, so this is the rounding alone.
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kind", choices=["int8", "fp16"], default="int8")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--rounding-alone", action="store_true", help="train with rounded updates only")
     parser.add_argument("--control", action="store_true", help="also train with one weight moved, to show chance")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for seed in range(options.seeds):
             config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
-            found.append({"seed": seed} | measure_seed(config, options.kind, control=options.control))
+            found.append({"seed": seed} | _measure(config, options))
             print(describe_seed(found[-1]), file=sys.stderr, flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -80,8 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_seed(config: RunConfig, kind: Kind, *, control: bool = False) -> dict[str, Any]:
-    """Train twice, or three times with the control, and return balanced accuracies and the share of the bytes.
+def _measure(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
+    return measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
+
+
+def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: bool = False) -> dict[str, Any]:
+    """Train up to three times, and return balanced accuracies and the share of the bytes.
 
     Parameters
     ----------
@@ -89,8 +96,10 @@ def measure_seed(config: RunConfig, kind: Kind, *, control: bool = False) -> dic
         Settings of a simulation with complete averaging; what a loop does not have (benefit, deadlines) is left out.
     kind : {"int8", "fp16"}
         How updates are rounded.
+    whole : bool
+        Whether to train with whole updates too.
     control : bool
-        Whether to train once more from a start that differs by one part in a million of one weight.
+        Whether to train once more with whole updates, from a start that differs by one part in a million of one weight.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "run", "none")
@@ -99,23 +108,19 @@ def measure_seed(config: RunConfig, kind: Kind, *, control: bool = False) -> dic
         run.write_config(config)
         federation = Loop(config, [open_benchmark_site(run, name) for name in prepared.sites])
         rounded = Rounded(kind, Path(folder))
-        figures: list[float] = []
+        last: dict[str, float] = {}
         pairs: list[dict[str, float]] = []
 
         def look(sites: Mapping[str, State], start: State, weights: State) -> None:
-            whole = federation.score(federation.average(sites, start))
-            pairs.append({"whole": whole, "rounded": federation.score(weights)})
+            before = federation.score(federation.average(sites, start))
+            pairs.append({"whole": before, "rounded": federation.score(weights)})
 
-        figures.append(federation.score(federation.train(lambda _, state, __: state)))
-        figures.append(federation.score(federation.train(rounded, look)))
+        if whole:
+            last["whole"] = federation.score(federation.train(as_it_is))
+        last["rounded"] = federation.score(federation.train(rounded, look))
         if control:
-            figures.append(federation.score(federation.train(lambda _, state, __: state, moved=True)))
-        names = ("whole", "rounded", "moved")
-        return {
-            "rounds": pairs,
-            "bytes_share": rounded.num_bytes / rounded.num_whole_bytes,
-            "last": dict(zip(names, figures, strict=False)),
-        }
+            last["moved"] = federation.score(federation.train(as_it_is, moved=True))
+        return {"rounds": pairs, "bytes_share": rounded.num_bytes / rounded.num_whole_bytes, "last": last}
 
 
 class Loop:
@@ -197,6 +202,11 @@ class Loop:
         return clone(model.state_dict())
 
 
+def as_it_is(_site: str, state: State, _start: State) -> State:
+    """Return a site's weights: nothing is rounded."""
+    return state
+
+
 class Rounded:
     """Packs an update at a site and restores it at the server, as in a federation; residuals stay with the site.
 
@@ -247,7 +257,7 @@ def describe(found: Sequence[Mapping[str, Any]], kind: str) -> str:
         f"  rounding, a single round     median size {np.median(abs(alone)):.2f}, largest {abs(alone).max():.2f}",
     ]
     for name in ("rounded", "moved"):
-        if name in found[0]["last"]:
+        if {name, "whole"} <= set(found[0]["last"]):
             differences = [one["last"][name] - one["last"]["whole"] for one in found]
             label = "training" if name == "rounded" else "chance: one weight moved"
             lines.append(f"  {label:28s} {with_interval(differences)}")

@@ -11,7 +11,15 @@ from fedmed.config import RunConfig
 from fedmed.network import Network
 from fedmed.wire import pack_tensors
 from simulations.benchmarks.apps import open_benchmark_site
-from simulations.benchmarks.compressed_updates import Loop, Rounded, describe, main, measure_seed, with_interval
+from simulations.benchmarks.compressed_updates import (
+    Loop,
+    Rounded,
+    as_it_is,
+    describe,
+    main,
+    measure_seed,
+    with_interval,
+)
 from tests.federation import Federation
 
 CONFIG = RunConfig.model_validate(
@@ -52,14 +60,17 @@ def test_a_seed_gives_both_trainings_and_the_rounding_alone(tmp_path: Path) -> N
     )
     share = estimate_bytes(TensorFile(file).layout, "int8") / file.stat().st_size
     assert found["bytes_share"] == pytest.approx(share)
-    assert measure_seed(CONFIG, "int8")["last"] == {key: found["last"][key] for key in ("whole", "rounded")}
+    alone = measure_seed(CONFIG, "int8", whole=False)
+    assert alone["last"] == {"rounded": found["last"]["rounded"]}
+    assert alone["rounds"] == found["rounds"]
+    assert "training" not in describe([alone], "int8")
 
 
 def test_whole_training_has_the_bits_of_a_federation(tmp_path: Path) -> None:
     federation = Federation(tmp_path / "run", CONFIG.model_dump(mode="json", exclude={"classes"}))
     federation.go()
     loop = Loop(federation.config, [open_benchmark_site(federation.run, name) for name in federation.sites])
-    assert pack_tensors(loop.train(lambda _, state, __: state)) == federation.final_model()
+    assert pack_tensors(loop.train(as_it_is)) == federation.final_model()
 
 
 def test_interval_by_hand() -> None:
