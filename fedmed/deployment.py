@@ -77,7 +77,8 @@ class ServerConfig(FederationConfig):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name is given twice")
-        if self.distillation is not None and self.distillation.exchange == "aux":
+        plan = self.distillation
+        if plan is not None and plan.exchange == "aux":
             raise ValueError(
                 "'fopro.exchange' is 'aux', with which the network's last layer stays at every site, so that there is "
                 "no model to release. Set fopro.exchange: both or main; aux is for simulations"

@@ -111,9 +111,10 @@ def check_settings(config: RunConfig, source: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{source}: model: {error}") from None
     use_teacher_file(config)
-    if config.distillation is not None:
-        if not config.distillation.teacher.is_self:
-            take_teacher(config.distillation)
+    fopro = config.distillation
+    if fopro is not None:
+        if not fopro.teacher.is_self:
+            take_teacher(fopro)
         find_classifier(model)
 
 

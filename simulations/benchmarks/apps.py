@@ -10,7 +10,8 @@ from torch import nn
 
 from client.local import Site, open_site
 from client.site import app
-from fedmed.config import Plan
+from fedmed.config import Plan, RunConfig
+from fedmed.data import prepare_data
 from fedmed.metrics.classification import compute_figures
 from fedmed.models import MODELS
 from fedmed.network import get_network
@@ -32,6 +33,16 @@ def build_tiny(num_classes: int) -> nn.Module:
 def build_100mb(num_classes: int) -> nn.Module:
     """Return a network of 100 MB for images of 16 x 16 pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 32_768), nn.ReLU(), nn.Linear(32_768, num_classes))
+
+
+def make_benchmark_run(folder: Path, config: RunConfig) -> RunFolder:
+    """Return a new run folder with the data split, for a measurement that a later run does not go on with."""
+    run = RunFolder.create(folder, "none")
+    prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
+    run.write_config(config.model_copy(update={"classes": list(prepared.classes)}))
+    run.write_roster({number + 1: site for number, site in enumerate(prepared.sites)})
+    run.record_start()
+    return run
 
 
 def open_benchmark_site(run: RunFolder, name: str) -> Site:

@@ -30,24 +30,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from client.local import Site
-from fedmed.aggregation import TensorFile
+from fedmed.aggregation import TensorFile, WeightedUpdate, average_updates, write_tensors
 from fedmed.compression import Kind, compress_update, decompress_update
-from fedmed.config import Plan, RunConfig
+from fedmed.config import RunConfig
 from fedmed.config_files import load_run_config
-from fedmed.data import prepare_data
 from fedmed.errors import FedmedError
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import combine_tables
 from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from fedmed.training import evaluate, fit
-from fedmed.wire import pack_tensors, unpack_tensors
-from simulations.benchmarks.apps import open_benchmark_site
+from fedmed.wire import unpack_tensors
+from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
+from simulations.study_table import estimate_mean
 
-State = dict[str, torch.Tensor]
 CONFIG = Path("configs/ham10000_sites.yaml")
 SETTINGS = ("data.image_size=32", "rounds=16")
 _MOVED = 1 + 1e-6
@@ -72,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for seed in range(options.seeds):
             config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
-            found.append({"seed": seed} | _measure(config, options))
+            measured = measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
+            found.append({"seed": seed} | measured)
             print(describe_seed(found[-1]), file=sys.stderr, flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -81,10 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(describe(found, options.kind))
     return 0
-
-
-def _measure(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
-    return measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
 
 
 def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: bool = False) -> dict[str, Any]:
@@ -102,109 +97,103 @@ def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: 
         Whether to train once more with whole updates, from a start that differs by one part in a million of one weight.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder.create(Path(folder) / "run", "none")
-        prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
-        config = config.model_copy(update={"classes": list(prepared.classes)})
-        run.write_config(config)
-        federation = Loop(config, [open_benchmark_site(run, name) for name in prepared.sites])
+        loop = Loop(make_benchmark_run(Path(folder) / "run", config), Path(folder))
         rounded = Rounded(kind, Path(folder))
         last: dict[str, float] = {}
         pairs: list[dict[str, float]] = []
 
-        def look(sites: Mapping[str, State], start: State, weights: State) -> None:
-            before = federation.score(federation.average(sites, start))
-            pairs.append({"whole": before, "rounded": federation.score(weights)})
+        def look(sites: Mapping[str, Path], averaged: Path) -> None:
+            before = loop.score(loop.average(sites, Path(folder) / "not_rounded"))
+            pairs.append({"whole": before, "rounded": loop.score(averaged)})
 
         if whole:
-            last["whole"] = federation.score(federation.train(as_it_is))
-        last["rounded"] = federation.score(federation.train(rounded, look))
+            last["whole"] = loop.score(loop.train(as_it_is))
+        last["rounded"] = loop.score(loop.train(rounded, look))
         if control:
-            last["moved"] = federation.score(federation.train(as_it_is, moved=True))
+            last["moved"] = loop.score(loop.train(as_it_is, moved=True))
         return {"rounds": pairs, "bytes_share": rounded.num_bytes / rounded.num_whole_bytes, "last": last}
 
 
 class Loop:
-    """Federated averaging as a loop: nothing is sent, saved or checked.
+    """Federated averaging as a loop over tensor files: nothing is sent or checked.
 
     Parameters
     ----------
-    config : RunConfig
-        Settings with classes.
-    sites : sequence of Site
-        With their images.
+    run : RunFolder
+        Of :func:`simulations.benchmarks.apps.make_benchmark_run`.
+    folder : Path
+        For the files.
     """
 
-    def __init__(self, config: RunConfig, sites: Sequence[Site]) -> None:
-        self.plan: Plan = config.make_plan()
-        self.sites = sites
-        self.network = Network(self.plan)
-        self._start = clone(self.network.model.state_dict())
+    def __init__(self, run: RunFolder, folder: Path) -> None:
+        self.plan = run.read_config().make_plan()
+        self.sites = [open_benchmark_site(run, name) for name in run.read_roster().values()]
+        self._folder, self._network = folder, Network(self.plan)
+        self._start = self._network.pack()
 
     def train(
         self,
-        travel: Callable[[str, State, State], State],
-        look: Callable[[Mapping[str, State], State, State], None] | None = None,
+        travel: Callable[[str, Path, Path], Path],
+        look: Callable[[Mapping[str, Path], Path], None] | None = None,
         *,
         moved: bool = False,
-    ) -> State:
-        """Return the weights after all rounds.
+    ) -> Path:
+        """Return the file of the weights after all rounds; the next training replaces it.
 
         Parameters
         ----------
         travel : callable
-            From a site, its weights and those that it began with to what arrives at the server.
+            From a site, the files of its weights and of those that it began with to the file of what arrives.
         look : callable, optional
-            Told in every round what the sites had, what they began with and the average of what arrived.
+            Told in every round the files of what the sites had, and that of the average of what arrived.
         moved : bool
             Whether one weight of the first model is moved by one part in a million.
         """
-        weights = clone(self._start)
-        if moved:
-            first = next(tensor for tensor in weights.values() if tensor.is_floating_point())
-            first[(0,) * first.ndim] *= _MOVED
+        common = self._folder / "common"
+        common.write_bytes(self._move() if moved else self._start)
         for number in range(1, self.plan.rounds + 1):
-            trained = {site.name: self._fit(site, weights, number) for site in self.sites}
-            arrived = {name: travel(name, state, weights) for name, state in trained.items()}
-            start, weights = weights, self.average(arrived, weights)
+            packed = common.read_bytes()
+            trained = {site.name: self._fit(site, packed, number) for site in self.sites}
+            arrived = {name: travel(name, file, common) for name, file in trained.items()}
+            self.average(arrived, common)
             if look is not None:
-                look(trained, start, weights)
-        return weights
+                look(trained, common)
+        return common
 
-    def average(self, states: Mapping[str, State], start: State) -> State:
-        """Return the mean over sites, weighted by training images; of a counter the largest, as in a federation."""
-        images = [len(site.data.train) for site in self.sites]
-        averaged: State = {}
-        for name, before in start.items():
-            tensors = [states[site.name][name] for site in self.sites]
-            if before.is_floating_point():
-                summed = torch.zeros_like(before, dtype=torch.float64)
-                for tensor, number in zip(tensors, images, strict=True):
-                    summed += tensor.double() * number
-                averaged[name] = (summed / sum(images)).to(before.dtype)
-            else:
-                averaged[name] = torch.stack(tensors).amax(dim=0)
-        return averaged
+    def average(self, files: Mapping[str, Path], target: Path) -> Path:
+        """Write the mean over sites, weighted by training images, as a federation does, and return its file."""
+        updates = [WeightedUpdate(site.name, files[site.name], len(site.data.train)) for site in self.sites]
+        layout = TensorFile(updates[0].path).layout
+        write_tensors(target, average_updates(updates), {"format": "pt"}, layout=layout)
+        return target
 
-    def score(self, weights: State) -> float:
+    def score(self, file: Path) -> float:
         """Return the balanced accuracy on all test images, in points."""
-        self.network.model.load_state_dict(weights)
-        tables = [
-            evaluate(self.network.model, s.data.test, self.plan, group=s.name, device=s.device) for s in self.sites
-        ]
+        self._network.fill(file.read_bytes(), {})
+        model = self._network.model
+        tables = [evaluate(model, s.data.test, self.plan, group=s.name, device=s.device) for s in self.sites]
         value = compute_figures(combine_tables(tables).pool())["balanced_accuracy"].value
         assert value is not None, "there are test images"
         return 100 * value
 
-    def _fit(self, site: Site, weights: State, number: int) -> State:
-        model = self.network.model
-        model.load_state_dict(weights)
-        fit(model, site.data.train, self.plan, site=site.name, round_number=number, device=site.device)
-        return clone(model.state_dict())
+    def _fit(self, site: Site, packed: bytes, number: int) -> Path:
+        self._network.fill(packed, {})
+        fit(self._network.model, site.data.train, self.plan, site=site.name, round_number=number, device=site.device)
+        file = self._folder / f"trained_{site.name}"
+        file.write_bytes(self._network.pack())
+        return file
+
+    def _move(self) -> bytes:
+        self._network.fill(self._start, {})
+        first = next(self._network.model.parameters())
+        with torch.no_grad():
+            first[(0,) * first.ndim] *= _MOVED
+        return self._network.pack()
 
 
-def as_it_is(_site: str, state: State, _start: State) -> State:
-    """Return a site's weights: nothing is rounded."""
-    return state
+def as_it_is(_site: str, file: Path, _start: Path) -> Path:
+    """Return the file of a site's weights: nothing is rounded."""
+    return file
 
 
 class Rounded:
@@ -220,25 +209,19 @@ class Rounded:
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         self._kind, self._folder = kind, folder
-        self._residuals: dict[str, State] = {}
+        self._residuals: dict[str, dict[str, torch.Tensor]] = {}
         self.num_bytes = self.num_whole_bytes = 0
 
-    def __call__(self, site: str, state: State, start: State) -> State:
-        """Return what arrives of a site's weights."""
-        packed, self._residuals[site] = compress_update(state, start, self._residuals.get(site, {}), self._kind)
-        files = [self._folder / name for name in ("packed", "reference", "restored")]
-        whole = pack_tensors(start)
-        files[0].write_bytes(packed)
-        files[1].write_bytes(whole)
-        decompress_update(files[0], TensorFile(files[1]), files[2])
+    def __call__(self, site: str, file: Path, start: Path) -> Path:
+        """Return the file of what arrives of a site's weights."""
+        new, reference = (unpack_tensors(path.read_bytes()) for path in (file, start))
+        packed, self._residuals[site] = compress_update(new, reference, self._residuals.get(site, {}), self._kind)
+        sent, restored = self._folder / "sent", self._folder / f"restored_{site}"
+        sent.write_bytes(packed)
+        decompress_update(sent, TensorFile(start), restored)
         self.num_bytes += len(packed)
-        self.num_whole_bytes += len(whole)
-        return unpack_tensors(files[2].read_bytes())
-
-
-def clone(state: Mapping[str, torch.Tensor]) -> State:
-    """Return a copy that later training does not change."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+        self.num_whole_bytes += file.stat().st_size
+        return restored
 
 
 def describe_seed(found: Mapping[str, Any]) -> str:
@@ -271,11 +254,10 @@ def rounding(found: Mapping[str, Any]) -> "np.ndarray[tuple[int], np.dtype[np.fl
 
 def with_interval(values: Sequence[float]) -> str:
     """Return a mean with its 95 % interval over seeds, which a single one does not have."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:+.2f} (one seed)"
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    found = estimate_mean(values)
+    if found["interval"] is None:
+        return f"{found['value']:+.2f} ({'one seed' if found['n'] == 1 else 'the same at all seeds'})"
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(found["value"], *found["interval"])
 
 
 if __name__ == "__main__":

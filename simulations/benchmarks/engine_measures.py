@@ -17,7 +17,6 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedmed.config import RunConfig
-from fedmed.data import prepare_data
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.history import read_history
 from fedmed.metrics.tables import combine_tables
@@ -25,7 +24,7 @@ from fedmed.network import Network
 from fedmed.run_folder import RunFolder
 from fedmed.training import evaluate, fit
 from server.progress import LogListener
-from simulations.benchmarks.apps import RUN_VARIABLE, open_benchmark_site, stock_app
+from simulations.benchmarks.apps import RUN_VARIABLE, make_benchmark_run, open_benchmark_site, stock_app
 from simulations.engine import run_simulation
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -71,21 +70,16 @@ def make_config(part: str, sites: int | None = None, workers: int = 1) -> RunCon
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Make one measurement and return its figures."""
     kind, part = options.kind, options.part
-    run = RunFolder.create(options.folder, "none")
-    config = make_config(part, options.sites, options.workers)
-    prepared = prepare_data(config.data, config.sites, config.seed, run.splits)
-    config = config.model_copy(update={"classes": list(prepared.classes)})
-    run.write_config(config)
-    run.write_roster({number + 1: site for number, site in enumerate(prepared.sites)})
-    run.record_start()
+    run = make_benchmark_run(options.folder, make_config(part, options.sites, options.workers))
+    sites = list(run.read_roster().values())
     if kind == "plain":
         first, step = (int(text) for text in options.share.split("/"))
-        return {"rounds_s": _run_plain(run, list(prepared.sites)[first::step])}
+        return {"rounds_s": _run_plain(run, sites[first::step])}
     if kind == "stock":
-        return {"rounds_s": _run_stock(run, len(prepared.sites), options.workers)}
+        return {"rounds_s": _run_stock(run, len(sites), options.workers)}
     if kind == "memory":
         return _measure_memory(run)
-    run_simulation(run, config, LogListener(), client_app="simulations.benchmarks.apps:app")
+    run_simulation(run, run.read_config(), LogListener(), client_app="simulations.benchmarks.apps:app")
     return {"rounds_s": [record["wall_s"] for record in read_history(run.history_file)]}
 
 
