@@ -1,46 +1,31 @@
-"""What a hospital lets in and out, and what its audit log says of it."""
+"""What a hospital lets in: plans within its policy, at its hours, and requests that it can carry out."""
 
-import hashlib
 import json
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from client import guard as guard_module
 from client import request as request_module
 from client import site as site_module
-from client import site_audit
-from client.guard import Guard, NotRecordedError, guard_messages
-from client.leaving import LEAVING
+from client.guard import Guard
 from client.local import find_hospital
-from client.parts import list_parts
 from client.policy import Refusal, check_hours, check_plan
-from client.worker import describe_error
 from fedmed.audit import AuditLog
 from fedmed.config import Plan
 from fedmed.deployment import PolicyConfig
 from fedmed.distillation import teacher_files
 from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
-from fedmed.fairness.suppression import tell_everything
-from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import list_models
-from fedmed.network import Network
 from fedmed.training import TrainingError
-from fedmed.wire import REPORT, WireError, make_content, read_tables, read_values
-from tests.client import second_model
-from tests.client.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
+from fedmed.wire import WireError
+from tests.client.hospital import PATIENT, PLAN, POLICY, HospitalSite
 from tests.fopro import TEACHER, make_fopro
 
 IN_CLIENT_YAML = "in server.yaml, or the policy in the site's client.yaml."
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -122,17 +107,6 @@ def test_plan_within_the_policy_is_accepted(tmp_path: Path) -> None:
     assert site.events("refused") == []
 
 
-def test_test_tables_are_refused(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path, policy={"test_tables": False})
-    expected = (
-        "policy.test_tables: found a request for tables of the test images, allowed no such tables. The federation can "
-        "go on without this site's test figures, or the site changes its client.yaml."
-    )
-    with pytest.raises(PolicyError) as caught:
-        site.ask("evaluate", site.model, round=1, part="test")
-    assert str(caught.value) == f"The site's policy refuses this request. {expected}"
-
-
 def test_full_state_folder_is_refused(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path, policy={"max_disk_gib": 0.01})
     site.state.mkdir()
@@ -202,162 +176,6 @@ def test_hours_bind_training_and_nothing_else(tmp_path: Path) -> None:
         guard.check(messages[kind], guard.receive(messages[kind]))
     with pytest.raises(PolicyError, match=r"policy\.hours: found 14:30, allowed 20:00-06:00\. The site trains at"):
         guard.check(messages["train"], guard.receive(messages["train"]))
-
-
-def test_audit_names_every_part_that_came_and_left(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path)
-    asked = {
-        "query": (None, {}),
-        "train": (site.model, {"round": 1}),
-        "evaluate": (site.model, {"round": 1, "part": "test"}),
-    }
-    replies = {kind: site.ask(kind, model, **values) for kind, (model, values) in asked.items()}
-    assert [entry["event"] for entry in site.audit()] == ["policy", *["received", "sent"] * 3]
-    for received, sent, (kind, reply) in zip(
-        site.events("received"), site.events("sent"), replies.items(), strict=True
-    ):
-        assert received["kind"] == sent["kind"] == kind
-        assert (sent["run"], sent["round"]) == ("run1", 0 if kind == "query" else 1)
-        assert sent["of"] == ("test" if kind == "evaluate" else None)
-        expected = []
-        for name, record in reply.content.items():
-            data = record["json"].encode() if name == REPORT else record["bytes"].data
-            expected.append({"name": name, "bytes": len(data), "sha256": sha256(data)})
-        assert [{key: part[key] for key in ("name", "bytes", "sha256")} for part in sent["parts"]] == expected
-        assert {part["name"] for part in sent["parts"]} == set(LEAVING[kind])
-        assert sent["parts"][0]["keys"] == sorted(read_values(reply, REPORT))
-    models = [part for entry in site.events("received") for part in entry["parts"] if part["name"] == "model"]
-    assert models == [{"name": "model", "bytes": len(site.model), "sha256": sha256(site.model)}] * 2
-
-
-def test_policy_in_force_is_in_the_audit_log(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path, policy={"study": "skin"})
-    site.ask("query")
-    assert site.events("policy") == [PolicyConfig(study="skin").model_dump(mode="json")]
-    with pytest.raises(PolicyError):
-        site.restart(policy={"study": "eyes"}).ask("query")
-    assert [entry["study"] for entry in site.events("policy")] == ["skin", "eyes"]
-
-
-def test_audit_entry_is_on_the_disk_before_the_reply_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = HospitalSite(tmp_path)
-    site.ask("query")
-    append = AuditLog.append
-
-    def fail(self: AuditLog, event: str, /, **fields: Any) -> None:
-        if event == "sent":
-            raise RunFolderError(f"The audit log {self.path} cannot be written: no space left.")
-        append(self, event, **fields)
-
-    monkeypatch.setattr(AuditLog, "append", fail)
-    with pytest.raises(RunFolderError) as caught:
-        site.ask("query")
-    assert not caught.value.shareable
-
-
-def test_refusal_and_its_text_are_in_the_audit_log(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path, policy={"study": "eyes"})
-    with pytest.raises(PolicyError) as caught:
-        site.ask("train", site.model, round=1)
-    assert [entry["event"] for entry in site.audit()] == ["policy", "received", "refused", "sent"]
-    (sent,) = site.events("sent")
-    text = describe_error(caught.value)
-    assert sent["text"] == text
-    assert sent["parts"] == [{"name": "error", "bytes": len(text), "sha256": sha256(text.encode())}]
-
-
-Change = Callable[[RecordDict], None]
-
-
-def add_key(content: RecordDict) -> None:
-    content[REPORT] = make_content(REPORT, json.loads(str(content[REPORT]["json"])) | {PATIENT: 1})[REPORT]
-
-
-def add_config_value(content: RecordDict) -> None:
-    content[REPORT]["other"] = 1
-
-
-def add_record(content: RecordDict) -> None:
-    content[PATIENT] = ConfigRecord({"json": "{}"})
-
-
-def add_array(content: RecordDict) -> None:
-    content["model"]["other"] = Array("uint8", (1,), "safetensors", b"x")
-
-
-def add_known_record_of_another_kind(content: RecordDict) -> None:
-    logits = {FEDERATED: torch.eye(3).repeat(9, 1)}
-    tables = tell_everything(logits, torch.arange(3).repeat(9), {"site": ["north"] * 27})
-    content["tables"] = make_content(REPORT, {}, tables=tables)["tables"]
-
-
-def hide_in_a_type(content: RecordDict) -> None:
-    array = content["model"]["bytes"]
-    content["model"] = ArrayRecord({"bytes": Array(PATIENT, array.shape, array.stype, array.data)})
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (add_key, "its report holds 1 keys that are not on the list of what may leave"),
-        (add_config_value, "it holds a part that is not on the list of what may leave, or none"),
-        (add_record, "it holds a part that is not on the list of what may leave, or none"),
-        (add_array, "it holds a part that is not on the list of what may leave, or none"),
-        (add_known_record_of_another_kind, "it holds a part that is not on the list of what may leave, or none"),
-        (hide_in_a_type, "it holds a part that is not on the list of what may leave, or none"),
-        (RecordDict.clear, "it holds a part that is not on the list of what may leave, or none"),
-    ],
-)
-def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Change, problem: str) -> None:
-    site = HospitalSite(tmp_path)
-
-    def answer(message: Message, context: Context) -> Message:
-        values = {"num_images": 1, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0}
-        reply = Message(make_content(REPORT, values, model=site.model), reply_to=message)
-        change(reply.content)
-        return reply
-
-    message = site.message("train", site.model, {"plan": PLAN, "round": 1})
-    with pytest.raises(PolicyError) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
-    assert str(caught.value) == (
-        f"The reply was not sent: {problem}. This is a fault of the software; please report it."
-    )
-    assert [entry["reason"] for entry in site.events("withheld")] == [problem]
-    assert [part["name"] for entry in site.events("sent") for part in entry["parts"]] == ["error"]
-    assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
-
-
-@pytest.mark.parametrize(
-    ("part", "groups", "problem"),
-    [
-        ("test", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
-        ("validation", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
-        ("test", PATIENT, "its tables must not leave, because they are of other groups than the site"),
-    ],
-)
-def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, groups: str, problem: str) -> None:
-    site = HospitalSite(tmp_path)
-    logits = {FEDERATED: torch.eye(3).repeat(2, 1)}
-    tables = tell_everything(logits, torch.arange(3).repeat(2), {"site": [groups] * 6})
-
-    def answer(message: Message, context: Context) -> Message:
-        return Message(make_content(REPORT, {"model_sha256": "0" * 64}, tables=tables), reply_to=message)
-
-    message = site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": part})
-    with pytest.raises(PolicyError, match=problem) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
-    assert PATIENT not in str(caught.value)
-
-
-def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path)
-    held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation")).site
-    assert held_back.counts.any()
-    assert not held_back.scores.any()
-    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.scores.any()
-    generous = site.restart(policy={"suppression": {"k": 6, "k_row": 3}, "validation_scores": True})
-    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.scores.any()
 
 
 def corrupt(**values: Any) -> dict[str, Any]:
@@ -474,82 +292,6 @@ def test_too_little_memory_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
         site.ask("train", site.model, round=1)
 
 
-def test_fault_of_ours_is_not_told_in_detail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = HospitalSite(tmp_path)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError(f"{PATIENT} has a bad image")
-
-    monkeypatch.setattr(site_module, "fit", fail)
-    with pytest.raises(ValueError, match="bad image"):
-        site.ask("train", site.model, round=1)
-    (sent,) = site.events("sent")
-    assert sent["text"] == "ValueError at the site; its log says more"
-    assert PATIENT not in (site.state / "audit.jsonl").read_text()
-
-
-def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path, exclude="withdrawn.txt")
-    file = tmp_path / "withdrawn.txt"
-    file.write_text(f"{PATIENT}-000\n{PATIENT}-001\nNOBODY\n")
-    site.ask("query")
-    site.ask("query")
-    (counts,) = site.events("exclusions")
-    assert (counts["listed"], counts["matched"], sum(counts["images"].values())) == (3, 2, 4)
-    file.write_text(f"{PATIENT}-000\n")
-    before = read_values(site.ask("query"), REPORT)["num_images"]["train"]
-    assert [entry["listed"] for entry in site.events("exclusions")] == [3, 1]
-    file.write_text("\n".join(str(row["patient"]) for row in site.rows))
-    with pytest.raises(TrainingError, match="no training image left"):
-        site.ask("train", site.model, round=1)
-    assert before > 0
-    assert PATIENT not in (site.state / "audit.jsonl").read_text()
-
-
-def serialise(message: Message) -> bytes:
-    from flwr.common.serde import message_to_proto
-
-    return message_to_proto(message).SerializeToString()
-
-
-def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    site = HospitalSite(tmp_path, exclude="withdrawn.txt", share_class_counts=True)
-    (tmp_path / "withdrawn.txt").write_text(f"{PATIENT}-000\n")
-    told = [
-        serialise(site.ask("query")),
-        serialise(site.ask("train", site.model, round=1)),
-        serialise(site.ask("evaluate", site.model, round=1, part="validation")),
-        serialise(site.ask("evaluate", site.model, round=1, part="test")),
-    ]
-    errors = []
-
-    def fail(**settings: Any) -> None:
-        try:
-            site.restart(**settings).ask("train", site.model, round=2)
-        except FedmedError as error:
-            errors.append(error)
-
-    for file in site.images.glob("scans/*"):
-        file.write_bytes(b"damaged")
-    fail()  # files that became unreadable
-    fail(state_dir="other")  # too many rows that cannot be used
-    fail(data=site.settings["data"] | {"classes": None, "label_column": "file"}, state_dir="another")
-    fail(data=site.settings["data"] | {"root": f"{FILE}/missing"})
-    fail(exclude=f"{PATIENT}.txt")
-    (site.images / "labels.csv").write_text(f"file;label\n{FILE};a\n")
-    fail()
-    assert len(errors) == 6
-    assert any(PATIENT in str(error) or FILE in str(error) for error in errors)  # for the person at the hospital
-    told += [describe_error(error).encode() for error in errors]
-    told += [file.read_bytes() for file in tmp_path.rglob("audit.jsonl*")]
-    told += [caplog.text.encode()]
-    assert len(told[-2]) > 1000
-    for text in told:
-        assert PATIENT.encode() not in text
-        assert FILE.encode() not in text
-        assert str(tmp_path).encode() not in text
-
-
 def test_simulation_has_no_guard(tmp_path: Path) -> None:
     from tests.federation import Federation
 
@@ -575,47 +317,6 @@ def test_site_without_the_teacher_says_what_to_do_and_not_where_it_looked(
         site.ask("query", None, {"fopro": make_fopro(teacher=teacher)})
     assert str(tmp_path) not in str(caught.value)
     assert "weights.pth" not in str(caught.value)
-
-
-def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
-    """A key that is on the list but never sent would be a hole that nobody needs."""
-    site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
-    sent: dict[str, set[str]] = {kind: set() for kind in LEAVING}
-    for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
-        replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
-        if kind != "query":
-            replies.append(site.ask(kind, model_sha256="0" * 64, **values))
-        for reply in replies:
-            sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
-        for kind in ("recalibrate", "calibrate"):
-            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, **values)
-            sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    alone = {"benefit": True, "losses": "site"}
-    declining = site.restart(policy={"suppression": {"k": 1, "k_row": 1}, "benefit": False})
-    for reply in (
-        site.ask("train.local", None, alone, round=1, model_sha256="0" * 64),
-        site.ask("train.local", site.model, alone, round=1),
-        declining.ask("train.local", site.model, alone, round=1),
-    ):
-        sent["local"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for plan in ({"losses": "site"}, {"losses": "groups", "loss_attribute": "site"}):
-        reply = site.ask("train", site.model, plan, round=1)
-        sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    plan = {"fopro": make_fopro(), "divergence": "plain"}
-    network = Network(Plan.model_validate(PLAN | plan))
-    reply = site.ask("train", network.pack(), plan, round=1)
-    sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for kind, reply in (
-        ("evaluate", second_model.ask(site)),
-        ("distil", second_model.distil(site)),
-        ("distil", second_model.distil(site, with_model=False, model_sha256="0" * 64)),
-    ):
-        sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
-        sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
-    assert site_audit.AUDIT_FILE == "audit.jsonl"
 
 
 EVIL = "\x1b[2J\u202e\nsecond" + "x" * 5000
@@ -650,13 +351,6 @@ def test_texts_of_the_server_are_tame(
         assert len(text) < 1700
 
 
-def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path)
-    site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
-    (part,) = site.events("received")[0]["parts"]
-    assert (len(part["keys"]), part["num_keys"]) == (40, 5001)
-
-
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -676,64 +370,3 @@ def test_only_errors_about_the_plan_are_told(monkeypatch: pytest.MonkeyPatch, er
         request_module.try_plan(Plan.model_validate(PLAN))
     assert str(caught.value).endswith(text)
     assert PATIENT not in str(caught.value)
-
-
-def assert_says_nothing(error: BaseException) -> None:
-    assert describe_error(error) == "NotRecordedError at the site; its log says more"
-
-
-@pytest.mark.parametrize("kind", ["query", "train"])
-def test_nothing_leaves_with_a_broken_audit_log(tmp_path: Path, kind: str) -> None:
-    site = HospitalSite(tmp_path)
-    site.state.mkdir()
-    (site.state / "audit.jsonl").write_text(f'{{"{PATIENT}": 1}}\n')
-    with pytest.raises(NotRecordedError) as caught:
-        site.ask(kind, site.model if kind == "train" else None, round=1)
-    assert_says_nothing(caught.value)
-    assert "broken" in str(caught.value.__cause__)  # for the log at the site
-
-
-def test_nothing_leaves_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = HospitalSite(tmp_path, policy={"study": "eyes"})
-    with pytest.raises(PolicyError):
-        site.ask("query")
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(NotRecordedError) as caught:  # a refusal that would be told otherwise
-        site.ask("query")
-    assert_says_nothing(caught.value)
-    with pytest.raises(NotRecordedError):
-        site.restart().ask("query")
-
-
-@pytest.mark.parametrize("error", [PolicyError(f"{PATIENT} told"), ValueError(PATIENT), SystemExit(PATIENT)])
-def test_nothing_leaves_where_the_hospital_cannot_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    site = HospitalSite(tmp_path)
-
-    def fail(*_: Any) -> None:
-        raise error
-
-    for name in ("find_hospital", "_find_guard"):
-        with monkeypatch.context() as patch:
-            patch.setattr(guard_module, name, fail)
-            with pytest.raises(NotRecordedError) as caught:
-                site.ask("query")
-            assert_says_nothing(caught.value)
-            assert PATIENT not in str(caught.value)
-
-
-def test_an_app_that_wants_to_exit_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = HospitalSite(tmp_path)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise SystemExit(PATIENT)
-
-    monkeypatch.setattr(site_module, "fit", fail)
-    with pytest.raises(SystemExit):
-        site.ask("train", site.model, round=1)
-    assert site.events("sent")[0]["text"] == "SystemExit at the site; its log says more"
