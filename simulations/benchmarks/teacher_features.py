@@ -1,0 +1,216 @@
+"""What a frozen teacher's features are worth: by the size at which it sees the images, pooled and averaged over sites.
+
+    python simulations/benchmarks/teacher_features.py                   # half an hour on two cores, nearly all at 224
+    python simulations/benchmarks/teacher_features.py --sizes 96 --seeds 5 --json figures.json
+
+A distilled student can only gain what the teacher has. This trains one layer on the teacher's features, computed once
+without augmentation: on the images of all sites together, which no federation may do, and by federated averaging over
+the sites. Both have the same images, steps and settings, the round is chosen on validation images, and the figure is
+the balanced accuracy on the pooled test images. Where sizes differ when images are pooled and not when sites average,
+it is the sites' difference that limits a federation, and no better teacher helps.
+
+The default data and settings are those of the arm ``frozen_teacher`` of configs/studies/fopro_kd.yaml. Intervals are of
+Student's t over seeds.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
+
+from fedmed.config import RunConfig, TeacherPlan
+from fedmed.config_files import load_run_config
+from fedmed.data import ImagePart, make_batches, make_eval_transform, normalisation
+from fedmed.distillation import Teacher, get_teacher
+from fedmed.distillation.pixels import restore_pixels
+from fedmed.errors import FedmedError
+from fedmed.losses.balanced import LogitAdjustment
+from fedmed.seeding import make_rng
+from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
+from simulations.study_table import estimate_mean
+
+CONFIG = Path("configs/ham10000_sites.yaml")
+SETTINGS = (
+    "data.max_train_images=2000",
+    "rounds=20",
+    "training.batch_size=32",
+    "training.optimizer.lr=0.003",
+    "training.optimizer.nesterov=false",
+)
+SIZES = (64, 96, 224)
+_ASKED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of images and their classes.
+
+    Attributes
+    ----------
+    values : Tensor
+        float32 (N,F).
+    labels : Tensor
+        int64 (N,).
+    """
+
+    values: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def pool(groups: Sequence["Features"]) -> "Features":
+        """Return all of them together."""
+        return Features(torch.cat([one.values for one in groups]), torch.cat([one.labels for one in groups]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="of a simulation")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the study's settings")
+    parser.add_argument("--teacher", default="efficientnet_lite0", help="one of an installed package")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sides in pixels that the teacher sees")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    found: list[dict[str, Any]] = []
+    try:
+        for seed in range(options.seeds):
+            config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
+            for size in options.sizes:
+                values = measure(config, TeacherPlan(name=options.teacher, image_size=size))
+                found.append({"seed": seed, "size": size} | values)
+                print("seed {seed}, {size} px: pooled {pooled:.3f}, sites {sites:.3f}".format(**found[-1]), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    except FedmedError as error:
+        print(f"The benchmark did not finish.\n{error}", file=sys.stderr)
+        return 1
+    print(describe(found))
+    return 0
+
+
+def measure(config: RunConfig, teacher: TeacherPlan) -> dict[str, float]:
+    """Return balanced accuracies on test images with one seed and teacher.
+
+    Returns
+    -------
+    dict
+        ``pooled``, with the training images of all sites together, and ``sites``, averaged over the sites.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_benchmark_run(Path(folder) / "run", config)
+        config, network = run.read_config(), get_teacher(teacher)
+        sites = [open_benchmark_site(run, name).data for name in run.read_roster().values()]
+        train = [extract(network, site.train, config) for site in sites]
+        validation = Features.pool([extract(network, site.validation, config) for site in sites])
+        test = Features.pool([extract(network, site.test, config) for site in sites])
+    groups = {"pooled": [Features.pool(train)], "sites": train}
+    return {name: train_layer(group, validation, test, config) for name, group in groups.items()}
+
+
+@torch.no_grad()
+def extract(teacher: Teacher, part: ImagePart, config: RunConfig) -> Features:
+    """Return the teacher's features of images as the federation sees them."""
+    recipe = config.data.augmentation
+    transform, statistics = make_eval_transform(recipe, config.data.image_size), normalisation(recipe)
+    values = []
+    for first in range(0, len(part), _ASKED_AT_ONCE):
+        images = part.images(range(first, min(first + _ASKED_AT_ONCE, len(part))))
+        values.append(teacher(restore_pixels(transform(images), statistics)))
+    return Features(torch.cat(values), part.labels)
+
+
+def train_layer(groups: Sequence[Features], validation: Features, test: Features, config: RunConfig) -> float:
+    """Return the test balanced accuracy of a layer after federated averaging over groups; one group is plain training.
+
+    Parameters
+    ----------
+    groups : sequence of Features
+        For training; each with the balanced softmax of its own class counts, and weighted by its images.
+    validation, test : Features
+        The round is chosen on the first.
+    config : RunConfig
+        Seed, rounds, batch size and the settings of SGD, whose momentum stays in its group.
+    """
+    num_classes = len(config.classes or ())
+    torch.manual_seed(config.seed)
+    layer = nn.Linear(test.values.shape[1], num_classes)
+    learners = [Learner(number, group, num_classes, config) for number, group in enumerate(groups)]
+    shares = [len(group.labels) / sum(len(one.labels) for one in groups) for group in groups]
+    best, chosen = -1.0, 0.0
+    for number in range(1, config.rounds + 1):
+        trained = [learner.train(layer, number) for learner in learners]
+        with torch.no_grad():
+            for name, value in layer.named_parameters():
+                value.zero_()
+                for share, one in zip(shares, trained, strict=True):
+                    value.add_(one[name], alpha=share)
+        if (found := score(layer, validation)) > best:
+            best, chosen = found, score(layer, test)
+    return chosen
+
+
+class Learner:
+    """Trains a layer on one group's features."""
+
+    def __init__(self, number: int, group: Features, num_classes: int, config: RunConfig) -> None:
+        self._number, self._group, self._config = number, group, config
+        counts = torch.bincount(group.labels, minlength=num_classes)
+        self._loss = LogitAdjustment(counts.tolist())
+        self._layer = nn.Linear(group.values.shape[1], num_classes)
+        settings = config.training.optimizer
+        self._optimizer = torch.optim.SGD(
+            self._layer.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+        )
+
+    def train(self, start: nn.Linear, number: int) -> Mapping[str, Tensor]:
+        """Return the parameters after an epoch from those of ``start``."""
+        self._layer.load_state_dict(start.state_dict())
+        rng = make_rng(self._config.seed, "teacher_features", self._number, number)
+        order = rng.permutation(len(self._group.labels))
+        for batch in make_batches(order, self._config.training.batch_size):
+            self._optimizer.zero_grad()
+            self._loss(self._layer(self._group.values[batch]), self._group.labels[batch]).backward()
+            self._optimizer.step()
+        return copy.deepcopy(dict(self._layer.named_parameters()))
+
+
+@torch.no_grad()
+def score(layer: nn.Linear, features: Features) -> float:
+    """Return the balanced accuracy."""
+    return float(balanced_accuracy_score(features.labels, layer(features.values).argmax(1)))
+
+
+def describe(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of all seeds as a table."""
+    lines = [f"balanced accuracy, {len({one['seed'] for one in found})} seeds"]
+    for size in dict.fromkeys(one["size"] for one in found):
+        rows = [one for one in found if one["size"] == size]
+        columns = {
+            "pooled": [one["pooled"] for one in rows],
+            "sites": [one["sites"] for one in rows],
+            "sites minus pooled": [one["sites"] - one["pooled"] for one in rows],
+        }
+        lines.append(f"  {size} px:  " + "   ".join(f"{name} {_say(values)}" for name, values in columns.items()))
+    return "\n".join(lines)
+
+
+def _say(values: Sequence[float]) -> str:
+    found = estimate_mean(values)
+    interval = "" if found["interval"] is None else " ({:.3f} to {:.3f})".format(*found["interval"])
+    return f"{found['value']:.3f}{interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
