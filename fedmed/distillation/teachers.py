@@ -116,6 +116,7 @@ class Teacher(nn.Module):
         self.name, self.source, self.sha256 = name, source, sha256
         self.num_features, self.image_size = num_features, image_size
         self.mean, self.std = mean, std
+        self.to(memory_format=torch.channels_last)  # 1.1 (ResNet-50) to 2 times (EfficientNet-Lite0) as fast on a CPU
         self.requires_grad_(False)
         self.eval()
 
