@@ -2,6 +2,7 @@
 
     python simulations/benchmarks/deployment.py                  # all parts, about fifteen minutes on two cores
     python simulations/benchmarks/deployment.py --part "10 MB"
+    python simulations/benchmarks/deployment.py --part "10 MB" --rounds 200      # does the disk fill?
 
 Server and sites run on this machine, each site with a line of its own to the server. Nothing is trained: a round sends
 the model down to every site and an update of the same size up. A round's time is what passes between two lines of
@@ -13,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from simulations.benchmarks.deployment_measures import ROUND_PARTS, Case, Figures, measure
@@ -38,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS), action="append", help="measure this part only")
+    parser.add_argument("--rounds", type=int, help="timed rounds, in place of each part's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args(arguments)
     found = []
     for case in [case for part in options.part or list(PARTS) for case in PARTS[part]]:
         print(f"measuring {_name(case)} ...", file=sys.stderr, flush=True)
-        found.append(_measure(case))
+        found.append(_measure(case if options.rounds is None else replace(case, num_timed=options.rounds)))
     for title, show in (
         ("Seconds a round", _show_times),
         ("Where they go", _show_parts),

@@ -6,6 +6,7 @@ The exporter takes 5 to 50 seconds of one core for a network, so that only one o
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -44,6 +45,14 @@ def train_a_little(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def read_all_but_weights(file: Path) -> bytes:
+    """Return the file without the bytes of its weights, among which any three letters are found sooner or later."""
+    network = onnx.load(file)
+    for weight in network.graph.initializer:
+        weight.ClearField("raw_data")
+    return network.SerializeToString()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx_gives_the_logits_of_torch(name: str, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
@@ -59,7 +68,7 @@ def test_onnx_gives_the_logits_of_torch(name: str, tmp_path: Path) -> None:
     assert found.onnx.num_images == 6
     assert found.onnx.max_abs_error <= 1e-4
     assert found.onnx.largest_logit > 1e-3
-    data = file.read_bytes()
-    assert b".py" not in data
-    assert b"site-packages" not in data
-    check_plain_onnx(data)
+    check_plain_onnx(file.read_bytes())
+    words = read_all_but_weights(file)
+    assert b".py" not in words
+    assert b"site-packages" not in words
