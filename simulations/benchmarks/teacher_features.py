@@ -18,7 +18,7 @@ import copy
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for seed in range(options.seeds):
             config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
-            for size in options.sizes:
-                values = measure(config, TeacherPlan(name=options.teacher, image_size=size))
-                found.append({"seed": seed, "size": size} | values)
+            for values in measure(
+                config, [TeacherPlan(name=options.teacher, image_size=size) for size in options.sizes]
+            ):
+                found.append({"seed": seed} | values)
                 print("seed {seed}, {size} px: pooled {pooled:.3f}, sites {sites:.3f}".format(**found[-1]), flush=True)
                 if options.json:
                     options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -100,23 +101,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(config: RunConfig, teacher: TeacherPlan) -> dict[str, float]:
-    """Return balanced accuracies on test images with one seed and teacher.
+def measure(config: RunConfig, teachers: Sequence[TeacherPlan]) -> Iterator[dict[str, Any]]:
+    """Yield the balanced accuracies on test images with one seed, teacher by teacher.
 
-    Returns
-    -------
+    Yields
+    ------
     dict
-        ``pooled``, with the training images of all sites together, and ``sites``, averaged over the sites.
+        ``size``, the teacher's; ``pooled``, with the training images of all sites together; ``sites``, averaged over
+        the sites.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = make_benchmark_run(Path(folder) / "run", config)
-        config, network = run.read_config(), get_teacher(teacher)
+        config = run.read_config()
         sites = [open_benchmark_site(run, name).data for name in run.read_roster().values()]
-        train = [extract(network, site.train, config) for site in sites]
-        validation = Features.pool([extract(network, site.validation, config) for site in sites])
-        test = Features.pool([extract(network, site.test, config) for site in sites])
-    groups = {"pooled": [Features.pool(train)], "sites": train}
-    return {name: train_layer(group, validation, test, config) for name, group in groups.items()}
+        for plan in teachers:
+            teacher = get_teacher(plan)
+            train = [extract(teacher, site.train, config) for site in sites]
+            validation = Features.pool([extract(teacher, site.validation, config) for site in sites])
+            test = Features.pool([extract(teacher, site.test, config) for site in sites])
+            groups = {"pooled": [Features.pool(train)], "sites": train}
+            scores = {name: train_layer(group, validation, test, config) for name, group in groups.items()}
+            yield {"size": plan.image_size} | scores
 
 
 @torch.no_grad()

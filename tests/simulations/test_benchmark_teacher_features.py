@@ -59,11 +59,12 @@ def test_the_round_is_chosen_on_validation_images(monkeypatch: pytest.MonkeyPatc
 
 
 def test_measures_a_config_by_its_own_split() -> None:
-    teacher = TeacherPlan(source="random", image_size=32)
-    found = measure(CONFIG, teacher)
-    assert set(found) == {"pooled", "sites"}
-    assert all(1 / 3 - 0.2 < value <= 1 for value in found.values())
-    assert found == measure(CONFIG, teacher)
+    teachers = [TeacherPlan(source="random", image_size=size) for size in (32, 64)]
+    found = list(measure(CONFIG, teachers))
+    assert [set(one) for one in found] == [{"size", "pooled", "sites"}] * 2
+    assert [one["size"] for one in found] == [32, 64]
+    assert all(0.1 < one[name] <= 1 for one in found for name in ("pooled", "sites"))
+    assert found[1:] == list(measure(CONFIG, teachers[1:]))
 
 
 def test_table_by_hand() -> None:
@@ -84,7 +85,8 @@ def test_command_explains_a_setting_that_is_not_known(
 ) -> None:
     assert main(["--set", "round=3", "--seeds", "1"]) == 1
     assert "round" in capsys.readouterr().err
-    monkeypatch.setattr("simulations.benchmarks.teacher_features.measure", lambda *_: {"pooled": 0.5, "sites": 0.25})
+    found = {"size": 96, "pooled": 0.5, "sites": 0.25}
+    monkeypatch.setattr("simulations.benchmarks.teacher_features.measure", lambda *_: iter([found]))
     file = tmp_path / "figures.json"
     assert main(["--config", "configs/simulation.yaml", "--sizes", "96", "--seeds", "1", "--json", str(file)]) == 0
-    assert json.loads(file.read_text()) == [{"seed": 0, "size": 96, "pooled": 0.5, "sites": 0.25}]
+    assert json.loads(file.read_text()) == [{"seed": 0} | found]
