@@ -2,7 +2,7 @@
 
     python simulations/benchmarks/deployment.py                  # all parts, about fifteen minutes on two cores
     python simulations/benchmarks/deployment.py --part "10 MB"
-    python simulations/benchmarks/deployment.py --part "10 MB" --rounds 200      # does the disk fill?
+    python simulations/benchmarks/deployment.py --part "10 MB" --sites 2 --rounds 200    # does the disk fill?
 
 Server and sites run on this machine, each site with a line of its own to the server. Nothing is trained: a round sends
 the model down to every site and an update of the same size up. A round's time is what passes between two lines of
@@ -39,13 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS), action="append", help="measure this part only")
+    parser.add_argument("--sites", type=int, choices=[2, 8], help="measure with so many sites only")
     parser.add_argument("--rounds", type=int, help="timed rounds, in place of each part's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args(arguments)
+    cases = [case for part in options.part or list(PARTS) for case in PARTS[part]]
+    if options.sites is not None:
+        cases = [case for case in cases if case.num_sites == options.sites]
+    if options.rounds is not None:
+        cases = [replace(case, num_timed=options.rounds) for case in cases]
     found = []
-    for case in [case for part in options.part or list(PARTS) for case in PARTS[part]]:
+    for case in cases:
         print(f"measuring {_name(case)} ...", file=sys.stderr, flush=True)
-        found.append(_measure(case if options.rounds is None else replace(case, num_timed=options.rounds)))
+        found.append(_measure(case))
     for title, show in (
         ("Seconds a round", _show_times),
         ("Where they go", _show_parts),
