@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [case for part in options.part or list(PARTS) for case in PARTS[part]]
     if options.sites is not None:
         cases = [case for case in cases if case.num_sites == options.sites]
+        if not cases:
+            parser.error(f"no such part has {options.sites} sites; 2 is in every part")
     if options.rounds is not None:
         cases = [replace(case, num_timed=options.rounds) for case in cases]
     found = []
