@@ -21,10 +21,9 @@ Differences are rounded minus whole, in points of balanced accuracy; intervals a
 """
 
 import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ from client.local import Site
 from fedmed.aggregation import TensorFile, WeightedUpdate, average_updates, write_tensors
 from fedmed.compression import Kind, compress_update, decompress_update
 from fedmed.config import RunConfig
-from fedmed.config_files import load_run_config
-from fedmed.errors import FedmedError
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import combine_tables
 from fedmed.network import Network
@@ -44,39 +41,27 @@ from fedmed.run_folder import RunFolder
 from fedmed.training import evaluate, fit
 from fedmed.wire import unpack_tensors
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
-from simulations.study_table import estimate_mean
+from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
 
-CONFIG = Path("configs/ham10000_sites.yaml")
 SETTINGS = ("data.image_size=32", "rounds=16")
 _MOVED = 1 + 1e-6
+_POINTS = "+.2f"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="of a simulation")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"default: {' and '.join(SETTINGS)}"
-    )
+    add_seed_options(parser, SETTINGS)
     parser.add_argument("--kind", choices=["int8", "fp16"], default="int8")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--rounding-alone", action="store_true", help="train with rounded updates only")
     parser.add_argument("--control", action="store_true", help="also train with one weight moved, to show chance")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    found: list[dict[str, Any]] = []
-    try:
-        for seed in range(options.seeds):
-            config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
-            measured = measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
-            found.append({"seed": seed} | measured)
-            print(describe_seed(found[-1]), file=sys.stderr, flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(found, indent=1) + "\n")
-    except FedmedError as error:
-        print(f"The benchmark did not finish.\n{error}", file=sys.stderr)
+
+    def measure(config: RunConfig) -> Iterator[dict[str, Any]]:
+        yield measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
+
+    found = measure_seeds(options, SETTINGS, measure, describe_seed)
+    if found is None:
         return 1
     print(describe(found, options.kind))
     return 0
@@ -236,28 +221,20 @@ def describe(found: Sequence[Mapping[str, Any]], kind: str) -> str:
     lines = [
         f"{kind}: {100 * np.mean([one['bytes_share'] for one in found]):.2f} % of the bytes; {len(found)} seeds, "
         f"{len(found[0]['rounds'])} rounds, balanced accuracy, points",
-        f"  rounding, mean over rounds   {with_interval([float(rounding(one).mean()) for one in found])}",
+        f"  rounding, mean over rounds   {with_interval([float(rounding(one).mean()) for one in found], _POINTS)}",
         f"  rounding, a single round     median size {np.median(abs(alone)):.2f}, largest {abs(alone).max():.2f}",
     ]
     for name in ("rounded", "moved"):
         if {name, "whole"} <= set(found[0]["last"]):
             differences = [one["last"][name] - one["last"]["whole"] for one in found]
             label = "training" if name == "rounded" else "chance: one weight moved"
-            lines.append(f"  {label:28s} {with_interval(differences)}")
+            lines.append(f"  {label:28s} {with_interval(differences, _POINTS)}")
     return "\n".join(lines)
 
 
 def rounding(found: Mapping[str, Any]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """Return rounded minus whole in every round of a seed, in points."""
     return np.array([pair["rounded"] - pair["whole"] for pair in found["rounds"]])
-
-
-def with_interval(values: Sequence[float]) -> str:
-    """Return a mean with its 95 % interval over seeds, which a single one does not have."""
-    found = estimate_mean(values)
-    if found["interval"] is None:
-        return f"{found['value']:+.2f} ({'one seed' if found['n'] == 1 else 'the same at all seeds'})"
-    return "{:+.2f} ({:+.2f} to {:+.2f})".format(found["value"], *found["interval"])
 
 
 if __name__ == "__main__":

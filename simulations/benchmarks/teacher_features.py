@@ -1,6 +1,6 @@
 """What a frozen teacher's features are worth: by the size at which it sees the images, pooled and averaged over sites.
 
-    python simulations/benchmarks/teacher_features.py                   # half an hour on two cores, nearly all at 224
+    python simulations/benchmarks/teacher_features.py                   # a quarter of an hour, nearly all at 224
     python simulations/benchmarks/teacher_features.py --sizes 96 --seeds 5 --json figures.json
 
 A distilled student can only gain what the teacher has. This trains one layer on the teacher's features, computed once
@@ -9,13 +9,12 @@ the sites. Both have the same images, steps and settings, the round is chosen on
 the balanced accuracy on the pooled test images. Where sizes differ when images are pooled and not when sites average,
 it is the sites' difference that limits a federation, and no better teacher helps.
 
-The default data and settings are those of the arm ``frozen_teacher`` of configs/studies/fopro_kd.yaml. Intervals are of
-Student's t over seeds.
+Images, rounds, batches and the optimizer's first rate are by default those of the arm ``frozen_teacher`` of
+configs/studies/fopro_kd.yaml; that has a weight decay of 0 and a falling rate besides. Intervals are of Student's t
+over seeds.
 """
 
 import argparse
-import copy
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,17 +27,15 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
 from fedmed.config import RunConfig, TeacherPlan
-from fedmed.config_files import load_run_config
 from fedmed.data import ImagePart, make_batches, make_eval_transform, normalisation
 from fedmed.distillation import Teacher, get_teacher
 from fedmed.distillation.pixels import restore_pixels
-from fedmed.errors import FedmedError
 from fedmed.losses.balanced import LogitAdjustment
+from fedmed.optimizers import make_optimizer
 from fedmed.seeding import make_rng
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
-from simulations.study_table import estimate_mean
+from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
 
-CONFIG = Path("configs/ham10000_sites.yaml")
 SETTINGS = (
     "data.max_train_images=2000",
     "rounds=20",
@@ -74,28 +71,18 @@ class Features:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="of a simulation")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the study's settings")
+    add_seed_options(parser, SETTINGS)
     parser.add_argument("--teacher", default="efficientnet_lite0", help="one of an installed package")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sides in pixels that the teacher sees")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    found: list[dict[str, Any]] = []
-    try:
-        for seed in range(options.seeds):
-            config = load_run_config(options.config, [*SETTINGS, *options.set, f"seed={seed}"])
-            for values in measure(
-                config, [TeacherPlan(name=options.teacher, image_size=size) for size in options.sizes]
-            ):
-                found.append({"seed": seed} | values)
-                print("seed {seed}, {size} px: pooled {pooled:.3f}, sites {sites:.3f}".format(**found[-1]), flush=True)
-                if options.json:
-                    options.json.write_text(json.dumps(found, indent=1) + "\n")
-    except FedmedError as error:
-        print(f"The benchmark did not finish.\n{error}", file=sys.stderr)
+    teachers = [TeacherPlan(name=options.teacher, image_size=size) for size in options.sizes]
+    found = measure_seeds(
+        options,
+        SETTINGS,
+        lambda config: measure(config, teachers),
+        "seed {seed}, {size} px: pooled {pooled:.3f}, sites {sites:.3f}".format_map,
+    )
+    if found is None:
         return 1
     print(describe(found))
     return 0
@@ -146,7 +133,7 @@ def train_layer(groups: Sequence[Features], validation: Features, test: Features
     validation, test : Features
         The round is chosen on the first.
     config : RunConfig
-        Seed, rounds, batch size and the settings of SGD, whose momentum stays in its group.
+        Seed, rounds, batch size and the optimizer, whose rate is constant and whose state stays with its group.
     """
     num_classes = len(config.classes or ())
     torch.manual_seed(config.seed)
@@ -174,13 +161,10 @@ class Learner:
         counts = torch.bincount(group.labels, minlength=num_classes)
         self._loss = LogitAdjustment(counts.tolist())
         self._layer = nn.Linear(group.values.shape[1], num_classes)
-        settings = config.training.optimizer
-        self._optimizer = torch.optim.SGD(
-            self._layer.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
-        )
+        self._optimizer = make_optimizer(self._layer, config.training.optimizer)
 
     def train(self, start: nn.Linear, number: int) -> Mapping[str, Tensor]:
-        """Return the parameters after an epoch from those of ``start``."""
+        """Return the parameters after an epoch from those of ``start``; the next epoch writes over them."""
         self._layer.load_state_dict(start.state_dict())
         rng = make_rng(self._config.seed, "teacher_features", self._number, number)
         order = rng.permutation(len(self._group.labels))
@@ -188,7 +172,7 @@ class Learner:
             self._optimizer.zero_grad()
             self._loss(self._layer(self._group.values[batch]), self._group.labels[batch]).backward()
             self._optimizer.step()
-        return copy.deepcopy(dict(self._layer.named_parameters()))
+        return dict(self._layer.named_parameters())
 
 
 @torch.no_grad()
@@ -207,14 +191,10 @@ def describe(found: Sequence[Mapping[str, Any]]) -> str:
             "sites": [one["sites"] for one in rows],
             "sites minus pooled": [one["sites"] - one["pooled"] for one in rows],
         }
-        lines.append(f"  {size} px:  " + "   ".join(f"{name} {_say(values)}" for name, values in columns.items()))
+        lines.append(
+            f"  {size} px:  " + "   ".join(f"{name} {with_interval(values, '.3f')}" for name, values in columns.items())
+        )
     return "\n".join(lines)
-
-
-def _say(values: Sequence[float]) -> str:
-    found = estimate_mean(values)
-    interval = "" if found["interval"] is None else " ({:.3f} to {:.3f})".format(*found["interval"])
-    return f"{found['value']:.3f}{interval}"
 
 
 if __name__ == "__main__":

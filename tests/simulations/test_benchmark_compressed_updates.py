@@ -18,7 +18,6 @@ from simulations.benchmarks.compressed_updates import (
     describe,
     main,
     measure_seed,
-    with_interval,
 )
 from tests.federation import Federation
 
@@ -72,12 +71,6 @@ def test_whole_training_has_the_bits_of_a_federation(tmp_path: Path) -> None:
     federation = Federation(tmp_path / "run", CONFIG.model_dump(mode="json", exclude={"classes"}))
     federation.go()
     assert Loop(federation.run, tmp_path).train(as_it_is).read_bytes() == federation.final_model()
-
-
-def test_interval_by_hand() -> None:
-    # Mean 2, deviation 1, three seeds: 4.3027 / sqrt(3) = 2.484.
-    assert with_interval([1.0, 2.0, 3.0]) == "+2.00 (-0.48 to +4.48)"
-    assert with_interval([1.0]) == "+1.00 (one seed)"
 
 
 def test_table_of_two_seeds() -> None:

@@ -77,7 +77,7 @@ def test_table_by_hand() -> None:
     assert "2 seeds" in text
     assert "96 px:  pooled 0.500 (0.246 to 0.754)   sites 0.400" in text
     assert "sites minus pooled -0.100 (-0.354 to 0.154)" in text
-    assert "sites 0.400   sites minus pooled -0.080" in describe(found[:1])
+    assert "sites 0.400 (one seed)   sites minus pooled -0.080 (one seed)" in describe(found[:1])
 
 
 def test_command_explains_a_setting_that_is_not_known(
