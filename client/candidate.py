@@ -28,7 +28,6 @@ from fedmed.export.compare import compare_outputs, read_batches, run_onnx
 from fedmed.export.manifest import describe_preprocessing
 from fedmed.export.plain_onnx import check_plain_onnx
 from fedmed.export.release_form import LIMITS, describe_comparison, describe_problem
-from fedmed.network import plain_plan
 from fedmed.predict import PredictionError, open_artefact
 from fedmed.wire import WireError, unpack_files
 
@@ -124,7 +123,7 @@ def _check_manifest(files: dict[str, bytes], plan: Plan) -> None:
         raise CandidateError(f"The artefact's manifest cannot be read ({type(error).__name__}).") from None
     preprocessing = describe_preprocessing(plan.augmentation, plan.image_size)
     wanted = {"form": "deploy", "classes": plan.classes, "preprocessing": preprocessing}
-    if told != plain_plan(plan) or described != wanted:
+    if told != plan.plain() or described != wanted:
         raise CandidateError("The artefact's manifest is of another plan than the request.")
     wrong = [name for name, digest in hashes.items() if hashlib.sha256(files[name]).hexdigest() != digest]
     if wrong:

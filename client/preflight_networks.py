@@ -6,9 +6,8 @@ from pydantic import ValidationError
 
 from client.policy import check_plan
 from client.preflight_bench import Bench, CheckFailedError, CheckResult
-from fedmed.config import ModelConfig, Plan, TeacherPlan
+from fedmed.config import Plan, TeacherPlan
 from fedmed.distillation import Teacher, set_teacher_file, take_teacher
-from fedmed.network import plain_plan
 
 _ORIGINS = {
     "package": "of an installed package",
@@ -62,18 +61,12 @@ def find_small(bench: Bench) -> SmallNetwork | None:
     if told is None:
         return None
     try:
-        model, kind = ModelConfig.model_validate(told["model"]), told["kind"]
+        return SmallNetwork(Plan.model_validate(told["plan"]), is_trained_here=bool(told["is_trained_at_sites"]))
     except (ValidationError, KeyError, TypeError):
         raise CheckFailedError(
             "What the server says of its small network cannot be read here.",
             "Server and site must run the same version of fedmed.",
         ) from None
-    plan = plain_plan(bench.get_plan()).model_copy(update={"model": model})
-    if kind != "co_distillation":
-        return SmallNetwork(plan, is_trained_here=False)
-    optimizer = plan.training.optimizer.model_copy(update={"name": "adam"})
-    training = plan.training.model_copy(update={"optimizer": optimizer, "proximal_mu": 0.0})
-    return SmallNetwork(plan.model_copy(update={"training": training}), is_trained_here=True)
 
 
 def _describe_teacher(plan: TeacherPlan, teacher: Teacher) -> str:

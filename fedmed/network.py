@@ -178,13 +178,8 @@ def _find_frozen(whole: nn.Module) -> set[str]:
     }
 
 
-def plain_plan(plan: Plan) -> Plan:
-    """Return the plan of the network that is released: without what only its training needs."""
-    return plan.model_copy(update={"fopro": None})
-
-
 def strip_packed(packed: bytes, plan: Plan) -> bytes:
-    """Return a packed model as a network of :func:`plain_plan` takes it: without projector, auxiliary head and prompt.
+    """Return a packed model as a network of :meth:`Plan.plain` takes it: without projector, auxiliary head and prompt.
 
     Needs no teacher. With ``fopro.exchange: aux`` it lacks the last layer; :func:`add_last_layer` adds a site's own.
     """
@@ -202,7 +197,7 @@ def add_last_layer(packed: bytes, network: Network, kept: Mapping[str, torch.Ten
     packed : bytes
         From :func:`strip_packed`.
     network : Network
-        That of :func:`plain_plan`.
+        That of :meth:`Plan.plain`.
     kept : mapping of str to Tensor
         From :meth:`Network.local_state` of the site; what it lacks too, stays missing.
     """

@@ -21,7 +21,7 @@ from fedmed.deployment import ServerConfig
 from fedmed.errors import FederationError
 from fedmed.export import MODEL_FILE, ONNX_FILE, release_form, write_model
 from fedmed.export.model_card import read_report
-from fedmed.network import Network, plain_plan, strip_packed
+from fedmed.network import Network, strip_packed
 from fedmed.run_folder import RunFolder
 from fedmed.wire import pack_files
 from server.comparison import Findings, compare_at_sites
@@ -87,7 +87,7 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
     from fedmed.export.run import sample_images  # noqa: PLC0415
 
     session.listener.on_info("The chosen model is brought into its deployable form.")
-    plan = plain_plan(session.plan)
+    plan = session.plan.plain()
     network = Network(plan)
     network.fill(strip_packed(model.model_path.read_bytes(), session.plan), {})
     settings = ArtefactSettings(

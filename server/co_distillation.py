@@ -16,7 +16,7 @@ from typing import Any
 from fedmed.aggregation import TensorFile, average_updates, write_tensors
 from fedmed.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.checkpoint import MODEL_FILE
-from fedmed.config import Plan, StudentConfig
+from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
@@ -24,7 +24,8 @@ from server.courier import SecondModel
 from server.fair_weights import to_weighted
 from server.recalibration import ChosenModel
 from server.session import Session
-from server.student import RECORD_FILE, build_student, make_student_plan, read_record
+from server.small_plans import make_distil_plan
+from server.student import RECORD_FILE, build_student, read_record
 from server.training_round import train_at_sites
 from server.updates import UpdateCollector
 
@@ -49,15 +50,6 @@ def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfi
     for number in range(rounds.num_done + 1, settings.rounds + 1):
         rounds.run(number)
     return rounds.conclude()
-
-
-def make_distil_plan(plan: Plan, settings: StudentConfig) -> Plan:
-    """Return the plan of these rounds: the student's, with a schedule of its own and nothing that is kept or told."""
-    student = make_student_plan(plan, settings)
-    optimizer = student.training.optimizer.model_copy(update={"name": "adam", "lr": settings.lr})
-    training = student.training.model_copy(update={"optimizer": optimizer, "proximal_mu": 0.0, "keep_momentum": False})
-    changes = {"rounds": settings.rounds, "compression": "none", "losses": "none", "loss_attribute": None}
-    return student.model_copy(update={"training": training, **changes})
 
 
 class _Rounds:

@@ -34,13 +34,13 @@ from server.recalibration import ChosenModel, recalibrate
 from server.scoring import Scores, load_tables, save_tables
 from server.session import Session
 from server.site_models import drop_site_models
+from server.small_plans import make_student_plan
 from server.student import (
     build_student,
     describe_size,
     distil_at_server,
     find_earlier,
     list_earlier,
-    make_student_plan,
     round_name,
 )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.atomic_files import write_atomically
-from fedmed.config import LOCAL_MODEL_OPTIONS
 from fedmed.deployment import ServerConfig
+from server.small_plans import make_distil_plan, make_student_plan
 
 
 def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
@@ -49,5 +49,7 @@ def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
     student = config.student
     if student is None or student.kind == "skip":
         return None
-    model = student.student.without(LOCAL_MODEL_OPTIONS)
-    return {"kind": student.kind, "model": model.model_dump(mode="json")}
+    plan = config.make_plan()
+    is_trained_there = student.kind == "co_distillation"
+    small = make_distil_plan(plan, student) if is_trained_there else make_student_plan(plan, student)
+    return {"plan": small.model_dump(mode="json"), "is_trained_at_sites": is_trained_there}

@@ -1,4 +1,4 @@
-"""The compact student at the server: its plan, the proxy images, and its distillation from the aggregated network.
+"""The compact student at the server: the proxy images, and its distillation from the aggregated network.
 
 ::
 
@@ -20,7 +20,6 @@ from torch import nn
 from fedmed.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.checkpoint import MODEL_FILE
 from fedmed.config import (
-    LOCAL_MODEL_OPTIONS,
     FoproConfig,
     Plan,
     RunConfig,
@@ -40,7 +39,7 @@ from fedmed.distillation import (
 from fedmed.distillation.pixels import PixelModel, held_still
 from fedmed.distillation.teachers import read_mobilenet_features
 from fedmed.errors import FedmedError
-from fedmed.network import Network, plain_plan
+from fedmed.network import Network
 from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.training import select_device
@@ -48,14 +47,10 @@ from server.proxy_images import open_proxy
 from server.recalibration import ChosenModel
 from server.session import Session
 from server.site_models import open_ensemble
+from server.small_plans import make_student_plan
 
 RECORD_FILE = "record.json"
 _MISMATCH_BATCH = 64
-
-
-def make_student_plan(plan: Plan, settings: StudentConfig) -> Plan:
-    """Return the plan of a run's compact student: another network, everything else the same."""
-    return plain_plan(plan).model_copy(update={"model": settings.student.without(LOCAL_MODEL_OPTIONS)})
 
 
 def build_student(session: Session, settings: StudentConfig) -> tuple[Network, list[str] | None]:

@@ -92,6 +92,10 @@ class Plan(Section):
         """Whether each site has a model of its own, because BatchNorm or the last layer stays there."""
         return self.batch_norm == "local" or (self.fopro is not None and self.fopro.exchange == "aux")
 
+    def plain(self) -> "Plan":
+        """Return the plan of the network that is released: without what only its training needs."""
+        return self.model_copy(update={"fopro": None})
+
 
 class FederationConfig(Section):
     """What a simulation and a real federation have in common."""

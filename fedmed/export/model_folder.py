@@ -16,7 +16,7 @@ from fedmed.config import Plan
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
-from fedmed.network import Network, plain_plan, strip_packed
+from fedmed.network import Network, strip_packed
 
 
 def write_model(
@@ -56,7 +56,7 @@ def write_model(
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
         **(distillation or {}),
-        "plan": plain_plan(plan).model_dump(mode="json"),
+        "plan": plan.plain().model_dump(mode="json"),
         "sha256": {MODEL_FILE: hash_file(folder / MODEL_FILE)},
         "notice": NOTICE,
     }

@@ -18,7 +18,7 @@ from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
-from fedmed.network import Network, add_last_layer, plain_plan, strip_packed
+from fedmed.network import Network, add_last_layer, strip_packed
 from fedmed.run_folder import RunFolder
 from fedmed.wire import unpack_tables
 
@@ -98,7 +98,7 @@ def read_chosen_round(run: RunFolder) -> int:
 
 def make_product_plan(run: RunFolder, config: RunConfig | ServerConfig) -> Plan:
     """Return the plan of the network that a run releases: the compact one if it was accepted, else the trained one."""
-    plan, found = plain_plan(config.make_plan()), run.read_compression()
+    plan, found = config.make_plan().plain(), run.read_compression()
     if found is None or found["status"] != "accepted":
         return plan
     return plan.model_copy(update={"model": ModelConfig.model_validate(found["model"])})

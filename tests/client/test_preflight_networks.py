@@ -12,7 +12,7 @@ from client.policy import check_plan
 from client.preflight import run_preflight
 from client.preflight_bench import CheckResult
 from client.preflight_memory import estimate_frozen_bytes, estimate_teacher_bytes
-from fedmed.config import Plan
+from fedmed.config import ModelConfig, Plan
 from fedmed.deployment import ClientConfig, PolicyConfig, ServerConfig
 from fedmed.distillation import get_teacher, set_teacher_file, teacher_files
 from fedmed.metrics.temperature import GRID
@@ -24,7 +24,15 @@ from tests.fopro import TEACHER, make_fopro
 
 Found = dict[str, CheckResult]
 DOWNLOADED = {"name": "resnet18", "source": "torchvision"}
-SMALL = {"kind": "co_distillation", "model": {"name": "tiny", "width": 40}}
+ADAM = {"training": PLAN["training"] | {"optimizer": {"name": "adam", "lr": 1e-3}}}
+
+
+def tell_small(model: dict[str, Any], is_trained: bool = False, **plan: Any) -> dict[str, Any]:
+    """Return what a server's answer says of its small network."""
+    return {"plan": PLAN | {"model": model} | plan, "is_trained_at_sites": is_trained}
+
+
+SMALL = tell_small({"name": "tiny", "width": 40}, is_trained=True, **ADAM)
 
 
 @pytest.fixture(autouse=True)
@@ -164,27 +172,37 @@ def test_small_network_counts_in_memory_size_and_policy(config: ClientConfig, mo
     """The student of width 40 takes more with Adam beside the large network of width 4 than that network itself."""
     found = check(config, small_network=SMALL)
     assert found["memory"].found.endswith("small network in training and the frozen large one (co_distillation)")
-    small = Plan.model_validate(PLAN | {"model": SMALL["model"]})
+    small = Plan.model_validate(SMALL["plan"])
     mib = len(Network(small).pack()) / 2**20
     assert f"; then compressed into tiny, {mib:.1f} MiB" in found["model"].found
-    proxy = check(config, small_network=SMALL | {"kind": "proxy"})
+    proxy = check(config, small_network=SMALL | {"is_trained_at_sites": False})
     assert proxy["memory"].found.endswith("for the network in training")
-    other = {"kind": "proxy", "model": {"name": "resnet18"}}
+    other = tell_small({"name": "resnet18"})
     refused = check(with_policy(config, models=["tiny"]), small_network=other)["policy"]
     assert "policy.models: 'resnet18'; allowed: tiny." in refused.found
-    strange = check(config, small_network={"kind": "proxy"})["policy"]
+    strange = check(config, small_network={"is_trained_at_sites": False})["policy"]
     assert strange.status == "failed"
     assert "same version" in strange.advice
-    large = {"kind": "proxy", "model": {"name": "tiny", "width": 60_000}}
+    large = tell_small({"name": "tiny", "width": 60_000})
     assert "policy.max_message_mib" in check(with_policy(config, max_message_mib=1), small_network=large)["model"].found
 
 
 @pytest.mark.parametrize("kind", ["proxy", "co_distillation", "skip", None])
 def test_server_tells_of_its_small_network(tmp_path: Path, kind: str | None) -> None:
     student = {"name": "resnet18", "pretrained_backbone": "/a/file/of/the/server"}
-    fopro = {"teacher": "none", "compression": None if kind is None else {"kind": kind, "student": student}}
-    server = {"address": "a:1", "sites": ["north"], "classes": ["a", "b"], "fopro": fopro}
+    fopro = {
+        "teacher": "none",
+        "compression": None if kind is None else {"kind": kind, "student": student, "rounds": 7},
+    }
+    server = {"address": "a:1", "sites": ["north"], "classes": ["a", "b"], "rounds": 3, "fopro": fopro}
     write_hello(tmp_path / "hello.json", ServerConfig.model_validate(server))
     told = json.loads((tmp_path / "hello.json").read_text())["small_network"]
-    wanted = {"kind": kind, "model": {"name": "resnet18"}} if kind in {"proxy", "co_distillation"} else None
-    assert told == wanted
+    if kind not in {"proxy", "co_distillation"}:
+        assert told is None
+        return
+    plan = Plan.model_validate(told["plan"])
+    assert plan.model == ModelConfig(name="resnet18")
+    assert told["is_trained_at_sites"] == (kind == "co_distillation")
+    assert (plan.training.optimizer.name == "adam", plan.rounds) == (
+        (True, 7) if kind == "co_distillation" else (False, 3)
+    )
