@@ -87,6 +87,7 @@ def test_divergence_asks_the_sites_for_one_number() -> None:
         (["fopro.teacher=none"], "there is no 'fopro' with a teacher"),
         (["fopro.weight=0"], "there is 'fopro.weight: 0'"),
         (["fopro.ramp_from=2"], "'fopro.ramp_from' is 2"),
+        (["fopro.exchange=main"], "a projector of its own"),
         (["fopro.weight=1", "aggregation.weighting=equal"], "Set aggregation.weighting: images"),
     ],
 )

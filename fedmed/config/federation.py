@@ -210,6 +210,11 @@ class FederationConfig(Section):
                 f"{rule}, and 'fopro.ramp_from' is {plan.ramp_from}, after which there is none in the end. Set "
                 "fopro.ramp_from: null, or choose another kind"
             )
+        if plan.exchange == "main":
+            raise ValueError(
+                f"{rule}, and with 'fopro.exchange: main' every site measures it through a projector of its own, so "
+                "that the sites' numbers cannot be compared. Set fopro.exchange: both, or choose another kind"
+            )
         if self.aggregation.weighting != "images":
             raise ValueError(
                 f"{rule} and by numbers of images, and 'aggregation.weighting' is '{self.aggregation.weighting}'. Set "
