@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.site_audit import verify_site_audit
-from fedmed.deployment import ClientConfig, load_client_config
+from client.guard.audit import verify_site_audit
+from fedmed.config.server import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
 
@@ -110,13 +110,13 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
         return _fetch_model(config)
     if options.forget:
         return _forget(config, everything=options.all)
-    from client.supervisor import take_part  # noqa: PLC0415
+    from client.supernode.supervisor import take_part  # noqa: PLC0415
 
     return take_part(config, options.config.absolute(), client_app)
 
 
 def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
-    from client.preflight import has_failed, render_table, run_preflight, to_json  # noqa: PLC0415  (imports torch)
+    from client.check.run import has_failed, render_table, run_preflight, to_json  # noqa: PLC0415  (imports torch)
 
     results = run_preflight(config, offline=offline)
     print(to_json(results) if as_json else render_table(results))
@@ -125,7 +125,7 @@ def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
 
 def _make_key(config_file: Path, name: str) -> int:
     """Make a key for ``name`` in the current folder; without a name for the site of a config, where it wants it."""
-    from client.own_key import make_own_key  # noqa: PLC0415
+    from client.hospital.own_key import make_own_key  # noqa: PLC0415
 
     folder = Path.cwd()
     if not name:
@@ -158,14 +158,14 @@ def _verify_audit(config: ClientConfig, as_json: bool) -> int:
 
 
 def _fetch_model(config: ClientConfig) -> int:
-    from client.release import fetch_model  # noqa: PLC0415
+    from client.release.collect import fetch_model  # noqa: PLC0415
 
     print(fetch_model(config))
     return 0
 
 
 def _forget(config: ClientConfig, *, everything: bool) -> int:
-    from client.supervisor import forget  # noqa: PLC0415
+    from client.supernode.supervisor import forget  # noqa: PLC0415
 
     removed = forget(config, everything=everything)
     if not removed:

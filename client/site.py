@@ -1,7 +1,7 @@
 """The ClientApp: a site's answers to describe, fit and evaluate.
 
-The same object runs in a simulation's worker and in a hospital's process, where :mod:`client.guard` checks and records
-all that comes in and goes out.
+The same object runs in a simulation's worker and in a hospital's process, where :mod:`client.guard.guard` checks and
+records all that comes in and goes out.
 """
 
 import logging
@@ -13,26 +13,34 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.benefit import collect_norm_sums, compute_compared_logits
-from client.calibration import collect_temperature_sums
-from client.compression import compute_other_logits, measure_own_mismatch, train_student
-from client.guard import guard_messages
-from client.local import Site, open_site
-from client.local_training import LocalTraining
-from client.own_rows import encode_rows
-from client.request import ModelMemory, Request, check_classes, read_request
-from client.risks import hold_divergence_back, measure_risks, weigh_images
-from client.second_model import take_other
-from client.told_rows import CountedPart
-from fedmed.compression import compress_update
+from client.answers.compared_models import collect_norm_sums, compute_compared_logits
+from client.answers.losses import hold_divergence_back, measure_risks, weigh_images
+from client.answers.own_model import LocalTraining
+from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
+from client.answers.temperature_sums import collect_temperature_sums
+from client.guard.guard import guard_messages
+from client.guard.requests import ModelMemory, Request, check_classes, read_request
+from client.guard.second_model import take_other
+from client.hospital.own_rows import encode_rows
+from client.hospital.site_data import Site, open_site
+from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
-from fedmed.fairness.suppression import release_site_tables, tell_everything
+from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
-from fedmed.network import Network, get_network, hash_model
-from fedmed.training import TrainingError, compute_logits, fit
-from fedmed.wire import MISMATCH, MODEL, REPORT, make_content, read_artefact, select_state, unpack_tensors
+from fedmed.protocol.messages import (
+    MISMATCH,
+    MODEL,
+    REPORT,
+    make_content,
+    read_artefact,
+    select_state,
+    unpack_tensors,
+)
+from fedmed.protocol.quantisation import compress_update
+from fedmed.training.fit import TrainingError, compute_logits, fit
+from fedmed.training.network import Network, get_network, hash_model
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
@@ -188,7 +196,7 @@ def sum_likelihoods(message: Message, context: Context) -> Message:
 def compare_forms(message: Message, context: Context) -> Message:
     """Compare the chosen model with its deployable artefact on this site's test images, and answer with differences."""
     # Imported late: the ONNX runtime is needed for this alone.
-    from client.candidate import compare_candidate  # noqa: PLC0415
+    from client.answers.compare_forms import compare_candidate  # noqa: PLC0415
 
     site, request = _open(message, context)
     artefact = read_artefact(message)

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmed.atomic_files import find_rounds
-from fedmed.audit import verify_audit
-from fedmed.deployment import ServerConfig, load_server_config
+from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals, single_instance
-from fedmed.run_folder import LOCK_FILE, RunFolder
+from fedmed.storage.atomic_files import find_rounds
+from fedmed.storage.audit import verify_audit
+from fedmed.storage.run_folder import LOCK_FILE, RunFolder
 
 EPILOG = """\
 from nothing to a federation:
@@ -114,7 +114,7 @@ def _dispatch(options: argparse.Namespace, server_app: str) -> int:
 
 
 def _provision(options: argparse.Namespace) -> int:
-    from server.provision import find_kept_settings, provision  # noqa: PLC0415
+    from server.provisioning.provision import find_kept_settings, provision  # noqa: PLC0415
 
     made = provision(options.provision, options.config)
     kept = find_kept_settings(options.provision, options.config)
@@ -132,7 +132,7 @@ def _provision(options: argparse.Namespace) -> int:
 
 
 def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
-    from server.provision import add_site, changing_sites, check_enough_sites, revoke_site  # noqa: PLC0415
+    from server.provisioning.provision import add_site, changing_sites, check_enough_sites, revoke_site  # noqa: PLC0415
 
     keys = Path(str(config.keys))
     if options.add_site:
@@ -152,7 +152,7 @@ def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _show_status(config: ServerConfig, as_json: bool) -> int:
-    from server.status import read_status, render_status  # noqa: PLC0415
+    from server.supervision.status import read_status, render_status  # noqa: PLC0415
 
     status = read_status(Path(config.run_dir))
     print(json.dumps(status, indent=2) if as_json else render_status(status))
@@ -173,7 +173,7 @@ def _verify_audit(config: ServerConfig, as_json: bool) -> int:
 
 def _find_audit_head(run: RunFolder) -> str | None:
     """Return what the newest checkpoint says was the log's last entry; without it, a log cut short looks sound."""
-    # Read here: fedmed.checkpoint would import torch.
+    # Read here: fedmed.storage.checkpoints would import torch.
     for _, folder in sorted(find_rounds(run.checkpoints).items(), reverse=True):
         try:
             head = json.loads((folder / "state.json").read_bytes())["state"]["audit_head"]
@@ -184,8 +184,8 @@ def _find_audit_head(run: RunFolder) -> str | None:
 
 
 def _release(options: argparse.Namespace, config: ServerConfig) -> int:
-    from server.decision import decide_release  # noqa: PLC0415
-    from server.status import read_status  # noqa: PLC0415
+    from server.release.decision import decide_release  # noqa: PLC0415
+    from server.supervision.status import read_status  # noqa: PLC0415
 
     run = RunFolder(Path(config.run_dir))
     decision = decide_release(run, options.by)
@@ -198,10 +198,10 @@ def _release(options: argparse.Namespace, config: ServerConfig) -> int:
 
 
 def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
-    from server.console import make_listener  # noqa: PLC0415
-    from server.provision import check_enough_sites, read_sites  # noqa: PLC0415
-    from server.release import check_release_key, find_release  # noqa: PLC0415
-    from server.supervisor import Supervisor  # noqa: PLC0415
+    from server.provisioning.provision import check_enough_sites, read_sites  # noqa: PLC0415
+    from server.release.publish import check_release_key, find_release  # noqa: PLC0415
+    from server.supervision.console import make_listener  # noqa: PLC0415
+    from server.supervision.supervisor import Supervisor  # noqa: PLC0415
 
     read_sites(config)  # fails with what to do where nothing was provisioned
     run = RunFolder(Path(config.run_dir))

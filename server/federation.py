@@ -12,32 +12,32 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmed.aggregation import TensorFile
-from fedmed.atomic_files import write_atomically
-from fedmed.audit import AuditLog
-from fedmed.checkpoint import Checkpoint, RunCheckpoints
-from fedmed.compression import estimate_bytes
 from fedmed.config import SCORE_FIGURES
-from fedmed.deployment import ServerConfig
+from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
 from fedmed.errors import CheckpointError, FederationError
-from fedmed.metrics.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.metrics.site_tables import SiteTables
-from fedmed.network import Network
-from fedmed.run_folder import RunFolder
-from server.attendance import Attendance
-from server.benefit import compared_models, train_local, write_initial
-from server.candidate import make_candidate
-from server.compression import Product, check_compression, choose_product, compress_between
-from server.courier import Courier
-from server.exchange import Exchange
-from server.products import save_sites, write_final_report
-from server.progress import EventListener, Listener, LogListener
-from server.recalibration import take_chosen
-from server.rounds import LoopState, RoundLoop, save_checkpoint
-from server.scoring import save_tables
-from server.session import Session
-from server.summary import choice_value
-from server.temperature import fit_temperature
+from fedmed.protocol.quantisation import estimate_bytes
+from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.audit import AuditLog
+from fedmed.storage.checkpoints import Checkpoint, RunCheckpoints
+from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.network import Network
+from server.finish.artefact import make_candidate
+from server.finish.calibrate import fit_temperature
+from server.finish.own_models import compared_models, train_local, write_initial
+from server.finish.recalibrate import take_chosen
+from server.finish.report import save_sites, write_final_report
+from server.finish.small_network import Product, check_compression, choose_product, compress_between
+from server.rounds.attendance import Attendance
+from server.rounds.courier import Courier
+from server.rounds.exchange import Exchange
+from server.rounds.loop import LoopState, RoundLoop, save_checkpoint
+from server.rounds.progress import EventListener, Listener, LogListener
+from server.rounds.scoring import save_tables
+from server.rounds.session import Session
+from server.rounds.validation import choice_value
 
 _TEST_CALLS = 2
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from fedmed.config import RunConfig
-from fedmed.config_files import apply_override, load_run_config
+from fedmed.config.files import apply_override, load_run_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import watch_parent
-from fedmed.run_folder import RunFolder
+from fedmed.storage.run_folder import RunFolder
 
 EPILOG = """\
 examples:
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_study(options: argparse.Namespace) -> int:
     try:
         # Imported late, so that --help answers at once.
-        from simulations.study_command import run_study_command  # noqa: PLC0415
+        from simulations.studies.command import run_study_command  # noqa: PLC0415
 
         return run_study_command(options)
     except KeyboardInterrupt:
@@ -146,7 +146,7 @@ def _open_run(options: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
         run = RunFolder.open(options.resume)
         config = _change_for_resume(run, options.overrides)
     else:
-        from simulations.engine import check_settings  # noqa: PLC0415  (imports torch)
+        from simulations.simulation import check_settings  # noqa: PLC0415  (imports torch)
 
         source = options.config or _default_config()
         config = load_run_config(source, options.overrides)
@@ -179,8 +179,8 @@ def _default_config() -> Path:
 
 def _simulate(run: RunFolder, config: RunConfig, *, export: bool) -> None:
     # Imported late, so that --help and a wrong setting answer at once.
-    from server.console import make_listener  # noqa: PLC0415
-    from simulations.engine import run_simulation  # noqa: PLC0415
+    from server.supervision.console import make_listener  # noqa: PLC0415
+    from simulations.simulation import run_simulation  # noqa: PLC0415
 
     print(f"run folder: {run.path}")
     with make_listener(config.rounds) as listener:

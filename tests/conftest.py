@@ -9,7 +9,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tests.federation import Federation
+    from tests.support.federation import Federation
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,8 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture
 def make_federation(tmp_path: Path) -> "Callable[..., Federation]":
-    """Return a function that makes a small federation in this process; see ``tests/federation.py``."""
-    from tests.federation import Federation
+    """Return a function that makes a small federation in this process; see ``tests/support/federation.py``."""
+    from tests.support.federation import Federation
 
     torch.set_num_threads(1)
 

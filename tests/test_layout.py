@@ -74,7 +74,7 @@ def test_top_level_is_what_was_agreed() -> None:
 
 def test_matplotlib_only_in_figures() -> None:
     users = [path for path in SOURCES if any(m.split(".")[0] == "matplotlib" for m in imported_modules(path))]
-    drawing = {"fedmed/report/figures.py", "fedmed/report/fairness_figures.py"}
+    drawing = {"fedmed/report/drawing/plots.py", "fedmed/report/drawing/fairness_plots.py"}
     assert {path.relative_to(ROOT).as_posix() for path in users} <= drawing
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from fedmed import predict
 from fedmed.data import make_eval_transform
-from fedmed.data.decoding import decode_image
+from fedmed.data.sources.decoding import decode_image
 from fedmed.export.manifest import FORMAT, describe_preprocessing
 from fedmed.export.onnx_file import write_onnx
 from fedmed.seeding import make_rng, seeded_torch

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.aggregation.tensor_files import Array, TensorFile, TensorSpec
 from fedmed.errors import FederationError
+from fedmed.storage.tensor_files import Array, TensorFile, TensorSpec
 
 WINDOW_ELEMENTS = 1 << 18
 """Elements that are read at once from one site; 2 MiB in float64, which a core's cache holds."""

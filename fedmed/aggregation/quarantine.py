@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed.aggregation.tensor_files import Array, TensorFile, TensorSpec
 from fedmed.errors import CheckpointError
+from fedmed.storage.tensor_files import Array, TensorFile, TensorSpec
 
 WINDOW_ELEMENTS = 1 << 18
 MAX_IMAGES = 100_000_000

@@ -1,9 +1,20 @@
 """Settings of a federation: typed, closed, and explained field by field.
 
 ``RunConfig`` is what ``server.yaml`` and ``simulation.yaml`` hold. ``Plan`` is the part of it that the server sends
-to the sites. Reading files, ``--set`` and friendly errors are in :mod:`fedmed.config_files`.
+to the sites. Reading files, ``--set`` and friendly errors are in :mod:`fedmed.config.files`.
 """
 
+from fedmed.config.aggregation import (
+    AgnosticConfig,
+    DivergenceConfig,
+    DivergenceReport,
+    FairConfig,
+    FairFedConfig,
+    GapToLocalConfig,
+    GroupMinimaxConfig,
+    LossReport,
+    QFedAvgConfig,
+)
 from fedmed.config.data import (
     ClassFolderData,
     DataConfig,
@@ -15,16 +26,17 @@ from fedmed.config.data import (
     SitesData,
     SplitConfig,
 )
-from fedmed.config.fair import (
-    AgnosticConfig,
-    DivergenceConfig,
-    DivergenceReport,
-    FairConfig,
-    FairFedConfig,
-    GapToLocalConfig,
-    GroupMinimaxConfig,
-    LossReport,
-    QFedAvgConfig,
+from fedmed.config.distillation import (
+    FolderProxy,
+    FoproConfig,
+    FoproPlan,
+    GateConfig,
+    PhantomProxy,
+    PromptConfig,
+    ProxyConfig,
+    StudentConfig,
+    TeacherConfig,
+    TeacherPlan,
 )
 from fedmed.config.fairness import (
     GROUP_FIGURES,
@@ -41,18 +53,6 @@ from fedmed.config.federation import (
     FederationConfig,
     Plan,
     RunConfig,
-)
-from fedmed.config.fopro import (
-    FolderProxy,
-    FoproConfig,
-    FoproPlan,
-    GateConfig,
-    PhantomProxy,
-    PromptConfig,
-    ProxyConfig,
-    StudentConfig,
-    TeacherConfig,
-    TeacherPlan,
 )
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section

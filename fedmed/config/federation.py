@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedmed.config.data import DataConfig, PhantomData, SitesData
-from fedmed.config.fair import (
+from fedmed.config.aggregation import (
     DivergenceConfig,
     DivergenceReport,
     FairConfig,
@@ -14,6 +13,8 @@ from fedmed.config.fair import (
     GroupMinimaxConfig,
     LossReport,
 )
+from fedmed.config.data import DataConfig, PhantomData, SitesData
+from fedmed.config.distillation import FoproConfig, FoproPlan, OffOrNone, StudentConfig
 from fedmed.config.fairness import (
     GROUP_FIGURES,
     SITE_ATTRIBUTE,
@@ -21,7 +22,6 @@ from fedmed.config.fairness import (
     FairnessConfig,
     SuppressionConfig,
 )
-from fedmed.config.fopro import FoproConfig, FoproPlan, OffOrNone, StudentConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig

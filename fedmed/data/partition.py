@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmed.config import PartitionConfig
 from fedmed.data.checks import SKIPPED_FILE
-from fedmed.data.phantom import phantom_site_names
+from fedmed.data.phantom.cohort import phantom_site_names
 from fedmed.errors import ConfigError, DataError
 from fedmed.seeding import make_rng
 

@@ -5,24 +5,34 @@
 >>> features = teacher(prompt(images))
 """
 
-from fedmed.distillation.classifier import find_classifier
-from fedmed.distillation.co_distillation import CoDistiller
-from fedmed.distillation.compact_losses import Ensemble, Targets, balance_predictions, compact_loss
-from fedmed.distillation.compact_student import CompactResult, compute_targets, copy_matching, distil_compact
-from fedmed.distillation.compact_training import CompactSettings
-from fedmed.distillation.distillation_losses import ekd_loss
-from fedmed.distillation.feature_cache import FeatureCache
-from fedmed.distillation.feature_distillation import (
+from fedmed.distillation.at_sites.ekd import (
     MIN_IMAGES_TO_SHARE_PROMPT,
     DistillationSettings,
     DistillationStudent,
     LossParts,
     SiteDistiller,
 )
-from fedmed.distillation.fourier_prompt import FourierPrompt, make_prompt, summarize_gain
-from fedmed.distillation.frozen_classifier import FrozenTeacherClassifier, build_frozen_teacher
-from fedmed.distillation.gate import GateDecision, GateLimits, decide_gate
-from fedmed.distillation.known_teachers import (
+from fedmed.distillation.at_sites.losses import ekd_loss
+from fedmed.distillation.prompt.fourier_prompt import FourierPrompt, make_prompt, summarize_gain
+from fedmed.distillation.prompt.learning import ExploreResult, PromptSettings
+from fedmed.distillation.small_network.acceptance import GateDecision, GateLimits, decide_gate
+from fedmed.distillation.small_network.co_distil import CoDistiller
+from fedmed.distillation.small_network.distil import (
+    CompactResult,
+    compute_targets,
+    copy_matching,
+    distil_compact,
+)
+from fedmed.distillation.small_network.losses import Ensemble, Targets, balance_predictions, compact_loss
+from fedmed.distillation.small_network.proxy_images import (
+    ProxyImages,
+    describe_distance,
+    open_proxy_folder,
+    open_proxy_part,
+    open_proxy_phantom,
+)
+from fedmed.distillation.small_network.training import CompactSettings
+from fedmed.distillation.teachers.cache import (
     describe_teacher,
     get_teacher,
     name_distillation,
@@ -30,16 +40,11 @@ from fedmed.distillation.known_teachers import (
     take_teacher,
     use_teacher_file,
 )
-from fedmed.distillation.prompt_learning import ExploreResult, PromptSettings
-from fedmed.distillation.proxy import (
-    ProxyImages,
-    describe_distance,
-    open_proxy_folder,
-    open_proxy_part,
-    open_proxy_phantom,
-)
-from fedmed.distillation.statistics_match import StatisticsMatch, measure_mismatch
-from fedmed.distillation.teachers import Teacher, TeacherSettings, check_same_teacher, load_teacher
+from fedmed.distillation.teachers.classifier import find_classifier
+from fedmed.distillation.teachers.feature_cache import FeatureCache
+from fedmed.distillation.teachers.frozen_classifier import FrozenTeacherClassifier, build_frozen_teacher
+from fedmed.distillation.teachers.statistics_match import StatisticsMatch, measure_mismatch
+from fedmed.distillation.teachers.teacher import Teacher, TeacherSettings, check_same_teacher, load_teacher
 from fedmed.errors import FourierPromptError, ProxyDataUnavailableError, TeacherUnavailableError
 
 __all__ = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedmed.config import RunConfig
 from fedmed.errors import FedmedError, RunFolderError
 from fedmed.export.manifest import MANIFEST_FILE
-from fedmed.run_folder import RunFolder
+from fedmed.storage.run_folder import RunFolder
 
 EPILOG = """\
 examples:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from fedmed import predict
-from fedmed.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 from fedmed.config import Plan
 from fedmed.export import torch_loader
 from fedmed.export.compare import FormComparison, choose_batch_size, compare_outputs
@@ -38,9 +37,10 @@ from fedmed.export.manifest import (
 from fedmed.export.measure import describe_sizes
 from fedmed.export.model_card import CARD_FILE, write_model_card
 from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
+from fedmed.protocol.messages import pack_tensors
 from fedmed.reparameterization import Proof, convert, verify, verify_blocks
 from fedmed.seeding import seeded_torch
-from fedmed.wire import pack_tensors
+from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 
 PROOF_FILE, REQUIREMENTS_FILE = "proof.json", "requirements.txt"
 PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
@@ -76,11 +76,11 @@ class ArtefactSettings:
     """Who decided that the model may be used."""
     temperature: Mapping[str, Any] | None = None
     """By what the outputs are divided, and how it was fitted; see
-    :meth:`fedmed.run_folder.RunFolder.read_temperature`."""
+    :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`."""
     site: str | None = None
     """The only site whose model this is, where BatchNorm or the last layer stays at the sites."""
     distillation: Mapping[str, Any] = field(default_factory=dict)
-    """``fopro`` and ``teacher``, as :meth:`fedmed.run_folder.RunFolder.read_distillation` gives them."""
+    """``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them."""
 
 
 def build_artefact(

@@ -6,9 +6,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedmed.atomic_files import encode_json, hash_file
 from fedmed.config import Plan
 from fedmed.data import normalisation
+from fedmed.storage.atomic_files import encode_json, hash_file
 
 FORMAT = 2
 """Of an artefact; a folder in train form has 1."""
@@ -67,7 +67,7 @@ def describe_temperature(fitted: Mapping[str, Any] | None) -> dict[str, Any]:
     Parameters
     ----------
     fitted : mapping, optional
-        As :meth:`fedmed.run_folder.RunFolder.read_temperature` gives it.
+        As :meth:`fedmed.storage.run_folder.RunFolder.read_temperature` gives it.
 
     Returns
     -------

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from fedmed.atomic_files import hash_file, write_atomically
 from fedmed.config import Plan
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
-from fedmed.network import Network, strip_packed
+from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.training.network import Network, strip_packed
 
 
 def write_model(
@@ -43,7 +43,7 @@ def write_model(
     temperature : mapping, optional
         See :func:`fedmed.export.manifest.describe_temperature`.
     distillation : mapping, optional
-        ``fopro`` and ``teacher``, as :meth:`fedmed.run_folder.RunFolder.read_distillation` gives them.
+        ``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them.
     """
     folder.mkdir(exist_ok=True)
     write_atomically(folder / MODEL_FILE, strip_packed(model_file.read_bytes(), plan))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedmed.export.onnx_file import INPUT, OUTPUT
-from fedmed.wire import WireError
+from fedmed.protocol.messages import WireError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _MOST_NODES = 100_000

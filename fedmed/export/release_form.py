@@ -15,13 +15,13 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed.atomic_files import atomic_folder, hash_file, write_text_atomically
 from fedmed.errors import tame
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
 from fedmed.export.model_card import CARD_FILE, write_model_card
-from fedmed.fairness.suppression import Release, counts_may_leave
+from fedmed.fairness.disclosure.tables import Release, counts_may_leave
+from fedmed.protocol.messages import WireError
 from fedmed.reparameterization import Comparison, join
-from fedmed.wire import WireError
+from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_atomically
 
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.compare import FormComparison

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed.atomic_files import hash_file
-from fedmed.checkpoint import RunCheckpoints, SiteState, find_recalibrated
 from fedmed.config import ModelConfig, Plan, RunConfig
+from fedmed.config.server import ServerConfig
 from fedmed.data import SiteData, load_site
-from fedmed.deployment import ServerConfig
 from fedmed.errors import CheckpointError, DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
@@ -18,9 +16,11 @@ from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
-from fedmed.network import Network, add_last_layer, strip_packed
-from fedmed.run_folder import RunFolder
-from fedmed.wire import unpack_tables
+from fedmed.protocol.messages import unpack_tables
+from fedmed.storage.atomic_files import hash_file
+from fedmed.storage.checkpoints import RunCheckpoints, SiteState, find_recalibrated
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.network import Network, add_last_layer, strip_packed
 
 MOST_IMAGES, FEWEST_IMAGES, MOST_PIXELS = 256, 16, 64 * 64 * 64
 """Of the proof: 64 images of 64 x 64 pixels, more or fewer where they are smaller or larger. They run through two

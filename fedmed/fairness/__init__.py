@@ -1,10 +1,10 @@
 """How sure the figures of a run are, and how they differ between sites and groups of patients."""
 
-from fedmed.fairness.alarms import find_alarms
-from fedmed.fairness.benefit import Difference, compare_paired
-from fedmed.fairness.disparity import GapFigure, compare_groups, compute_gaps
-from fedmed.fairness.flags import flag_attributes
-from fedmed.fairness.intervals import add_intervals, wilson_interval
+from fedmed.fairness.chance.alarms import find_alarms
+from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups, compute_gaps
+from fedmed.fairness.chance.flags import flag_attributes
+from fedmed.fairness.chance.intervals import add_intervals, wilson_interval
+from fedmed.fairness.chance.paired import Difference, compare_paired
 
 __all__ = [
     "Difference",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmed.atomic_files import atomic_file
 from fedmed.errors import KeyFileError
+from fedmed.storage.atomic_files import atomic_file
 
 
 def refuse_existing(folder: Path, names: Sequence[str]) -> None:

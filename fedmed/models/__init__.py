@@ -10,8 +10,15 @@ from typing import Any
 from torch import nn
 
 from fedmed.errors import ConfigError
+from fedmed.models.adsr_resnet import (
+    ARCHITECTURES,
+    adsr_resnet,
+    build_mobilenet_v2,
+    build_resnet18,
+    insert_adsr,
+)
+from fedmed.models.bags.insert import convert_depthwise
 from fedmed.models.came import came
-from fedmed.models.convert import convert_depthwise
 from fedmed.models.erohprf import (
     SHUFFLENET_WIDTHS,
     build_mixnet_s_erohprf,
@@ -20,7 +27,6 @@ from fedmed.models.erohprf import (
 )
 from fedmed.models.hemf import hemf
 from fedmed.models.hifuse import VARIANTS, hifuse
-from fedmed.models.hosts import ARCHITECTURES, adsr_resnet, build_mobilenet_v2, build_resnet18, insert_adsr
 from fedmed.registry import Registry
 
 __all__ = ["convert_depthwise", "create_model", "insert_adsr", "list_models"]

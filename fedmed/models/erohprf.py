@@ -1,8 +1,8 @@
 """Efficient networks whose depthwise convolutions are bags: MobileNetV2, ShuffleNetV2 and MixNet-S with ERoHPRF.
 
-Sources: ERoHPRF and its released code as in :mod:`fedmed.models.bag`; Sandler et al., "MobileNetV2", CVPR 2018; Ma et
-al., "ShuffleNet V2", ECCV 2018; Tan and Le, "MixConv", BMVC 2019. Hosts and tensor names are torchvision's and timm's.
-Stem, pointwise convolutions, their BatchNorms, squeeze-and-excitation, head and activations are the host's.
+Sources: ERoHPRF and its released code as in :mod:`fedmed.models.bags.bag`; Sandler et al., "MobileNetV2", CVPR 2018; Ma
+et al., "ShuffleNet V2", ECCV 2018; Tan and Le, "MixConv", BMVC 2019. Hosts and tensor names are torchvision's and
+timm's. Stem, pointwise convolutions, their BatchNorms, squeeze-and-excitation, head and activations are the host's.
 """
 
 import inspect
@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.models import ShuffleNetV2
 
 from fedmed.errors import ConfigError, suggest_nearest
-from fedmed.models.bag import HeterogeneousPyramidConv2d
-from fedmed.models.convert import Levels, convert_depthwise, levels_up_to_kernel
+from fedmed.models.bags.bag import HeterogeneousPyramidConv2d
+from fedmed.models.bags.insert import Levels, convert_depthwise, levels_up_to_kernel
 from fedmed.models.layers import check_choice, check_number
 
 DEFAULT_LEVELS = (3, 5, 7)
@@ -65,7 +65,7 @@ def insert_bags(host: nn.Module, levels: Levels, options: dict[str, Any], more: 
     levels : sequence of int, or callable
         Where ``options`` has no ``levels``.
     options : dict
-        Of :class:`fedmed.models.bag.HeterogeneousPyramidConv2d`.
+        Of :class:`fedmed.models.bags.bag.HeterogeneousPyramidConv2d`.
     more : sequence of str
         Options that the builder took itself, for the message.
 
@@ -99,7 +99,7 @@ def build_mobilenet_v2_erohprf(
         Probability in front of the classifier, from 0 and below 1. The published form has none.
     **options
         Of every bag: ``levels``, ``families``, ``norm``, ``bn_momentum``, ``bn_eps``, ``gamma_init``, ``form`` and
-        ``allow_repeated``; see :class:`fedmed.models.bag.HeterogeneousPyramidConv2d`.
+        ``allow_repeated``; see :class:`fedmed.models.bags.bag.HeterogeneousPyramidConv2d`.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def insert_dense_bags(model: nn.Module, levels: Sequence[int], **options: Any) -
     model : nn.Module
         Whose blocks are named as torchvision's are.
     levels, **options
-        Of :class:`fedmed.models.bag.HeterogeneousPyramidConv2d`.
+        Of :class:`fedmed.models.bags.bag.HeterogeneousPyramidConv2d`.
 
     Raises
     ------

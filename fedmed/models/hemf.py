@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedmed.models.fusion import CONTEXT, GLOBAL, LOCAL, PREVIOUS, FusionDesign
-from fedmed.models.multibranch import (
+from fedmed.models.blocks.fusion import CONTEXT, GLOBAL, LOCAL, PREVIOUS, FusionDesign
+from fedmed.models.blocks.multibranch import (
     CONV_STD,
     MultiBranchNet,
     check_branches,

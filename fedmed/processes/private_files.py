@@ -6,8 +6,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from fedmed.atomic_files import sync_path
 from fedmed.errors import KeyFileError
+from fedmed.storage.atomic_files import sync_path
 
 
 def private_folder(path: Path) -> Path:

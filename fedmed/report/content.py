@@ -57,7 +57,7 @@ class ReportContent:
     benefit_notes : dict of str to str
         Why a site has no such comparison, by site.
     compression : dict or None
-        What was decided about a small network, see :meth:`fedmed.run_folder.RunFolder.read_compression`.
+        What was decided about a small network, see :meth:`fedmed.storage.run_folder.RunFolder.read_compression`.
     gate : dict of str to SiteTables
         By site, the tables that this rests on: the trained network as the federated one, and the student.
     """

@@ -5,16 +5,16 @@ from typing import Any
 
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import roc_points
-from fedmed.metrics.history import to_plain_json
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import EvaluationTables, combine_tables
-from fedmed.report.benefit_document import describe_benefit
-from fedmed.report.calibration_document import describe_calibration_part
-from fedmed.report.compression_document import describe_compression
 from fedmed.report.content import ReportContent
-from fedmed.report.describe import describe_tables, make_empty_tables, name_classes
-from fedmed.report.distillation_document import describe_distillation
-from fedmed.report.fairness_document import Groups, describe_course, describe_fairness, pool_groups
+from fedmed.report.figures.benefit import describe_benefit
+from fedmed.report.figures.calibration import describe_calibration_part
+from fedmed.report.figures.compression import describe_compression
+from fedmed.report.figures.describe import describe_tables, make_empty_tables, name_classes
+from fedmed.report.figures.distillation import describe_distillation
+from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
+from fedmed.storage.history import to_plain_json
 
 HISTORY_FIGURES = ("loss", "learning_rate", "wall_s", "coverage_images")
 _DERIVED = ("worst_group_", "es_")

@@ -5,20 +5,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fedmed.atomic_files import write_text_atomically
-from fedmed.report.benefit_page import render_benefit
-from fedmed.report.calibration_page import render_calibration
-from fedmed.report.compression_page import render_compression
 from fedmed.report.content import ReportContent
-from fedmed.report.course import render_composition, render_participation, render_rounds
-from fedmed.report.diagnostics import render_confusion, render_scores
-from fedmed.report.distillation_page import render_distillation
 from fedmed.report.document import build_document
-from fedmed.report.fairness_page import render_fairness
-from fedmed.report.markup import Numbers, escape
-from fedmed.report.method import render_notes, render_reading, render_run
-from fedmed.report.results import render_classes, render_headline, render_sites, render_summary
-from fedmed.report.style import render_style
+from fedmed.report.drawing.markup import Numbers, escape
+from fedmed.report.drawing.style import render_style
+from fedmed.report.sections.benefit import render_benefit
+from fedmed.report.sections.calibration import render_calibration
+from fedmed.report.sections.compression import render_compression
+from fedmed.report.sections.diagnostics import render_confusion, render_scores
+from fedmed.report.sections.distillation import render_distillation
+from fedmed.report.sections.fairness import render_fairness
+from fedmed.report.sections.method import render_notes, render_reading, render_run
+from fedmed.report.sections.results import render_classes, render_headline, render_sites, render_summary
+from fedmed.report.sections.rounds import render_composition, render_participation, render_rounds
+from fedmed.storage.atomic_files import write_text_atomically
 
 # Nothing is fetched and nothing runs, whatever a name from outside holds.
 SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -8,15 +8,15 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.local import Site, open_site
+from client.hospital.site_data import Site, open_site
 from client.site import app
 from fedmed.config import Plan, RunConfig
 from fedmed.data import prepare_data
 from fedmed.metrics.classification import compute_figures
 from fedmed.models import MODELS
-from fedmed.network import get_network
-from fedmed.run_folder import RunFolder
-from fedmed.training import evaluate, fit
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.fit import evaluate, fit
+from fedmed.training.network import get_network
 
 __all__ = ["app", "stock_app"]
 

@@ -30,16 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.local import Site
+from client.hospital.site_data import Site
 from fedmed.aggregation import TensorFile, WeightedUpdate, average_updates, write_tensors
-from fedmed.compression import Kind, compress_update, decompress_update
 from fedmed.config import RunConfig
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import combine_tables
-from fedmed.network import Network
-from fedmed.run_folder import RunFolder
-from fedmed.training import evaluate, fit
-from fedmed.wire import unpack_tensors
+from fedmed.protocol.messages import unpack_tensors
+from fedmed.protocol.quantisation import Kind, compress_update, decompress_update
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.fit import evaluate, fit
+from fedmed.training.network import Network
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
 from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
 

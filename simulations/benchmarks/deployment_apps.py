@@ -9,16 +9,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.guard import guard_messages
-from client.local import Site, open_site
-from client.request import ModelMemory, Request, read_request
+from client.guard.guard import guard_messages
+from client.guard.requests import ModelMemory, Request, read_request
+from client.hospital.site_data import Site, open_site
 from client.site import describe
-from fedmed.fairness.suppression import release_site_tables
+from fedmed.fairness.disclosure.tables import release_site_tables
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import MODELS
-from fedmed.network import hash_model
+from fedmed.protocol.messages import REPORT, make_content
 from fedmed.seeding import make_rng
-from fedmed.wire import REPORT, make_content
+from fedmed.training.network import hash_model
 
 VALUES_PER_MB = 250_000
 _HEAD_BYTES = 8  # of a safetensors file: the length of the header that follows

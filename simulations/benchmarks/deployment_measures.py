@@ -20,10 +20,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from fedmed.metrics.history import read_history
 from fedmed.processes import find_free_port
-from fedmed.run_folder import RunFolder
-from server.provision import provision
+from fedmed.storage.history import read_history
+from fedmed.storage.run_folder import RunFolder
+from server.provisioning.provision import provision
 from simulations.benchmarks.links import HOST, Address, Lines
 
 ROUND_PARTS = ("before", "updates up", "average", "model down", "save")

@@ -5,8 +5,8 @@ That network is nothing but bytes, so it has no deployable form and is released 
 
 from fedmed.export import write_model
 from server import federation
-from server.recalibration import ChosenModel
-from server.session import Session
+from server.finish.recalibrate import ChosenModel
+from server.rounds.session import Session
 from simulations.benchmarks import deployment_apps
 
 __all__ = ["server_app"]

@@ -32,9 +32,9 @@ from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import FedmedError
 from fedmed.models import list_models
-from fedmed.network import Network
 from fedmed.seeding import make_rng
-from fedmed.training import fit, select_device
+from fedmed.training.fit import fit, select_device
+from fedmed.training.network import Network
 
 NUM_CLASSES = 7
 STUDENTS = ("resnet18", "shufflenet_v2_x1_0_erohprf")

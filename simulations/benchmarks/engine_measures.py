@@ -18,14 +18,14 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedmed.config import RunConfig
 from fedmed.metrics.classification import compute_figures
-from fedmed.metrics.history import read_history
 from fedmed.metrics.tables import combine_tables
-from fedmed.network import Network
-from fedmed.run_folder import RunFolder
-from fedmed.training import evaluate, fit
-from server.progress import LogListener
+from fedmed.storage.history import read_history
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.fit import evaluate, fit
+from fedmed.training.network import Network
+from server.rounds.progress import LogListener
 from simulations.benchmarks.apps import RUN_VARIABLE, make_benchmark_run, open_benchmark_site, stock_app
-from simulations.engine import run_simulation
+from simulations.simulation import run_simulation
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "45 MB": {

@@ -26,8 +26,8 @@ from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, 
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from fedmed.fairness import add_intervals, compare_groups, compute_gaps, flag_attributes
-from fedmed.fairness.rates import class_rates
-from fedmed.fairness.sources import CountSource
+from fedmed.fairness.figures.gap_sources import CountSource
+from fedmed.fairness.figures.rates import class_rates
 from fedmed.metrics.classification import compute_figures, count_values
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
 from fedmed.metrics.tables import EvaluationTables, combine_tables, tables_from_logits

@@ -12,10 +12,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fedmed.models import retention, windows
-from fedmed.models.bag import HeterogeneousPyramidConv2d
-from fedmed.models.multibranch import MultiBranchNet
-from fedmed.models.norms import ChannelNorm
+from fedmed.models.bags.bag import HeterogeneousPyramidConv2d
+from fedmed.models.blocks import retention, windows
+from fedmed.models.blocks.multibranch import MultiBranchNet
+from fedmed.models.blocks.norms import ChannelNorm
 
 
 class LiteralNorm(ChannelNorm):

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmed.models import create_model, list_models
-from fedmed.models.bag import HeterogeneousPyramidConv2d
-from fedmed.models.multibranch import MultiBranchNet
+from fedmed.models.bags.bag import HeterogeneousPyramidConv2d
+from fedmed.models.blocks.multibranch import MultiBranchNet
 from fedmed.native import VARIABLE, native_form
 from fedmed.reparameterization import reparameterize
 from simulations.benchmarks.literal_models import make_literal, make_plain

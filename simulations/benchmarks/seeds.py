@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fedmed.config import RunConfig
-from fedmed.config_files import load_run_config
+from fedmed.config.files import load_run_config
 from fedmed.errors import FedmedError
-from simulations.study_table import estimate_mean
+from simulations.studies.table import estimate_mean
 
 CONFIG = Path("configs/ham10000_sites.yaml")
 

@@ -31,8 +31,8 @@ from fedmed.data import ImagePart, make_batches, make_eval_transform, normalisat
 from fedmed.distillation import Teacher, get_teacher
 from fedmed.distillation.pixels import restore_pixels
 from fedmed.losses.balanced import LogitAdjustment
-from fedmed.optimizers import make_optimizer
 from fedmed.seeding import make_rng
+from fedmed.training.optimizers import make_optimizer
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
 from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedmed.aggregation import WeightedUpdate, average_updates, site_weights, write_tensors
 from fedmed.errors import FederationError
-from tests.aggregation.helpers import write_update
+from tests.aggregation.support.updates import write_update
 
 
 def average(updates, **options):

@@ -7,7 +7,7 @@ import pytest
 
 from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms
 from fedmed.errors import CheckpointError
-from tests.aggregation.helpers import write_update
+from tests.aggregation.support.updates import write_update
 
 GLOBAL = {
     "w": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32),

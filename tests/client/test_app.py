@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from client.app import main
-from client.site_audit import open_site_audit
-from fedmed.audit import verify_audit
+from client.guard.audit import open_site_audit
 from fedmed.keys import fingerprint, read_private_key, read_public_key
-from tests.client.kit import make_kit
+from fedmed.storage.audit import verify_audit
+from tests.client.support.kit import make_kit
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
-from fedmed.data.sources import read_table
+from fedmed.data.sources.tables import read_table
 from fedmed.errors import DataError
 from tests.data.conftest import edit_table, simple_rows, write_image
 

@@ -5,8 +5,8 @@ from PIL import Image
 
 from fedmed.config import NpzData, PartitionConfig, PhantomData
 from fedmed.data import count_classes, load_site, prepare_data
-from fedmed.data.phantom import generate_site
-from fedmed.data.readers import MIB, FileReader
+from fedmed.data.phantom.cohort import generate_site
+from fedmed.data.sources.readers import MIB, FileReader
 from fedmed.errors import DataError, RunFolderError
 from tests.data.conftest import simple_rows, write_image
 

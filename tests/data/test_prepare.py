@@ -7,7 +7,7 @@ import pytest
 
 from fedmed.config import ClassFolderData, NpzData, PartitionConfig, PhantomData, SplitConfig
 from fedmed.data import prepare_data
-from fedmed.data.phantom import generate_site
+from fedmed.data.phantom.cohort import generate_site
 from fedmed.errors import ConfigError, DataError, RunFolderError
 from tests.data.conftest import edit_table, simple_rows, write_image
 

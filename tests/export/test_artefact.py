@@ -23,9 +23,9 @@ from fedmed.export.manifest import describe_preprocessing, digest_plan
 from fedmed.export.model_card import write_model_card
 from fedmed.export.onnx_file import ExportError, write_onnx
 from fedmed.export.ranges import describe_range
-from fedmed.network import Network
 from fedmed.seeding import seeded_torch
-from tests.federation import Federation  # registers the network "tiny"
+from fedmed.training.network import Network
+from tests.support.federation import Federation  # registers the network "tiny"
 
 assert Federation
 SIZE = 16

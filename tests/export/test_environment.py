@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from fedmed.data import load_site, make_eval_transform
-from fedmed.data.decoding import decode_image
+from fedmed.data.sources.decoding import decode_image
 from fedmed.export.run import export_run, load_network, read_chosen_round
-from tests.federation import Federation
+from tests.support.federation import Federation
 
 
 def ask(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from fedmed.export.plain_onnx import check_plain_onnx
 from fedmed.models import create_model
 from fedmed.reparameterization import reparameterize
 from fedmed.seeding import seeded_torch
-from tests.models.names import SHIPPED
+from tests.models.support.names import SHIPPED
 
 SIZE, NUM_CLASSES = 64, 5
 ONE_BLOCK = {"local_depths": [1, 1, 1, 1], "global_depths": [1, 1, 1, 1]}

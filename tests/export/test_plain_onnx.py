@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fedmed.export.plain_onnx import check_plain_onnx
-from fedmed.wire import WireError
+from fedmed.protocol.messages import WireError
 
 
 def make_model() -> onnx.ModelProto:

@@ -18,9 +18,9 @@ from fedmed.export.release_form import (
     pool,
     read_answer,
 )
-from fedmed.fairness.suppression import Release
+from fedmed.fairness.disclosure.tables import Release
+from fedmed.protocol.messages import WireError, pack_files, unpack_files
 from fedmed.reparameterization import Comparison
-from fedmed.wire import WireError, pack_files, unpack_files
 
 
 def make(error: float = 1.23456e-7, agreeing: int = 9) -> FormComparison:

@@ -23,10 +23,10 @@ from fedmed.export.onnx_file import ExportError
 from fedmed.export.release_form import change_manifest
 from fedmed.export.run import Reproduction, export_run, load_network, read_chosen_round, reproduce, sample_images
 from fedmed.metrics.packing import pack_site_tables
-from fedmed.run_folder import RunFolder
-from fedmed.wire import unpack_tables
-from simulations.engine import export_model
-from tests.federation import Federation, Notes
+from fedmed.protocol.messages import unpack_tables
+from fedmed.storage.run_folder import RunFolder
+from simulations.simulation import export_model
+from tests.support.federation import Federation, Notes
 
 
 @pytest.fixture(scope="module")

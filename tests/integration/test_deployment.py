@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedmed.audit import verify_audit
 from fedmed.config import RunConfig
 from fedmed.export.check import check_hashes
-from fedmed.run_folder import RunFolder
-from server.progress import LogListener
-from simulations.engine import run_simulation
+from fedmed.storage.audit import verify_audit
+from fedmed.storage.run_folder import RunFolder
+from server.rounds.progress import LogListener
+from simulations.simulation import run_simulation
 from tests.data.conftest import write_image
-from tests.integration import apps
-from tests.integration.deployment import Deployment, deploy, wait_for
+from tests.integration.support import apps
+from tests.integration.support.deployment import Deployment, deploy, wait_for
 
 assert apps  # importing it registers the model "tiny"
 
@@ -127,7 +127,7 @@ def test_same_bits_as_a_simulation(finished: Deployment, tmp_path: Path) -> None
     run = RunFolder.create(tmp_path / "run", "resume")
     run.write_config(config)
     run.record_start()
-    run_simulation(run, config, LogListener(), client_app="tests.integration.apps:client_app")
+    run_simulation(run, config, LogListener(), client_app="tests.integration.support.apps:client_app")
     simulated = (run.checkpoints / "round_00003" / "model.safetensors").read_bytes()
     assert simulated == finished.final_model()
 

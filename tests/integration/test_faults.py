@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from fedmed.keys import Authority
-from tests.integration.deployment import Deployment, Process, deploy, wait_for
+from tests.integration.support.deployment import Deployment, Process, deploy, wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -126,7 +126,7 @@ def test_server_killed_with_state_at_the_sites_gives_the_same_bits(
         assert deployment.final_model() == undisturbed_bits
 
 
-@pytest.mark.parametrize("victim", ["server.superlink", "server.executor"])
+@pytest.mark.parametrize("victim", ["server.superlink.process", "server.superlink.executor"])
 def test_child_of_the_server_killed(tmp_path: Path, victim: str) -> None:
     with deploy(tmp_path) as deployment:
         deployment.set_fault("site_02", "slow", seconds=5)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedmed.audit import verify_audit
-from fedmed.config_files import load_run_config
+from fedmed.config.files import load_run_config
+from fedmed.storage.audit import verify_audit
 from tests.data.conftest import write_image
-from tests.fopro import make_fopro
-from tests.integration import apps
-from tests.integration.deployment import ROOT, deploy
+from tests.integration.support import apps
+from tests.integration.support.deployment import ROOT, deploy
 from tests.integration.test_simulation_command import finish
+from tests.support.fopro import make_fopro
 
 assert apps  # importing it registers the model "tiny"
 MISSION = ROOT / "configs" / "mission.yaml"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedmed.audit import verify_audit
+from fedmed.storage.audit import verify_audit
 from simulations.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +138,7 @@ def stop_by_ctrl_c(run: Path, process: subprocess.Popen[str]) -> None:
     assert count_rounds(run) < ROUNDS
 
 
-@pytest.mark.slow  # tests/simulations/test_ray_grid.py has the same without a whole run
+@pytest.mark.slow  # tests/simulations/backend/test_grid.py has the same without a whole run
 def test_dead_worker_is_replaced(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "worker-died"
     process = start_and_wait_for_round(run, 1, settings=[*SMALL, *KEEPING, "workers=2"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.memory import watch_memory
+from tests.integration.support.memory import watch_memory
 from tests.integration.test_mission import MISSION, classify
 from tests.integration.test_simulation_command import ROOT, command
 
@@ -27,7 +27,8 @@ def run_measured(*arguments: str | Path, settings: list[str]) -> float:
 def test_default_run_learns_and_fits(tmp_path: Path) -> None:
     peak_mib = run_measured("--out", tmp_path / "run", settings=[])
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
-    # Five classes: chance is 0.2; a logistic regression on 16 x 16 pixels stays under 0.4 (tests/data/test_phantom.py).
+    # Five classes: chance is 0.2; a logistic regression on 16 x 16 pixels stays under 0.4
+    # (tests/data/phantom/test_phantom.py).
     assert report["figures"]["balanced_accuracy"]["value"] >= 2.5 * 0.2
     assert peak_mib < 6 * 1024
 

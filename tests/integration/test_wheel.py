@@ -1,7 +1,7 @@
 """The wheel holds what the commands need and works outside the checkout.
 
-It is made without the native kernels, whose compilation takes most of the time; tests/test_native.py has wheels with
-and without them.
+It is made without the native kernels, whose compilation takes most of the time; tests/native/test_native.py has wheels
+with and without them.
 """
 
 import os
@@ -37,7 +37,7 @@ def test_wheel_holds_code_settings_and_licence(wheel: Path) -> None:
         "configs/simulation.yaml",
         "fedmed/py.typed",
         "client/site.py",
-        "server/rounds.py",
+        "server/rounds/loop.py",
         "simulations/run.py",
     ):
         assert name in names

@@ -5,7 +5,7 @@ import torch
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import tables_from_logits
-from tests.metrics.samples import draw_predictions, draw_tables
+from tests.metrics.support.samples import draw_predictions, draw_tables
 
 
 def binned_loop(confidence, correct):

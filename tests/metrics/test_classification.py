@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 
 from fedmed.metrics.classification import compute_figures, roc_points
 from fedmed.metrics.tables import tables_from_logits
-from tests.metrics.samples import LONG_TAIL, draw_predictions, draw_tables
+from tests.metrics.support.samples import LONG_TAIL, draw_predictions, draw_tables
 
 KEYS = {
     "accuracy",

@@ -12,7 +12,7 @@ from fedmed.metrics.tables import (
     score_bins,
     tables_from_logits,
 )
-from tests.metrics.samples import draw_predictions, draw_tables
+from tests.metrics.support.samples import draw_predictions, draw_tables
 
 
 def assert_equal(a, b):

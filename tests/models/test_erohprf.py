@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from fedmed.errors import ConfigError
 from fedmed.models import create_model, list_models
-from fedmed.models.bag import HeterogeneousPyramidConv2d as Bag
-from fedmed.models.bag_parts import BagBranch
+from fedmed.models.bags.bag import HeterogeneousPyramidConv2d as Bag
+from fedmed.models.bags.parts import BagBranch
 from fedmed.reparameterization import reparameterize
-from tests.models.test_bag import disturb
+from tests.models.bags.test_bag import disturb
 
 NAMES = [name for name in list_models() if name.endswith("_erohprf")]
 BAGS = {"mobilenet_v2_erohprf": 17, "mixnet_s_erohprf": 43}  # ShuffleNetV2: 19

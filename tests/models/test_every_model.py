@@ -17,8 +17,8 @@ from fedmed.models import create_model
 from fedmed.reparameterization import convert, describe_form, load_into_deploy_form, reparameterize, verify
 from fedmed.reparameterization.verify import use_branches
 from fedmed.seeding import seeded_torch
-from tests.models.names import SHIPPED
-from tests.reparameterization.networks import randomize
+from tests.models.support.names import SHIPPED
+from tests.reparameterization.support.networks import randomize
 
 NUM_CLASSES = 5
 SIDE = 64  # the last maps of the multi-branch networks then have 2 x 2 positions, so that attention has a choice

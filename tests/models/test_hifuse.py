@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from fedmed.errors import ConfigError
 from fedmed.models import create_model
-from fedmed.models.fusion import GLOBAL, LOCAL
+from fedmed.models.blocks.fusion import GLOBAL, LOCAL
 from fedmed.models.hifuse import VARIANTS
-from tests.models.golden import fill_by_size
-from tests.models.multibranch import (
+from tests.models.support.golden import fill_by_size
+from tests.models.support.multibranch import (
     check_network,
     count_parameters,
     expected_zeros,

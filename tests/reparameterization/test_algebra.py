@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from fedmed.errors import ReparameterizationError
 from fedmed.reparameterization import algebra, chains
-from tests.reparameterization.networks import draw, randomize
+from tests.reparameterization.support.networks import draw, randomize
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from fedmed.errors import ReparameterizationError
 from fedmed.reparameterization import convert, find_places, reparameterize
-from tests.reparameterization.networks import Bag, SmallNet, draw, randomize
+from tests.reparameterization.support.networks import Bag, SmallNet, draw, randomize
 
 
 def assert_equal_in_float64(model: nn.Module, fold_bn: bool, x: Tensor) -> nn.Module:

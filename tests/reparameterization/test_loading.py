@@ -8,7 +8,7 @@ from torch import nn
 
 from fedmed.errors import CheckpointError
 from fedmed.reparameterization import describe_form, load_into_deploy_form, load_state, reparameterize
-from tests.reparameterization.networks import SmallNet, randomize
+from tests.reparameterization.support.networks import SmallNet, randomize
 
 
 def test_forms_are_told_apart() -> None:

@@ -14,7 +14,7 @@ from fedmed.reparameterization.statistics import (
     statistics_from_sums,
     tracked_norms,
 )
-from tests.reparameterization.networks import SmallNet, draw, randomize
+from tests.reparameterization.support.networks import SmallNet, draw, randomize
 
 
 def make_sites(images: Tensor) -> dict[str, list[Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import recall_score
 from torch import Tensor, nn
 
-from fedmed.models.bag import HeterogeneousPyramidConv2d
+from fedmed.models.bags.bag import HeterogeneousPyramidConv2d
 from fedmed.reparameterization import (
     Comparison,
     Proof,
@@ -22,7 +22,7 @@ from fedmed.reparameterization import (
     verify_blocks,
 )
 from fedmed.reparameterization.verify import running_branches
-from tests.reparameterization.networks import SmallNet, randomize
+from tests.reparameterization.support.networks import SmallNet, randomize
 
 
 @pytest.fixture

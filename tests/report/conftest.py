@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedmed.report import write_report
-from tests.report.fairness_example import make_fair_content
+from tests.report.support.fairness_example import make_fair_content
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.report.page_parser import Page
+from tests.report.support.page_parser import Page
 from tests.report.test_page import check_numbers
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

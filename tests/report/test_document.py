@@ -3,7 +3,7 @@
 import pytest
 
 from fedmed.report.document import build_document
-from tests.report.example import make_content, make_record
+from tests.report.support.example import make_content, make_record
 
 
 def test_pooled_figures():

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from fedmed.report import write_report
-from tests.report.example import make_content, make_large_content, make_record, make_site
-from tests.report.page_parser import Page, resolve
+from tests.report.support.example import make_content, make_large_content, make_record, make_site
+from tests.report.support.page_parser import Page, resolve
 
 HOSTILE = "</style><script>alert('1')</script><img src=x onerror=alert(1)> & \"a/b~c\" $x_1$"
 

@@ -10,15 +10,14 @@ import pytest
 import yaml
 
 import server.app
-import server.supervisor
-from fedmed.audit import AuditLog
-from fedmed.deployment import ServerConfig, load_server_config
+from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.errors import FederationError
 from fedmed.keys import make_release_key
 from fedmed.processes import single_instance
-from fedmed.run_folder import RunFolder
+from fedmed.storage.audit import AuditLog
+from fedmed.storage.run_folder import RunFolder
 from server.app import main
-from tests.server.federation_folder import change, provision_folder
+from tests.server.support.federation_folder import change, provision_folder
 
 
 @pytest.fixture(scope="module")

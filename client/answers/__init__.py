@@ -1,0 +1,1 @@
+"""The work behind the ClientApp's handlers; the handlers themselves are in :mod:`client.site`."""

@@ -1,0 +1,30 @@
+"""What a site tells so that one temperature can be fitted for all sites; see :mod:`fedmed.metrics.temperature`."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.guard.requests import Request
+from client.hospital.site_data import Site
+from fedmed.config import SITE_ATTRIBUTE
+from fedmed.metrics.temperature import temperature_sums
+from fedmed.training.fit import compute_logits
+
+
+def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> tuple[int, torch.Tensor]:
+    """Return the number of validation images that may be counted, and their sums.
+
+    Those are the images that the tables of the whole site count class by class, so that no difference tells of others.
+
+    Returns
+    -------
+    n : int
+        0 where all are withheld.
+    sums : Tensor
+        float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`.
+    """
+    part = site.data.validation
+    plan = site.count_part("validation", request.plan.fairness).plan
+    index = torch.from_numpy(np.flatnonzero(plan.attributes[SITE_ATTRIBUTE].counted))
+    logits_NK = compute_logits(model, part, request.plan, device=site.device)
+    return len(index), temperature_sums(logits_NK[index], part.labels[index])

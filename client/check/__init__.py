@@ -1,0 +1,1 @@
+"""``flower-client --check``, one file a subject."""

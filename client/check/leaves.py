@@ -1,0 +1,222 @@
+"""Exactly what would leave this site: the replies are really built, in a folder of their own, and thrown away.
+
+The site's own ClientApp answers, policy and all, with few images in place of all: some of every class and of every
+patient group, so that the tables have their size.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.check.bench import Bench, Check, CheckResult
+from client.check.data import WHOLE
+from client.check.model import use_threads, without_prompt_steps
+from client.check.teacher import find_small
+from client.guard.message_parts import list_parts
+from client.guard.policy import check_test
+from client.site import app
+from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
+from fedmed.config.files import dump_config
+from fedmed.config.server import ClientConfig
+from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
+from fedmed.errors import PolicyError
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
+from fedmed.protocol.messages import REPORT, REQUEST, SUMS, TABLES, make_content, read_tables, read_values
+from fedmed.reparameterization import Comparison
+from fedmed.training.network import get_network
+
+_SMALL = "small"
+_RUN_ID = "check"
+_TRAIN_ROWS = 2
+_NEEDS = ("classes", "policy", "training step")
+_EXPLAINED = {
+    "evaluate.recalibrate": "; number, sum and squares of what each BatchNorm's channels get from all training images",
+    "evaluate.calibrate": "; likelihood and slope at each temperature, of all validation images that may be counted",
+}
+
+Values = dict[str, Any]
+
+
+def list_size_checks() -> tuple[Check, ...]:
+    """Return one check for each kind of message."""
+    rounds: list[tuple[str, str, Values, Compression]] = [
+        (f"leaves: update, {kind}", "train", {"round": 1}, kind) for kind in get_args(Compression)
+    ]
+    rounds += [
+        (f"leaves: {part} tables", "evaluate", {"round": 1, "part": part}, "none") for part in ("validation", "test")
+    ]
+    rounds += [
+        ("leaves: BatchNorm sums", "evaluate.recalibrate", {"round": 1}, "none"),
+        ("leaves: sums for the temperature", "evaluate.calibrate", {"round": 1}, "none"),
+        ("leaves: own model", "train.local", {"round": 1}, "none"),
+    ]
+    checks = [Check("leaves: description", partial(_check_reply, "query", {}, "none"), _NEEDS)]
+    checks += [Check(name, partial(_check_reply, kind, values, how), _NEEDS) for name, kind, values, how in rounds]
+    checks.append(Check("leaves: comparison", _check_comparison, _NEEDS))
+    return tuple(checks)
+
+
+def _check_comparison(bench: Bench, name: str) -> CheckResult:
+    """Say what leaves before the release; in the form of a reply, since there is nothing to compare yet."""
+    # Imported late: it imports the ONNX runtime.
+    from fedmed.export.compare import FormComparison  # noqa: PLC0415
+    from fedmed.export.release_form import describe_comparison  # noqa: PLC0415
+
+    refusals = check_test(bench.config.policy, "test")
+    if refusals:
+        return CheckResult(name, "ok", f"nothing: {refusals[0]}")
+    form = Comparison("float32", 1e-6, 10.0, 0, 0, 0)
+    told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(bench.get_plan().classes)))
+    content = make_content(REPORT, {"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": told})
+    parts = "; ".join(map(_describe_part, list_parts(content)))
+    return CheckResult(
+        name, "ok", f"{parts}, about: largest differences between the forms of the model, and counts of test images"
+    )
+
+
+def _check_reply(kind: str, values: Values, compression: Compression, bench: Bench, name: str) -> CheckResult:
+    """Build one reply and list its parts."""
+    asked = _find_plan(kind, bench)
+    if isinstance(asked, str):
+        return CheckResult(name, "ok", f"nothing: {asked}")
+    # A prompt of few images is not told anyway, and its steps take long.
+    fopro = without_prompt_steps(asked.fopro)
+    plan = asked.model_copy(update={"run_id": _RUN_ID, "compression": compression, "fopro": fopro})
+    folder = bench.folder / (WHOLE if kind == "query" else _SMALL)
+    if folder.name == _SMALL:
+        _shrink_site(bench, folder)
+    try:
+        with use_threads(bench.config.threads):
+            reply = _ask(kind, values, plan, bench, folder)
+    except PolicyError as error:
+        return CheckResult(name, "ok", f"nothing: {error}")
+    parts = "; ".join(map(_describe_part, list_parts(reply.content)))
+    if kind == "query":
+        return CheckResult(name, "ok", f"{parts}: {json.dumps(read_values(reply, REPORT))}")
+    in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
+    if TABLES not in reply.content:
+        return CheckResult(name, "ok", f"{parts}{in_use}{_explain(kind, reply)}")
+    return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(values['part']), bench)}")
+
+
+def _find_plan(kind: str, bench: Bench) -> Plan | str:
+    """Return the plan of the network that a request is about; or why there is no such request."""
+    plan, small = bench.get_plan(), find_small(bench)
+    if kind == "train.local" and not plan.benefit:
+        return "the plan foresees no model of this site alone (benefit: false)"
+    if kind == "evaluate.recalibrate" and plan.batch_norm != "recalibrate":
+        return "the plan asks for none (batch_norm)" if small is None else small.plan
+    return plan
+
+
+def _explain(kind: str, reply: Message) -> str:
+    """Say what the numbers of a reply are, where its parts do not."""
+    if kind == "train.local":
+        if read_values(reply, REPORT).get("declined"):
+            return "; policy.benefit is false: this site trains no model of its own, and says so"
+        return "; how far this site's own model is, which itself never leaves"
+    return _EXPLAINED.get(kind, "") if SUMS in reply.content else ""
+
+
+def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:
+    """Return the ClientApp's reply to a request as the server would make it."""
+    model = None if kind == "query" else get_network(plan).pack()
+    request = {**values, "plan": plan.model_dump(mode="json"), "best_round": None}
+    # Flower's messages name the task that they belong to; here it is none.
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    message = Message(make_content(REQUEST, request, model=model), dst_node_id=1, message_type=kind)
+    settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
+    context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
+    return app(message, context)
+
+
+def _write_settings(config: ClientConfig, folder: Path) -> Path:
+    """Write the site's settings with another state folder, and without hours, which decide when and not what."""
+    policy = config.policy.model_copy(update={"hours": None})
+    file = folder / "client.yaml"
+    if not file.is_file():
+        file.write_text(dump_config(config.model_copy(update={"state_dir": str(folder), "policy": policy})))
+    return file
+
+
+def _shrink_site(bench: Bench, folder: Path) -> None:
+    """Make a state folder whose split has few images."""
+    source, target = bench.folder / WHOLE / "splits", folder / "splits"
+    if target.is_dir():
+        return
+    target.mkdir(parents=True)
+    index = SplitIndex(**json.loads((source / "splits.json").read_text(encoding="utf-8")))
+    limits = bench.config.policy.suppression
+    most = {"train": _TRAIN_ROWS, "validation": max(limits.k, limits.k_row), "test": max(limits.k, limits.k_row)}
+    keep = _make_filter(bench)
+    rows = {site: _choose_rows(read_site(source, index, site), most, keep) for site in index.composition}
+    common = {
+        key: getattr(index, key) for key in ("settings", "fingerprint", "classes", "attribute_names", "num_bad_rows")
+    }
+    write_splits(target, common, rows)
+
+
+def _make_filter(bench: Bench) -> Callable[[SplitRow], bool]:
+    """Return whether an image may be used: those of patients who withdrew must not stand for the others."""
+    data = bench.get_site().data
+    items = {*data.train.items, *data.validation.items, *data.test.items}
+    return lambda row: row.item.key in items
+
+
+def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[[SplitRow], bool]) -> list[SplitRow]:
+    """Return the first few rows of every part and class, and the first of every combination of attributes."""
+    seen: Counter[tuple[str, object]] = Counter()
+    chosen = []
+    for row in filter(keep, rows):
+        of_class, of_group = (row.part, row.item.label), (row.part, row.item.attributes)
+        is_first = row.part != "train" and not seen[of_group]
+        seen.update([of_class, of_group])
+        if seen[of_class] <= most[row.part] or is_first:
+            chosen.append(row)
+    return chosen
+
+
+def _describe_part(part: dict[str, Any]) -> str:
+    keys = f" ({', '.join(part['keys'])})" if part.get("keys") else ""
+    return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
+
+
+def _describe_tables(tables: SiteTables, part: str, bench: Bench) -> str:
+    """Say how large tables can become, by what they tell images apart, and which classes they count."""
+    largest = ""
+    if part == "test":
+        number = len(pack_site_tables(_add_models(tables)))
+        largest = f", up to {format_bytes(number)} with a temperature and the comparison with this site's own models"
+    data = bench.get_site().data
+    images = getattr(data, part)
+    counted = bench.get_site().count_part(part, bench.get_plan().fairness).plan.attributes[SITE_ATTRIBUTE].counted
+    classes = len(images.labels[torch.from_numpy(counted)].unique())
+    scores = "with" if any(own.scores.any() for own in tables.models[FEDERATED].values()) else "without"
+    return (
+        f"{largest}; by {', '.join(tables.attributes)}; counts by true class of the site for {classes} of "
+        f"{len(data.classes)} classes, {scores} histograms of scores"
+    )
+
+
+def _add_models(tables: SiteTables) -> SiteTables:
+    """Return tables of the size that those of all models have."""
+    own = tables.models[FEDERATED]
+    paired = {
+        attribute: PairedTables(of.groups, np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64))
+        for attribute, of in own.items()
+    }
+    return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(PAIRED_MODELS, paired))
+
+
+def format_bytes(number: int) -> str:
+    """Return an exact number of bytes, and in MiB where it is large."""
+    return f"{number:,} bytes" if number < 2**20 else f"{number:,} bytes ({number / 2**20:.1f} MiB)"

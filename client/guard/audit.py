@@ -1,0 +1,75 @@
+"""The audit log of a hospital, and a note of how far it goes.
+
+::
+
+    state_dir/audit.jsonl   the log, see :mod:`fedmed.storage.audit`
+    state_dir/audit.head    hash of its last entry; shows that the end was cut off
+
+The note is written after the entry. After a crash between the two the log is longer than the note says, which is fine.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from fedmed.errors import RunFolderError
+from fedmed.processes import write_secret
+from fedmed.storage.audit import AuditLog, AuditReport, verify_audit
+
+AUDIT_FILE, HEAD_FILE = "audit.jsonl", "audit.head"
+
+
+class SiteAudit(AuditLog):
+    """Writes the log and the note beside it.
+
+    Parameters
+    ----------
+    path : Path
+        The log. A new one may be begun beside the note of an old one, which was moved away as evidence.
+
+    Raises
+    ------
+    RunFolderError
+        If the log cannot be written, its chain is broken, or its end is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with self._locked():  # another process may be in the middle of a line
+            is_complete = not self.length or verify_site_audit(path.parent).ok
+        if not is_complete:
+            raise RunFolderError(
+                f"The end of the audit log {path} is missing: it does not hold the entry that {HEAD_FILE} beside it "
+                "names. Keep both files as evidence: move them elsewhere, then start again with a new log."
+            )
+
+    def append(self, event: str, /, **fields: Any) -> None:
+        """Append one entry, then note it; see :meth:`fedmed.storage.audit.AuditLog.append`."""
+        super().append(event, **fields)
+        write_secret(self.path.with_name(HEAD_FILE), self.head.encode())
+
+
+def open_site_audit(state_dir: Path) -> SiteAudit:
+    """Open the log of a state folder to write to it.
+
+    Raises
+    ------
+    RunFolderError
+        As for :class:`SiteAudit`.
+    """
+    return SiteAudit(state_dir / AUDIT_FILE)
+
+
+def verify_site_audit(state_dir: Path) -> AuditReport:
+    """Check the log of a state folder without changing it, and whether it goes as far as it did.
+
+    Raises
+    ------
+    RunFolderError
+        If a file cannot be read.
+    """
+    note = state_dir / HEAD_FILE
+    try:
+        expected = note.read_text("ascii", "replace").strip() if note.exists() else None
+    except OSError as error:
+        raise RunFolderError(f"{note} cannot be read: {error.strerror or error}.") from error
+    return verify_audit(state_dir / AUDIT_FILE, expected)

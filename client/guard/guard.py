@@ -1,0 +1,302 @@
+"""Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
+
+What may leave is listed in :mod:`client.guard.leaving`. A reply with anything else in it is not sent. Every message
+leaves a trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent`` with
+name, bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the log goes.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from client.guard.audit import open_site_audit
+from client.guard.leaving import ARRIVING, ARRIVING_TOO, LEAVING, find_bands_breach
+from client.guard.ledger import Ledger
+from client.guard.message_parts import Part, list_parts, shorten_part
+from client.guard.policy import (
+    Refusal,
+    check_disk,
+    check_hours,
+    check_plan,
+    check_size,
+    check_test,
+    choose_release,
+    refuse,
+)
+from client.guard.requests import Request, message_kind, read_request, try_plan
+from client.hospital.site_data import Hospital, find_hospital
+from client.supernode.worker import describe_error
+from fedmed.aggregation.divergence_rule import find_divergence_breach
+from fedmed.config.server import PolicyConfig
+from fedmed.errors import PolicyError, RunFolderError, tame
+from fedmed.export import release_form
+from fedmed.fairness.disclosure.tables import find_breach
+from fedmed.fairness.figures.group_losses import find_loss_breach
+from fedmed.protocol.messages import (
+    MISMATCH,
+    MODEL,
+    REPORT,
+    SUMS,
+    TABLES,
+    WireError,
+    read_tables,
+    read_values,
+)
+from fedmed.storage.audit import AuditLog
+from fedmed.training.fit import TrainingError
+
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
+_logger = logging.getLogger("fedmed.client")
+
+
+class NotRecordedError(RunFolderError):
+    """What happens cannot be written down, so that nothing may leave, not even what is wrong."""
+
+
+Clock = Callable[[], datetime]
+
+
+class Guard:
+    """Checks and records what a site receives and sends.
+
+    Parameters
+    ----------
+    policy : PolicyConfig
+        What the site allows.
+    audit : AuditLog
+        Where everything is written down.
+    state_dir : Path
+        Folder whose size is limited.
+    clock : callable
+        Gives the local time.
+    """
+
+    def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
+        self._policy, self._audit, self._state_dir, self._clock = policy, audit, state_dir, clock
+        self._ledger = Ledger(state_dir / "runs", policy)
+        self._exclusions: object = None
+        audit.append("policy", **policy.model_dump(mode="json"))
+
+    def receive(self, message: Message) -> Request:
+        """Record a message and read what it asks for.
+
+        Raises
+        ------
+        WireError
+            If it is not what was agreed.
+        """
+        parts = list_parts(message.content) if message.has_content() else []
+        request: Request | None = None
+        problem: WireError | None = None
+        try:
+            request = read_request(message)
+        except WireError as error:
+            problem = error
+        agreed = (*ARRIVING, *ARRIVING_TOO.get(message_kind(message), ()))
+        if any(part["name"] not in agreed or part["sha256"] is None for part in parts):
+            problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(agreed)}.")
+        self._audit.append("received", **_describe(message, request), parts=[shorten_part(part) for part in parts])
+        if problem is not None or request is None:
+            raise problem or WireError("The message cannot be read.")
+        return request
+
+    def check(self, message: Message, request: Request) -> None:
+        """Check a request against the policy and against what is installed here.
+
+        Raises
+        ------
+        PolicyError
+            If it goes beyond the policy.
+        WireError
+            If its plan cannot be carried out.
+        """
+        refusals = self._find_refusals(request, list_parts(message.content))
+        if refusals:
+            told = [asdict(refusal) for refusal in refusals]
+            self._audit.append("refused", **_describe(message, request), refusals=told)
+            refuse(refusals)
+        for plan in request.plans:
+            try_plan(plan)
+
+    def note_exclusions(self, hospital: Hospital) -> None:
+        """Record how many images are left out because patients withdrew, whenever that has changed."""
+        counts = hospital.data.exclusion_counts if hospital.data is not None else None
+        if counts is not None and counts is not self._exclusions:
+            self._audit.append("exclusions", **asdict(counts))
+            self._exclusions = counts
+
+    def release(self, message: Message, request: Request, reply: Message, site: str) -> None:
+        """Check a reply against the list of what may leave, and record it. It may leave after this returns.
+
+        Raises
+        ------
+        PolicyError
+            If there is anything in it that is not on the list.
+        """
+        parts = list_parts(reply.content) if reply.has_content() else []
+        problem = _find_stranger(request.kind, parts) or self._find_breach(request, reply, site)
+        if problem is not None:
+            self._audit.append("withheld", **_describe(message, request), reason=problem)
+            raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
+        told = _is_comparison(request, reply) or _is_progress(request, reply)
+        if told or any(part in reply.content for part in (MODEL, TABLES, SUMS)):
+            tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
+            self._ledger.note(request, tested)
+        self._audit.append("sent", **_describe(message, request), parts=parts)
+
+    def record_failure(self, message: Message, request: Request | None, error: BaseException) -> None:
+        """Record an error and the text about it that leaves."""
+        text = describe_error(error)
+        data = text.encode()
+        part = {"name": "error", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if not isinstance(error, PolicyError):  # recorded already
+            self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
+        self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
+
+    def _find_refusals(self, request: Request, parts: list[Part]) -> list[Refusal]:
+        policy = self._policy
+        arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
+        return [
+            *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
+            *check_test(policy, request.part),
+            *(check_hours(policy, self._clock()) if _trains(policy, request) else []),
+            *check_disk(policy, self._state_dir),
+            *check_size(policy, sum(part["bytes"] for part in parts)),
+            *self._ledger.check(request, arrived[0] if arrived else request.model_sha256),
+        ]
+
+    def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
+        if _is_comparison(request, reply):
+            return self._find_breach_of_comparison(request, reply)
+        if request.kind == "calibrate" and SUMS in reply.content:
+            return self._find_breach_of_sums(reply)
+        if request.kind == "train":
+            told = read_values(reply, REPORT)
+            k = self._policy.suppression.k
+            return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
+        return self._find_breach_of_tables(request, reply, site) if TABLES in reply.content else None
+
+    def _find_breach_of_tables(self, request: Request, reply: Message, site: str) -> str | None:
+        tables, k = read_tables(reply), self._policy.suppression.k
+        breach = find_breach(tables, choose_release(self._policy, request.part), site)
+        if breach is not None:
+            return f"its tables must not leave, because {breach}"
+        if read_values(reply, REPORT).get(MISMATCH) is None or tables.site.counts.sum() >= k:
+            return None
+        return f"its distance is of fewer than k = {k} images"
+
+    def _find_breach_of_sums(self, reply: Message) -> str | None:
+        n, k = read_values(reply, REPORT).get("n"), self._policy.suppression.k
+        return None if isinstance(n, int) and n >= k else f"its sums are over fewer than k = {k} images"
+
+    def _find_breach_of_comparison(self, request: Request, reply: Message) -> str | None:
+        compared = read_values(reply, REPORT)["comparison"]
+        try:
+            found = release_form.read_answer(compared, len(request.plan.classes))
+        except WireError:
+            return "its comparison of the model's forms is malformed"
+        if isinstance(found, str):  # words of ours about what the server has sent
+            return None
+        breach = release_form.find_breach(found, choose_release(self._policy, request.part))
+        return None if breach is None else f"its comparison must not leave, because {breach}"
+
+
+def guard_messages(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Let a message through to the app and its reply out; in a simulation, as they are.
+
+    A modifier as Flower's ``ClientApp`` takes it.
+    """
+    with _recorded():
+        hospital = find_hospital(context.node_config)
+        guard = _find_guard(hospital) if hospital is not None else None
+    if hospital is None or guard is None:
+        return call_next(message, context)
+    request: Request | None = None
+    try:
+        request = guard.receive(message)
+        guard.check(message, request)
+        hospital.open_site()
+        guard.note_exclusions(hospital)
+        reply = call_next(message, context)
+        guard.note_exclusions(hospital)
+        guard.release(message, request, reply, hospital.config.name)
+    except (Exception, SystemExit) as error:
+        explained = _explain(error)
+        _logger.warning("A request was not answered: %s", tame(describe_error(explained), 2000))
+        with _recorded():
+            guard.record_failure(message, request, explained)
+        if explained is error:
+            raise
+        raise explained from error
+    return reply
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Turn every failure to open or write the audit log into one that says nothing."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise NotRecordedError(
+            f"This site cannot write down what it receives and sends ({type(error).__name__}), so nothing leaves it. "
+            "Look into worker.log in the folder logs of state_dir; flower-client --check finds the usual causes."
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _make_guard(state_dir: Path, policy_json: str) -> Guard:
+    policy = PolicyConfig.model_validate_json(policy_json)
+    return Guard(policy, open_site_audit(state_dir), state_dir)
+
+
+def _find_guard(hospital: Hospital) -> Guard:
+    return _make_guard(hospital.state_dir, hospital.config.policy.model_dump_json())
+
+
+def _describe(message: Message, request: Request | None) -> dict[str, Any]:
+    """Return what an entry says of the message that it is about."""
+    about: dict[str, Any] = {"kind": tame(message_kind(message), 60)}
+    if request is not None:
+        about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
+    return about
+
+
+def _find_stranger(kind: str, parts: list[Part]) -> str | None:
+    """Return what in a reply is not on the list; without its name, which might tell something itself."""
+    allowed = LEAVING[kind]
+    if not parts or any(part["name"] not in allowed or part["sha256"] is None for part in parts):
+        return "it holds a part that is not on the list of what may leave, or none"
+    strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
+    return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
+
+
+def _is_comparison(request: Request, reply: Message) -> bool:
+    return request.kind == "release" and "comparison" in read_values(reply, REPORT)
+
+
+def _is_progress(request: Request, reply: Message) -> bool:
+    return request.kind == "local" and "rounds_done" in read_values(reply, REPORT)
+
+
+def _trains(policy: PolicyConfig, request: Request) -> bool:
+    """Return whether an answer takes training: not where the site's own model is asked for and it makes none."""
+    return request.kind in {"train", "distil"} or (request.kind == "local" and policy.benefit)
+
+
+def _explain(error: BaseException) -> BaseException:
+    """Return an error that a person can act on where one is known."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if told or isinstance(error, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+        return TrainingError(
+            "This site has too little memory for the task. Lower training.batch_size or data.image_size in "
+            "server.yaml, choose a smaller model, or raise policy.gpu_share in the site's client.yaml."
+        )
+    return error

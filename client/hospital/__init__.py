@@ -1,0 +1,1 @@
+"""The site's images, who withdrew, and what was told before."""

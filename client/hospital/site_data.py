@@ -1,0 +1,255 @@
+"""What a site's process holds: its images, its rules and its state between rounds.
+
+A node config tells where: ``run-dir`` and ``site`` in a simulation, ``client-config`` at a hospital.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from client.guard.policy import choose_release
+from client.hospital.hospital_images import HospitalData, load_hospital_data
+from client.hospital.told_rows import CountedPart, count_part
+from fedmed.config import FairnessConfig, Plan
+from fedmed.config.server import ClientConfig, PolicyConfig, load_client_config
+from fedmed.data import ImagePart, SiteData, load_site
+from fedmed.distillation import set_teacher_file, use_teacher_file
+from fedmed.errors import FedmedError
+from fedmed.fairness.disclosure.tables import Release, find_breach
+from fedmed.fairness.figures.groups import check_attribute
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import SiteTables
+from fedmed.processes import private_folder, write_secret
+from fedmed.protocol.messages import WireError, unpack_tables
+from fedmed.storage.checkpoints import SiteState, write_atomically
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.fit import select_device
+
+NodeConfig = Mapping[str, str | int | float | bool | bytes]
+CLIENT_CONFIG = "client-config"
+
+_logger = logging.getLogger("fedmed.client")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a site keeps of one run.
+
+    ========================  ====================================================================
+    ``state/``                momentum, local BatchNorm and the like, round by round
+    ``test_tables/``          tables of test images as they were sent, by hash of the model
+    ``own_tables/``           the same without anything held back, and what each image was taken
+                              for; they never leave the site
+    ========================  ====================================================================
+    """
+
+    folder: Path
+
+    @property
+    def state(self) -> SiteState:
+        """What is kept between rounds."""
+        return SiteState(self.folder / "state")
+
+    def read_test_tables(self, model_sha256: str, release: Release, site: str) -> SiteTables | None:
+        """Return the stored answer to a test of this model, so that test images are scored once only.
+
+        None if there is none, or if the site has raised its thresholds since.
+        """
+        path = self.folder / "test_tables" / f"{model_sha256}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            tables = unpack_tables(path.read_bytes())
+        except WireError:
+            _logger.warning("The stored test tables of a model are damaged; its test images are scored again.")
+            return None
+        return None if find_breach(tables, release, site) else tables
+
+    def store_test_tables(
+        self, model_sha256: str, tables: SiteTables, own: SiteTables | None = None, rows: bytes | None = None
+    ) -> None:
+        """Store the answer to a test of this model.
+
+        Parameters
+        ----------
+        model_sha256 : str
+            Hash of the model.
+        tables : SiteTables
+            The answer.
+        own : SiteTables, optional
+            The complete tables, for the site's own report.
+        rows : bytes, optional
+            Labels, predictions and groups of the images, to check that report with.
+        """
+        own_folder = self.folder / "own_tables"
+        if rows is not None:
+            write_secret(private_folder(own_folder) / f"{model_sha256}.rows.json", rows)
+        for folder, content in ((own_folder, own), (self.folder / "test_tables", tables)):
+            if content is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / f"{model_sha256}.safetensors", pack_site_tables(content))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site as its own process sees it."""
+
+    name: str
+    data: SiteData
+    folder: Path
+    """Everything that the site keeps of its runs."""
+    device: torch.device
+    share_class_counts: bool
+    synthetic: bool
+    """Whether the images are the phantom's."""
+    policy: PolicyConfig
+    is_hospital: bool = False
+
+    def files_of(self, plan: Plan) -> RunFiles:
+        """Return what the site keeps of a plan's run.
+
+        Raises
+        ------
+        WireError
+            If a hospital is not told which run it is.
+        """
+        if not self.is_hospital:
+            return RunFiles(self.folder)
+        if not plan.run_id:
+            raise WireError("The server's plan has no run_id, without which a site cannot tell its runs apart.")
+        return RunFiles(self.folder / plan.run_id)
+
+    def release_of(self, part: str) -> Release:
+        """Return what of an evaluation of ``validation`` or ``test`` may leave."""
+        return choose_release(self.policy, part)
+
+    def count_part(self, part: str, fairness: FairnessConfig) -> CountedPart:
+        """Return which images of ``train``, ``validation`` or ``test`` are counted in what leaves this site.
+
+        Raises
+        ------
+        FedmedError
+            See :func:`client.hospital.told_rows.count_part`.
+        """
+        folder = self.folder.parent if self.is_hospital else self.folder
+        images: ImagePart = getattr(self.data, part)
+        for name in images.attributes:
+            if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
+                parts = (self.data.train, self.data.validation, self.data.test)
+                check_attribute(name, [value for one in parts for value in one.attributes[name]])
+        return count_part(images, self.name, fairness, self.release_of(part), folder / "told_rows" / f"{part}.json")
+
+
+class Hospital:
+    """A hospital's settings and, once they are asked for, its images.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        With absolute paths, as :func:`fedmed.config.server.load_client_config` gives it.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.state_dir = private_folder(Path(config.state_dir))
+        set_teacher_file(config.teacher_file)
+        self.data: HospitalData | None = None
+        self._device: torch.device | None = None
+
+    def open_site(self) -> Site:
+        """Return the site as it is now: without the images of patients who have withdrawn.
+
+        Raises
+        ------
+        FedmedError
+            If its files or its device cannot be used.
+        """
+        config = self.config
+        if self._device is None:
+            self._device = _claim_device(config)
+        if self.data is None:
+            self.data = load_hospital_data(config)
+        return Site(
+            name=config.name,
+            data=self.data.current(),
+            folder=self.state_dir / "runs",
+            device=self._device,
+            share_class_counts=config.share_class_counts,
+            synthetic=config.data.source == "phantom",
+            policy=config.policy,
+            is_hospital=True,
+        )
+
+
+_sites: dict[tuple[str, str], Site] = {}
+_hospitals: dict[str, Hospital] = {}
+
+
+def find_hospital(node_config: NodeConfig) -> Hospital | None:
+    """Return the hospital that this process answers for, or None in a simulation.
+
+    Raises
+    ------
+    FedmedError
+        If its ``client.yaml`` cannot be used.
+    """
+    if CLIENT_CONFIG not in node_config:
+        return None
+    path = str(node_config[CLIENT_CONFIG])
+    if path not in _hospitals:
+        _hospitals[path] = Hospital(load_client_config(Path(path)))
+    return _hospitals[path]
+
+
+def open_site(node_config: NodeConfig) -> Site:
+    """Return the site that this process answers for, loading its images at the first call.
+
+    Parameters
+    ----------
+    node_config : mapping
+        ``client-config``, the path of a hospital's ``client.yaml``. Or ``run-dir`` and ``site`` of a simulation, with
+        ``cache-mib`` for its decoded images.
+
+    Raises
+    ------
+    FedmedError
+        If the site's files cannot be used.
+    """
+    hospital = find_hospital(node_config)
+    if hospital is not None:
+        return hospital.open_site()
+    try:
+        key = (str(node_config["run-dir"]), str(node_config["site"]))
+    except KeyError as error:
+        raise FedmedError(f"This process was started without the setting {error}; start it with its command.") from None
+    if key not in _sites:
+        _sites[key] = _load_simulated_site(Path(key[0]), key[1], float(node_config["cache-mib"]))
+    return _sites[key]
+
+
+def _load_simulated_site(run_dir: Path, name: str, cache_mib: float) -> Site:
+    run = RunFolder.open(run_dir)
+    config = run.read_config()
+    use_teacher_file(config)
+    data = load_site(config.data, config.sites, config.seed, run.splits, name, cache_mib)
+    folder = run.sites / name
+    folder.mkdir(exist_ok=True)
+    return Site(
+        name=name,
+        data=data,
+        folder=folder,
+        device=select_device(config.device),
+        share_class_counts=True,  # in a simulation one person holds all images
+        synthetic=config.data.source == "phantom",
+        policy=PolicyConfig(suppression=config.suppression, validation_scores=True, show_alone=True),
+    )
+
+
+def _claim_device(config: ClientConfig) -> torch.device:
+    device = select_device(config.device)
+    if device.type == "cuda" and config.policy.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(config.policy.gpu_share)
+    return device

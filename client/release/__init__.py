@@ -1,0 +1,1 @@
+"""How the released model comes home, is checked and reported."""

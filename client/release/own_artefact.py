@@ -1,0 +1,73 @@
+"""A site's own deployable model, where BatchNorm stays at the sites: made from the release and this site's BatchNorm.
+
+Nobody else can make or prove it, because nobody else has this BatchNorm. It is proven on this site's own test images,
+and like them it stays here.
+"""
+
+from pathlib import Path
+
+from client.check.model import use_threads
+from client.hospital.hospital_images import load_hospital_data
+from client.release.content import MODEL_FILE, Manifest, ReleaseError
+from fedmed.config import Plan
+from fedmed.config.server import ClientConfig
+from fedmed.export import release_form
+from fedmed.export.artefact import ArtefactSettings, build_artefact
+from fedmed.export.check import is_artefact_of
+from fedmed.export.manifest import read_temperature
+from fedmed.export.model_card import read_report
+from fedmed.export.samples import describe_parts, take_proof_images
+from fedmed.storage.checkpoints import SiteState
+from fedmed.training.network import Network
+
+_MOST_IMAGES = 256
+
+
+def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
+    """Make ``state_dir/own_model`` from ``state_dir/model``, unless it is there already.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        Settings of this site, with absolute paths.
+    manifest : Manifest
+        Of a release in train form that is in place.
+
+    Returns
+    -------
+    Path
+        The artefact's folder.
+
+    Raises
+    ------
+    FedmedError
+        If this site has no BatchNorm of the run, or the model cannot be exported or proven; an older one stays.
+    """
+    state_dir = Path(config.state_dir)
+    folder = state_dir / "own_model"
+    if is_artefact_of(folder, manifest.model_sha256):
+        return folder
+    plan, chosen = Plan.model_validate(manifest.content["plan"]), int(manifest.content["chosen_round"])
+    kept = SiteState(state_dir / "runs" / manifest.run_id / "state").load_before(chosen + 1)
+    if kept is None:
+        raise ReleaseError("This site has no BatchNorm of its own of this run: it took no part, or forgot it.")
+    report = read_report(state_dir / "federation_report")
+    with use_threads(config.threads):
+        network = Network(plan)
+        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
+        data = load_hospital_data(config).current()
+        settings = ArtefactSettings(
+            plan=plan,
+            chosen_round=chosen,
+            title=f"Federated model of {config.name}",
+            report=report,
+            expected=describe_parts([data.train], _MOST_IMAGES, "training images"),
+            release=manifest.content.get("release") or {"kind": "automatic"},
+            site=config.name,
+            temperature=read_temperature(manifest.content),
+            distillation={key: manifest.content[key] for key in ("fopro", "teacher") if key in manifest.content},
+        )
+        images = take_proof_images([data.test], plan, _MOST_IMAGES, f"test images of {data.name}")
+        build_artefact(network.model, settings, folder, images)
+    release_form.change_manifest(folder, report, {"trained_sha256": manifest.model_sha256})
+    return folder

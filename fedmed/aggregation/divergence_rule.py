@@ -1,0 +1,120 @@
+"""Weights of the sites by how far their features are from those of a frozen teacher that all of them share.
+
+Elbatel, Wang, Martí, Fu and Li, "Federated Model Aggregation via Self-Supervised Priors for Highly Imbalanced Medical
+Image Classification" (Fed-MAS), arXiv 2307.14959, as in the code that its authors released. With l_i the distance of an
+image's features from the teacher's, ``2 - 2 cos`` in [0, 4], site k takes for each class c that it has
+
+    w_kc = mean l_i of the global model before the training, in eval mode,
+    v_kc = mean l_i while it trains,
+
+divides each by its sum over these classes, and tells one number, ``r_k = sum_c w_kc v_kc``. The variant ``mas_inv``
+takes 1 / v_kc for v_kc first. Neither l_i nor anything by class leaves the site.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedmed.aggregation.fair_rules import Weights, normalise
+
+MAS_WEIGHT = "mas_weight"
+"""Name of r_k in a site's report."""
+SMALLEST_DISTANCE = 1e-6
+"""Distances below it count as it, so that none is divided by 0; float32 cannot tell ``2 - 2 cos`` from 0 there."""
+
+SMALLEST_DIVERGENCE = 1e-12
+"""No site with fewer than thousands of classes comes near it; the powers of what is smaller would be lost."""
+
+ClassMeans = Sequence[float | None]
+"""(K,) means by class; None for a class without images."""
+
+
+def compute_divergence(before: ClassMeans, during: ClassMeans, *, inverse: bool = False) -> float | None:
+    """Return r_k of a site.
+
+    Parameters
+    ----------
+    before, during : sequence of K float or None
+        w_kc and v_kc as means of l_i, not yet divided by their sums. Only classes that have both count.
+    inverse : bool
+        Whether to take 1 / v_kc: ``mas_inv``.
+
+    Returns
+    -------
+    float or None
+        In (0, 1]: 1 for a single class, 1 / K for K classes that are alike. None where no class has both means.
+    """
+    pairs = [(w, v) for w, v in zip(before, during, strict=True) if w is not None and v is not None]
+    if not pairs:
+        return None
+    first = [max(w, SMALLEST_DISTANCE) for w, _ in pairs]
+    second = [max(v, SMALLEST_DISTANCE) for _, v in pairs]
+    if inverse:
+        second = [1 / v for v in second]
+    products = math.fsum(w * v for w, v in zip(first, second, strict=True))
+    return min(products / (math.fsum(first) * math.fsum(second)), 1.0)
+
+
+def weigh_by_divergence(
+    images: Mapping[str, int],
+    divergences: Mapping[str, float],
+    *,
+    size_power: float,
+    divergence_power: float,
+    floor: int = 0,
+) -> Weights:
+    """Return weights by number of images and divergence.
+
+    Parameters
+    ----------
+    images : mapping of str to int
+        n_k, positive.
+    divergences : mapping of str to float
+        r_k > 0 of all these sites.
+    size_power, divergence_power : float
+        a and b. FedAvg is a = 1, b = 0; ``mas`` is a = 0, b = 1.
+    floor : int
+        Sites with fewer images keep their share of the images: r_k of a few images says little, and without n_k it
+        would weigh as much as that of thousands.
+
+    Returns
+    -------
+    dict of str to float
+        They sum to 1.
+
+    Notes
+    -----
+    Proportional to ``n_k^a r_k^b`` over the sites with ``n_k >= floor``, which share what their images would have had
+    in FedAvg. So a = 1, b = 0 is FedAvg whatever the floor.
+    """
+    large = [site for site in sorted(images) if images[site] >= floor]
+    raw = {site: images[site] ** size_power * divergences[site] ** divergence_power for site in large}
+    scale = sum(images[site] for site in large) / math.fsum(raw.values()) if large else 1.0
+    return normalise({site: raw[site] * scale if site in raw else float(images[site]) for site in images})
+
+
+def read_divergence(value: object) -> float:
+    """Return r_k that a site has told.
+
+    Raises
+    ------
+    ValueError
+        If it is no number in (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not SMALLEST_DIVERGENCE <= value <= 1:
+        raise ValueError("The divergence from the teacher ('mas_weight') is no number above 0 and at most 1.")
+    return float(value)
+
+
+def find_divergence_breach(report: Mapping[str, Any], k: int) -> str | None:
+    """Return why a site's report must not leave for the sake of r_k, or None: it is of fewer than ``k`` images."""
+    if MAS_WEIGHT not in report:
+        return None
+    try:
+        read_divergence(report[MAS_WEIGHT])
+    except ValueError:
+        return "its divergence from the teacher is not one number"
+    num_images = report.get("num_images")
+    if not isinstance(num_images, int) or num_images < k:
+        return f"its divergence from the teacher is of fewer than k = {k} images"
+    return None

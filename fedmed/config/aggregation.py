@@ -1,0 +1,115 @@
+"""Settings of aggregation rules that aim at fairness; :mod:`fedmed.aggregation.fair_rules` has their formulas."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fedmed.config.section import Section
+
+LossReport = Literal["none", "site", "groups"]
+"""What a site tells about the global model's loss on its training images before it trains: nothing, the mean over all
+of them, or number and sum by group of one attribute."""
+
+DivergenceReport = Literal["none", "plain", "inverse"]
+"""What a site tells about the distance of its features from a shared teacher's: nothing, or one number, made as ``mas``
+or ``mas_inv`` of Fed-MAS have it."""
+
+FairFigure = Literal[
+    "gap_accuracy",
+    "gap_balanced_accuracy",
+    "demographic_parity_difference",
+    "equal_opportunity_difference",
+    "equalized_odds_difference",
+]
+"""Gaps between groups that can be had from counts alone."""
+
+
+class QFedAvgConfig(Section):
+    """q-FedAvg: sites with a larger loss count for more."""
+
+    losses: ClassVar[LossReport] = "site"
+
+    kind: Literal["q_fedavg"]
+    q: Annotated[float, Field(ge=0, le=10)] = 0.2
+    """How much more: 0 is FedAvg, large values come near the minimax over sites."""
+    lipschitz: Annotated[float, Field(gt=0)] | None = None
+    """Bound on the curvature of the sites' losses, by which the step is shortened; null: (1 - momentum) /
+    (learning rate x steps) of a round's local training, which for one plain step is 1 / learning rate, as
+    published."""
+
+
+class AgnosticConfig(Section):
+    """Agnostic federated learning: weights of the sites that make the weighted loss largest."""
+
+    losses: ClassVar[LossReport] = "site"
+
+    kind: Literal["agnostic"]
+    step: Annotated[float, Field(gt=0)] = 0.1
+    """How far the weights move in a round, by difference of the losses."""
+
+
+class GroupMinimaxConfig(Section):
+    """FedMinMax: weights of patient groups that make the weighted loss largest."""
+
+    losses: ClassVar[LossReport] = "groups"
+
+    kind: Literal["group_minimax"]
+    attribute: str
+    """Attribute whose groups are meant, for example ``sex``."""
+    step: Annotated[float, Field(gt=0)] = 0.1
+    """How far the weights move in a round, by difference of the losses."""
+
+
+class FairFedConfig(Section):
+    """FairFed: sites whose gap between groups is near that of all images count for more."""
+
+    losses: ClassVar[LossReport] = "none"
+
+    kind: Literal["fairfed"]
+    attribute: str
+    """Attribute whose groups are meant, for example ``sex``."""
+    figure: FairFigure = "equal_opportunity_difference"
+    """The gap, on validation images."""
+    beta: Annotated[float, Field(gt=0)] = 0.5
+    """How far the weights move in a round, by difference of the gaps; FedAvg towards 0."""
+
+
+class GapToLocalConfig(Section):
+    """Sites that lose most against a model of their own count for more; needs ``benefit: true``."""
+
+    losses: ClassVar[LossReport] = "site"
+
+    kind: Literal["gap_to_local"]
+    strength: Annotated[float, Field(ge=0)] = 0.5
+    """How much more: 0 is FedAvg."""
+
+
+class DivergenceConfig(Section):
+    """Fed-MAS: sites whose features are far from the teacher's where the model is; needs ``fopro`` with a teacher.
+
+    A site's weight is proportional to ``n^size_power r^divergence_power``, n its training images and r the one number
+    that it tells; see :mod:`fedmed.aggregation.divergence_rule`.
+    """
+
+    losses: ClassVar[LossReport] = "none"
+
+    kind: Literal["divergence"]
+    size_power: Annotated[float, Field(ge=0, le=2)] = 0.5
+    """1 with ``divergence_power: 0`` is FedAvg; 0 with 1 is ``mas`` as published, which knows no numbers of images."""
+    divergence_power: Annotated[float, Field(ge=0, le=4)] = 1.0
+    """How much more sites with a large r count."""
+    inverse: bool = False
+    """Whether r is that of ``mas_inv``: classes count for which the distance falls while the site trains."""
+    floor: Annotated[int, Field(ge=0)] = 20
+    """Sites with fewer training images keep the share that FedAvg gives them; 0: none does."""
+
+    @property
+    def report(self) -> DivergenceReport:
+        """What the sites are asked for."""
+        return "inverse" if self.inverse else "plain"
+
+
+FairConfig = Annotated[
+    QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig | DivergenceConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,1 @@
+"""A synthetic cohort: what is sampled, and how it becomes pixels; no real data."""

@@ -1,0 +1,1 @@
+"""Distillation during the sites' rounds: features of a frozen teacher into the common model."""

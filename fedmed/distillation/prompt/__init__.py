@@ -1,0 +1,1 @@
+"""The Fourier prompt and how it is learned; a reconstruction."""

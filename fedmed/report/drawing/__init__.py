@@ -1,0 +1,1 @@
+"""Plots, colours, markup and words that all sections share."""

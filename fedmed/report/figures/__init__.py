@@ -1,0 +1,1 @@
+"""From a run's numbers to ``report.json``; no HTML."""

@@ -1,0 +1,82 @@
+"""The calibration part of ``report.json``: the temperature, and how honest the confidence is before and after it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedmed.metrics.calibration import reliability
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNCALIBRATED, combine_attribute
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.report.content import ReportContent
+from fedmed.report.figures.describe import describe_calibration, keep_calibration
+from fedmed.report.figures.fairness import Groups
+
+
+def describe_calibration_part(
+    content: ReportContent, groups: Groups, figures: Mapping[str, Any], by_group: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Compare the model as it is released with the same model before its temperature.
+
+    Parameters
+    ----------
+    content : ReportContent
+        With the temperature.
+    groups : Groups
+        The groups of the part of the data that the report is about.
+    figures : mapping
+        The released model's pooled figures on that part, as they are described already.
+    by_group : mapping of str to mapping
+        The same by attribute and group.
+
+    Returns
+    -------
+    dict
+        ``temperature``; ``before`` (None where only one form was scored) and ``after``: figures; ``reliability`` and
+        ``groups`` likewise.
+    """
+    before = {attribute: combine_attribute(groups.sites, attribute, UNCALIBRATED) for attribute in groups.tables}
+    whole = before.get(SITE_ATTRIBUTE)
+    pooled = groups.tables.get(SITE_ATTRIBUTE)
+    return {
+        "temperature": content.temperature,
+        "before": None if whole is None else describe_calibration(whole.pool(), content),
+        "after": keep_calibration(figures),
+        "reliability": {
+            "before": None if whole is None else reliability(whole),
+            "after": None if pooled is None else reliability(pooled),
+        },
+        "groups": {
+            attribute: {
+                group: _describe_group(
+                    content,
+                    _select_shown(groups, groups.tables[attribute], attribute, group),
+                    _select_shown(groups, before[attribute], attribute, group),
+                    entry,
+                )
+                for group, entry in by_group[attribute].items()
+            }
+            for attribute in by_group
+        },
+    }
+
+
+def _describe_group(
+    content: ReportContent,
+    after: EvaluationTables | None,
+    before: EvaluationTables | None,
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "before": None if before is None else describe_calibration(before, content),
+        "after": keep_calibration(figures),
+        "reliability": {
+            "before": None if before is None else reliability(before),
+            "after": None if after is None else reliability(after),
+        },
+    }
+
+
+def _select_shown(
+    groups: Groups, tables: EvaluationTables | None, attribute: str, group: str
+) -> EvaluationTables | None:
+    hidden = group in groups.hidden.get(attribute, {})
+    return None if tables is None or hidden or group not in tables.groups else tables.select(group)

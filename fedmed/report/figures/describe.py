@@ -1,0 +1,119 @@
+"""Figures of tables as plain data."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedmed.fairness.chance.intervals import add_intervals
+from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
+from fedmed.metrics.tables import CALIBRATION_BINS, SCORE_BINS, EvaluationTables
+from fedmed.report.content import ReportContent
+
+CALIBRATION_FIGURES = ("ece", "mce", "classwise_ece", "brier")
+
+
+def describe_tables(
+    tables: EvaluationTables, content: ReportContent, *, with_intervals: bool = True, reason: str | None = None
+) -> dict[str, Any]:
+    """Return all figures of tables, pooled over their groups, by key.
+
+    Parameters
+    ----------
+    tables : EvaluationTables
+        Any number of groups.
+    content : ReportContent
+        Names of the classes, seed and thresholds.
+    with_intervals : bool
+        Whether to draw the bootstrap.
+    reason : str, optional
+        Why nothing of the tables may be shown. Then every figure is n/a, the number of images too.
+    """
+    if reason is not None:
+        figures = compute_figures(make_empty_tables(content.num_classes))
+        return {key: _hide_figure(figure, reason) for key, figure in figures.items()}
+    figures = compute_figures(tables)
+    if with_intervals:
+        figures = add_intervals(figures, tables, content.seed)
+    present = [bool(images) for images in tables.counts.sum(axis=(0, 2))]
+    lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
+    described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
+    for key, entry in described.items():
+        if entry["value"] is None and any(lacking):
+            entry["reason"] = _explain_withheld(tables, key, content, lacking) or entry["reason"]
+    return described
+
+
+def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent, lacking: list[bool]) -> str | None:
+    """Return why a figure is n/a where classes are held back, with the names of the classes; None if not for that."""
+    if tables.num_images == 0:
+        return f"n < {content.thresholds['k']}"
+    if key not in MACRO_FIGURES:
+        return None
+    names = [name for name, is_lacking in zip(content.classes, lacking, strict=True) if is_lacking]
+    return f"n < {content.thresholds['k_row']} for {', '.join(names)}"
+
+
+def describe_calibration(tables: EvaluationTables, content: ReportContent) -> dict[str, Any]:
+    """Return the calibration figures of tables with intervals, without drawing those of the scores."""
+    without_scores = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
+    return keep_calibration(describe_tables(without_scores, content))
+
+
+def keep_calibration(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the calibration figures among described figures, as a whole and not by class."""
+    return {key: {k: v for k, v in figures[key].items() if k != "by_class"} for key in CALIBRATION_FIGURES}
+
+
+def make_empty_tables(num_classes: int, groups: Collection[str] = ("all",)) -> EvaluationTables:
+    """Return tables without any image."""
+    G, K = len(groups), num_classes
+    return EvaluationTables(
+        groups=tuple(groups),
+        counts=np.zeros((G, K, K), dtype=np.int64),
+        scores=np.zeros((G, K, K, SCORE_BINS), dtype=np.int64),
+        calibration=np.zeros((G, K, CALIBRATION_BINS, 3)),
+        brier=np.zeros((G, 3)),
+        rare=np.zeros((G, CALIBRATION_BINS, 3)),
+        withheld=np.zeros((G, K), dtype=np.int64),
+    )
+
+
+def name_classes(classes: tuple[str, ...], values: Any) -> dict[str, Any]:
+    """Return K values by the name of the class."""
+    return dict(zip(classes, values, strict=True))
+
+
+def _hide_figure(figure: Figure, reason: str) -> dict[str, Any]:
+    return {"value": None, "interval": None, "n": None, "n_withheld": None, "better": figure.better, "reason": reason}
+
+
+def _describe_figure(
+    figure: Figure, classes: tuple[str, ...], present: list[bool], lacking: list[bool]
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "value": figure.value,
+        "interval": figure.interval,
+        "n": figure.n,
+        "n_withheld": figure.n_withheld,
+        "better": figure.better,
+    }
+    if figure.value is None:
+        described["reason"] = figure.reason or "not defined for these images"
+    if figure.by_class is not None:
+        intervals = figure.by_class_interval or (None,) * len(classes)
+        described["by_class"] = {
+            name: {"value": value, "interval": interval}
+            | ({"reason": _explain_absence(figure.key, has_images, is_lacking)} if value is None else {})
+            for name, value, interval, has_images, is_lacking in zip(
+                classes, figure.by_class, intervals, present, lacking, strict=True
+            )
+        }
+    return described
+
+
+def _explain_absence(key: str, has_images: bool, is_lacking: bool) -> str:
+    if not has_images:
+        return "withheld, too few images" if is_lacking else "no image of this class"
+    return "never predicted" if key == "macro_precision" else "not defined for this class"

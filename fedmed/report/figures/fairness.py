@@ -1,0 +1,194 @@
+"""The fairness part of ``report.json``: figures by group, gaps between groups, and what of them chance explains."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups
+from fedmed.fairness.chance.flags import flag_attributes
+from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, SiteTables, combine_attribute
+from fedmed.metrics.tables import EvaluationTables, combine_tables
+from fedmed.report.content import ReportContent
+from fedmed.report.figures.describe import describe_tables, name_classes
+
+LEADING_GAPS = ("gap_balanced_accuracy", "gap_accuracy")
+COURSE_GAPS = ("gap_balanced_accuracy", "gap_accuracy", "gap_macro_f1", "gap_auc", "worst_group_balanced_accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The pooled tables of all attributes of one part of the data.
+
+    Attributes
+    ----------
+    part : str
+        ``test``, or ``validation`` while there are no test tables.
+    sites : mapping of str to SiteTables
+        Where they are from.
+    tables : dict of str to EvaluationTables
+        By attribute, with the groups that must not be shown still in them.
+    hidden : dict of str to dict of str to str
+        Those groups and the reasons, by attribute.
+    """
+
+    part: str
+    sites: Mapping[str, SiteTables]
+    tables: dict[str, EvaluationTables]
+    hidden: dict[str, dict[str, str]]
+
+    def shown(self, attribute: str) -> list[str]:
+        """Return the groups of an attribute that may be shown."""
+        return [group for group in self.tables[attribute].groups if group not in self.hidden.get(attribute, {})]
+
+
+def pool_groups(content: ReportContent) -> Groups:
+    """Return the chosen model's groups on the test images or, while these are not scored, on the validation images."""
+    part = "test" if content.test else "validation"
+    sites = content.test or content.validation
+    attributes = sorted({attribute for tables in sites.values() for attribute in tables.attributes})
+    attributes.sort(key=lambda name: (name != SITE_ATTRIBUTE, " x " in name))
+    tables = {}
+    for attribute in attributes:
+        own = _combine_sites(sites) if attribute == SITE_ATTRIBUTE else combine_attribute(sites, attribute)
+        if own is not None:
+            tables[attribute] = own
+    agreed = set(sites) if content.single_sites else set(content.agreed)
+    return Groups(part, sites, tables, find_hidden_groups(sites, agreed))
+
+
+def _combine_sites(sites: Mapping[str, SiteTables]) -> EvaluationTables:
+    # By the name under which the site is known, whatever it calls itself.
+    return combine_tables(dataclasses.replace(sites[name].site.pool(), groups=(name,)) for name in sorted(sites))
+
+
+def describe_fairness(
+    content: ReportContent, groups: Groups, site_figures: Mapping[str, dict[str, Any]], records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Compute figures by group, gaps and findings.
+
+    Parameters
+    ----------
+    content : ReportContent
+        Classes, seed, thresholds.
+    groups : Groups
+        From :func:`pool_groups`.
+    site_figures : mapping of str to dict
+        The figures of every site on ``groups.part``, as they are described already.
+    records : list of dict
+        The rounds.
+
+    Returns
+    -------
+    dict
+        ``groups``, ``gaps``, ``findings``, ``hidden_groups``, ``fairness_part`` and ``alarms``.
+    """
+    described = {attribute: _describe_groups(content, groups, attribute, site_figures) for attribute in groups.tables}
+    gaps = flag_attributes(
+        {attribute: compare_groups(_select_compared(groups, attribute), content.seed) for attribute in groups.tables}
+    )
+    return {
+        "fairness_part": groups.part,
+        "groups": described,
+        "hidden_groups": groups.hidden,
+        "gaps": {
+            attribute: {key: _describe_gap(gap, content.classes) for key, gap in figures.items()}
+            for attribute, figures in gaps.items()
+        },
+        "findings": {attribute: summarise_gaps(figures) for attribute, figures in gaps.items()},
+        "alarms": list(_list_alarms(records, groups)),
+    }
+
+
+def _describe_groups(
+    content: ReportContent, groups: Groups, attribute: str, site_figures: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    tables, hidden = groups.tables[attribute], groups.hidden.get(attribute, {})
+    if attribute == SITE_ATTRIBUTE:
+        return {group: site_figures[group] for group in tables.groups}
+    return {group: describe_tables(tables.select(group), content, reason=hidden.get(group)) for group in tables.groups}
+
+
+def _select_compared(groups: Groups, attribute: str) -> EvaluationTables:
+    """Return the groups that gaps are computed of: those that are shown and known. A hidden one could be the worst."""
+    tables = groups.tables[attribute]
+    unknown = {group for group in tables.groups if is_unknown(attribute, group)}
+    return leave_out(tables, {*groups.hidden.get(attribute, {}), *unknown})
+
+
+def is_unknown(attribute: str, group: str) -> bool:
+    """Return whether a group is of the images whose value is not known; a site may be called so, too."""
+    return group == UNKNOWN and attribute != SITE_ATTRIBUTE
+
+
+def summarise_gaps(gaps: Mapping[str, GapFigure]) -> dict[str, Any]:
+    """Return what the gaps of one attribute say together.
+
+    Returns
+    -------
+    dict
+        ``flagged``: True if any gap is larger than chance explains, None if none could be tested; ``figure``: key of
+        the gap to name, a flagged one if there is any; ``flagged_figures``: keys.
+    """
+    flagged = [key for key, gap in gaps.items() if gap.flagged]
+    tested = [key for key, gap in gaps.items() if gap.flagged is not None]
+    defined = [key for key in LEADING_GAPS if key in gaps and gaps[key].value is not None]
+    leading = [key for key in defined if key in flagged] or flagged or defined
+    return {
+        "flagged": bool(flagged) if tested else None,
+        "figure": leading[0] if leading else None,
+        "flagged_figures": flagged,
+    }
+
+
+def _describe_gap(gap: GapFigure, classes: tuple[str, ...]) -> dict[str, Any]:
+    described = {field.name: getattr(gap, field.name) for field in dataclasses.fields(gap) if field.name != "key"}
+    by_class = described.pop("by_class", None)
+    if described["worst_class"] is not None:
+        described["worst_class"] = classes[described["worst_class"]]
+    if described["value"] is None:
+        described["reason"] = described.get("reason") or "not defined for these groups"
+    if by_class is not None:
+        described["by_class"] = {name: {"value": value} for name, value in name_classes(classes, by_class).items()}
+    return described
+
+
+def _list_alarms(records: Iterable[Mapping[str, Any]], groups: Groups) -> Iterable[dict[str, Any]]:
+    for record in records:
+        for alarm in record.get("alarms") or ():
+            if alarm.get("group") not in groups.hidden.get(str(alarm.get("attribute")), {}):
+                yield {"round": record["round"], **alarm}
+
+
+def describe_course(record: Mapping[str, Any], figure: str, content: ReportContent, groups: Groups) -> dict[str, Any]:
+    """Return the validation figures by group and the gaps of one round, as far as they may be shown.
+
+    Parameters
+    ----------
+    record : mapping
+        A record of ``history.jsonl``.
+    figure : str
+        Key of the figure by group.
+    content : ReportContent
+        Says whether groups may rest on one site.
+    groups : Groups
+        Says which groups are hidden.
+    """
+    validation = record.get("validation") or {}
+    by_group, gaps = validation.get("groups") or {}, validation.get("gaps") or {}
+    # Who contributed to a group may differ from round to round; only the server that wrote the record knew.
+    if not content.single_sites and "hidden" not in validation:
+        by_group = {}
+        gaps = {name: own for name, own in gaps.items() if name == SITE_ATTRIBUTE}
+    return {
+        "groups": {
+            attribute: {
+                group: {figure: values.get(figure), "n": values.get("n")}
+                for group, values in own.items()
+                if group not in groups.hidden.get(attribute, {})
+            }
+            for attribute, own in by_group.items()
+            if attribute != SITE_ATTRIBUTE
+        },
+        "gaps": {attribute: {key: own[key] for key in COURSE_GAPS if key in own} for attribute, own in gaps.items()},
+    }

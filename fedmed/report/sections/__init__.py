@@ -1,0 +1,1 @@
+"""From ``report.json`` to the parts of the page; no counting."""

@@ -1,0 +1,67 @@
+"""Gaps between groups, and the figures of groups, over the rounds."""
+
+from collections.abc import Sequence
+
+from fedmed.report.drawing.fairness_plots import draw_course
+from fedmed.report.drawing.markup import Numbers, render_figure, render_key, show_name
+from fedmed.report.drawing.wording import label_attribute, label_figure
+
+MOST_LINES = 8
+MOST_ATTRIBUTES = 4
+SITE = "site"
+
+
+def render_course(numbers: Numbers) -> str:
+    """Return the gaps over the rounds, and the validation figure of each group of the attributes."""
+    history = numbers.get("history")
+    if len(history) < 2:
+        return ""
+    drawings = [_render_gap_course(numbers), *_render_group_courses(numbers)]
+    shown = "".join(drawing for drawing in drawings if drawing)
+    return f'<h3>Over the rounds</h3>\n<div class="grid">{shown}</div>' if shown else ""
+
+
+def _render_gap_course(numbers: Numbers) -> str:
+    history = numbers.get("history")
+    figure = f"gap_{numbers.get('course_figure')}"
+    candidates = [figure, "gap_balanced_accuracy", "gap_accuracy"]
+    gaps = [record["validation"]["gaps"] for record in history]
+    key = next((key for key in candidates if any(key in own for by in gaps for own in by.values())), None)
+    if key is None:
+        return ""
+    attributes = [name for name in numbers.get("groups") if any(key in by.get(name, {}) for by in gaps)][:MOST_LINES]
+    lines = [[by.get(name, {}).get(key) for by in gaps] for name in attributes]
+    description = f"{label_figure(key)} between groups over the rounds, one line for each attribute."
+    svg = _draw_lines(numbers, lines, key, description)
+    caption = (
+        f"{label_figure(key)} between the groups of each attribute, on the validation images. Small groups have a "
+        "gap by chance in every round; what tells is a line that rises."
+    )
+    return render_figure(svg, caption, render_key([show_name(label_attribute(name)) for name in attributes]))
+
+
+def _draw_lines(numbers: Numbers, lines: Sequence[Sequence[float | None]], key: str, description: str) -> str:
+    rounds = [record["round"] for record in numbers.get("history")]
+    return draw_course(rounds, lines, label_figure(key), numbers.get("chosen_round"), description)
+
+
+def _render_group_courses(numbers: Numbers) -> list[str]:
+    history, key = numbers.get("history"), numbers.get("course_figure")
+    drawings = []
+    for attribute in [name for name in numbers.get("groups") if name != SITE and " x " not in name][:MOST_ATTRIBUTES]:
+        by_round = [record["validation"]["groups"].get(attribute, {}) for record in history]
+        sizes: dict[str, int] = {}
+        for own in by_round:
+            for group, values in own.items():
+                sizes[group] = max(sizes.get(group, 0), values["n"] or 0)
+        largest = sorted(sorted(sizes, key=lambda group: -sizes[group])[:MOST_LINES])
+        lines = [[own.get(group, {}).get(key) for own in by_round] for group in largest]
+        if not any(value is not None for line in lines for value in line):
+            continue
+        title = label_attribute(attribute)
+        description = f"{label_figure(key)} by {title} over the rounds, one line for each group."
+        svg = _draw_lines(numbers, lines, key, description)
+        more = f" The {MOST_LINES} largest groups." if len(sizes) > MOST_LINES else ""
+        caption = f"{label_figure(key)} by {show_name(title)}, on the validation images.{more}"
+        drawings.append(render_figure(svg, caption, render_key([show_name(group) for group in largest])))
+    return drawings

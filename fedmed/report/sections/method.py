@@ -1,0 +1,119 @@
+"""How to read the page, and what was run."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table
+from fedmed.report.drawing.wording import EXPLANATIONS, label_figure, name_direction
+
+INTERVALS = (
+    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single "
+    "shares (accuracy; sensitivity, specificity and precision of one class) have Wilson intervals, and the Brier "
+    "score has one from its standard error. All others have bootstrap intervals: 1,000 draws from the tables, "
+    "within each true class. They speak of these sites and these kinds of images only; a hospital that did not take "
+    "part may see other results. Several images of one patient count as if they were independent, which makes the "
+    "intervals somewhat too narrow."
+)
+GAPS = (
+    "A gap between the best and the worst of several groups is never 0, even if all groups have the same chances, and "
+    "its interval cannot tell: it leaves out 0 nearly always where groups are many. So 1,000 sets of answers are drawn "
+    "in which every group has the rates of all groups together, with the group's own number of images of each class. "
+    "The p-value is the share of these sets with a gap at least as large. A gap is flagged when its p-value, adjusted "
+    "for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at most 0.05. Only gaps in "
+    "accuracy and balanced accuracy, equal opportunity and equalised odds are tested; the others are shown for "
+    "completeness."
+)
+PAIRED = (
+    "Two models at one site answer the same images, so the difference between them rests on the images on which only "
+    "one of them is right. A site is called better or worse off only if the 95 % interval of the difference leaves out "
+    "0 and a sign test agrees at 5 %."
+)
+TABLES = (
+    "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "
+    "and for each patient group: images by true and predicted class (and so the class counts of its evaluation "
+    "images), histograms of the scores by class, sums for calibration, and sums of the Brier score; where models are "
+    "compared, also on how many images which of two models was right. All figures on this page are computed from these "
+    "tables."
+)
+
+DISTILLATION = (
+    "Beside its labels, every site learns from a teacher: a network that was trained on photographs by others, is "
+    "public and stays as it is. A projection of the network's features is drawn towards the teacher's features of the "
+    "same image (Effective Knowledge Distillation, after Elbatel, Martí and Li, FoPro-KD, IEEE Transactions on Medical "
+    "Imaging 43(3), 2024). The Fourier prompt, which raises or lowers frequencies of the image that the teacher sees, "
+    "is a reconstruction: its authors have published no code of it. Teacher, projection and prompt are no part of the "
+    "released model."
+)
+
+
+def render_reading(numbers: Numbers) -> str:
+    """Return the definitions of the figures that the page shows."""
+    directions = {key: figure["better"] for key, figure in numbers.get("figures").items()}
+    for gaps in numbers.get("gaps").values():
+        directions |= {key: gap["better"] for key, gap in gaps.items()}
+    terms = "".join(
+        f"<dt>{label_figure(key)} ({name_direction(better)})</dt><dd>{EXPLANATIONS[key]}</dd>"
+        for key, better in directions.items()
+        if key in EXPLANATIONS
+    )
+    return render_section(
+        "reading",
+        "How to read the figures",
+        f"<p>{TABLES}</p>",
+        f"<p>{INTERVALS}</p>",
+        f"<p>{GAPS}</p>" if numbers.get("gaps") else "",
+        f"<p>{PAIRED}</p>" if numbers.get("benefit") else "",
+        f"<p>{DISTILLATION}</p>" if numbers.get("distillation") else "",
+        f"<p>{_say_thresholds(numbers)} A figure that cannot be given is shown as n/a with the reason, never as 0.</p>",
+        f"<dl>{terms}</dl>",
+    )
+
+
+def _say_thresholds(numbers: Numbers) -> str:
+    k, k_row = (numbers.get("thresholds", key) for key in ("k", "k_row"))
+    if max(k, k_row) <= 1:
+        return "No group was withheld for being small: one party holds all images of this page."
+    return (
+        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
+        f"{numbers.show('thresholds', 'k_row')} images within a group; together the images of such classes may still "
+        "count in accuracy and calibration. A group that rests on one site is hidden unless that site agrees, and so "
+        "is a group from which such a one would follow by subtraction. For the same reason a site may set a few images "
+        "aside, so that counts can be slightly below the true ones."
+    )
+
+
+def render_run(numbers: Numbers) -> str:
+    """Return settings, environment, seed and the command that repeats the run."""
+    settings = yaml.safe_dump(numbers.get("config"), sort_keys=False, allow_unicode=True)
+    rows = [[escape(name), escape(value)] for name, value in _flatten(numbers.get("environment"))]
+    environment = render_table("Software and hardware.", ["Part", "Value"], rows) if rows else ""
+    command = numbers.get("command")
+    folders = ", put its folder for RUN and a new one for NEW_FOLDER" if "NEW_FOLDER" in command else ""
+    return render_section(
+        "run",
+        "What was run",
+        f"<p>Seed {numbers.show('seed')}. The same seed, settings and versions give the same model. To repeat the "
+        f"run{folders}:</p>",
+        f'<pre tabindex="0"><code>{escape(command)}</code></pre>',
+        render_fold("All settings", f'<pre tabindex="0"><code>{escape(settings)}</code></pre>'),
+        render_fold("Environment", environment) if rows else "",
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def render_notes(numbers: Numbers) -> str:
+    """Return the notes, or nothing where there are none."""
+    notes = numbers.get("notes")
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return render_section("notes", "Notes", f"<ul>{items}</ul>")

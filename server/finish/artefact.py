@@ -1,0 +1,142 @@
+"""The candidate of a real federation: the deployable artefact, proven here and at the sites before it is released.
+
+::
+
+    model/                the artefact, see fedmed.export.artefact
+    tables/release.json   what each site has found, for the coordinating site
+
+The server has no images, so it proves block by block on seeded inputs in float64. Then every site compares train form,
+deploy form and ONNX file on its own test images. Whoever answers must be within tolerance.
+
+With ``batch_norm: local`` there is no common deploy form: what is released is the train form, and each site makes and
+proves its own artefact with its own BatchNorm when it collects it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedmed.config.server import ServerConfig
+from fedmed.errors import FederationError
+from fedmed.export import MODEL_FILE, ONNX_FILE, release_form, write_model
+from fedmed.export.model_card import read_report
+from fedmed.protocol.messages import pack_files
+from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.run_folder import RunFolder
+from fedmed.training.network import Network, strip_packed
+from server.finish.compare_forms import Findings, compare_at_sites
+from server.finish.recalibrate import ChosenModel
+from server.rounds.session import Session
+
+COMPARISON_FILE = "release.json"
+
+
+def make_candidate(session: Session, model: ChosenModel, best_round: int | None) -> None:
+    """Fill ``model/`` of a run whose chosen model was tested; what is done already is not done again.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    model : ChosenModel
+        Train form of the chosen model.
+    best_round : int, optional
+        As the sites are told.
+
+    Raises
+    ------
+    FederationError
+        If the forms differ at a site; nothing is released then, and the next start asks the sites again.
+    FedmedError
+        If the model cannot be exported or proven.
+    """
+    run, config = session.run, session.config
+    if not isinstance(config, ServerConfig) or config.batch_norm == "local":
+        write_model(
+            run.model,
+            model.model_path,
+            session.plan,
+            chosen_round=model.round,
+            temperature=run.read_temperature(),
+            distillation=run.read_distillation(),
+        )
+        return
+    from fedmed.export.check import is_artefact_of  # noqa: PLC0415  (imports the ONNX runtime)
+
+    if not is_artefact_of(run.model, model.model_sha256):
+        _build(session, config, model)
+    files = _hash_candidate(run.model)
+    findings = _read_findings(run, files, len(session.plan.classes))
+    if findings is None:
+        findings = _ask_sites(session, model, best_round)
+        told = {"files": files, **findings.to_values()}
+        write_atomically(run.tables / COMPARISON_FILE, json.dumps(told, indent=1).encode())
+    pooled = release_form.pool(findings.comparisons) | {"num_silent": len(findings.silent)}
+    release_form.change_manifest(run.model, read_shared_report(run), {"proof": {"sites": pooled}})
+
+
+def read_shared_report(run: RunFolder) -> dict[str, Any] | None:
+    """Return ``report.json`` as all sites get it."""
+    return read_report(run.path / "shared" / "report")
+
+
+def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
+    # Imported late: the exporter takes seconds and memory, which the rounds should not pay.
+    from fedmed.export.artefact import ArtefactSettings, build_artefact  # noqa: PLC0415
+    from fedmed.export.plain_onnx import check_plain_onnx  # noqa: PLC0415
+    from fedmed.export.run import sample_images  # noqa: PLC0415
+
+    session.listener.on_info("The chosen model is brought into its deployable form.")
+    plan = session.plan.plain()
+    network = Network(plan)
+    network.fill(strip_packed(model.model_path.read_bytes(), session.plan), {})
+    settings = ArtefactSettings(
+        plan=plan,
+        chosen_round=model.round,
+        title=f"Federated model '{config.name}'",
+        report=read_shared_report(session.run),
+        expected=sample_images(session.run, config).expected,
+        release={"kind": config.release},
+        temperature=session.run.read_temperature(),
+        distillation=session.run.read_distillation(),
+    )
+    folder = session.run.model
+    build_artefact(network.model, settings, folder)
+    check_plain_onnx((folder / ONNX_FILE).read_bytes())
+    release_form.change_manifest(folder, settings.report, {"trained_sha256": model.model_sha256})
+
+
+def _hash_candidate(folder: Path) -> dict[str, str]:
+    return {name: hash_file(folder / name) for name in (MODEL_FILE, ONNX_FILE)}
+
+
+def _read_findings(run: RunFolder, files: dict[str, str], num_classes: int) -> Findings | None:
+    """Return what the sites found about this very candidate at an earlier start; None if they were not asked yet."""
+    try:
+        told = json.loads((run.tables / COMPARISON_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Findings.from_values(told, num_classes) if told.get("files") == files else None
+
+
+def _ask_sites(session: Session, model: ChosenModel, best_round: int | None) -> Findings:
+    """Ask the sites, write down who said what, and insist that nobody has found a difference."""
+    folder = session.run.model
+    packed = pack_files({name: (folder / name).read_bytes() for name in release_form.LIMITS})
+    findings = compare_at_sites(session, model, best_round, packed)
+    for site, comparison in findings.comparisons.items():
+        session.audit.append("compared", site=site, **release_form.describe_comparison(comparison))
+    for site, problem in findings.problems.items():
+        session.audit.append("comparison_failed", site=site, problem=problem)
+    if findings.problems:
+        told = " ".join(f"{site}: {problem}" for site, problem in findings.problems.items())
+        raise FederationError(
+            f"The model is not released, because its deployable form is not what was trained. {told} Start again to "
+            "repeat the comparison; if it stays, the model cannot be deployed as it is."
+        )
+    if not any(comparison.onnx.num_images for comparison in findings.comparisons.values()):
+        session.listener.on_note(
+            "No site has compared the deployable form on images; the model rests on the proof without images alone, "
+            "and its model card says so."
+        )
+    return findings

@@ -1,0 +1,108 @@
+"""One temperature for the chosen model, from sums that the sites send; see :mod:`fedmed.metrics.temperature`."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Message
+
+from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
+from fedmed.metrics.values import Array
+from fedmed.protocol.messages import REPORT, WireError, read_sums, read_values
+from fedmed.storage.atomic_files import write_atomically
+from server.finish.recalibrate import ChosenModel, ask_sums
+from server.rounds.session import Session
+
+_ROUNDING = 1e-6
+
+Sums = tuple[int, Array]
+"""Number of images, and float64 (J,2)."""
+
+
+def fit_temperature(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Any] | None:
+    """Return the temperature of the chosen model; fitted once, then read from the run's folder.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    model : ChosenModel
+        Whose outputs are to be divided.
+    best_round : int, optional
+        As the sites are told, which then keep what belongs to it.
+
+    Returns
+    -------
+    dict or None
+        See :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`; None where none is wanted or could be fitted.
+    """
+    if not session.config.calibrate:
+        return None
+    if _read_model(session) != model.model_sha256:
+        _fit(session, model, best_round)
+    return session.run.read_temperature()
+
+
+def _read_model(session: Session) -> str | None:
+    """Return the hash of the model whose temperature was fitted already."""
+    try:
+        return str(json.loads(session.run.temperature_file.read_bytes())["model_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fit(session: Session, model: ChosenModel, best_round: int | None) -> None:
+    sums = _collect(session, model, best_round)
+    n = sum(images for images, _ in sums.values())
+    total = sum((of_site for _, of_site in sums.values()), np.zeros((len(GRID), 2)))
+    found = solve_temperature(total, n)
+    session.listener.on_info(_describe(found, len(sums)))
+    record = {**asdict(found), "round": model.round, "model_sha256": model.model_sha256, "sites": sorted(sums)}
+    write_atomically(session.run.temperature_file, json.dumps(record).encode())
+    session.audit.append("temperature", **record)
+
+
+def _describe(found: Temperature, num_sites: int) -> str:
+    if not found.fitted:
+        return f"Probabilities stay as they are: {found.note}."
+    return (
+        f"Temperature {found.temperature:.3f} fitted on {found.n} validation images of {num_sites} sites; mean "
+        f"negative log-likelihood {found.nll_before:.4f} before, {found.nll_after:.4f} after"
+        + (f" ({found.note})." if found.note else ".")
+    )
+
+
+def _collect(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Sums]:
+    """Return the sums of the sites that have answered with some that can be used, in the order of their names."""
+    declared = session.attendance.num_images("validation")
+    session.listener.on_phase("calibrate", model.round, len(session.attendance.descriptions))
+
+    def read(message: Message, site: str) -> Sums:
+        return _read(message, model.model_sha256, declared[site])
+
+    sums = ask_sums(session, "evaluate.calibrate", model, best_round, read, what="sums for the temperature")
+    return {site: of_site for site, of_site in sums.items() if of_site[0]}
+
+
+def _read(message: Message, sha256: str, most_images: int) -> Sums:
+    """Return a site's sums; what cannot be true is refused."""
+    told = read_values(message, REPORT)
+    if told.get("model_sha256") != sha256:
+        raise WireError("The sums are of another model than the one that was sent.")
+    n = told.get("n")
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= most_images:
+        raise WireError("The sums are of more images than the site declared.")
+    if n == 0:
+        return 0, np.zeros((len(GRID), 2))
+    sums = read_sums(message).get("temperature")
+    if sums is None or tuple(sums.shape) != (len(GRID), 2) or not bool(torch.isfinite(sums).all()):
+        raise WireError("The sums are not those of a temperature.")
+    values_J2: Array = sums.numpy()
+    slopes_J = values_J2[:, 1]
+    # The likelihood is positive, and its slope rises with the inverse temperature whatever the images are.
+    room = _ROUNDING * (1 + np.abs(values_J2).max())
+    if values_J2[:, 0].min() < -room or np.diff(slopes_J).min() < -room:
+        raise WireError("The sums cannot be true: a negative likelihood, or a slope that falls.")
+    return n, values_J2

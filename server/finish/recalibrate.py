@@ -1,0 +1,197 @@
+"""The policy ``batch_norm: recalibrate``: BatchNorm's statistics of the chosen model from sums that the sites send.
+
+Averaged weights meet averaged running statistics, which no images ever had. Before the chosen model is tested, the
+sites send, per BatchNorm and channel, the count, the sum and the sum of squares of its input over their training
+images; added up they give the statistics of all images together, see :mod:`fedmed.reparameterization.statistics`.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from flwr.app import Message
+
+from fedmed.errors import ReparameterizationError
+from fedmed.protocol.messages import REPORT, WireError, read_sums, read_values
+from fedmed.reparameterization import apply_sums, pool_sums
+from fedmed.reparameterization.statistics import Sums, tracked_norms
+from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.checkpoints import MODEL_FILE, find_recalibrated
+from fedmed.training.network import Network
+from server.rounds.exchange import Answer, open_answer
+from server.rounds.session import Session
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """The model that is tested and released."""
+
+    round: int
+    model_path: Path
+    model_sha256: str
+
+
+def take_chosen(session: Session, chosen: int, best_round: int | None) -> ChosenModel:
+    """Return the model of the chosen round, recalibrated if that is the policy.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    chosen : int
+        The round.
+    best_round : int, optional
+        As the sites are told, which then keep what belongs to it.
+
+    Raises
+    ------
+    FederationError
+        If the round's checkpoint is damaged.
+    """
+    kept = session.checkpoints.load(chosen)
+    model = ChosenModel(chosen, kept.model_path, kept.model_sha256)
+    if session.plan.batch_norm != "recalibrate":
+        return model
+    done = find_recalibrated(session.run.recalibrated, model.model_sha256)
+    return ChosenModel(chosen, *done) if done else recalibrate(session, model, best_round, session.run.recalibrated)
+
+
+def recalibrate(session: Session, model: ChosenModel, best_round: int | None, folder: Path) -> ChosenModel:
+    """Return a model of the session's plan with the BatchNorm statistics of all sites, in a folder of its own.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    model : ChosenModel
+        As it was trained.
+    best_round : int, optional
+        As the sites are told.
+    folder : Path
+        Gets ``model.safetensors`` and ``record.json``.
+
+    Returns
+    -------
+    ChosenModel
+        The model as it was, where no site has sent sums.
+    """
+    began = time.monotonic()
+    session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
+    network = Network(session.plan)
+    network.fill(model.model_path.read_bytes(), {})
+    sums = _collect(session, model, network, best_round)
+    if not sums:
+        session.listener.on_note("No site has sent BatchNorm sums; the averaged statistics stay.")
+        return model
+    change = apply_sums(network.model, pool_sums(sums))
+    session.listener.on_info(
+        f"BatchNorm recalibrated on the training images of {len(sums)} sites; largest change {change:.3g} standard "
+        "deviations."
+    )
+    folder.mkdir(exist_ok=True)
+    path = folder / MODEL_FILE
+    write_atomically(path, network.pack())
+    sha256 = hash_file(path)
+    record = {
+        "from_sha256": model.model_sha256,
+        "model_sha256": sha256,
+        "round": model.round,
+        "sites": sorted(sums),
+        "largest_change": change,
+        "seconds": time.monotonic() - began,
+    }
+    write_atomically(folder / "record.json", json.dumps(record).encode())
+    session.audit.append("recalibration", **record)
+    return ChosenModel(model.round, path, sha256)
+
+
+def _collect(session: Session, model: ChosenModel, network: Network, best_round: int | None) -> dict[str, Sums]:
+    """Return the sums of the sites that have answered with some that can be used."""
+    shapes = {name: (3, norm.num_features) for name, norm in tracked_norms(network.model).items()}
+    # No map of a network has more positions than its input.
+    most_values = {
+        site: number * session.plan.image_size**2 for site, number in session.attendance.num_images("train").items()
+    }
+
+    def read(message: Message, site: str) -> Sums:
+        return _read(message, model.model_sha256, shapes, most_values[site])
+
+    return ask_sums(session, "evaluate.recalibrate", model, best_round, read, what="BatchNorm sums")
+
+
+def ask_sums(
+    session: Session,
+    message_type: str,
+    model: ChosenModel,
+    best_round: int | None,
+    read: Callable[[Message, str], T],
+    *,
+    what: str,
+) -> dict[str, T]:
+    """Ask all joined sites for sums over their images.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    message_type : str
+        What is asked for.
+    model : ChosenModel
+        What the sums are of.
+    best_round : int, optional
+        As the sites are told.
+    read : callable
+        Gives the sums in a message of a site, or raises an error if they cannot be true.
+    what : str
+        What the sums are, in words.
+
+    Returns
+    -------
+    dict
+        By site, in the order of their names, of those that have answered with some that can be used.
+    """
+    found: dict[str, T] = {}
+
+    def take(answer: Answer) -> None:
+        sums, problem = open_answer(answer, lambda message: read(message, answer.site))
+        session.listener.on_answer(answer.site, problem)
+        if sums is None:
+            session.listener.on_note(f"{answer.site} sent no {what}: {problem}")
+        else:
+            found[answer.site] = sums
+
+    missing = session.courier.ask(
+        message_type,
+        session.make_request(model.round, best_round=best_round),
+        model.model_path,
+        model.model_sha256,
+        sorted(session.attendance.descriptions),
+        deadline_s=session.config.round_deadline_s,
+        on_answer=take,
+    )
+    for site in missing.all:
+        session.listener.on_note(f"{site} sent no {what} in time.")
+    return dict(sorted(found.items()))
+
+
+def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:
+    """Return a site's sums; what cannot be true of its images is refused."""
+    if read_values(message, REPORT).get("model_sha256") != sha256:
+        raise WireError("The sums are of another model than the one that was sent.")
+    sums = read_sums(message)
+    if {name: tuple(values.shape) for name, values in sums.items()} != shapes:
+        raise WireError("The sums are of another network.")
+    for values in sums.values():
+        count, _, squares = values
+        # Every channel of a layer has as many values: images times positions.
+        if not bool(torch.isfinite(values).all()) or bool((squares < 0).any()) or bool((count != count[0]).any()):
+            raise ReparameterizationError("The sums cannot be true: negative, not finite, or with uneven counts.")
+        if not 0 <= float(count[0]) <= most_values or float(count[0]) % 1:
+            raise ReparameterizationError("The sums are of more values than the images that the site declared have.")
+    return sums

@@ -1,0 +1,143 @@
+"""What a run folder shows for itself: its report, from what lies on the disk alone."""
+
+import json
+from typing import Any
+
+from fedmed.config import FederationConfig, SitesData
+from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
+from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
+from fedmed.report import ReportContent, write_report
+from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.history import read_history
+from fedmed.storage.run_folder import RunFolder
+from server.finish.own_models import explain_missing
+from server.rounds.scoring import load_tables, round_folder
+
+_DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
+
+
+def save_sites(run: RunFolder, descriptions: dict[str, dict[str, Any]]) -> None:
+    """Keep what sites have told of themselves, for the report and for a restart."""
+    write_atomically(run.tables / "sites.json", json.dumps(descriptions, sort_keys=True).encode())
+
+
+def load_sites(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return what :func:`save_sites` has kept; empty before the first round."""
+    file = run.tables / "sites.json"
+    content: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    return content
+
+
+def write_final_report(run: RunFolder, chosen_round: int) -> None:
+    """Write the report of a run whose chosen model was tested.
+
+    Of a real federation there are two: ``report/`` for the coordinating site, and ``shared/report/`` without the
+    reasons why single hospitals were left out, which goes to all of them.
+    """
+    content = build_content(run, chosen_round, tested=True)
+    write_report(run.path, content)
+    if isinstance(run.read_settings(), ServerConfig):
+        write_report(run.path / "shared", build_content(run, chosen_round, tested=True, with_reasons=False))
+
+
+def write_interim_report(run: RunFolder) -> None:
+    """Write the report of a run that is still going on, as far as it has come."""
+    history = read_history(run.history_file)
+    if history:
+        write_report(run.path, build_content(run, int(history[-1]["round"]), tested=False))
+
+
+def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reasons: bool = True) -> ReportContent:
+    """Return what a report is made from.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    chosen_round : int
+        Whose model the figures are of.
+    tested : bool
+        Whether the test tables are there.
+    with_reasons : bool
+        Whether to say why sites were left out of rounds.
+    """
+    config = run.read_settings()
+    sites = load_sites(run)
+    history = read_history(run.history_file)
+    if not with_reasons:
+        history = [_drop_reasons(record) for record in history]
+    test = load_tables(run.tables / "test") if tested else {}
+    compression, gate = (run.read_compression(), load_tables(run.compression / "gate")) if tested else (None, {})
+    validation = load_tables(round_folder(run.tables, chosen_round))
+    if compression is not None and compression["status"] == "accepted":
+        validation = {site: SiteTables({FEDERATED: tables.models[STUDENT]}) for site, tables in gate.items()}
+    return ReportContent(
+        title=f"Federated run '{config.name}'",
+        config=_shown_settings(config),
+        environment=_shown_environment(run, config),
+        classes=tuple(config.classes or ()),
+        chosen_round=chosen_round,
+        rounds_done=len(history),
+        history=history,
+        validation=validation,
+        test=test,
+        composition=_find_composition(sites),
+        synthetic=_is_synthetic(config, sites),
+        notes=_make_notes(config, sites, set(test), len(history), tested=tested),
+        seed=config.seed,
+        thresholds=_find_thresholds(sites),
+        single_sites=not isinstance(config, ServerConfig),
+        agreed=frozenset(site for site, told in sites.items() if told.get("show_alone") is True),
+        temperature=run.read_temperature() if tested else None,
+        benefit_expected=config.benefit and tested,
+        benefit_notes=explain_missing(run, test) if tested else {},
+        compression=compression,
+        gate=gate,
+        **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
+    )
+
+
+def _make_notes(
+    config: FederationConfig, sites: dict[str, Any], answered: set[str], rounds_done: int, *, tested: bool
+) -> list[str]:
+    if not tested:
+        return [
+            f"The run goes on: {rounds_done} of {config.rounds} rounds are done. Test images are scored at the end."
+        ]
+    untested = sorted(set(sites) - answered)
+    return [f"No test answer from: {', '.join(untested)}."] if untested else []
+
+
+def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
+    lines = [line | {"reason": None} for line in record["participation"]]
+    return record | {"participation": lines}
+
+
+def _find_composition(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[int]]] | None:
+    """Return site -> part -> images by class for the sites that share it, None if no site does."""
+    shared = {site: told["class_counts"] for site, told in sorted(sites.items()) if told.get("class_counts")}
+    return shared or None
+
+
+def _find_thresholds(sites: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return the largest thresholds below which a site withholds its tables."""
+    told = [site["thresholds"] for site in sites.values() if "thresholds" in site]
+    return {key: max((int(one[key]) for one in told), default=1) for key in ("k", "k_row")}
+
+
+def _is_synthetic(config: FederationConfig, sites: dict[str, dict[str, Any]]) -> bool:
+    declared = config.data.synthetic if isinstance(config.data, SitesData) else config.data.source == "phantom"
+    return declared or any(told.get("synthetic") is True for told in sites.values())
+
+
+def _shown_settings(config: FederationConfig) -> dict[str, Any]:
+    """Return the settings as a report shows them: of a deployment without what concerns the server's machine only."""
+    return config.model_dump(mode="json", exclude=set(LOCAL_SETTINGS) if isinstance(config, ServerConfig) else None)
+
+
+def _shown_environment(run: RunFolder, config: FederationConfig) -> dict[str, object]:
+    """Return versions and hardware; a command line holds paths, which a shared report does not need."""
+    environment = run.read_environment()
+    if isinstance(config, ServerConfig):
+        environment.pop("command", None)
+    return environment

@@ -1,0 +1,149 @@
+"""Who has decided that a model may be used: ``release: manual`` and ``flower-server --release --by NAME``.
+
+The decision lies in ``release_decision.json`` of the run's folder. It is written after the name is in the manifest, in
+the model card and in the audit log, and the running server, or the next start, signs nothing without it.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedmed.errors import ConfigError, FederationError, FedmedError
+from fedmed.processes import single_instance
+from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.audit import AuditLog
+from fedmed.storage.run_folder import MANIFEST_FILE, RunFolder
+from server.release.publish import find_release
+
+DECISION_FILE, LOCK_FILE = "release_decision.json", "decision.lock"
+_MOST_LETTERS = 100
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A person's decision."""
+
+    by: str
+    time: str
+    manifest_sha256: str
+    """Of the candidate's manifest, which names every file by its hash; the name is in it."""
+
+
+def read_decision(run: RunFolder) -> Decision | None:
+    """Return the decision about a run's model, None before there is one.
+
+    Raises
+    ------
+    FederationError
+        If the file is damaged.
+    """
+    path = run.path / DECISION_FILE
+    try:
+        return Decision(**{key: str(value) for key, value in json.loads(path.read_bytes()).items()})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise FederationError(
+            f"{path} cannot be read ({type(error).__name__}). Remove it and decide again with --release --by NAME."
+        ) from None
+
+
+def describe_command(config_file: str) -> str:
+    """Return the line that releases a model."""
+    return f'flower-server --config {config_file} --release --by "NAME OF A PERSON"'
+
+
+def decide_release(run: RunFolder, by: str) -> Decision:
+    """Write down that a person releases the candidate of a finished run.
+
+    Parameters
+    ----------
+    run : RunFolder
+        With a finished, proven candidate.
+    by : str
+        The person's name.
+
+    Raises
+    ------
+    FedmedError
+        If the name cannot be used, there is no such candidate, nobody needs to decide, or it was decided already.
+    """
+    name = check_name(by)
+    if not run.config_file.is_file():
+        raise FederationError(f"There is no run in '{run.path}', so there is nothing to release.")
+    with single_instance(run.path / LOCK_FILE, "another --release for this run folder"):
+        _check_candidate(run)
+        return _write_decision(run, name)
+
+
+def check_name(by: str) -> str:
+    """Return a person's name without spaces around it.
+
+    Raises
+    ------
+    ConfigError
+        If it is empty, too long or not plain text.
+    """
+    name = by.strip()
+    if not name or len(name) > _MOST_LETTERS or not name.isprintable():
+        raise ConfigError(
+            f"--by is {by[:_MOST_LETTERS]!r} and must be the name of the person who releases the model: up to "
+            f"{_MOST_LETTERS} printable letters."
+        )
+    return name
+
+
+def _check_candidate(run: RunFolder) -> None:
+    decision = read_decision(run)
+    if decision is not None:
+        raise FederationError(f"The model was released already, by {decision.by} at {decision.time}.")
+    if find_release(run) is not None:
+        raise FederationError("The model was released already.")
+    config = run.read_settings()
+    if config.release != "manual":
+        raise FederationError("The run has 'release: automatic': its model is released as soon as it is proven.")
+    if not run.finished_file.is_file():
+        raise FederationError("The run has not finished, so there is no candidate yet; --status says how far it is.")
+    # Imported late: the server's own process, which only waits for the decision, does without PyTorch.
+    from fedmed.export.manifest import find_changed_files  # noqa: PLC0415
+
+    try:
+        manifest = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
+        wrong = find_changed_files(run.model, manifest)
+        proven = config.batch_norm == "local" or "sites" in manifest["proof"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FederationError(f"{run.model} holds no complete model ({type(error).__name__}).") from None
+    if wrong:
+        raise FederationError(f"{run.model}: {', '.join(wrong)} changed since the model was proven. Put it back.")
+    if not proven:
+        raise FederationError("The model was not compared at the sites, so it is no candidate for a release.")
+
+
+def _write_decision(run: RunFolder, name: str) -> Decision:
+    from fedmed.export.release_form import change_manifest  # noqa: PLC0415
+    from server.finish.artefact import read_shared_report  # noqa: PLC0415
+
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    release = {"kind": "manual", "by": name, "time": time}
+    change_manifest(run.model, read_shared_report(run), {"release": release})
+    decision = Decision(name, time, hash_file(run.model / MANIFEST_FILE))
+    AuditLog(run.audit_file).append("release_decided", **asdict(decision))
+    write_atomically(run.path / DECISION_FILE, json.dumps(asdict(decision), ensure_ascii=False).encode())
+    return decision
+
+
+def check_decided(run: RunFolder, decision: Decision) -> None:
+    """Check before the signature that the model is still the one that was released.
+
+    Raises
+    ------
+    FedmedError
+        If it was changed.
+    """
+    found = hash_file(Path(run.model / MANIFEST_FILE))
+    if found != decision.manifest_sha256:
+        raise FedmedError(
+            f"{run.model / MANIFEST_FILE} changed since {decision.by} released the model. Put it back; nothing is "
+            "handed out."
+        )

@@ -1,0 +1,1 @@
+"""The round loop and what it asks of the sites; free of Flower's internals."""

@@ -1,0 +1,224 @@
+"""Which sites are part of the federation, and which of them are waited for.
+
+A site joins by describing itself. One that has missed too many rounds in a row is *dormant*: the others no longer wait
+for it. It is asked in passing in every round and waited for again from the round after it answered.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from flwr.app import Message
+
+from fedmed.config import Plan
+from fedmed.distillation import check_same_teacher
+from fedmed.errors import FedmedError, tame
+from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
+from server.rounds.exchange import Answer, Exchange, open_answer
+from server.rounds.progress import Listener
+
+_PARTS = ("train", "validation", "test")
+_LARGEST_SITE = 100_000_000
+_PROBE_EVERY_S = 5.0
+_MOST_ATTRIBUTES, _LONGEST_NAME = 40, 200
+_NEEDS_SCORES = (
+    "the rule choose_by needs histograms of validation scores from every site, and this site does not let them leave. "
+    "Choose another rule in server.yaml, for example balanced_accuracy, or set policy.validation_scores: true in the "
+    "site's client.yaml."
+)
+
+
+@dataclass
+class Attendance:
+    """Sites that have joined.
+
+    Parameters
+    ----------
+    plan : Plan
+        Sent to every site that joins.
+    model_digest : str
+        Digest of the model's definition at the server; a site with another one is refused.
+    teacher : mapping, optional
+        What the server says of its teacher; a site with another one is refused.
+    """
+
+    plan: Plan
+    model_digest: str
+    teacher: Mapping[str, Any] | None = None
+    missed: dict[str, int] = field(default_factory=dict)
+    """Rounds missed in a row, by site; part of the checkpoint."""
+    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each joined site said of itself."""
+    needs_scores: bool = False
+    """Whether the best round is chosen by a figure that needs histograms of validation scores from every site."""
+    without_scores: set[str] = field(default_factory=set)
+    """Sites that were turned away because they do not allow these histograms to leave."""
+    silent: set[str] = field(default_factory=set)
+    """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
+    waits for them."""
+    _refusals: dict[str, str] = field(default_factory=dict)
+    _probed: float = -math.inf
+
+    def join(self, exchange: Exchange, listener: Listener, *, deadline_s: float, round_number: int) -> None:
+        """Ask every connected site that has not joined yet to describe itself, and wait for the answers."""
+        for site in set(self.descriptions) - exchange.known_sites():
+            del self.descriptions[site]
+            listener.on_note(f"{site} is no longer on the list of sites and takes part no more.")
+        strangers = [site for site in exchange.online_sites() if site not in self.descriptions]
+        self.welcome_back(exchange, listener)
+        self.probe_in_passing(exchange, [site for site in strangers if site in self.silent], deadline_s)
+        new = [site for site in strangers if site not in self.silent]
+        if not new:
+            return
+        listener.on_phase("join", round_number, len(new))
+        request = self._make_request()
+        missing = exchange.ask(
+            "query",
+            lambda site: request,
+            new,
+            deadline_s=deadline_s,
+            on_answer=lambda answer: self.admit(answer, listener),
+        )
+        for site in missing.late:
+            self.silent.add(site)
+            listener.on_note(f"{site} did not describe itself within {deadline_s:g} s and is left out for now.")
+
+    def admit(self, answer: Answer, listener: Listener) -> None:
+        """Take one site's description, or say why it cannot join."""
+        description, problem = open_answer(answer, lambda message: self._read(message, answer.site))
+        if description is None:
+            self._turn_away(answer.site, problem or "no reason given", listener)
+            return
+        if self.needs_scores and not description["validation_scores"]:
+            self.without_scores.add(answer.site)
+            self._turn_away(answer.site, _NEEDS_SCORES, listener)
+            return
+        self.without_scores.discard(answer.site)
+        self.silent.discard(answer.site)
+        self._refusals.pop(answer.site, None)
+        self.descriptions[answer.site] = description
+        self.missed[answer.site] = 0
+        listener.on_answer(answer.site, None)
+
+    def _read(self, message: Message, site: str) -> dict[str, Any]:
+        description = read_values(message, REPORT)
+        _check_teacher(description.get("teacher"), self.teacher, site)
+        _check_description(description, site, self.model_digest, len(self.plan.classes))
+        return description
+
+    def _turn_away(self, site: str, reason: str, listener: Listener) -> None:
+        self.silent.add(site)
+        if self._refusals.get(site) != reason:
+            listener.on_answer(site, reason)
+            listener.on_note(f"{site} cannot join: {reason}")
+        self._refusals[site] = reason
+
+    def split(self, max_missed_rounds: int) -> tuple[list[str], list[str]]:
+        """Return the joined sites that are waited for, and the dormant ones."""
+        joined = sorted(self.descriptions)
+        dormant = [site for site in joined if self.missed.get(site, 0) >= max_missed_rounds]
+        return [site for site in joined if site not in dormant], dormant
+
+    def welcome_back(self, exchange: Exchange, listener: Listener) -> None:
+        """Take what dormant sites have answered meanwhile."""
+        for answer in exchange.collect_probes():
+            self.admit(answer, listener)
+
+    def probe(self, exchange: Exchange, dormant: list[str], ttl: float) -> None:
+        """Ask dormant sites in passing whether they are back."""
+        if dormant:
+            exchange.probe(self._make_request(), dormant, ttl)
+
+    def count_round(self, statuses: dict[str, str], unscored: Iterable[str] = ()) -> None:
+        """Count who answered a round in time; a quarantined update is an answer.
+
+        Parameters
+        ----------
+        statuses : dict of str to str
+            Site to what became of its update.
+        unscored : iterable of str
+            Sites that did not answer when the new model was scored.
+        """
+        silent = set(unscored)
+        for site, status in statuses.items():
+            if status in {"late", "absent", "error"} or (site in silent and status != "dormant"):
+                self.missed[site] = self.missed.get(site, 0) + 1
+            elif status != "dormant":
+                self.missed[site] = 0
+
+    def probe_in_passing(self, exchange: Exchange, silent: list[str], ttl: float) -> None:
+        """Probe sites, but not more often than every few seconds."""
+        if silent and time.monotonic() - self._probed > _PROBE_EVERY_S:
+            self._probed = time.monotonic()
+            self.probe(exchange, silent, ttl)
+
+    @property
+    def agreed(self) -> frozenset[str]:
+        """Sites that agree to show patient groups that are theirs alone."""
+        return frozenset(site for site, told in self.descriptions.items() if told["show_alone"])
+
+    @property
+    def attributes(self) -> frozenset[str]:
+        """Attributes that any site tells apart."""
+        return frozenset(name for told in self.descriptions.values() for name in told["attributes"])
+
+    def num_images(self, part: str) -> dict[str, int]:
+        """Return the images of a part that each site stated."""
+        return {site: int(told["num_images"][part]) for site, told in self.descriptions.items()}
+
+    def _make_request(self) -> Any:
+        return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
+
+
+def _check_teacher(told: object, own: Mapping[str, Any] | None, site: str) -> None:
+    """Refuse a site whose teacher is another: neither features nor projectors would be comparable."""
+    if own is None:
+        return
+    if not isinstance(told, dict) or set(told) != set(own) or not all(isinstance(v, str | int) for v in told.values()):
+        raise FedmedError("It does not say which teacher it has. Install the same version of fedmed on both sides.")
+    check_same_teacher({"(server)": own, site: {key: tame(str(value), 100) for key, value in told.items()}})
+
+
+def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
+    if description.get("site") != site:
+        raise FedmedError(f"It calls itself {tame(repr(description.get('site')))}, the roster calls it '{site}'.")
+    own = {package: metadata.version(package) for package in ("fedmed", "flwr")}
+    told = description.get("versions")
+    if not isinstance(told, dict) or {package: told.get(package) for package in own} != own:
+        raise FedmedError(
+            f"It runs {tame(str(told))}, this server {own}. Install the same version of fedmed on both sides."
+        )
+    if description.get("model_digest") != model_digest:
+        raise FedmedError(
+            "Its definition of the model differs from the server's. Install the same version of fedmed on both sides; "
+            f"it runs {tame(str(description.get('versions')))}."
+        )
+    images = description.get("num_images")
+    if not isinstance(images, dict) or not all(_is_count(images.get(part)) for part in _PARTS):
+        raise FedmedError("Its numbers of images are missing or no plausible counts.")
+    counts = description.get("class_counts")
+    thresholds = description.get("thresholds", {"k": 1, "k_row": 1})
+    if not isinstance(thresholds, dict) or not all(_is_count(thresholds.get(key)) for key in ("k", "k_row")):
+        raise FedmedError("Its thresholds for small numbers are no plausible counts.")
+    if not all(isinstance(description.get(key), bool) for key in ("validation_scores", "show_alone")):
+        raise FedmedError("It does not say whether validation scores may leave and groups be shown alone.")
+    attributes = description.get("attributes")
+    if not isinstance(attributes, list) or len(attributes) > _MOST_ATTRIBUTES or not all(map(_is_name, attributes)):
+        raise FedmedError(f"Its attributes are no list of at most {_MOST_ATTRIBUTES} names.")
+    if counts is not None and not (
+        isinstance(counts, dict)
+        and all(isinstance(counts.get(part), list) and len(counts[part]) == num_classes for part in _PARTS)
+        and all(_is_count(count) for part in _PARTS for count in counts[part])
+    ):
+        raise FedmedError("Its class counts do not have one plausible count for every class and part.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_SITE
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME

@@ -1,0 +1,154 @@
+"""Evaluation tables from the sites: asked for, checked, kept on disk."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+
+from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
+from fedmed.protocol.messages import MISMATCH, REPORT, WireError, read_tables, read_values, unpack_tables
+from fedmed.storage.atomic_files import atomic_folder, write_atomically
+from server.rounds.courier import Courier, SecondModel
+from server.rounds.exchange import Answer, open_answer
+from server.rounds.progress import Listener
+
+_LARGEST_MISMATCH = 1e12
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What sites answered to the request to score a model."""
+
+    tables: dict[str, SiteTables]
+    """By site, in the order of their names."""
+    refused: dict[str, str]
+    """Site to reason, for answers without usable tables."""
+    missing: list[str]
+    """Sites that did not answer."""
+    mismatches: dict[str, float] = field(default_factory=dict)
+    """Site to how far its images are from the model's BatchNorm statistics, where it was asked and may tell."""
+
+
+def collect_tables(
+    courier: Courier,
+    request: Mapping[str, Any],
+    model_file: Path,
+    model_sha256: str,
+    sites: Sequence[str],
+    *,
+    num_images: Mapping[str, int],
+    num_classes: int,
+    deadline_s: float,
+    listener: Listener,
+    other: SecondModel | None = None,
+) -> Scores:
+    """Ask sites to score a model.
+
+    Parameters
+    ----------
+    courier : Courier
+        Way to the sites.
+    request : mapping
+        What to score.
+    model_file : Path
+        The model.
+    model_sha256 : str
+        Its hash; tables of another model are refused.
+    sites : sequence of str
+        Whom to ask.
+    num_images : mapping of str to int
+        Images that each site declared for this part; more cannot be in its tables.
+    num_classes : int
+        K.
+    deadline_s : float
+        Seconds to wait.
+    listener : Listener
+        Is told who answered and why tables were refused.
+    other : SecondModel, optional
+        To be scored as well, and compared with the first.
+    """
+    found: dict[str, SiteTables] = {}
+    mismatches: dict[str, float] = {}
+    refused: dict[str, str] = {}
+
+    def take(answer: Answer) -> None:
+        most_images = num_images[answer.site]
+
+        def read(message: Message) -> SiteTables:
+            tables = _read(message, answer.site, num_classes, model_sha256, most_images)
+            if other is not None and SITE_ATTRIBUTE not in tables.paired.get(other.name, {}):
+                raise WireError(f"The tables hold no comparison with the model '{other.name}'.")
+            mismatches.update(_read_mismatch(message, answer.site))
+            return tables
+
+        tables, problem = open_answer(answer, read)
+        listener.on_answer(answer.site, problem)
+        if tables is not None:
+            found[answer.site] = tables
+        if problem is not None:
+            refused[answer.site] = problem
+            listener.on_note(f"{answer.site} gave no evaluation: {problem}")
+
+    missing = courier.ask(
+        "evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take, other=other
+    )
+    for site in missing.late:
+        listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
+    for site in missing.absent:
+        listener.on_note(f"{site} gave no evaluation: it is not connected.")
+    return Scores(dict(sorted(found.items())), refused, missing.all, dict(sorted(mismatches.items())))
+
+
+def save_tables(folder: Path, tables: dict[str, SiteTables]) -> None:
+    """Write tables, one file a site; the folder appears with all of them or not at all."""
+    with atomic_folder(folder) as partial:
+        for site, of_site in tables.items():
+            write_atomically(partial / f"{site}.safetensors", pack_site_tables(of_site))
+
+
+def load_tables(folder: Path) -> dict[str, SiteTables]:
+    """Read what :func:`save_tables` wrote."""
+    return {path.stem: unpack_tables(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def round_folder(root: Path, round_number: int) -> Path:
+    """Return the folder of one round's validation tables."""
+    return root / f"round_{round_number:05d}"
+
+
+def prune_tables(root: Path, keep: set[int]) -> None:
+    """Remove the validation tables of all rounds but some."""
+    kept = {round_folder(root, number).name for number in keep}
+    for folder in root.glob("round_*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def _read_mismatch(message: Message, site: str) -> dict[str, float]:
+    """Return a site's distance; empty where it tells none, or what cannot be one."""
+    value = read_values(message, REPORT).get(MISMATCH)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST_MISMATCH:
+        return {}
+    return {site: float(value)}
+
+
+def _read(message: Message, site: str, num_classes: int, model_sha256: str, most_images: int) -> SiteTables:
+    """Return a site's tables; what cannot be true of its images is refused."""
+    tables = read_tables(message)
+    if read_values(message, REPORT).get("model_sha256") != model_sha256:
+        raise WireError("The tables are of another model than the one that was sent.")
+    for by_attribute in tables.models.values():
+        for attribute, own in by_attribute.items():
+            if own.num_classes != num_classes or (attribute == SITE_ATTRIBUTE and not set(own.groups) <= {site}):
+                raise WireError("The tables are not of this site or have another number of classes.")
+            if own.num_images > most_images:
+                raise WireError("The tables count more images than the site declared.")
+    for paired in tables.paired.values():
+        for pair in paired.values():
+            if pair.cells.shape[1] != num_classes or pair.cells.sum() > most_images:
+                raise WireError("The paired tables have another number of classes, or more images than declared.")
+    return tables

@@ -1,0 +1,181 @@
+"""What one federation has at hand while it runs, and how it waits for its sites."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
+from fedmed.errors import FederationError
+from fedmed.storage.audit import AuditLog
+from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.run_folder import RunFolder
+from server.rounds.attendance import Attendance
+from server.rounds.courier import Courier, SecondModel
+from server.rounds.exchange import Exchange
+from server.rounds.progress import Listener
+from server.rounds.scoring import Scores, collect_tables
+
+_WAITING_STEP_S = 0.5
+
+
+@dataclass
+class Session:
+    """What one federation has at hand."""
+
+    config: FederationConfig
+    plan: Plan
+    run: RunFolder
+    exchange: Exchange
+    courier: Courier
+    checkpoints: RunCheckpoints
+    audit: AuditLog
+    attendance: Attendance
+    listener: Listener
+    parameters: frozenset[str]
+    """Names of the model's parameters."""
+    patient: bool = False
+    """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
+
+    def make_request(self, round_number: int, *, part: str | None = None, best_round: int | None) -> dict[str, Any]:
+        """Return what a request says beside the model."""
+        return {
+            "plan": self.plan.model_dump(mode="json"),
+            "round": round_number,
+            "part": part,
+            "best_round": best_round,
+        }
+
+    def score(
+        self,
+        round_number: int,
+        model_file: Path,
+        model_sha256: str,
+        sites: list[str],
+        *,
+        part: str,
+        best_round: int | None,
+        temperature: float | None = None,
+        compare: Sequence[str] = (),
+        other: SecondModel | None = None,
+    ) -> Scores:
+        """Return the sites' tables of a model on one part of their images.
+
+        In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``; on
+        either part it may be compared with a second model that is sent along.
+        """
+        self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
+        return collect_tables(
+            self.courier,
+            self.make_request(round_number, part=part, best_round=best_round)
+            | {"temperature": temperature, "compare": list(compare)},
+            model_file,
+            model_sha256,
+            sites,
+            num_images=self.attendance.num_images(part),
+            num_classes=len(self.plan.classes),
+            deadline_s=self.config.round_deadline_s,
+            listener=self.listener,
+            other=other,
+        )
+
+    def gather_sites(self, round_number: int) -> None:
+        """Welcome connected sites, and make sure that enough of them can be waited for.
+
+        Raises
+        ------
+        FederationError
+            If there are too few and the session is not patient.
+        """
+        told = -1
+        while True:
+            self._join(round_number)
+            if round_number == 0:
+                self._check_scores()
+            awake, dormant = self.attendance.split(self.config.max_missed_rounds)
+            present = sorted(set(self.exchange.online_sites()) & set(awake))
+            if len(present) >= self.config.min_sites:
+                self._check_attribute()
+                return
+            if not self.patient:
+                raise FederationError(
+                    f"{len(present)} sites could join, min_sites = {self.config.min_sites} are needed. "
+                    "The lines above say what is wrong at the others. Mend it, or lower min_sites, and start again."
+                )
+            self.attendance.probe_in_passing(self.exchange, dormant, self.config.round_deadline_s)
+            if len(present) != told:
+                names = f" ({', '.join(present)})" if present else ""
+                self.listener.on_info(
+                    f"Waiting for sites: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
+                )
+                told = len(present)
+            time.sleep(_WAITING_STEP_S)
+
+    def welcome(self, round_number: int) -> None:
+        """Ask sites that have come meanwhile to describe themselves, without waiting for others."""
+        self._join(round_number)
+
+    def gather_everybody(self, round_number: int) -> None:
+        """Wait until all sites on the list have joined, at most for one deadline; for what is done only once."""
+        end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
+        while True:
+            self._join(round_number)
+            missing = self.exchange.known_sites() - set(self.exchange.online_sites()) & set(
+                self.attendance.descriptions
+            )
+            if not missing or time.monotonic() >= end:
+                return
+            time.sleep(_WAITING_STEP_S)
+
+    def gather_sites_of(self, names: set[str], round_number: int) -> None:
+        """Wait until some sites are back and have joined, at most for one deadline; at once if they are here."""
+        end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
+        while True:
+            self._join(round_number)
+            wanted = names & self.exchange.known_sites()
+            if wanted <= set(self.attendance.descriptions) or time.monotonic() >= end:
+                return
+            time.sleep(_WAITING_STEP_S)
+
+    def _check_scores(self) -> None:
+        """Refuse to begin with a rule for the best round that some site's own rules rule out.
+
+        Raises
+        ------
+        FederationError
+            If a site is connected that does not let scores of validation images leave.
+        """
+        if self.attendance.without_scores:
+            names = ", ".join(sorted(self.attendance.without_scores))
+            raise FederationError(
+                f"choose_by is '{self.config.choose_by}', which needs histograms of validation scores from every site; "
+                f"{names} does not let them leave. Choose another rule, for example balanced_accuracy, or have the "
+                "site set policy.validation_scores: true in its client.yaml."
+            )
+
+    def _check_attribute(self) -> None:
+        """Refuse to train when no site tells the groups apart by which the best round is chosen.
+
+        Raises
+        ------
+        FederationError
+            If that is so.
+        """
+        attribute, known = self.config.choose_attribute, self.attendance.attributes
+        weighed = self.config.aggregation.attribute
+        if weighed is not None and weighed not in known:
+            raise FederationError(
+                f"aggregation.fair.attribute is '{weighed}', which no site tells apart. Allowed: "
+                f"{', '.join(sorted(known)) or 'none, as no site has attributes'}."
+            )
+        if self.config.chooses_by_group and attribute != SITE_ATTRIBUTE and attribute not in known:
+            raise FederationError(
+                f"choose_attribute is '{attribute}', which no site tells apart. Allowed: "
+                f"{', '.join([SITE_ATTRIBUTE, *sorted(known)])}."
+            )
+
+    def _join(self, round_number: int) -> None:
+        self.attendance.join(
+            self.exchange, self.listener, deadline_s=self.config.round_deadline_s, round_number=round_number
+        )

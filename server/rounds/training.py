@@ -1,0 +1,81 @@
+"""One round's training at the sites: asked for, received, checked, and accounted for site by site."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmed.aggregation import TensorFile
+from fedmed.config import Compression
+from server.rounds.courier import SecondModel
+from server.rounds.exchange import Answer
+from server.rounds.session import Session
+from server.rounds.updates import UpdateCollector
+
+
+def train_at_sites(
+    session: Session,
+    message_type: str,
+    request: Mapping[str, Any],
+    model_file: Path,
+    model_sha256: str,
+    *,
+    parameters: frozenset[str],
+    compression: Compression,
+    dormant_note: str,
+    recent_norms: Sequence[float],
+    other: SecondModel | None = None,
+) -> UpdateCollector:
+    """Have the sites that are waited for train a model, and return their updates and who has none.
+
+    Parameters
+    ----------
+    session : Session
+        The federation; its folder of updates is emptied.
+    message_type : str
+        ``train`` or ``train.distil``, which is also the name of the phase after the point.
+    request : mapping
+        What is asked for; has the ``round``.
+    model_file, model_sha256 : Path, str
+        The model to train.
+    parameters : frozenset of str
+        Names of its parameters.
+    compression : {"none", "fp16", "int8"}
+        Form of the updates.
+    dormant_note : str
+        Why dormant sites are not waited for.
+    recent_norms : sequence of float
+        Lengths of earlier updates, with which these are compared.
+    other : SecondModel, optional
+        Sent beside the model.
+    """
+    config, attendance = session.config, session.attendance
+    shutil.rmtree(session.run.updates, ignore_errors=True)
+    session.run.updates.mkdir()
+    sites, dormant = attendance.split(config.max_missed_rounds)
+    collector = UpdateCollector(
+        session.run.updates, TensorFile(model_file), attendance.num_images("train"), parameters, compression
+    )
+    collector.mark(dormant, "dormant", dormant_note)
+    session.listener.on_phase(message_type.rpartition(".")[2], request["round"], len(sites))
+
+    def take(answer: Answer) -> None:
+        update = collector.take(answer)
+        session.listener.on_answer(update.site, update.reason)
+
+    missing = session.courier.ask(
+        message_type,
+        request,
+        model_file,
+        model_sha256,
+        sites,
+        deadline_s=config.round_deadline_s,
+        on_answer=take,
+        other=other,
+    )
+    collector.mark(missing.late, "late", f"no answer within round_deadline_s = {config.round_deadline_s:g}")
+    collector.mark(missing.absent, "absent", "not connected when the round began")
+    revoked = set(collector.updates) - session.exchange.known_sites()
+    collector.mark(sorted(revoked), "revoked", "no longer on the list of sites")
+    collector.compare(list(recent_norms), config.aggregation.max_norm_ratio)
+    return collector

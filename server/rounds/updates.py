@@ -1,0 +1,201 @@
+"""The updates of one round: received, written to disk, checked, and accounted for site by site."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import Message
+
+from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms, site_weights
+from fedmed.aggregation.divergence_rule import MAS_WEIGHT, read_divergence
+from fedmed.config import Compression
+from fedmed.fairness.figures.group_losses import (
+    GROUP_LOSSES,
+    START_LOSS,
+    GroupLosses,
+    read_group_losses,
+    read_start_loss,
+)
+from fedmed.protocol.messages import REPORT, WireError, read_model, read_values
+from fedmed.protocol.quantisation import CompressionError, decompress_update
+from fedmed.storage.atomic_files import explain_write_failure
+from server.rounds.exchange import MALFORMATIONS, Answer, explain_malformation
+from server.rounds.fopro_record import check_prompt, read_bands
+
+_LARGEST_NUMBER = 1e300
+
+
+@dataclass
+class Update:
+    """One site's part in a round; ``status`` says whether it counts."""
+
+    site: str
+    status: str
+    reason: str | None = None
+    images: int | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    train_s: float | None = None
+    update_mib: float | None = None
+    update_bytes: int | None = None
+    update_norm: float | None = None
+    start_loss: float | None = None
+    """Mean loss of the global model on the site's training images, where the aggregation asks for it."""
+    group_losses: GroupLosses | None = None
+    """Likewise by patient group: number of images and sum of losses."""
+    divergence: float | None = None
+    """Of the site's features from the teacher's, where the aggregation asks for it."""
+    ekd: float | None = None
+    """Mean distance of features from the teacher's, where the plan has one."""
+    prompt_bands: list[float | None] | None = None
+    """Gain of the site's prompt by band of frequencies."""
+
+    def to_record(self, share: float | None) -> dict[str, Any]:
+        """Return the site's line of the participation table."""
+        return {
+            "site": self.site,
+            "status": self.status,
+            "reason": self.reason,
+            "images": self.images,
+            "share": share,
+            "train_s": self.train_s,
+            "update_mib": self.update_mib,
+            "update_bytes": self.update_bytes,
+            "update_norm": self.update_norm,
+        }
+
+
+@dataclass
+class UpdateCollector:
+    """Takes the answers of one round's training.
+
+    Parameters
+    ----------
+    folder : Path
+        Where updates are written, one file a site; must be empty.
+    reference : TensorFile
+        The global model that was sent.
+    declared : mapping of str to int
+        Training images that each site stated when it joined.
+    parameters : frozenset of str
+        Names of the model's parameters, whose change is compared between sites.
+    compression : {"none", "fp16", "int8"}
+        Form in which updates must come.
+    """
+
+    folder: Path
+    reference: TensorFile
+    declared: Mapping[str, int]
+    parameters: frozenset[str]
+    compression: Compression = "none"
+    updates: dict[str, Update] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    """Sites whose number of images is not the one that they declared."""
+
+    def take(self, answer: Answer) -> Update:
+        """Write and check one answer."""
+        if answer.message is None:
+            update = Update(answer.site, "error", answer.reason)
+        else:
+            try:
+                update = self._read(answer.site, answer.message)
+            except (WireError, CompressionError) as error:
+                update = Update(answer.site, "quarantined", str(error))
+            except MALFORMATIONS as error:
+                update = Update(answer.site, "quarantined", explain_malformation(error))
+        self.updates[answer.site] = update
+        return update
+
+    def mark(self, sites: list[str], status: str, reason: str) -> None:
+        """Note that sites have no update in this round."""
+        for site in sites:
+            self.updates[site] = Update(site, status, reason)
+
+    def compare(self, recent_norms: list[float], max_ratio: float) -> None:
+        """Quarantine updates whose norm is far from the others'."""
+        norms = {site: u.update_norm for site, u in self.updates.items() if u.status == "accepted"}
+        known = {site: norm for site, norm in norms.items() if norm is not None}
+        for site, reason in compare_norms(known, recent_norms, max_ratio).items():
+            self.updates[site].status, self.updates[site].reason = "quarantined", reason
+
+    def accepted(self) -> list[Update]:
+        """Return the updates that count, in the order of the sites' names."""
+        return [self.updates[site] for site in sorted(self.updates) if self.updates[site].status == "accepted"]
+
+    def site_weights(self, weighting: Literal["images", "equal"]) -> dict[str, float]:
+        """Return the weights of the accepted updates without any rule for fairness, in the order of the names."""
+        return site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
+
+    def file_of(self, site: str) -> Path:
+        """Return the tensor file of a site's update."""
+        return self.folder / f"{site}.safetensors"
+
+    def mean_loss(self) -> float | None:
+        """Return the mean training loss of the accepted updates, weighted by images."""
+        parts = [(u.images, u.loss) for u in self.accepted() if u.images is not None and u.loss is not None]
+        total = sum(images for images, _ in parts)
+        return sum(images * loss for images, loss in parts) / total if total else None
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return the participation table, one line a site, in the order of their names."""
+        total = sum(update.images or 0 for update in self.accepted())
+        lines = []
+        for site in sorted(self.updates):
+            update = self.updates[site]
+            share = (update.images or 0) / total if update.status == "accepted" and total else None
+            lines.append(update.to_record(share))
+        return lines
+
+    def _read(self, site: str, message: Message) -> Update:
+        values = read_values(message, REPORT)
+        packed = read_model(message)
+        update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))
+        reason = check_num_images(values.get("num_images"), self.declared[site])
+        if values.get("num_images") != self.declared[site]:
+            self.changed.add(site)
+        if reason is None:
+            update.images = int(values["num_images"])
+            update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
+            update.learning_rate = _read_number(values, "learning_rate")
+            _read_losses(values, update)
+            update.ekd, update.prompt_bands = _read_number(values, "ekd"), read_bands(values.get("prompt_bands"))
+            self._write(site, packed)
+            check = check_update(self.file_of(site), self.reference, measured=self.parameters)
+            update.update_norm, reason = check.norm, check.reason or check_prompt(TensorFile(self.file_of(site)))
+        if reason is not None:
+            update.status, update.reason = "quarantined", reason
+        return update
+
+    def _write(self, site: str, packed: bytes) -> None:
+        """Write an update without flushing it: a round that is cut short is trained again."""
+        path = self.file_of(site)
+        arrived = path if self.compression == "none" else path.with_suffix(".packed")
+        try:
+            arrived.write_bytes(packed)
+        except OSError as error:
+            raise explain_write_failure(arrived, error) from error
+        if arrived != path:
+            decompress_update(arrived, self.reference, path)
+            arrived.unlink()
+
+
+def _read_losses(values: Mapping[str, Any], update: Update) -> None:
+    """Take what a fair aggregation works with; a number that cannot be true costs the site its part."""
+    try:
+        if START_LOSS in values:
+            update.start_loss = read_start_loss(values[START_LOSS])
+        if GROUP_LOSSES in values:
+            update.group_losses = read_group_losses(values[GROUP_LOSSES], update.images or 0)
+        if MAS_WEIGHT in values:
+            update.divergence = read_divergence(values[MAS_WEIGHT])
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def _read_number(values: Mapping[str, Any], key: str) -> float | None:
+    """Return a number that is only shown, or None where the site sent something else."""
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST_NUMBER:
+        return None
+    return float(value)

@@ -1,0 +1,307 @@
+"""What stands between the network and Flower's SuperLink, as plain ASGI.
+
+The public side lets through Flower's Fleet API and a few questions of our own, from known sites only, and says no
+before it has read anything of a request but its head. A site that asks for a message and gets none is answered as soon
+as there may be one, so that it need not ask again and again. The private side notices when the ServerApp has sent
+something.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+
+# Touched internals: the number under which the ServerApp sends, the header in which it proves that it may, and the
+# message with which a site announces a reply.
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.constant import TASK_TOKEN_HEADER
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from server.superlink.admission import RefusalLog, Visitor, identify
+from server.superlink.asgi import (
+    DROP_PATH,
+    OPEN_PATH,
+    App,
+    Bell,
+    Event,
+    Receive,
+    Scope,
+    Send,
+    TooSlow,
+    answer,
+    read_body,
+    replay,
+    wait_for_end,
+)
+from server.superlink.limits import TooManyRequests, Turnstile
+from server.superlink.object_transfer import MAX_PART_BYTES, PartsDesk
+from server.superlink.routes import Reception
+from server.superlink.state import DeploymentLinkState
+
+MAX_BODY_BYTES = 2**20
+_MAX_OWN_BODY_BYTES = 64 * 2**20  # from our own processes
+HOLD_S = 20.0
+RELEASED_HOLD_S = 1.0
+RELEASE_HEADER = b"x-fedmed-release"
+_FLEET, _OWN = "/v1/fleet/", "/v1/fedmed/"
+_PULL, _PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
+_ACTIVATE = "/v1/fleet/activate-node"
+_PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
+_PUSH_OWN_PART, _PULL_OWN_PART = "/v1/runtime/push-object", "/v1/runtime/pull-object"
+_UNKNOWN = b'{"detail": "unknown or revoked site, or a clock that differs"}'
+_SEND = "/v1/runtime/push-messages"
+_REVOKE = "/v1/control/unregister-node"
+
+log = logging.getLogger("fedmed.superlink")
+
+
+class PrivateGate:
+    """The listener for our own processes: rings when the ServerApp has sent something.
+
+    Parameters
+    ----------
+    app : App
+        Flower's SuperLink.
+    state : DeploymentLinkState
+        Knows the ServerApp's token and the messages.
+    bell : Bell
+        Is rung.
+    parts : PartsDesk
+        Takes and gives parts of messages.
+    opened : asyncio.Event
+        Is set when the supervisor says so.
+    control_token : str
+        What the supervisor shows.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        state: DeploymentLinkState,
+        bell: Bell,
+        parts: PartsDesk,
+        *,
+        opened: asyncio.Event,
+        control_token: str,
+    ) -> None:
+        self._app, self._state, self._bell, self._parts = app, state, bell, parts
+        self._opened, self._authorization = opened, f"Bearer {control_token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        path = scope.get("path")
+        if path == OPEN_PATH:
+            await self._open(scope, send)
+            return
+        if path in {DROP_PATH, _PUSH_OWN_PART, _PULL_OWN_PART}:
+            run_id = await asyncio.to_thread(self._state.find_run, _read_token(scope))
+            if run_id is None:
+                await answer(send, 401, close=True)
+            elif path == DROP_PATH:
+                await self._drop(receive, send)
+            elif path == _PUSH_OWN_PART:
+                await self._parts.take(scope, receive, send, SUPERLINK_NODE_ID, run_id)
+            else:
+                await self._parts.give(scope, receive, send, SUPERLINK_NODE_ID, run_id)
+            return
+        await self._app(scope, receive, send)
+        if path in {
+            _SEND,
+            _REVOKE,
+        }:  # a revoked site shall hear of it, and not when its question has been held for long
+            self._bell.ring()
+
+    async def _open(self, scope: Scope, send: Send) -> None:
+        """Let the sites in from now on."""
+        shown: bytes = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(shown, self._authorization):
+            await answer(send, 401, close=True)
+        elif scope["method"] != "POST":
+            await answer(send, 405, close=True)
+        else:
+            if not self._opened.is_set():
+                log.info("sites may come in")
+            self._opened.set()
+            await answer(send, 204)
+
+    async def _drop(self, receive: Receive, send: Send) -> None:
+        """Remove messages whose answers the ServerApp does not want any more."""
+        body = await read_body(receive, _MAX_OWN_BODY_BYTES)
+        if body is not None:
+            await asyncio.to_thread(self._state.drop_messages, json.loads(body)["message_ids"])
+            await answer(send, 204)
+
+
+class PublicGate:
+    """The listener for sites.
+
+    Parameters
+    ----------
+    app : App
+        Flower's SuperLink.
+    state : DeploymentLinkState
+        Knows the sites' keys.
+    bell : Bell
+        Rings when there may be a message, and when a model was released.
+    parts : PartsDesk
+        Takes and gives parts of messages.
+    reception : Reception
+        Answers our own questions and knows the release.
+    refusals : RefusalLog
+        Takes who was refused.
+    opened : asyncio.Event
+        Nobody is let in before it is set, as the list of sites may be an old one.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        state: DeploymentLinkState,
+        bell: Bell,
+        *,
+        parts: PartsDesk,
+        reception: Reception,
+        refusals: RefusalLog,
+        opened: asyncio.Event,
+    ) -> None:
+        self._app, self._state, self._bell, self._parts = app, state, bell, parts
+        self._reception, self._refusals, self._opened = reception, refusals, opened
+        self._turnstile = Turnstile()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        status = check_length(scope) if path.startswith((_FLEET, _OWN)) else 404
+        if status is not None:
+            await answer(send, status, close=True)
+            return
+        if not self._opened.is_set():
+            await answer(send, 503, close=True, retry_after_s=1)
+            return
+        visitor = await asyncio.to_thread(identify, self._state, scope["headers"])
+        if visitor.problem is not None:
+            await self._refuse(scope, visitor, visitor.problem)
+            await answer(send, 401, _UNKNOWN, close=True)
+            return
+        try:
+            with self._turnstile.count(visitor.number, waits=path == _PULL):
+                await self._serve(scope, receive, send, visitor)
+        except TooManyRequests:
+            await answer(send, 429, close=True)
+        except TooSlow:
+            await answer(send, 408, close=True)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
+        """Handle a request of a known site."""
+        path = scope["path"]
+        if path.startswith(_OWN):
+            await self._reception.serve(scope, receive, send, visitor)
+        elif path == _PUSH_PART:
+            await self._parts.take(scope, receive, send, visitor.number, None)
+        elif path == _PULL_PART:
+            await self._parts.give(scope, receive, send, visitor.number, None)
+        else:
+            body = await read_body(receive, MAX_BODY_BYTES)
+            if body is None:
+                return
+            if path == _PULL:
+                await self._hold(scope, body, receive, send)
+            elif path == _ACTIVATE:
+                await self._activate(scope, replay(body, receive), send, visitor)
+            elif path == _PUSH and not _is_own_reply(body, visitor.number):
+                log.warning("refused what is no reply of the site with key %s", visitor.fingerprint)
+                await answer(send, 400)
+            else:
+                await self._app(scope, replay(body, receive), send)
+
+    async def _hold(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Pass on the question for messages; while the answer is empty, wait until there may be one and ask again."""
+        gone = asyncio.ensure_future(wait_for_end(receive))
+        end = time.monotonic() + (HOLD_S if self._reception.release_sha256 is None else RELEASED_HOLD_S)
+        try:
+            while True:
+                seen = self._bell.count
+                events = await self._ask(dict(scope), body)
+                left_s = end - time.monotonic()
+                if not _is_empty(events[0]) or left_s <= 0 or gone.done() or self._bell.closed:
+                    break
+                if await self._bell.wait(seen, left_s, unless=gone) and self._reception.release_sha256 is not None:
+                    end = 0.0
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        for event in events:
+            await send(self._mark(event))
+
+    async def _ask(self, scope: Scope, body: bytes) -> list[Event]:
+        """Return Flower's answer to a request that was read already."""
+        events: list[Event] = []
+        never: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+        async def forever() -> Event:
+            return await never
+
+        async def send(event: Event) -> None:
+            events.append(event)
+
+        await self._app(scope, replay(body, forever), send)
+        return events
+
+    def _mark(self, event: Event) -> Event:
+        """Tell the site of the release, if there is one."""
+        released = self._reception.release_sha256
+        if event["type"] == "http.response.start" and released is not None:
+            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER, released.encode())]
+        return event
+
+    async def _activate(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
+        """Pass on the start of a site's process; note if its identity is in use already."""
+
+        async def watch(event: Event) -> None:
+            if event["type"] == "http.response.start" and event["status"] >= 400:
+                await self._refuse(scope, visitor, "another process with this key is connected")
+            await send(event)
+
+        await self._app(scope, receive, watch)
+
+    async def _refuse(self, scope: Scope, visitor: Visitor, reason: str) -> None:
+        client = scope.get("client")
+        await asyncio.to_thread(self._refusals.add, str(client[0]) if client else "unknown", visitor, reason)
+
+
+def check_length(scope: Scope) -> int | None:
+    """Return the status with which a request is refused for the size of its body, or None."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length")
+    if length is None:
+        return 411 if scope["method"] != "GET" or b"transfer-encoding" in headers else None
+    most_bytes = MAX_PART_BYTES if scope["path"] == _PUSH_PART else MAX_BODY_BYTES
+    return None if length.isdigit() and int(length) <= most_bytes else 413
+
+
+def _read_token(scope: Scope) -> str:
+    token: bytes = dict(scope["headers"]).get(TASK_TOKEN_HEADER.encode(), b"")
+    return token.decode("latin-1")
+
+
+def _is_own_reply(body: bytes, node_id: int) -> bool:
+    """Return whether a site announces one reply of its own.
+
+    Flower itself takes a message for the sender's that it names, and one that answers none for an instruction.
+    """
+    try:
+        request = PushMessagesRequest.FromString(body)
+    except DecodeError:
+        return False
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        return False
+    metadata = request.messages_list[0].metadata
+    return metadata.src_node_id == node_id and bool(metadata.reply_to_message_id)
+
+
+def _is_empty(event: Event) -> bool:
+    return event["status"] == 200 and dict(event.get("headers", [])).get(b"content-length") == b"0"

@@ -1,0 +1,1 @@
+"""The parent process of the server: children, restarts, roster, status and console."""

@@ -1,0 +1,178 @@
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from server.rounds.progress import Listener
+
+_PHASES = {
+    "join": "sites get ready",
+    "train": "training",
+    "evaluate": "validation",
+    "local": "training of each site alone",
+    "distil": "distillation into a small network",
+    "recalibrate": "BatchNorm statistics",
+    "calibrate": "temperature",
+    "test": "test",
+    "release": "comparison of the forms",
+}
+_BARS = {"train": "rounds", "evaluate": "rounds", "local": "local"}
+
+
+@contextmanager
+def make_listener(num_rounds: int, beginning: str = "preparing the data") -> Iterator[Listener]:
+    """Yield the listener that fits the terminal, and clean up after it.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds of the run.
+    beginning : str
+        What goes on until the first phase.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield PlainListener(num_rounds)
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    ]
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield BarListener(num_rounds, progress, beginning)
+
+
+class BarListener:
+    """Draws one bar over all rounds.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds of the run.
+    progress : Progress
+        Where to draw.
+    beginning : str
+        What the bar says before the first phase.
+    """
+
+    def __init__(self, num_rounds: int, progress: Progress, beginning: str) -> None:
+        self._num_rounds, self._progress = num_rounds, progress
+        self._task: TaskID = progress.add_task(beginning, total=float(num_rounds), figures="")
+        self._round, self._phase, self._num_sites, self._num_done = 0, "", 0, 0
+        self._bar, self._alone = "rounds", 0
+
+    def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
+        """Show the new phase; the rounds of the sites' own models have a bar of their own."""
+        if phase in _BARS and _BARS[phase] != self._bar:
+            self._bar, self._alone = _BARS[phase], 0
+            self._progress.reset(self._task, total=float(self._num_rounds))
+        if self._phase == "local":
+            self._alone = self._round
+        self._round, self._phase, self._num_sites, self._num_done = round_number, phase, num_sites, 0
+        self._draw()
+
+    def on_answer(self, site: str, problem: str | None) -> None:
+        """Move the bar by one site; training is most of a round's work."""
+        self._num_done += 1
+        if problem:
+            self.on_note(f"{site}: {problem}")
+        self._draw()
+
+    def on_round(self, record: dict[str, Any]) -> None:
+        """Print the closed round above the bar."""
+        self._progress.console.print(describe_round(record, self._num_rounds), highlight=False)
+        self._progress.update(self._task, completed=record["round"], figures=_describe_figures(record))
+
+    def on_info(self, text: str) -> None:
+        """Print the text above the bar."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def on_note(self, text: str) -> None:
+        """Print the text above the bar."""
+        self._progress.console.print(text, style="yellow", highlight=False, markup=False)
+
+    def _draw(self) -> None:
+        done = self._num_done / max(1, self._num_sites)
+        part = {"train": 0.9 * done, "evaluate": 0.9 + 0.1 * done}.get(self._phase, 0.0)
+        before = self._round - 1 if self._phase in {"train", "evaluate"} else self._round
+        if self._phase == "local":  # a call may be for several rounds
+            before, part = self._alone, (self._round - self._alone) * done
+        asked = f"{self._num_done}/{self._num_sites} sites" if self._num_sites else "at the server"
+        self._progress.update(
+            self._task,
+            completed=before + part,
+            description=f"round {self._round}/{self._num_rounds} {_PHASES.get(self._phase, self._phase)}: {asked}",
+        )
+
+
+class PlainListener:
+    """Prints a line for every phase that ends a wait, for logs and pipes.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds of the run.
+    """
+
+    def __init__(self, num_rounds: int) -> None:
+        self._num_rounds = num_rounds
+        self._seconds: list[float] = []
+
+    def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
+        """Say what takes time outside the rounds."""
+        if phase == "local":
+            _print(f"{_PHASES[phase]}: up to round {round_number}/{self._num_rounds}, {num_sites} sites")
+        elif phase not in _BARS:
+            _print(f"{_PHASES[phase]}: {num_sites} sites" if num_sites else f"{_PHASES[phase]}: at the server")
+
+    def on_answer(self, site: str, problem: str | None) -> None:
+        """Print problems only."""
+        if problem:
+            _print(f"{site}: {problem}")
+
+    def on_round(self, record: dict[str, Any]) -> None:
+        """Print the closed round and how long the rest will take."""
+        self._seconds.append(record["wall_s"])
+        left = (self._num_rounds - record["round"]) * sum(self._seconds) / len(self._seconds)
+        _print(f"{describe_round(record, self._num_rounds)}  {timedelta(seconds=round(left))} left")
+
+    def on_info(self, text: str) -> None:
+        """Print the text."""
+        _print(text)
+
+    def on_note(self, text: str) -> None:
+        """Print the text."""
+        _print(text)
+
+
+def describe_round(record: dict[str, Any], num_rounds: int) -> str:
+    """Return one line about a closed round."""
+    statuses = [line["status"] for line in record["participation"]]
+    left_out = f", {len(statuses) - statuses.count('accepted')} left out" if set(statuses) != {"accepted"} else ""
+    return (
+        f"round {record['round']}/{num_rounds}  {_describe_figures(record)}  "
+        f"{statuses.count('accepted')} sites{left_out}  {record['wall_s']:.1f} s"
+    )
+
+
+def _describe_figures(record: dict[str, Any]) -> str:
+    accuracy = record["validation"]["pooled"].get("balanced_accuracy")
+    return f"loss {_format(record['loss'])}  balanced accuracy {_format(accuracy)}"
+
+
+def _format(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,55 @@
+"""What the server tells an authenticated site that checks its set-up before a run.
+
+Versions, the study, the plan and the digest of the model: enough for ``flower-client --check`` to try everything
+except taking part.
+"""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedmed.config.server import ServerConfig
+from fedmed.storage.atomic_files import write_atomically
+from server.finish.small_plans import make_distil_plan, make_student_plan
+
+
+def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
+    """Write the file that the SuperLink sends; what an earlier call has told of the progress stays.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    config : ServerConfig
+        Settings of the federation.
+    **progress
+        ``model_digest`` and ``round``, as they become known.
+    """
+    known = {"model_digest": None, "round": 0}
+    if path.is_file():
+        old = json.loads(path.read_text())
+        known = {key: old.get(key) for key in known}
+    content = {
+        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        "study": config.study.model_dump(),
+        "plan": config.make_plan().model_dump(mode="json"),
+        "small_network": _describe_small(config),
+        "expected_mean": config.data.expected_mean,
+        "expected_std": config.data.expected_std,
+        "rounds": config.rounds,
+        **known,
+        **progress,
+    }
+    write_atomically(path, json.dumps(content).encode())
+
+
+def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
+    """Return the network into which the trained one is compressed, and how; None where it is not."""
+    student = config.student
+    if student is None or student.kind == "skip":
+        return None
+    plan = config.make_plan()
+    is_trained_there = student.kind == "co_distillation"
+    small = make_distil_plan(plan, student) if is_trained_there else make_student_plan(plan, student)
+    return {"plan": small.model_dump(mode="json"), "is_trained_at_sites": is_trained_there}

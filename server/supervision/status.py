@@ -1,0 +1,227 @@
+"""How a federation stands: the file ``status.json`` of a run folder, for ``flower-server --status``.
+
+The supervisor keeps the file; any other process may read it at any time. It holds no secret and nothing about a
+patient, and is readable by its owner only. Losing it does no harm, so it is never flushed to the disk, and a disk that
+is full does not stop the federation for its sake.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fedmed.errors import FedmedError, RunFolderError
+from fedmed.storage.history import read_history, to_plain_json
+from server.supervision.status_view import ENDED, STATUS_FILE, process_start, read_status, render_status
+
+__all__ = ["STATUS_FILE", "State", "StatusFile", "read_status", "render_status"]
+
+State = Literal[
+    "starting",
+    "waiting for sites",
+    "round",
+    "testing",
+    "proving",
+    "waiting for release",
+    "releasing",
+    "finished",
+    "stopped",
+    "failed",
+]
+_REFRESH_S = 5.0
+"""Seconds between two writes if nothing but times has changed."""
+_NEW_SITE = {
+    "connected": False,
+    "last_seen": None,
+    "joined": False,
+    "last_round": None,
+    "last_status": None,
+    "last_share": None,
+    "rounds_taken": 0,
+    "collected": False,
+}
+_logger = logging.getLogger("fedmed.server")
+
+
+class StatusFile:
+    """The writer. Every method takes effect at once.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run's folder. When sites were last seen is taken over from an earlier process, participation from
+        ``history.jsonl``.
+    rounds : int
+        Rounds of the run.
+    sites : iterable of str
+        Names of the sites that may take part.
+    now : callable
+        The time in UTC, for tests.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        rounds: int,
+        sites: Iterable[str],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._run_dir, self._now = run_dir, now
+        self._written = float("-inf")
+        self._seen = _read_last_seen(run_dir)
+        self._content: dict[str, Any] = {
+            "state": "starting",
+            "round": 0,
+            "rounds": rounds,
+            "phase": None,
+            "asked": 0,
+            "answered": 0,
+            "sites": {},
+            "message": "",
+            "updated": "",
+            "pid": os.getpid(),
+            "process_started": process_start(os.getpid()),
+        }
+        self.set_sites(sites)
+
+    def set_state(self, state: State, message: str | None = None) -> None:
+        """Note what the server is doing; ``message`` is one clear line for a person."""
+        self._content["state"] = state
+        if state not in {"round", "testing", "proving"}:
+            self._content |= {"phase": None, "asked": 0, "answered": 0}
+        if message is not None:
+            self._content["message"] = message
+        if state in ENDED:
+            for entry in self._content["sites"].values():
+                entry["connected"] = False
+        self._write()
+
+    def set_ended(self, error: BaseException | None = None) -> None:
+        """Note why the server ends: None is a good end, Ctrl-C is ``stopped``, everything else ``failed``."""
+        if error is None:
+            self.set_state("finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self.set_state("stopped", "Stopped. Everything up to the last closed round is saved.")
+        elif isinstance(error, FedmedError):
+            self.set_state("failed", str(error))
+        else:
+            self.set_state("failed", f"An unexpected {type(error).__name__}; the server's output says more.")
+
+    def set_message(self, text: str) -> None:
+        """Note the newest line for a person."""
+        self._content["message"] = text
+        self._write()
+
+    def set_sites(self, names: Iterable[str]) -> None:
+        """Note which sites may take part; what is known of the others is forgotten."""
+        old = self._content["sites"]
+        self._content["sites"] = {
+            name: old.get(name) or {**_NEW_SITE, "last_seen": self._seen.get(name)} for name in sorted(names)
+        }
+        self._count_participation()
+        self._write()
+
+    def set_connected(self, names: Iterable[str]) -> None:
+        """Note which sites are connected at the moment; call it every few seconds, it is their sign of life."""
+        online, changed = set(names), False
+        for name, entry in self._content["sites"].items():
+            changed |= entry["connected"] != (name in online)
+            entry["connected"] = name in online
+            if name in online:
+                entry["last_seen"] = self._stamp()
+        if changed or time.monotonic() - self._written >= _REFRESH_S:
+            self._write()
+
+    def set_collected(self, site: str, *, seen: bool = True) -> None:
+        """Note that a site has the released model; ``seen`` is whether it said so just now."""
+        self._update_site(site, collected=True, **({"last_seen": self._stamp()} if seen else {}))
+        self._write()
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """Take an event of the ServerApp, as ``server.rounds.progress.EventListener`` writes it."""
+        match event.get("event"):
+            case "phase":
+                self._take_phase(event["phase"], event["round"], event["num_sites"])
+            case "answer":
+                self._take_answer(event["site"], event["problem"])
+            case "round":
+                self._content["round"] = event["record"]["round"]
+                self._count_participation()
+            case "info" | "note":
+                self._content["message"] = event["text"]
+            case _:
+                return
+        self._write()
+
+    def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
+        self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
+        if phase in {"recalibrate", "calibrate", "test", "release"}:
+            self._content["state"] = "proving" if phase == "release" else "testing"
+        elif phase in {"train", "evaluate", "local"}:
+            self._content["state"] = "round"
+
+    def _take_answer(self, site: str, problem: str | None) -> None:
+        self._content["answered"] += 1
+        self._update_site(site, last_seen=self._stamp())
+        if problem is None:
+            self._update_site(site, joined=True)
+        else:
+            self._content["message"] = f"{site}: {problem}"
+            if self._content["phase"] == "join":
+                self._update_site(site, joined=False)
+
+    def _update_site(self, site: str, **values: Any) -> None:
+        if site in self._content["sites"]:
+            self._content["sites"][site].update(values)
+
+    def _count_participation(self) -> None:
+        """Count anew what the history says: a run that goes on from an older checkpoint has a shorter one."""
+        try:
+            history = read_history(self._run_dir / "history.jsonl")
+        except (RunFolderError, OSError) as error:
+            _logger.warning("participation is not up to date: %s", error)
+            return
+        if history:
+            self._content["round"] = max(self._content["round"], history[-1]["round"])
+        for site, entry in self._content["sites"].items():
+            entry.update(_count_rounds(history, site))
+
+    def _stamp(self) -> str:
+        return self._now().isoformat(timespec="seconds")
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self._content["updated"] = self._stamp()
+        path = self._run_dir / STATUS_FILE
+        partial = path.with_name(f".{STATUS_FILE}.partial")
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, 0o600)
+                json.dump(to_plain_json(self._content), file, indent=1)
+            os.replace(partial, path)
+        except OSError as error:
+            _logger.warning("%s could not be written: %s", STATUS_FILE, error.strerror or error)
+
+
+def _count_rounds(history: Iterable[Mapping[str, Any]], site: str) -> dict[str, Any]:
+    """Return a site's newest line of the participation tables, and how many updates of it were accepted."""
+    found: dict[str, Any] = {"last_round": None, "last_status": None, "last_share": None, "rounds_taken": 0}
+    for record in history:
+        for line in record.get("participation", ()):
+            if line["site"] == site:
+                found |= {"last_round": record["round"], "last_status": line["status"], "last_share": line.get("share")}
+                found["rounds_taken"] += line["status"] == "accepted"
+    return found
+
+
+def _read_last_seen(run_dir: Path) -> dict[str, str | None]:
+    try:
+        return {name: entry["last_seen"] for name, entry in read_status(run_dir)["sites"].items()}
+    except (RunFolderError, KeyError, TypeError, AttributeError):
+        return {}

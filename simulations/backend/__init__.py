@@ -1,0 +1,1 @@
+"""Flower's Grid over Ray: workers that serve many sites each."""

@@ -1,0 +1,215 @@
+"""What a hospital lets out: what is on its list, with numbers that are large enough, and nobody's name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client.guard import audit as site_audit
+from client.guard.guard import guard_messages
+from client.guard.leaving import LEAVING
+from client.guard.message_parts import list_parts
+from client.supernode.worker import describe_error
+from fedmed.config import Plan
+from fedmed.errors import FedmedError, PolicyError
+from fedmed.fairness.disclosure.tables import tell_everything
+from fedmed.metrics.site_tables import FEDERATED
+from fedmed.protocol.messages import REPORT, make_content, read_tables
+from fedmed.training.network import Network
+from tests.client.support import second_model
+from tests.client.support.hospital import FILE, PATIENT, PLAN, HospitalSite
+from tests.support.fopro import make_fopro
+
+
+def test_test_tables_are_refused(tmp_path: Path) -> None:
+    site = HospitalSite(tmp_path, policy={"test_tables": False})
+    expected = (
+        "policy.test_tables: found a request for tables of the test images, allowed no such tables. The federation can "
+        "go on without this site's test figures, or the site changes its client.yaml."
+    )
+    with pytest.raises(PolicyError) as caught:
+        site.ask("evaluate", site.model, round=1, part="test")
+    assert str(caught.value) == f"The site's policy refuses this request. {expected}"
+
+
+Change = Callable[[RecordDict], None]
+
+
+def add_key(content: RecordDict) -> None:
+    content[REPORT] = make_content(REPORT, json.loads(str(content[REPORT]["json"])) | {PATIENT: 1})[REPORT]
+
+
+def add_config_value(content: RecordDict) -> None:
+    content[REPORT]["other"] = 1
+
+
+def add_record(content: RecordDict) -> None:
+    content[PATIENT] = ConfigRecord({"json": "{}"})
+
+
+def add_array(content: RecordDict) -> None:
+    content["model"]["other"] = Array("uint8", (1,), "safetensors", b"x")
+
+
+def add_known_record_of_another_kind(content: RecordDict) -> None:
+    logits = {FEDERATED: torch.eye(3).repeat(9, 1)}
+    tables = tell_everything(logits, torch.arange(3).repeat(9), {"site": ["north"] * 27})
+    content["tables"] = make_content(REPORT, {}, tables=tables)["tables"]
+
+
+def hide_in_a_type(content: RecordDict) -> None:
+    array = content["model"]["bytes"]
+    content["model"] = ArrayRecord({"bytes": Array(PATIENT, array.shape, array.stype, array.data)})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (add_key, "its report holds 1 keys that are not on the list of what may leave"),
+        (add_config_value, "it holds a part that is not on the list of what may leave, or none"),
+        (add_record, "it holds a part that is not on the list of what may leave, or none"),
+        (add_array, "it holds a part that is not on the list of what may leave, or none"),
+        (add_known_record_of_another_kind, "it holds a part that is not on the list of what may leave, or none"),
+        (hide_in_a_type, "it holds a part that is not on the list of what may leave, or none"),
+        (RecordDict.clear, "it holds a part that is not on the list of what may leave, or none"),
+    ],
+)
+def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Change, problem: str) -> None:
+    site = HospitalSite(tmp_path)
+
+    def answer(message: Message, context: Context) -> Message:
+        values = {"num_images": 1, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0}
+        reply = Message(make_content(REPORT, values, model=site.model), reply_to=message)
+        change(reply.content)
+        return reply
+
+    message = site.message("train", site.model, {"plan": PLAN, "round": 1})
+    with pytest.raises(PolicyError) as caught:
+        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+    assert str(caught.value) == (
+        f"The reply was not sent: {problem}. This is a fault of the software; please report it."
+    )
+    assert [entry["reason"] for entry in site.events("withheld")] == [problem]
+    assert [part["name"] for entry in site.events("sent") for part in entry["parts"]] == ["error"]
+    assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
+
+
+@pytest.mark.parametrize(
+    ("part", "groups", "problem"),
+    [
+        ("test", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
+        ("validation", "north", "its tables must not leave, because a class has fewer than k_row = 3 images"),
+        ("test", PATIENT, "its tables must not leave, because they are of other groups than the site"),
+    ],
+)
+def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, groups: str, problem: str) -> None:
+    site = HospitalSite(tmp_path)
+    logits = {FEDERATED: torch.eye(3).repeat(2, 1)}
+    tables = tell_everything(logits, torch.arange(3).repeat(2), {"site": [groups] * 6})
+
+    def answer(message: Message, context: Context) -> Message:
+        return Message(make_content(REPORT, {"model_sha256": "0" * 64}, tables=tables), reply_to=message)
+
+    message = site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": part})
+    with pytest.raises(PolicyError, match=problem) as caught:
+        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+    assert PATIENT not in str(caught.value)
+
+
+def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
+    site = HospitalSite(tmp_path)
+    held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation")).site
+    assert held_back.counts.any()
+    assert not held_back.scores.any()
+    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.scores.any()
+    generous = site.restart(policy={"suppression": {"k": 6, "k_row": 3}, "validation_scores": True})
+    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.scores.any()
+
+
+def serialise(message: Message) -> bytes:
+    from flwr.common.serde import message_to_proto
+
+    return message_to_proto(message).SerializeToString()
+
+
+def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    site = HospitalSite(tmp_path, exclude="withdrawn.txt", share_class_counts=True)
+    (tmp_path / "withdrawn.txt").write_text(f"{PATIENT}-000\n")
+    told = [
+        serialise(site.ask("query")),
+        serialise(site.ask("train", site.model, round=1)),
+        serialise(site.ask("evaluate", site.model, round=1, part="validation")),
+        serialise(site.ask("evaluate", site.model, round=1, part="test")),
+    ]
+    errors = []
+
+    def fail(**settings: Any) -> None:
+        try:
+            site.restart(**settings).ask("train", site.model, round=2)
+        except FedmedError as error:
+            errors.append(error)
+
+    for file in site.images.glob("scans/*"):
+        file.write_bytes(b"damaged")
+    fail()  # files that became unreadable
+    fail(state_dir="other")  # too many rows that cannot be used
+    fail(data=site.settings["data"] | {"classes": None, "label_column": "file"}, state_dir="another")
+    fail(data=site.settings["data"] | {"root": f"{FILE}/missing"})
+    fail(exclude=f"{PATIENT}.txt")
+    (site.images / "labels.csv").write_text(f"file;label\n{FILE};a\n")
+    fail()
+    assert len(errors) == 6
+    assert any(PATIENT in str(error) or FILE in str(error) for error in errors)  # for the person at the hospital
+    told += [describe_error(error).encode() for error in errors]
+    told += [file.read_bytes() for file in tmp_path.rglob("audit.jsonl*")]
+    told += [caplog.text.encode()]
+    assert len(told[-2]) > 1000
+    for text in told:
+        assert PATIENT.encode() not in text
+        assert FILE.encode() not in text
+        assert str(tmp_path).encode() not in text
+
+
+def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
+    """A key that is on the list but never sent would be a hole that nobody needs."""
+    site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
+    sent: dict[str, set[str]] = {kind: set() for kind in LEAVING}
+    for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
+        replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
+        if kind != "query":
+            replies.append(site.ask(kind, model_sha256="0" * 64, **values))
+        for reply in replies:
+            sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
+        for kind in ("recalibrate", "calibrate"):
+            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, **values)
+            sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    alone = {"benefit": True, "losses": "site"}
+    declining = site.restart(policy={"suppression": {"k": 1, "k_row": 1}, "benefit": False})
+    for reply in (
+        site.ask("train.local", None, alone, round=1, model_sha256="0" * 64),
+        site.ask("train.local", site.model, alone, round=1),
+        declining.ask("train.local", site.model, alone, round=1),
+    ):
+        sent["local"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for plan in ({"losses": "site"}, {"losses": "groups", "loss_attribute": "site"}):
+        reply = site.ask("train", site.model, plan, round=1)
+        sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    plan = {"fopro": make_fopro(), "divergence": "plain"}
+    network = Network(Plan.model_validate(PLAN | plan))
+    reply = site.ask("train", network.pack(), plan, round=1)
+    sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for kind, reply in (
+        ("evaluate", second_model.ask(site)),
+        ("distil", second_model.distil(site)),
+        ("distil", second_model.distil(site, with_model=False, model_sha256="0" * 64)),
+    ):
+        sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
+        sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
+    assert site_audit.AUDIT_FILE == "audit.jsonl"

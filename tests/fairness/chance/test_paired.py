@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from fedmed.fairness import compare_paired
+from fedmed.fairness.chance.paired import sign_test
+
+
+def make_cells(*classes):
+    """Cells of classes given as (both wrong, only the other right, only the federated right, both right)."""
+    return np.array(classes, np.int64).reshape(-1, 2, 2)
+
+
+def test_differences_by_hand():
+    """Class 0: 30 of 40 against 26 of 40. Class 1: 6 of 10 against 7 of 10."""
+    found = compare_paired(make_cells((6, 4, 8, 22), (2, 2, 1, 5)), seed=0)
+    assert found["accuracy"].value == pytest.approx((36 - 33) / 50)
+    assert found["balanced_accuracy"].value == pytest.approx((4 / 40 - 1 / 10) / 2, abs=1e-15)
+    assert {difference.n for difference in found.values()} == {50}
+    assert set(found) == {"accuracy", "balanced_accuracy"}
+    assert {difference.verdict for difference in found.values()} == {"undecided"}
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 0), (3, 3), (9, 2), (2, 9), (400, 330), (3000, 3200)])
+def test_the_sign_test_equals_scipy(won, lost):
+    expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    assert sign_test(won, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_p_value_of_one_class_is_that_of_the_sign_test():
+    """Nine to two: both tests are McNemar's, one of them simulated."""
+    found = compare_paired(make_cells((5, 2, 9, 20)), 0, 20000)
+    assert found["accuracy"].p_value == pytest.approx(binomtest(2, 11).pvalue)
+    assert found["balanced_accuracy"].p_value == pytest.approx(binomtest(2, 11).pvalue, abs=0.006)
+
+
+def test_the_stratified_p_value_by_hand():
+    """One differing image in a class of 2 and one in a class of 4, both won: |+-1/2 +- 1/4| >= 3/4 in 2 of 4 cases."""
+    found = compare_paired(make_cells((0, 0, 1, 1), (0, 0, 1, 3)), 0, 20000)
+    assert found["balanced_accuracy"].p_value == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("cells", "verdict"), [((5, 2, 20, 73), "better"), ((5, 20, 2, 73), "worse")])
+def test_verdicts(cells, verdict):
+    for difference in compare_paired(make_cells(cells, cells), 0).values():
+        assert difference.verdict == verdict
+        lower, upper = difference.interval
+        assert lower < difference.value < upper
+        assert lower > 0 or upper < 0
+        assert difference.p_value < 0.01
+
+
+def test_exchanging_the_models_turns_the_result_round():
+    cells = make_cells((6, 4, 8, 22), (2, 0, 1, 5))
+    ours, theirs = compare_paired(cells, 0), compare_paired(cells.swapaxes(1, 2), 0)
+    for key, difference in ours.items():
+        assert theirs[key].value == -difference.value
+        assert theirs[key].p_value == pytest.approx(difference.p_value, abs=0.05)
+        assert theirs[key].interval == pytest.approx((-difference.interval[1], -difference.interval[0]), abs=0.03)
+
+
+def test_classes_without_images_do_not_count():
+    cells = make_cells((6, 4, 8, 22), (2, 2, 1, 5))
+    with_empty = np.insert(cells, 1, 0, axis=0)
+    assert compare_paired(with_empty, 0) == compare_paired(cells, 0)
+
+
+def test_no_images_give_no_difference_but_a_reason():
+    for difference in compare_paired(np.zeros((3, 2, 2), np.int64), 0).values():
+        assert difference.value is difference.interval is difference.p_value is None
+        assert (difference.n, difference.verdict, difference.reason) == (0, "undecided", "no images")
+
+
+def test_models_that_never_differ_are_undecided_but_not_certainly_equal():
+    difference = compare_paired(make_cells((1, 0, 0, 9), (0, 0, 0, 10)), 0)["balanced_accuracy"]
+    assert (difference.value, difference.p_value, difference.verdict) == (0, 1, "undecided")
+    assert difference.interval[0] < -0.05
+    assert difference.interval[1] > 0.05
+
+
+def test_the_seed_decides_and_nothing_else():
+    cells = make_cells((6, 4, 8, 22), (2, 2, 1, 5))
+    assert compare_paired(cells, 1) == compare_paired(cells, 1) != compare_paired(cells, 2)
+
+
+@pytest.mark.parametrize(
+    ("cells", "num_draws"), [(np.zeros((3, 2)), 10), (np.full((3, 2, 2), -1), 10), (np.ones((3, 2, 2), int), 0)]
+)
+def test_what_is_not_allowed_is_refused(cells, num_draws):
+    with pytest.raises(ValueError, match="Needed"):
+        compare_paired(cells, 0, num_draws)
+
+
+def simulate(sizes, ours, theirs, num_reports, alike=0.7):
+    """Differences of the balanced accuracy of simulated sites; the models answer a share of the images alike."""
+    rng = np.random.default_rng(sum(sizes))
+    found = []
+    for seed in range(num_reports):
+        cells = np.zeros((len(sizes), 2, 2), np.int64)
+        for k, size in enumerate(sizes):
+            first, second = rng.random((2, size))
+            second = np.where(rng.random(size) < alike, first, second)
+            np.add.at(cells[k], ((first < ours[k]).astype(int), (second < theirs[k]).astype(int)), 1)
+        found.append(compare_paired(cells, seed, 300)["balanced_accuracy"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ours", "theirs"),
+    [
+        ((5,) * 8, (0.7,) * 8, (0.7,) * 8),
+        ((100, 40, 20, 8), (0.9, 0.8, 0.7, 0.6), (0.8, 0.8, 0.6, 0.6)),
+        ((100, 100), (0.85, 0.75), (0.7, 0.6)),
+    ],
+)
+def test_intervals_hold_the_truth_and_equal_models_are_rarely_told_apart(sizes, ours, theirs):
+    truth = np.mean(ours) - np.mean(theirs)
+    found = simulate(sizes, ours, theirs, 200)
+    assert np.mean([d.interval[0] <= truth <= d.interval[1] for d in found]) >= 0.91
+    verdicts = [d.verdict for d in found]
+    if truth == 0:
+        assert verdicts.count("undecided") >= 0.92 * len(found)
+    else:
+        assert verdicts.count("worse") <= 0.01 * len(found)
+
+
+def test_a_clear_benefit_is_found():
+    verdicts = [d.verdict for d in simulate((100, 100), (0.85, 0.75), (0.7, 0.6), 100)]
+    assert verdicts.count("better") >= 95

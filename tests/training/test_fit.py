@@ -1,0 +1,278 @@
+"""Local training against loops written out here."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedmed.config import Plan
+from fedmed.data import make_batches
+from fedmed.metrics.tables import tables_from_logits
+from fedmed.seeding import make_rng
+from fedmed.training.fit import TrainingError, compute_logits, evaluate, fit, select_device
+
+CPU = torch.device("cpu")
+SIZE = 16
+
+
+class Part:
+    """Images in memory, with the interface of ImagePart."""
+
+    def __init__(self, num_images: int, num_classes: int = 3) -> None:
+        rng = np.random.default_rng(0)
+        self.pixels = torch.from_numpy(rng.integers(0, 256, (num_images, 3, SIZE, SIZE), dtype=np.uint8))
+        self.labels = torch.from_numpy(rng.integers(0, num_classes, num_images))
+        self.attributes: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        return [self.pixels[index] for index in indices]
+
+    def normalised(self, indices: Sequence[int]) -> torch.Tensor:
+        """ImageNet normalisation, written out."""
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        return (self.pixels[list(indices)].float() / 255 - mean) / std
+
+
+def make_plan(**training: Any) -> Plan:
+    settings = {"optimizer": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}, "batch_size": 8}
+    return Plan.model_validate(
+        {
+            "seed": 3,
+            "rounds": 4,
+            "classes": ["a", "b", "c"],
+            "image_size": SIZE,
+            "augmentation": "none",
+            "model": {"name": "resnet18"},
+            "loss": {"ce": 1.0},
+            "training": settings | {"schedule": {"name": "constant"}} | training,
+            "batch_norm": "average",
+        }
+    )
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=atol)
+
+
+def loop_by_hand(model: nn.Module, part: Part, plan: Plan, rounds: Sequence[int], mu: float = 0.0) -> None:
+    """SGD with one optimiser over all rounds, the FedProx term in the loss itself."""
+    settings = plan.training.optimizer
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    model.train()
+    for round_number in rounds:
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        order = make_rng(plan.seed, "site", round_number, 0, "order").permutation(len(part))
+        for first in range(0, len(part), plan.training.batch_size):
+            indices = order[first : first + plan.training.batch_size].tolist()
+            loss = nn.functional.cross_entropy(model(part.normalised(indices)), part.labels[indices])
+            distance = sum((p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True))
+            optimizer.zero_grad()
+            (loss + mu / 2 * distance).backward()
+            optimizer.step()
+
+
+def run_fit(model: nn.Module, part: Part, plan: Plan, round_number: int = 1, **options: Any) -> Any:
+    return fit(model, part, plan, site="site", round_number=round_number, device=CPU, **options)  # type: ignore[arg-type]
+
+
+def test_fit_equals_a_loop_by_hand() -> None:
+    part, plan = Part(24), make_plan()
+    ours, expected = make_model(), make_model()
+    run_fit(ours, part, plan)
+    loop_by_hand(expected, part, plan, [1])
+    assert_same(state(ours), state(expected), atol=1e-6)
+
+
+def test_fedprox_equals_the_term_in_the_loss() -> None:
+    part, plan = Part(24), make_plan(proximal_mu=0.5)
+    ours, expected = make_model(), make_model()
+    run_fit(ours, part, plan)
+    loop_by_hand(expected, part, plan, [1], mu=0.5)
+    assert_same(state(ours), state(expected), atol=1e-6)
+    plain = make_model()
+    run_fit(plain, part, make_plan())
+    assert not torch.equal(plain[0].weight, ours[0].weight)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_kept_momentum_continues_one_optimiser_over_rounds(name: str) -> None:
+    part = Part(24)
+    plan = make_plan(keep_momentum=True, optimizer={"name": name, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0})
+    model = make_model()
+    result = run_fit(model, part, plan)
+    run_fit(model, part, plan, 2, optimizer_state=result.optimizer_state)
+    if name == "sgd":
+        expected = make_model()
+        loop_by_hand(expected, part, plan, [1, 2])
+        assert_same(state(model), state(expected), atol=1e-6)
+    forgetful = make_model()
+    run_fit(forgetful, part, plan)
+    run_fit(forgetful, part, plan, 2)
+    assert not torch.equal(forgetful[0].weight, model[0].weight)  # type: ignore[index]
+
+
+def test_optimiser_state_is_returned_only_where_it_is_kept() -> None:
+    assert run_fit(make_model(), Part(8), make_plan()).optimizer_state == {}
+    kept = run_fit(make_model(), Part(8), make_plan(keep_momentum=True)).optimizer_state
+    assert set(kept) == {f"{name}/momentum_buffer" for name, _ in make_model().named_parameters()}
+
+
+def test_result_does_not_depend_on_what_the_process_did_before() -> None:
+    part, plan = Part(24), make_plan(epochs_per_round=2)
+    first, second = make_model(), make_model()
+    run_fit(first, part, plan)
+    torch.manual_seed(99)
+    torch.rand(100)
+    run_fit(second, part, plan)
+    assert_same(state(first), state(second))
+
+
+def test_site_round_and_epoch_have_orders_of_their_own() -> None:
+    part, plan = Part(24), make_plan()
+    weights = []
+    for site, round_number in (("site", 1), ("other", 1), ("site", 2)):
+        model = make_model()
+        fit(model, part, plan, site=site, round_number=round_number, device=CPU)  # type: ignore[arg-type]
+        weights.append(model[0].weight.detach())  # type: ignore[index]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_one_epoch_a_round_follows_the_schedule_of_central_training() -> None:
+    part = Part(8)
+    schedule = {"name": "cosine", "final_share": 0.1}
+    by_round = [run_fit(make_model(), part, make_plan(schedule=schedule), r).learning_rate for r in (1, 2, 3, 4)]
+    central = make_plan(schedule=schedule, epochs_per_round=4).model_copy(update={"rounds": 1})
+    assert by_round[-1] == run_fit(make_model(), part, central).learning_rate
+    assert by_round == sorted(by_round, reverse=True)
+    assert by_round[0] == 0.05
+
+
+def test_gradient_clipping_limits_the_first_step() -> None:
+    part = Part(8)
+    plan = make_plan(clip_norm=1e-3, optimizer={"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0})
+    model = make_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    run_fit(model, part, plan)
+    moved = torch.sqrt(sum((p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)))
+    assert float(moved.detach()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_loss_is_the_mean_over_images_before_each_step() -> None:
+    part, plan = Part(12), make_plan(optimizer={"lr": 1e-12, "momentum": 0.0, "weight_decay": 0.0}, batch_size=5)
+    model = copy.deepcopy(make_model()).train()
+    order = make_rng(plan.seed, "site", 1, 0, "order").permutation(12).tolist()
+    total = sum(
+        float(nn.functional.cross_entropy(model(part.normalised(b)), part.labels[b]).detach()) * len(b)
+        for b in (order[:5], order[5:10], order[10:])
+    )
+    assert run_fit(make_model(), part, plan).loss == pytest.approx(total / 12, abs=1e-6)
+
+
+def test_loss_that_is_no_number_is_explained() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))  # type: ignore[index]
+    with pytest.raises(TrainingError, match=r"training loss is nan in round 1\. Lower training\.optimizer\.lr"):
+        run_fit(model, Part(8), make_plan())
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 9, 17])
+def test_every_image_is_used_and_no_batch_has_one(num_images: int) -> None:
+    batches = make_batches(np.arange(num_images)[::-1], 8)
+    assert min(map(len, batches)) >= 2
+    assert max(map(len, batches)) <= 9
+    flat = [index for batch in batches for index in batch]
+    assert sorted(set(flat)) == list(range(num_images))
+    assert len(flat) == max(2, num_images)
+
+
+@pytest.mark.parametrize("num_images", [1, 9])
+def test_batch_of_one_is_handled(num_images: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, SIZE), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    result = run_fit(model, Part(num_images), make_plan())
+    assert result.num_images == num_images
+    assert np.isfinite(result.loss)
+
+
+def test_evaluate_gives_the_tables_of_the_logits() -> None:
+    part, plan, model = Part(10), make_plan(), make_model().eval()
+    with torch.no_grad():
+        logits = model(part.normalised(range(10)))
+    found = evaluate(model.train(), part, plan, group="site", device=CPU, batch_size=4)  # type: ignore[arg-type]
+    expected = tables_from_logits(logits, part.labels, ["site"] * 10)
+    assert found.groups == ("site",)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    np.testing.assert_allclose(found.brier, expected.brier, atol=1e-6)
+
+
+def test_logits_are_the_models_whatever_the_batches() -> None:
+    part, plan, model = Part(10), make_plan(), make_model().eval()
+    with torch.no_grad():
+        expected = model(part.normalised(range(10)))
+    for batch_size in (4, 128):
+        found = compute_logits(model.train(), part, plan, device=CPU, batch_size=batch_size)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert not found.requires_grad
+    assert compute_logits(model, Part(0), plan, device=CPU).shape == (0, 3)  # type: ignore[arg-type]
+
+
+def test_evaluate_of_an_empty_part_gives_empty_tables() -> None:
+    tables = evaluate(make_model(), Part(0), make_plan(), group="site", device=CPU)  # type: ignore[arg-type]
+    assert tables.num_images == 0
+
+
+def test_model_without_finite_outputs_is_explained() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[5].bias.fill_(float("inf"))  # type: ignore[index]
+    with pytest.raises(TrainingError, match="outputs are no longer finite"):
+        evaluate(model, Part(3), make_plan(), group="site", device=CPU)  # type: ignore[arg-type]
+
+
+def test_missing_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == CPU
+    with pytest.raises(TrainingError, match="PyTorch sees no GPU"):
+        select_device("cuda")
+
+
+def test_weights_of_images_scale_their_gradients() -> None:
+    """One step over one batch: the gradient of sum_i v_i l_i / B, against autograd."""
+    part, model = Part(8), make_model()
+    weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 3.0, 1.0, 0.25, 1.0])
+    plan = make_plan(optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0})
+    expected = copy.deepcopy(model).train()
+    logits = expected(part.normalised(range(8)))
+    losses = nn.functional.cross_entropy(logits, part.labels, reduction="none")
+    (weights * losses).mean().backward()
+    result = fit(model, part, plan, site="a", round_number=1, device=CPU, image_weights=weights)
+    assert result.loss == pytest.approx((weights * losses).mean().item(), rel=1e-5)
+    for (name, trained), start in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert start.grad is not None
+        torch.testing.assert_close(trained, start - 0.1 * start.grad, msg=name, rtol=1e-4, atol=1e-6)
