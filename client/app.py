@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.guard.audit import verify_site_audit
-from fedmed.config.server import ClientConfig, load_client_config
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
 

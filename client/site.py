@@ -27,19 +27,14 @@ from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
+from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
-from fedmed.protocol.messages import (
-    MISMATCH,
-    MODEL,
-    REPORT,
-    make_content,
-    read_artefact,
-    select_state,
-    unpack_tensors,
-)
+from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, make_content, read_artefact
 from fedmed.protocol.quantisation import compress_update
-from fedmed.training.fit import TrainingError, compute_logits, fit
+from fedmed.protocol.tensors import select_state, unpack_tensors
+from fedmed.training.evaluate import compute_logits
+from fedmed.training.fit import fit
 from fedmed.training.network import Network, get_network, hash_model
 
 _logger = logging.getLogger("fedmed.client")

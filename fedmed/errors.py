@@ -98,3 +98,24 @@ def suggest_nearest(word: str, allowed: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(word, sorted(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+class WireError(FedmedError):
+    """A message does not have the form that was agreed."""
+
+    shareable = True
+
+
+class TrainingError(FedmedError):
+    """Local training cannot go on, for example because the loss is no longer a number."""
+
+    shareable = True
+
+
+def describe_error(error: BaseException) -> str:
+    """Say what happened in words that may leave the site: only some of our own errors surely hold nothing private."""
+    name = type(error).__name__
+    lines = str(error).splitlines()
+    if isinstance(error, FedmedError) and error.shareable and lines:
+        return f"{name}: {lines[0]}"
+    return f"{name} at the site; its log says more"

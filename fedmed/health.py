@@ -15,7 +15,7 @@ from typing import Self
 import grpc  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from fedmed.config.server import is_loopback, split_address
+from fedmed.config.addresses import is_loopback, split_address
 from fedmed.errors import ConfigError, ProcessError
 from fedmed.processes import check_port_free
 

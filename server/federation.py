@@ -11,7 +11,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmed.aggregation import TensorFile
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
@@ -23,14 +22,15 @@ from fedmed.storage.audit import AuditLog
 from fedmed.storage.checkpoints import Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.storage.run_folder import RunFolder
+from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.network import Network
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
 from server.finish.own_models import compared_models, train_local, write_initial
 from server.finish.recalibrate import take_chosen
-from server.finish.report import save_sites, write_final_report
+from server.finish.report import write_final_report
 from server.finish.small_network import Product, check_compression, choose_product, compress_between
-from server.rounds.attendance import Attendance
+from server.rounds.attendance import Attendance, save_sites
 from server.rounds.courier import Courier
 from server.rounds.exchange import Exchange
 from server.rounds.loop import LoopState, RoundLoop, save_checkpoint

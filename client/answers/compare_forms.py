@@ -22,14 +22,14 @@ from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import ImagePart
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, WireError
 from fedmed.export import MANIFEST_FILE, ONNX_FILE, load_model
 from fedmed.export.compare import compare_outputs, read_batches, run_onnx
 from fedmed.export.manifest import describe_preprocessing
 from fedmed.export.plain_onnx import check_plain_onnx
 from fedmed.export.release_form import LIMITS, describe_comparison, describe_problem
 from fedmed.predict import PredictionError, open_artefact
-from fedmed.protocol.messages import WireError, unpack_files
+from fedmed.protocol.messages import unpack_files
 
 _logger = logging.getLogger("fedmed.client")
 _SITE_FAULTS = (OSError, MemoryError)

@@ -21,13 +21,14 @@ from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import Plan
 from fedmed.data import make_batches, make_eval_transform
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, TrainingError
 from fedmed.metrics.site_tables import BATCH_NORM, FINE_TUNED, LOCAL
-from fedmed.protocol.messages import load_state, select_state
+from fedmed.protocol.tensors import load_state, select_state
 from fedmed.reparameterization import apply_sums, collect_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.seeding import make_rng
-from fedmed.training.fit import TrainingError, compute_logits, fit
+from fedmed.training.evaluate import compute_logits
+from fedmed.training.fit import fit
 from fedmed.training.network import Network, get_network
 
 _logger = logging.getLogger("fedmed.client")

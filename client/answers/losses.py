@@ -14,14 +14,9 @@ from client.hospital.site_data import Site
 from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
-from fedmed.fairness.figures.group_losses import (
-    GROUP_LOSSES,
-    START_LOSS,
-    release_group_losses,
-    release_start_loss,
-)
+from fedmed.fairness.figures.group_losses import GROUP_LOSSES, START_LOSS, release_group_losses, release_start_loss
 from fedmed.fairness.figures.groups import assign_groups
-from fedmed.training.fit import compute_logits
+from fedmed.training.evaluate import compute_logits
 
 
 def measure_risks(model: nn.Module, plan: Plan, site: Site) -> dict[str, Any]:

@@ -20,12 +20,14 @@ import torch
 from client.answers.losses import measure_risks
 from client.hospital.site_data import Site
 from fedmed.config import Plan
+from fedmed.errors import TrainingError, WireError
 from fedmed.fairness.figures.group_losses import START_LOSS
 from fedmed.metrics.classification import compute_figures
-from fedmed.protocol.messages import WireError, load_state, select_state
+from fedmed.protocol.tensors import load_state, select_state
 from fedmed.storage.atomic_files import encode_json
-from fedmed.storage.checkpoints import SiteState
-from fedmed.training.fit import TrainingError, evaluate, fit
+from fedmed.storage.site_state import SiteState
+from fedmed.training.evaluate import evaluate
+from fedmed.training.fit import fit
 from fedmed.training.network import Network, get_network
 
 _logger = logging.getLogger("fedmed.client")

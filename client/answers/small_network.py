@@ -19,12 +19,14 @@ from fedmed.distillation import CoDistiller, StatisticsMatch, measure_mismatch
 from fedmed.distillation.at_sites.ekd import DistillationStudent
 from fedmed.distillation.pixels import held_still
 from fedmed.distillation.teachers.classifier import find_classifier
+from fedmed.errors import TrainingError
 from fedmed.losses import build_loss
-from fedmed.protocol.messages import load_state, select_state
+from fedmed.protocol.tensors import load_state, select_state
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch
-from fedmed.storage.checkpoints import SiteState
-from fedmed.training.fit import FitResult, TrainingError, compute_logits
+from fedmed.storage.site_state import SiteState
+from fedmed.training.evaluate import compute_logits
+from fedmed.training.fit import FitResult
 from fedmed.training.network import get_network
 from fedmed.training.optimizers import set_learning_rate
 

@@ -8,7 +8,7 @@ from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.metrics.temperature import temperature_sums
-from fedmed.training.fit import compute_logits
+from fedmed.training.evaluate import compute_logits
 
 
 def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> tuple[int, torch.Tensor]:

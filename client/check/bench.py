@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from client.check.results import AGAIN, CheckFailedError
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from fedmed.training.network import Network
 
 Status = Literal["ok", "warning", "failed", "skipped"]
-
-AGAIN = "Correct this, then run --check again."
 
 
 @dataclass(frozen=True)
@@ -40,22 +39,6 @@ class CheckResult:
     status: Status
     found: str
     advice: str = ""
-
-
-class CheckFailedError(Exception):
-    """Ends a check as failed.
-
-    Parameters
-    ----------
-    found : str
-        What was found, and what is allowed.
-    advice : str
-        What to do.
-    """
-
-    def __init__(self, found: str, advice: str = AGAIN) -> None:
-        super().__init__(found)
-        self.found, self.advice = found, advice
 
 
 class CannotCheckError(Exception):

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from client.check.bench import Bench, CannotCheckError, CheckFailedError, CheckResult
+from client.check.bench import Bench, CannotCheckError, CheckResult
+from client.check.results import CheckFailedError
 from client.hospital.site_data import Hospital
 from fedmed.data import ImagePart, count_classes
 from fedmed.data.checks import SKIPPED_FILE

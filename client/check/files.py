@@ -6,14 +6,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_public_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from client.check.bench import Bench, CheckFailedError, CheckResult, NotApplicableError
+from client.check.bench import Bench, CheckResult, NotApplicableError
 from client.check.network import judge_expiry
+from client.check.results import CheckFailedError
 from fedmed.keys import fingerprint, read_private_key
 from fedmed.processes import private_folder
 

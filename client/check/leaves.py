@@ -14,24 +14,25 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.check.bench import Bench, Check, CheckResult
 from client.check.data import WHOLE
-from client.check.model import use_threads, without_prompt_steps
+from client.check.model import without_prompt_steps
 from client.check.teacher import find_small
 from client.guard.message_parts import list_parts
 from client.guard.policy import check_test
 from client.site import app
+from client.supernode.local_message import make_local_message
 from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
+from fedmed.config.client import ClientConfig
 from fedmed.config.files import dump_config
-from fedmed.config.server import ClientConfig
 from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
 from fedmed.protocol.messages import REPORT, REQUEST, SUMS, TABLES, make_content, read_tables, read_values
 from fedmed.reparameterization import Comparison
+from fedmed.training.devices import use_threads
 from fedmed.training.network import get_network
 
 _SMALL = "small"
@@ -131,9 +132,7 @@ def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> M
     """Return the ClientApp's reply to a request as the server would make it."""
     model = None if kind == "query" else get_network(plan).pack()
     request = {**values, "plan": plan.model_dump(mode="json"), "best_round": None}
-    # Flower's messages name the task that they belong to; here it is none.
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-    message = Message(make_content(REQUEST, request, model=model), dst_node_id=1, message_type=kind)
+    message = make_local_message(make_content(REQUEST, request, model=model), kind)
     settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
     context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
     return app(message, context)

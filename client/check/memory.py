@@ -10,7 +10,7 @@ from client.check.bench import Bench, CheckResult
 from client.check.teacher import find_small
 from fedmed.config import Plan
 from fedmed.distillation import Teacher, get_teacher
-from fedmed.training.fit import select_device
+from fedmed.training.devices import select_device
 from fedmed.training.network import Network, get_network
 
 GIB = 2**30

@@ -3,30 +3,22 @@
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
-from client.check.bench import Bench, CheckFailedError, CheckResult
+from client.check.bench import Bench, CheckResult
 from client.check.memory import GIB, count_shared_bytes
+from client.check.results import CheckFailedError
 from client.check.teacher import find_small
-from client.guard.policy import (
-    Refusal,
-    check_disk,
-    check_hours,
-    check_plan,
-    check_size,
-    check_test,
-    measure_folder,
-)
+from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
 from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
 from fedmed.config import FoproPlan, Plan
 from fedmed.data import ImagePart
-from fedmed.training.fit import fit, select_device
+from fedmed.training.devices import select_device, use_threads
+from fedmed.training.fit import fit
 from fedmed.training.network import Network, get_network
 
 _SLOW_STEP_S = 20.0
@@ -142,17 +134,6 @@ def check_step(bench: Bench, name: str) -> CheckResult:
             "This site would miss every round. Use a GPU or more threads, or ask for a longer round_deadline_s.",
         )
     return CheckResult(name, "ok", found)
-
-
-@contextmanager
-def use_threads(threads: int | None) -> Iterator[None]:
-    """Run a block with as many PyTorch threads as the worker will have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from client.check.bench import Bench, CannotCheckError, CheckFailedError, CheckResult, NotApplicableError
+from client.check.bench import Bench, CannotCheckError, CheckResult, NotApplicableError
+from client.check.results import CheckFailedError
 from client.check.tls import check_tls, find_addresses, open_connection, read_date
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig, split_address
+from fedmed.config.addresses import split_address
+from fedmed.config.client import ClientConfig
 from fedmed.errors import ConnectionRefusedByServerError
 
 WARN_DAYS = 30

@@ -54,7 +54,7 @@ from client.check.network import (
     check_versions,
 )
 from client.check.teacher import check_teacher
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 
 CHECKS: tuple[Check, ...] = (
     Check("settings", check_settings),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from client.check.bench import Bench, CheckFailedError, CheckResult
+from client.check.bench import Bench, CheckResult
+from client.check.results import CheckFailedError
 from client.guard.policy import check_plan
 from fedmed.config import Plan, TeacherPlan
 from fedmed.distillation import Teacher, set_teacher_file, take_teacher

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from client.check.bench import CheckFailedError
+from client.check.results import CheckFailedError
 from client.supernode.connection import make_tls_context
 
 TIMEOUT_S = 10.0

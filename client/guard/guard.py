@@ -1,8 +1,9 @@
 """Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
 
 What may leave is listed in :mod:`client.guard.leaving`. A reply with anything else in it is not sent. Every message
-leaves a trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent`` with
-name, bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the log goes.
+leaves a trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent``
+with name, bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the
+log goes.
 """
 
 import functools
@@ -21,37 +22,17 @@ from client.guard.audit import open_site_audit
 from client.guard.leaving import ARRIVING, ARRIVING_TOO, LEAVING, find_bands_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
-from client.guard.policy import (
-    Refusal,
-    check_disk,
-    check_hours,
-    check_plan,
-    check_size,
-    check_test,
-    choose_release,
-    refuse,
-)
+from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, refuse
 from client.guard.requests import Request, message_kind, read_request, try_plan
-from client.hospital.site_data import Hospital, find_hospital
-from client.supernode.worker import describe_error
+from client.hospital.site_data import Hospital, choose_release, find_hospital
 from fedmed.aggregation.divergence_rule import find_divergence_breach
-from fedmed.config.server import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, tame
+from fedmed.config.client import PolicyConfig
+from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
 from fedmed.export import release_form
 from fedmed.fairness.disclosure.tables import find_breach
 from fedmed.fairness.figures.group_losses import find_loss_breach
-from fedmed.protocol.messages import (
-    MISMATCH,
-    MODEL,
-    REPORT,
-    SUMS,
-    TABLES,
-    WireError,
-    read_tables,
-    read_values,
-)
+from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, SUMS, TABLES, read_tables, read_values
 from fedmed.storage.audit import AuditLog
-from fedmed.training.fit import TrainingError
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 _logger = logging.getLogger("fedmed.client")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from client.guard.policy import Refusal
 from client.guard.requests import Request
-from fedmed.config.server import PolicyConfig
+from fedmed.config.client import PolicyConfig
 from fedmed.errors import RunFolderError
-from fedmed.storage.checkpoints import write_atomically
+from fedmed.storage.atomic_files import write_atomically
 
 COUNTS_FILE = "counts.json"
 MAX_TESTED_MODELS = 3

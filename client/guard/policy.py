@@ -10,9 +10,8 @@ from datetime import datetime, time
 from pathlib import Path
 
 from fedmed.config import Plan
-from fedmed.config.server import PolicyConfig
+from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, tame
-from fedmed.fairness.disclosure.tables import Release
 from fedmed.models import list_models
 
 GIB, MIB = 2**30, 2**20
@@ -116,12 +115,6 @@ def check_size(policy: PolicyConfig, num_bytes: int) -> list[Refusal]:
     found = f"a message of {num_bytes / MIB:.1f} MiB"
     advice = "Choose a smaller model in server.yaml, or have the site allow larger messages in its client.yaml."
     return [Refusal("max_message_mib", found, f"up to {policy.max_message_mib}", advice)]
-
-
-def choose_release(policy: PolicyConfig, part: str | None) -> Release:
-    """Return what of an evaluation of ``validation`` or ``test`` may leave."""
-    limits = policy.suppression
-    return Release(limits.k, limits.k_row, scores=part == "test" or policy.validation_scores)
 
 
 def measure_folder(folder: Path) -> int:

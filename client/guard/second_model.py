@@ -9,8 +9,9 @@ from flwr.app import Message
 from pydantic import Field, ValidationError
 
 from fedmed.config import Plan, Section
+from fedmed.errors import WireError
 from fedmed.metrics.site_tables import STUDENT, TEACHER
-from fedmed.protocol.messages import WireError, read_other_model
+from fedmed.protocol.messages import read_other_model
 
 EXPECTED: Mapping[tuple[str, str | None], str] = {
     ("evaluate", "validation"): STUDENT,

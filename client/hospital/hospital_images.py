@@ -6,7 +6,7 @@ from pathlib import Path
 
 from client.hospital.exclusions import ExclusionCounts, Exclusions
 from fedmed.config import DataConfig, PartitionConfig
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.data import SiteData, load_site, prepare_data
 from fedmed.data.partition import POOLED
 from fedmed.data.split_files import describe_settings, read_index, read_site

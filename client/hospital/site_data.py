@@ -10,23 +10,23 @@ from pathlib import Path
 
 import torch
 
-from client.guard.policy import choose_release
 from client.hospital.hospital_images import HospitalData, load_hospital_data
 from client.hospital.told_rows import CountedPart, count_part
 from fedmed.config import FairnessConfig, Plan
-from fedmed.config.server import ClientConfig, PolicyConfig, load_client_config
+from fedmed.config.client import ClientConfig, PolicyConfig, load_client_config
 from fedmed.data import ImagePart, SiteData, load_site
 from fedmed.distillation import set_teacher_file, use_teacher_file
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, WireError
 from fedmed.fairness.disclosure.tables import Release, find_breach
 from fedmed.fairness.figures.groups import check_attribute
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.processes import private_folder, write_secret
-from fedmed.protocol.messages import WireError, unpack_tables
-from fedmed.storage.checkpoints import SiteState, write_atomically
+from fedmed.protocol.messages import unpack_tables
+from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.fit import select_device
+from fedmed.storage.site_state import SiteState
+from fedmed.training.devices import select_device
 
 NodeConfig = Mapping[str, str | int | float | bool | bytes]
 CLIENT_CONFIG = "client-config"
@@ -149,7 +149,7 @@ class Hospital:
     Parameters
     ----------
     config : ClientConfig
-        With absolute paths, as :func:`fedmed.config.server.load_client_config` gives it.
+        With absolute paths, as :func:`fedmed.config.client.load_client_config` gives it.
     """
 
     def __init__(self, config: ClientConfig) -> None:
@@ -253,3 +253,9 @@ def _claim_device(config: ClientConfig) -> torch.device:
     if device.type == "cuda" and config.policy.gpu_share < 1:
         torch.cuda.set_per_process_memory_fraction(config.policy.gpu_share)
     return device
+
+
+def choose_release(policy: PolicyConfig, part: str | None) -> Release:
+    """Return what of an evaluation of ``validation`` or ``test`` may leave."""
+    limits = policy.suppression
+    return Release(limits.k, limits.k_row, scores=part == "test" or policy.validation_scores)

@@ -36,7 +36,7 @@ from client.release.content import (
     write_programs,
 )
 from client.supernode.collected import Collected, find_collected, write_collected
-from fedmed.config.server import ClientConfig, load_client_config
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import FedmedError, tame
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance

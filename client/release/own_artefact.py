@@ -6,18 +6,18 @@ and like them it stays here.
 
 from pathlib import Path
 
-from client.check.model import use_threads
 from client.hospital.hospital_images import load_hospital_data
 from client.release.content import MODEL_FILE, Manifest, ReleaseError
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.export import release_form
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.check import is_artefact_of
 from fedmed.export.manifest import read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
-from fedmed.storage.checkpoints import SiteState
+from fedmed.storage.site_state import SiteState
+from fedmed.training.devices import use_threads
 from fedmed.training.network import Network
 
 _MOST_IMAGES = 256

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from client.hospital.own_rows import check_rows
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.export.manifest import read_temperature
 from fedmed.metrics.site_tables import COMPARED_MODELS, SiteTables
 from fedmed.protocol.messages import unpack_tables
 from fedmed.report import ReportContent, write_report
 from fedmed.storage.atomic_files import write_atomically
-from fedmed.storage.run_folder import describe_environment
+from fedmed.storage.environment import describe_environment
 
 _STAYS = (
     "This page is for {site} alone and must not leave it: it holds figures of small groups and rare classes that the "

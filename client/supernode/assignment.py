@@ -19,7 +19,7 @@ from client.supernode.fleet import Download, Fleet
 from client.supernode.objects import deflate_message, take_announcement
 from client.supernode.patience import Patience, Tell
 from client.supernode.worker_process import Reply, WorkerLateError, WorkerLostError, WorkerProcess
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError, tame
 
 ALLOWED_APP = "fedmed/fedmed"

@@ -21,7 +21,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from client.supernode.failures import FleetError, Outlook
-from fedmed.config.server import ClientConfig, is_loopback, split_address
+from fedmed.config.addresses import is_loopback, split_address
+from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, KeyFileError
 
 MAX_ANSWER_BYTES = 64 * 2**20

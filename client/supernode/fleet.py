@@ -27,7 +27,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.supernode.connection import RELEASE_PATH, make_http_client, store_answer
 from client.supernode.failures import FleetError, Outlook, explain_status, explain_transport
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.keys import fingerprint, read_private_key
 

@@ -26,7 +26,7 @@ from client.supernode.failures import FleetError, Outlook
 from client.supernode.fleet import Fleet
 from client.supernode.patience import Patience, Tell
 from client.supernode.worker_process import WorkerProcess
-from fedmed.config.server import ClientConfig, load_client_config
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import FedmedError
 from fedmed.processes import Backoff, Stopped, private_folder, raise_on_signals, set_up_logging, watch_parent
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from client.guard.audit import open_site_audit
 from client.supernode.collected import find_collected, read_collected
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.health import HealthService
 from fedmed.processes import Backoff, Child, EventQueue, child_environment, private_folder, single_instance

@@ -23,7 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import inflate_message, take_apart
 from client.supernode.pipe import Blob, Pipe
-from fedmed.errors import FedmedError
+from fedmed.errors import FedmedError, describe_error
 from fedmed.processes import set_up_logging, watch_parent
 
 _logger = logging.getLogger("fedmed.worker")
@@ -105,15 +105,6 @@ class Worker:
                 run_config={},
             )
         return context
-
-
-def describe_error(error: BaseException) -> str:
-    """Say what happened in words that may leave the site: only some of our own errors surely hold nothing private."""
-    name = type(error).__name__
-    lines = str(error).splitlines()
-    if isinstance(error, FedmedError) and error.shareable and lines:
-        return f"{name}: {lines[0]}"
-    return f"{name} at the site; its log says more"
 
 
 def explain_locally(error: BaseException) -> str:

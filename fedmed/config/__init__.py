@@ -5,6 +5,7 @@ to the sites. Reading files, ``--set`` and friendly errors are in :mod:`fedmed.c
 """
 
 from fedmed.config.aggregation import (
+    AggregationConfig,
     AgnosticConfig,
     DivergenceConfig,
     DivergenceReport,
@@ -46,16 +47,11 @@ from fedmed.config.fairness import (
     FairnessConfig,
     SuppressionConfig,
 )
-from fedmed.config.federation import (
-    LOCAL_MODEL_OPTIONS,
-    AggregationConfig,
-    Compression,
-    FederationConfig,
-    Plan,
-    RunConfig,
-)
+from fedmed.config.federation import FederationConfig
 from fedmed.config.model import ModelConfig
+from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.simulation import RunConfig
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 __all__ = [

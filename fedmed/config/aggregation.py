@@ -113,3 +113,25 @@ FairConfig = Annotated[
     QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig | DivergenceConfig,
     Field(discriminator="kind"),
 ]
+
+
+class AggregationConfig(Section):
+    """How updates become the next global model."""
+
+    weighting: Literal["images", "equal"] = "images"
+    """Weight of a site: its number of training images, or the same for all."""
+    max_norm_ratio: Annotated[float, Field(gt=1)] = 25.0
+    """An update is quarantined when its norm is more than this many times the median of the others'."""
+    fair: FairConfig | None = None
+    """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
+    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``. Null: none."""
+
+    @property
+    def attribute(self) -> str | None:
+        """Attribute whose groups the fair rule is about, None where it is about sites."""
+        return self.fair.attribute if isinstance(self.fair, GroupMinimaxConfig | FairFedConfig) else None
+
+    @property
+    def divergence(self) -> DivergenceReport:
+        """What the sites tell about their distance from the teacher."""
+        return self.fair.report if isinstance(self.fair, DivergenceConfig) else "none"

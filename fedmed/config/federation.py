@@ -4,97 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedmed.config.aggregation import (
-    DivergenceConfig,
-    DivergenceReport,
-    FairConfig,
-    FairFedConfig,
-    GapToLocalConfig,
-    GroupMinimaxConfig,
-    LossReport,
-)
-from fedmed.config.data import DataConfig, PhantomData, SitesData
+from fedmed.config.aggregation import AggregationConfig, DivergenceConfig, GapToLocalConfig
+from fedmed.config.data import DataConfig, SitesData
 from fedmed.config.distillation import FoproConfig, FoproPlan, OffOrNone, StudentConfig
-from fedmed.config.fairness import (
-    GROUP_FIGURES,
-    SITE_ATTRIBUTE,
-    ChoiceFigure,
-    FairnessConfig,
-    SuppressionConfig,
-)
+from fedmed.config.fairness import GROUP_FIGURES, SITE_ATTRIBUTE, ChoiceFigure, FairnessConfig
 from fedmed.config.model import ModelConfig
+from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
-
-Compression = Literal["none", "fp16", "int8"]
-"""How a site's update is shortened on its way to the server."""
-
-LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
-"""Options that name files of the coordinating site; they shape the initial model and never travel."""
-
-
-class AggregationConfig(Section):
-    """How updates become the next global model."""
-
-    weighting: Literal["images", "equal"] = "images"
-    """Weight of a site: its number of training images, or the same for all."""
-    max_norm_ratio: Annotated[float, Field(gt=1)] = 25.0
-    """An update is quarantined when its norm is more than this many times the median of the others'."""
-    fair: FairConfig | None = None
-    """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
-    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``. Null: none."""
-
-    @property
-    def attribute(self) -> str | None:
-        """Attribute whose groups the fair rule is about, None where it is about sites."""
-        return self.fair.attribute if isinstance(self.fair, GroupMinimaxConfig | FairFedConfig) else None
-
-    @property
-    def divergence(self) -> DivergenceReport:
-        """What the sites tell about their distance from the teacher."""
-        return self.fair.report if isinstance(self.fair, DivergenceConfig) else "none"
-
-
-class Plan(Section):
-    """What the server tells the sites: everything that defines the common model and its training."""
-
-    seed: int
-    rounds: int
-    classes: list[str]
-    image_size: int
-    augmentation: str
-    model: ModelConfig
-    loss: dict[str, Any]
-    training: TrainingConfig
-    batch_norm: Literal["average", "local", "recalibrate"]
-    compression: Compression = "none"
-    study: str = "unnamed"
-    """What the federation is for; a site can insist on it."""
-    approval: str | None = None
-    """Number of the ethics approval."""
-    run_id: str = ""
-    """Names one run for what its sites keep between rounds; the same after a restart."""
-    fairness: FairnessConfig = FairnessConfig()
-    """Patient groups that evaluations tell apart."""
-    benefit: bool = False
-    """Whether every site also trains a model on its own images alone, to compare with."""
-    losses: LossReport = "none"
-    """What a site tells about the loss on its training images before it trains."""
-    loss_attribute: str | None = None
-    """Attribute of ``losses: groups``."""
-    divergence: DivergenceReport = "none"
-    """What a site tells about the distance of its features from the teacher's."""
-    fopro: FoproPlan | None = None
-    """Distillation from a frozen teacher; null: none."""
-
-    @property
-    def is_personal(self) -> bool:
-        """Whether each site has a model of its own, because BatchNorm or the last layer stays there."""
-        return self.batch_norm == "local" or (self.fopro is not None and self.fopro.exchange == "aux")
-
-    def plain(self) -> "Plan":
-        """Return the plan of the network that is released: without what only its training needs."""
-        return self.model_copy(update={"fopro": None})
 
 
 class FederationConfig(Section):
@@ -234,28 +151,3 @@ class FederationConfig(Section):
     def chooses_by_group(self) -> bool:
         """Whether ``choose_by`` compares the groups of ``choose_attribute``."""
         return self.choose_by in GROUP_FIGURES
-
-
-class RunConfig(FederationConfig):
-    """All settings of a simulation."""
-
-    sites: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Number of sites where the partition makes them; null where a column names them."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that serve the sites; ``auto``: cores / threads. Results do not depend on it."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """PyTorch threads of one worker. Results may differ in the last bits between values."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where sites train: ``auto`` takes a GPU if there is one."""
-    data: DataConfig = PhantomData()
-    suppression: SuppressionConfig = SuppressionConfig(k=1, k_row=1)
-    """Thresholds below which a site withholds its tables; 1 and 1, because in a simulation one person holds all
-    images."""
-
-    @model_validator(mode="after")
-    def _check_sites(self) -> "RunConfig":
-        if self.sites is None and (isinstance(self.data, PhantomData) or self.data.partition.kind == "dirichlet"):
-            raise ValueError("'sites' must be a number, because the partition makes the sites")
-        if self.release != "automatic":
-            raise ValueError("'release' is 'manual', which is for real federations. Allowed in a simulation: automatic")
-        return self

@@ -4,22 +4,18 @@ Relative paths are relative to the folder of the file that names them. Secrets a
 of their own with mode 0600, and a proxy's password belongs in the environment variable ``HTTPS_PROXY``.
 """
 
-import ipaddress
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fedmed.config import DataConfig, FederationConfig, Plan, Section, SitesData, SuppressionConfig
+from fedmed.config import FederationConfig, Plan, Section, SitesData
+from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
-from fedmed.errors import ConfigError
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
 LOCAL_SETTINGS = ("address", "listen", "alternative_names", "keys", "run_dir", "health", "insecure", "link_mbit_s")
 """Keys of ``server.yaml`` that concern the server's machine and are no part of a report."""
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s/]+):(?P<port>\d{1,5})")
-_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
 
 class StudyConfig(Section):
@@ -70,9 +66,9 @@ class ServerConfig(FederationConfig):
             value = getattr(self, key)
             if value is not None:
                 split_address(value, key)
-        _check_loopback(self.health, "health")
+        check_loopback(self.health, "health")
         if self.insecure:
-            _check_loopback(self.listen, "insecure: true allows only listen")
+            check_loopback(self.listen, "insecure: true allows only listen")
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
@@ -83,109 +79,6 @@ class ServerConfig(FederationConfig):
                 "'fopro.exchange' is 'aux', with which the network's last layer stays at every site, so that there is "
                 "no model to release. Set fopro.exchange: both or main; aux is for simulations"
             )
-        return self
-
-
-class PolicyConfig(Section):
-    """What a site allows; a request beyond it is refused, logged and shown to both sides."""
-
-    study: str | None = None
-    """Only this study id; null: any."""
-    approval: str | None = None
-    """Only this approval number; null: any."""
-    models: list[str] | None = None
-    """Only these models; null: any that is installed here."""
-    max_rounds: Annotated[int, Field(ge=1)] = 1000
-    """Most rounds of a run."""
-    max_epochs_per_round: Annotated[int, Field(ge=1)] = 20
-    """Most epochs in one round."""
-    allow_download: bool = False
-    """Whether a plan may make this site download a teacher's weights from the internet
-    (``fopro.teacher.source: torchvision``). Packaged teachers and ``teacher_file`` need no download."""
-    test_tables: bool = True
-    """Whether tables of the test images may leave."""
-    validation_scores: bool = False
-    """Whether histograms of scores may leave for the validation images as well."""
-    suppression: SuppressionConfig = SuppressionConfig()
-    """Thresholds for everything that is counted."""
-    benefit: bool = True
-    """Whether this site trains a model on its own images alone, which stays here, and tells how the federation's
-    model compares with it."""
-    show_alone: bool = False
-    """Whether a patient group may be shown to the other sites where only this site has images of it."""
-    hours: list[str] | None = None
-    """Local times at which the site may train, for example ``["20:00-06:00"]``; null: always."""
-    max_disk_gib: Annotated[float, Field(gt=0)] = 20.0
-    """Most space that the state folder may take."""
-    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the GPU's memory that may be used."""
-    max_message_mib: Annotated[int, Field(ge=1)] = 2048
-    """Largest message that is accepted."""
-
-    @field_validator("hours")
-    @classmethod
-    def _check_hours(cls, hours: list[str] | None) -> list[str] | None:
-        for span in hours or []:
-            if not _HOURS.fullmatch(span):
-                raise ValueError(f'{span!r} is no span of times; write for example "20:00-06:00"')
-        return hours
-
-
-class ClientConfig(Section):
-    """All settings of ``client.yaml``."""
-
-    name: SiteName
-    """Name of this site, as the server knows it."""
-    server: str
-    """``host:port`` of the server."""
-    state_dir: str = "state"
-    """Folder for everything that this site keeps; readable by its owner only."""
-    ca: str = "ca.pem"
-    """Certificate of the authority that signed the server's, or a bundle of them."""
-    key: str = "site.key"
-    """This site's private key, mode 0600; it never leaves."""
-    release_key: str = "release.pub"
-    """Public key with which released models are signed."""
-    proxy: str | None = None
-    """``http://host:port`` of an HTTP proxy; with a password: leave null and set ``HTTPS_PROXY``."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` takes a GPU if there is one."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """PyTorch threads; null: one per core. The same number everywhere gives the same bits."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Decides which images are for training, validation and test; keep it for the whole study."""
-    health: str | None = None
-    """``127.0.0.1:port`` of the gRPC health service; null: none."""
-    insecure: bool = False
-    """No TLS; with a server on the loopback interface only, for tests."""
-    share_class_counts: bool = False
-    """Whether the server is told how many images of each class there are."""
-    data: DataConfig
-    data_sites: Annotated[int, Field(ge=1)] | None = None
-    """Number of sites in the data, for the phantom and ``partition.kind: dirichlet``."""
-    data_site: str | None = None
-    """Which site of the data this is, where the data holds several; null: all of it is this site's."""
-    exclude: str | None = None
-    """File with one patient or lesion id (or image file name) a line, whose images are left out from the next round."""
-    teacher_file: str | None = None
-    """This site's copy of a teacher's weights, where the federation distils from a teacher with ``source: file``."""
-    policy: PolicyConfig = PolicyConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> "ClientConfig":
-        for key in ("server", "health"):
-            value = getattr(self, key)
-            if value is not None:
-                split_address(value, key)
-        _check_loopback(self.health, "health")
-        if self.insecure:
-            _check_loopback(self.server, "insecure: true allows only server")
-            if self.proxy is not None:
-                raise ValueError("insecure: true allows no proxy")
-        if self.proxy is not None and "@" in self.proxy:
-            raise ValueError("proxy must not hold a password; set the environment variable HTTPS_PROXY instead")
-        if self.proxy is not None and not self.proxy.startswith(("http://", "https://")):
-            raise ValueError("proxy must begin with http:// or https://, for example http://proxy.example.org:3128")
         return self
 
 
@@ -203,55 +96,3 @@ def load_server_config(path: Path) -> ServerConfig:
     config.run_dir = resolve_path(config.run_dir, f"{path}: run_dir", base)
     config.keys = resolve_path(config.keys or ".", f"{path}: keys", base)
     return config
-
-
-def load_client_config(path: Path) -> ClientConfig:
-    """Read ``client.yaml``; its paths become absolute.
-
-    Raises
-    ------
-    ConfigError
-        With the file, the key, the value found and what is allowed.
-    """
-    if not path.exists():
-        raise ConfigError(
-            f"There is no '{path}'. Change to the folder of the kit that the coordinating site made for this hospital, "
-            "or name its client.yaml after --config."
-        )
-    config = validate_settings(ClientConfig, read_yaml(path), str(path))
-    base = path.absolute().parent
-    resolve_paths(config, str(path), base)
-    for key in ("state_dir", "ca", "key", "release_key", "exclude", "teacher_file"):
-        value = getattr(config, key)
-        if value is not None:
-            setattr(config, key, resolve_path(value, f"{path}: {key}", base))
-    return config
-
-
-def split_address(text: str, key: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``; an IPv6 address stands in brackets.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    match = _ADDRESS.fullmatch(text)
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise ValueError(f"{key} is {text!r} and must be host:port, for example fedmed.example.org:8443")
-    return match["host"].strip("[]"), int(match["port"])
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this very machine's loopback interface."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_loopback(address: str | None, key: str) -> None:
-    if address is not None and not is_loopback(split_address(address, key)[0]):
-        raise ValueError(f"{key} on the loopback interface, for example 127.0.0.1:8443; found {address!r}")

@@ -1,5 +1,7 @@
 """The batches of an epoch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -23,3 +25,16 @@ def make_batches(order: np.ndarray, batch_size: int) -> list[list[int]]:
     if len(batches[-1]) == 1:
         batches[-2].extend(batches.pop())
     return batches
+
+
+def draw_batches(rng: np.random.Generator, indices: np.ndarray, batch_size: int, steps: int) -> Iterator[list[int]]:
+    """Yield as many batches as there are steps, going through all images in a new order again and again."""
+    size = max(2, min(batch_size, len(indices)))
+    given = 0
+    while given < steps:
+        order = rng.permutation(indices)
+        for first in range(0, max(len(order) - size + 1, 1), size):
+            if given == steps:
+                return
+            given += 1
+            yield [int(index) for index in order[first : first + size]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fedmed.data.sources.decoding import find_image_fault
-from fedmed.data.sources.tables import RawTable, Row
+from fedmed.data.sources.raw_table import RawTable, Row
 from fedmed.errors import DataError, suggest_nearest
 
 SKIPPED_FILE = "skipped_rows.csv"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from fedmed.config import DataConfig, NpzData, PhantomData
+from fedmed.data.sources.npz import open_npz_images
 from fedmed.data.sources.readers import ArrayReader, FileReader, ImageReader, PhantomReader
-from fedmed.data.sources.tables import open_npz_images
 from fedmed.data.split_files import SplitRow, describe_settings, read_index, read_site
 from fedmed.data.splits import PARTS
 from fedmed.errors import RunFolderError

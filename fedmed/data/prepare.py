@@ -8,7 +8,8 @@ from fedmed.config import DataConfig, PhantomData
 from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
 from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom.cohort import generate_site, phantom_classes, phantom_site_names
-from fedmed.data.sources.tables import RawTable, Row, read_table
+from fedmed.data.sources.raw_table import RawTable, Row
+from fedmed.data.sources.tables import read_table
 from fedmed.data.split_files import SplitIndex, SplitRow, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
 from fedmed.data.thinning import thin_training

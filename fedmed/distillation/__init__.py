@@ -17,12 +17,7 @@ from fedmed.distillation.prompt.fourier_prompt import FourierPrompt, make_prompt
 from fedmed.distillation.prompt.learning import ExploreResult, PromptSettings
 from fedmed.distillation.small_network.acceptance import GateDecision, GateLimits, decide_gate
 from fedmed.distillation.small_network.co_distil import CoDistiller
-from fedmed.distillation.small_network.distil import (
-    CompactResult,
-    compute_targets,
-    copy_matching,
-    distil_compact,
-)
+from fedmed.distillation.small_network.distil import CompactResult, compute_targets, copy_matching, distil_compact
 from fedmed.distillation.small_network.losses import Ensemble, Targets, balance_predictions, compact_loss
 from fedmed.distillation.small_network.proxy_images import (
     ProxyImages,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedmed.models.layers import widen_half
+from fedmed.models.blocks.layers import widen_half
 
 
 def resample(x_BCHW: Tensor, height: int, width: int, *, antialias: bool = False) -> Tensor:

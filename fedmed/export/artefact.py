@@ -37,7 +37,7 @@ from fedmed.export.manifest import (
 from fedmed.export.measure import describe_sizes
 from fedmed.export.model_card import CARD_FILE, write_model_card
 from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
-from fedmed.protocol.messages import pack_tensors
+from fedmed.protocol.tensors import pack_tensors
 from fedmed.reparameterization import Proof, convert, verify, verify_blocks
 from fedmed.seeding import seeded_torch
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically

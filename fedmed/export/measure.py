@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedmed.export.compare import run_onnx
-from fedmed.training.fit import use_channels_last
+from fedmed.training.devices import use_channels_last
 
 _MIN_TURNS, _MAX_TURNS, _BUDGET_S = 3, 30, 3.0
 

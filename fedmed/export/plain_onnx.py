@@ -8,8 +8,8 @@ these, so a file with any of them is refused before a runtime sees it.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from fedmed.errors import WireError
 from fedmed.export.onnx_file import INPUT, OUTPUT
-from fedmed.protocol.messages import WireError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _MOST_NODES = 100_000

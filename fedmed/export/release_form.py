@@ -15,11 +15,10 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed.errors import tame
+from fedmed.errors import WireError, tame
 from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
 from fedmed.export.model_card import CARD_FILE, write_model_card
 from fedmed.fairness.disclosure.tables import Release, counts_may_leave
-from fedmed.protocol.messages import WireError
 from fedmed.reparameterization import Comparison, join
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_atomically
 

@@ -18,8 +18,10 @@ from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.protocol.messages import unpack_tables
 from fedmed.storage.atomic_files import hash_file
-from fedmed.storage.checkpoints import RunCheckpoints, SiteState, find_recalibrated
+from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.phase_records import find_recalibrated
 from fedmed.storage.run_folder import RunFolder
+from fedmed.storage.site_state import SiteState
 from fedmed.training.network import Network, add_last_layer, strip_packed
 
 MOST_IMAGES, FEWEST_IMAGES, MOST_PIXELS = 256, 16, 64 * 64 * 64

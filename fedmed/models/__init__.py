@@ -10,13 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedmed.errors import ConfigError
-from fedmed.models.adsr_resnet import (
-    ARCHITECTURES,
-    adsr_resnet,
-    build_mobilenet_v2,
-    build_resnet18,
-    insert_adsr,
-)
+from fedmed.models.adsr_resnet import ARCHITECTURES, adsr_resnet, insert_adsr
 from fedmed.models.bags.insert import convert_depthwise
 from fedmed.models.came import came
 from fedmed.models.erohprf import (
@@ -27,6 +21,7 @@ from fedmed.models.erohprf import (
 )
 from fedmed.models.hemf import hemf
 from fedmed.models.hifuse import VARIANTS, hifuse
+from fedmed.models.plain import build_mobilenet_v2, build_resnet18
 from fedmed.registry import Registry
 
 __all__ = ["convert_depthwise", "create_model", "insert_adsr", "list_models"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmed.errors import ConfigError
-from fedmed.models.layers import (
+from fedmed.models.blocks.layers import (
     check_choice,
     check_kernels,
     check_number,

@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedmed.errors import ConfigError, suggest_nearest
 from fedmed.models.adsr import ADSR
 from fedmed.models.bags.parts import FAMILIES
+from fedmed.models.blocks.layers import check_subset, read_state_dict
 from fedmed.models.erohprf import insert_dense_bags
-from fedmed.models.layers import check_subset, read_state_dict
 
 ADSR_OPTIONS = tuple(inspect.signature(ADSR).parameters)[1:]
 HOST_OPTIONS = ("pretrained_backbone", "stages", "bag_levels", "bag_families", "bag_bn_momentum")
@@ -316,15 +315,3 @@ def insert_adsr(model: nn.Module, predicate: Callable[[str, nn.Module], bool], *
         pair = nn.Sequential(OrderedDict(host=host, adsr=recalibration))
         setattr(model.get_submodule(parent_name), own_name, pair)
     return [name for name, _ in chosen]
-
-
-def build_resnet18(num_classes: int) -> nn.Module:
-    """Build torchvision's ResNet-18 without pretrained weights."""
-    model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
-    return model
-
-
-def build_mobilenet_v2(num_classes: int) -> nn.Module:
-    """Build torchvision's MobileNetV2 without pretrained weights."""
-    model: nn.Module = torchvision.models.mobilenet_v2(weights=None, num_classes=num_classes)
-    return model

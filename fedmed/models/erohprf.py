@@ -16,7 +16,7 @@ from torchvision.models import ShuffleNetV2
 from fedmed.errors import ConfigError, suggest_nearest
 from fedmed.models.bags.bag import HeterogeneousPyramidConv2d
 from fedmed.models.bags.insert import Levels, convert_depthwise, levels_up_to_kernel
-from fedmed.models.layers import check_choice, check_number
+from fedmed.models.blocks.layers import check_choice, check_number
 
 DEFAULT_LEVELS = (3, 5, 7)
 BAG_OPTIONS = tuple(

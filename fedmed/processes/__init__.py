@@ -4,10 +4,12 @@ A supervisor starts its helpers as :class:`Child`. Each runs in a session of its
 supervisor only, and calls :func:`watch_parent`, so that none of them outlives it, however it ended.
 """
 
+from fedmed.processes.backoff import Backoff
 from fedmed.processes.children import Child, child_environment, watch_parent
 from fedmed.processes.events import EventQueue, EventReader
-from fedmed.processes.locks import Backoff, check_port_free, find_free_port, single_instance
+from fedmed.processes.locks import single_instance
 from fedmed.processes.logs import set_up_logging
+from fedmed.processes.ports import check_port_free, find_free_port
 from fedmed.processes.private_files import private_folder, read_secret, write_secret
 from fedmed.processes.signals import Stopped, raise_on_signals
 

@@ -25,10 +25,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fedmed.aggregation import TensorFile, TensorSpec, make_header
 from fedmed.errors import CheckpointError, FedmedError
 from fedmed.storage.atomic_files import explain_write_failure
-from fedmed.storage.tensor_files import DTYPES, Array
+from fedmed.storage.tensor_files import DTYPES, Array, TensorFile, TensorSpec, make_header
 
 Kind = Literal["fp16", "int8"]
 

@@ -24,10 +24,7 @@ from fedmed.storage.atomic_files import (
     replace_folder,
     write_atomically,
 )
-from fedmed.storage.site_state import SiteState
 from fedmed.storage.tensor_files import Array, TensorFile, TensorSpec, write_tensors
-
-__all__ = ["Checkpoint", "RunCheckpoints", "SiteState", "find_recalibrated", "write_atomically"]
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.json"
@@ -70,25 +67,6 @@ class Checkpoint:
     def load_model(self) -> dict[str, Array]:
         """Read all tensors of the global model, in the order in which they were saved."""
         return TensorFile(self.model_path).load_all()
-
-
-def find_recalibrated(folder: Path, model_sha256: str) -> tuple[Path, str] | None:
-    """Return the recalibrated form of a model and its SHA-256, None if there is none or it is damaged.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's folder ``recalibrated``.
-    model_sha256 : str
-        Of the model before.
-    """
-    try:
-        record = json.loads((folder / "record.json").read_bytes())
-        if record["from_sha256"] == model_sha256 and record["model_sha256"] == hash_file(folder / MODEL_FILE):
-            return folder / MODEL_FILE, str(record["model_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
 
 
 class RunCheckpoints:

@@ -22,15 +22,10 @@
 """
 
 import json
-import os
-import platform
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +34,12 @@ from fedmed.config.files import dump_config, load_run_config, read_yaml, validat
 from fedmed.config.server import ServerConfig
 from fedmed.errors import RunFolderError
 from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.environment import describe_environment
 
 LOCK_FILE = "server.lock"
 MANIFEST_FILE = "manifest.json"
 """Describes a model that is given away, and in a release everything that goes with it."""
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
 
 
 class RunFolder:
@@ -287,24 +282,3 @@ class RunFolder:
         """Return the newest start of ``environment.json``."""
         latest: dict[str, object] = json.loads(self.environment_file.read_text())["starts"][-1]
         return latest
-
-
-def describe_environment() -> dict[str, object]:
-    """Return versions, processor and command of this process; nothing that names the machine or its user."""
-    import torch  # noqa: PLC0415  (takes seconds and memory, which a process that only watches should not pay)
-
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "versions": versions,
-    }

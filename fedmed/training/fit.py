@@ -15,25 +15,14 @@ import torch
 from torch import nn
 
 from fedmed.config import Plan
-from fedmed.data import ImagePart, count_classes, make_batches, make_eval_transform, make_train_transform
+from fedmed.data import ImagePart, count_classes, make_batches, make_train_transform
 from fedmed.distillation import DistillationStudent, FourierPrompt
 from fedmed.distillation.at_sites.objective import DistillationReport, SiteRound
-from fedmed.errors import FedmedError
+from fedmed.errors import TrainingError
 from fedmed.losses import build_loss
-from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from fedmed.seeding import make_rng, seeded_torch
-from fedmed.training.optimizers import (
-    collect_optimizer,
-    make_optimizer,
-    restore_optimizer,
-    set_learning_rate,
-)
-
-
-class TrainingError(FedmedError):
-    """Local training cannot go on, for example because the loss is no longer a number."""
-
-    shareable = True
+from fedmed.training.devices import use_channels_last
+from fedmed.training.optimizers import collect_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -62,29 +51,6 @@ class FitResult:
             "train_s": self.train_s,
             **(self.distillation.to_values() if self.distillation else {}),
         }
-
-
-def select_device(wish: str) -> torch.device:
-    """Return the device that ``device:`` of the config names.
-
-    Parameters
-    ----------
-    wish : {"auto", "cpu", "cuda"}
-        ``auto`` takes a GPU if there is one.
-
-    Raises
-    ------
-    TrainingError
-        If a GPU is asked for and PyTorch sees none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if wish == "cuda" and not has_gpu:
-        raise TrainingError("device: cuda was asked for, but PyTorch sees no GPU here. Use device: auto or cpu.")
-    if not has_gpu or wish == "cpu":
-        return torch.device("cpu")
-    torch.backends.cudnn.deterministic = True  # the same bits in every run on the same kind of GPU
-    torch.backends.cudnn.benchmark = False
-    return torch.device("cuda")
 
 
 def fit(
@@ -170,77 +136,6 @@ def fit(
     kept = collect_optimizer(optimizer, model) if settings.keep_momentum else {}
     report = distillation.report() if distillation is not None else None
     return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept, report)
-
-
-def use_channels_last(model: nn.Module) -> nn.Module:
-    """Store a model's convolutions with channels last, where they are faster (ADSR-Net-18 on a CPU: by a sixth)."""
-    return model.to(memory_format=torch.channels_last)
-
-
-def evaluate(
-    model: nn.Module, part: ImagePart, plan: Plan, *, group: str, device: torch.device, batch_size: int = 128
-) -> EvaluationTables:
-    """Score a model on one part of a site's images and return additive tables.
-
-    Parameters
-    ----------
-    model, part, plan, device, batch_size
-        As for :func:`compute_logits`. Where the part is empty, the tables have no group.
-    group : str
-        Name of the only group, the site.
-
-    Raises
-    ------
-    TrainingError
-        If the model gives infinite or undefined outputs.
-    """
-    logits_NK = compute_logits(model, part, plan, device=device, batch_size=batch_size)
-    return tables_from_logits(logits_NK, part.labels, [group] * len(part))
-
-
-@torch.no_grad()
-def compute_logits(
-    model: nn.Module, part: ImagePart, plan: Plan, *, device: torch.device, batch_size: int = 128
-) -> torch.Tensor:
-    """Return a model's outputs for one part of a site's images.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Set to evaluation mode.
-    part : ImagePart
-        N images; may be empty.
-    plan : Plan
-        Common settings.
-    device : torch.device
-        Where to compute, in float32.
-    batch_size : int
-        Images at a time; no influence on the figures beyond rounding.
-
-    Returns
-    -------
-    Tensor
-        float32 (N, K) on the CPU, all finite.
-
-    Raises
-    ------
-    TrainingError
-        If the model gives infinite or undefined outputs.
-    """
-    transform = make_eval_transform(plan.augmentation, plan.image_size)
-    use_channels_last(model).to(device).eval()
-    logits = [torch.zeros(0, len(plan.classes))]
-    for first in range(0, len(part), batch_size):
-        indices = range(first, min(first + batch_size, len(part)))
-        x_BCHW = transform(part.images(indices)).to(device, memory_format=torch.channels_last)
-        logits.append(model(x_BCHW).float().cpu())
-    logits_NK = torch.cat(logits)
-    if not torch.isfinite(logits_NK).all():
-        raise TrainingError(
-            "The global model's outputs are no longer finite numbers. Lower training.optimizer.lr or set "
-            "training.clip_norm, for example to 1.0."
-        )
-    return logits_NK
 
 
 class _Step:

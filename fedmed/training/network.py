@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmed.aggregation import shared_names
 from fedmed.config import FoproPlan, Plan
 from fedmed.distillation import (
     DistillationStudent,
@@ -19,9 +18,10 @@ from fedmed.distillation import (
     take_teacher,
 )
 from fedmed.models import create_model
-from fedmed.protocol.messages import load_state, pack_tensors, select_state, unpack_tensors
+from fedmed.protocol.tensors import load_state, pack_tensors, select_state, unpack_tensors
 from fedmed.seeding import seeded_torch
-from fedmed.training.fit import use_channels_last
+from fedmed.training.batch_norm_policy import shared_names
+from fedmed.training.devices import use_channels_last
 
 _LOCAL, _PLAIN, PROMPT = "local/", "model.", "fpg."
 

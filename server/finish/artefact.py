@@ -24,8 +24,8 @@ from fedmed.protocol.messages import pack_files
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network, strip_packed
+from server.finish.chosen import ChosenModel
 from server.finish.compare_forms import Findings, compare_at_sites
-from server.finish.recalibrate import ChosenModel
 from server.rounds.session import Session
 
 COMPARISON_FILE = "release.json"

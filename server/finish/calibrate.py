@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from flwr.app import Message
 
+from fedmed.errors import WireError
 from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
 from fedmed.metrics.values import Array
-from fedmed.protocol.messages import REPORT, WireError, read_sums, read_values
+from fedmed.protocol.messages import REPORT, read_sums, read_values
 from fedmed.storage.atomic_files import write_atomically
-from server.finish.recalibrate import ChosenModel, ask_sums
+from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
 
 _ROUNDING = 1e-6

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
 
+from fedmed.errors import WireError
 from fedmed.export.release_form import describe_comparison, read_answer
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, WireError, read_values
-from server.finish.recalibrate import ChosenModel
+from fedmed.protocol.messages import COMPARE_FORMS, REPORT, read_values
+from server.finish.chosen import ChosenModel
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.session import Session
 

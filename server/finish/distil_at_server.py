@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmed.config import (
-    FoproConfig,
-    Plan,
-    RunConfig,
-    StudentConfig,
-)
+from fedmed.config import FoproConfig, Plan, RunConfig, StudentConfig
 from fedmed.distillation import (
     CompactResult,
     CompactSettings,
@@ -41,15 +36,15 @@ from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from fedmed.training.fit import select_device
+from fedmed.storage.phase_records import RECORD_FILE, read_record
+from fedmed.training.devices import select_device
 from fedmed.training.network import Network
+from server.finish.chosen import ChosenModel
 from server.finish.proxy_images import open_proxy
-from server.finish.recalibrate import ChosenModel
 from server.finish.small_plans import make_student_plan
 from server.rounds.session import Session
 from server.rounds.site_models import open_ensemble
 
-RECORD_FILE = "record.json"
 _MISMATCH_BATCH = 64
 
 
@@ -187,17 +182,6 @@ def list_earlier(root: Path) -> list[dict[str, Any]]:
         }
         for record in records
     ]
-
-
-def read_record(folder: Path, from_sha256: str) -> dict[str, Any] | None:
-    """Return the record of a phase that is done, None if it is not, was done from another model, or is damaged."""
-    try:
-        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_bytes())
-        if record["from_sha256"] == from_sha256 and record["model_sha256"] == hash_file(folder / MODEL_FILE):
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
 
 
 def write_record(folder: Path, network: Network, from_sha256: str, record: Mapping[str, Any]) -> dict[str, Any]:

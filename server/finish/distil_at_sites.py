@@ -13,15 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation import TensorFile, average_updates, write_tensors
+from fedmed.aggregation import average_updates
 from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from server.finish.distil_at_server import RECORD_FILE, build_student, read_record
-from server.finish.recalibrate import ChosenModel
+from fedmed.storage.phase_records import RECORD_FILE, read_record
+from fedmed.storage.tensor_files import TensorFile, write_tensors
+from server.finish.chosen import ChosenModel
+from server.finish.distil_at_server import build_student
 from server.finish.small_plans import make_distil_plan
 from server.rounds.courier import SecondModel
 from server.rounds.session import Session

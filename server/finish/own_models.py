@@ -8,24 +8,25 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
 
 from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.errors import WireError
 from fedmed.fairness.figures.group_losses import read_start_loss
 from fedmed.metrics.site_tables import COMPARED_MODELS, LOCAL, SiteTables
 from fedmed.processes import Backoff
-from fedmed.protocol.messages import REPORT, WireError, read_values
+from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
 from server.rounds.exchange import Answer, open_answer
+from server.rounds.local_record import LOCAL_FILE, LocalRecord, read_local
 from server.rounds.session import Session
 
-LOCAL_FILE = "local.json"
 _STEPS = 4
 """Messages to each site in a simulation: with every message its state is read and saved."""
 _TRIES = 2
@@ -36,22 +37,6 @@ _LONGEST_WAIT_S = 24 * 3600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
 
 
-@dataclass
-class LocalRecord:
-    """How far the sites' own models are."""
-
-    rounds: int = 0
-    """Rounds that the sites were asked for."""
-    sites: dict[str, int] = field(default_factory=dict)
-    """Site to rounds that it has trained."""
-    losses: dict[str, float] = field(default_factory=dict)
-    """Site to the mean loss of its own model on its training images, where the aggregation needs that."""
-    declined: list[str] = field(default_factory=list)
-    """Sites that train no model of their own."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Site to why its last call was in vain."""
-
-
 def write_initial(session: Session) -> Path:
     """Return the file of the initial model, as it travels; the first call makes it."""
     path = session.run.initial_model
@@ -60,14 +45,6 @@ def write_initial(session: Session) -> Path:
         local = {name: options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
         write_atomically(path, Network(session.plan, **local).pack())
     return path
-
-
-def read_local(run: RunFolder) -> LocalRecord:
-    """Return how far the sites' own models of a run are; a file that is lost or damaged costs a call to each site."""
-    try:
-        return LocalRecord(**json.loads((run.tables / LOCAL_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return LocalRecord()
 
 
 def train_local(session: Session) -> LocalRecord:

@@ -7,34 +7,21 @@ images; added up they give the statistics of all images together, see :mod:`fedm
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from flwr.app import Message
 
-from fedmed.errors import ReparameterizationError
-from fedmed.protocol.messages import REPORT, WireError, read_sums, read_values
+from fedmed.errors import ReparameterizationError, WireError
+from fedmed.protocol.messages import REPORT, read_sums, read_values
 from fedmed.reparameterization import apply_sums, pool_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.storage.atomic_files import hash_file, write_atomically
-from fedmed.storage.checkpoints import MODEL_FILE, find_recalibrated
+from fedmed.storage.checkpoints import MODEL_FILE
+from fedmed.storage.phase_records import find_recalibrated
 from fedmed.training.network import Network
-from server.rounds.exchange import Answer, open_answer
+from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ChosenModel:
-    """The model that is tested and released."""
-
-    round: int
-    model_path: Path
-    model_sha256: str
 
 
 def take_chosen(session: Session, chosen: int, best_round: int | None) -> ChosenModel:
@@ -123,61 +110,6 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
         return _read(message, model.model_sha256, shapes, most_values[site])
 
     return ask_sums(session, "evaluate.recalibrate", model, best_round, read, what="BatchNorm sums")
-
-
-def ask_sums(
-    session: Session,
-    message_type: str,
-    model: ChosenModel,
-    best_round: int | None,
-    read: Callable[[Message, str], T],
-    *,
-    what: str,
-) -> dict[str, T]:
-    """Ask all joined sites for sums over their images.
-
-    Parameters
-    ----------
-    session : Session
-        The federation.
-    message_type : str
-        What is asked for.
-    model : ChosenModel
-        What the sums are of.
-    best_round : int, optional
-        As the sites are told.
-    read : callable
-        Gives the sums in a message of a site, or raises an error if they cannot be true.
-    what : str
-        What the sums are, in words.
-
-    Returns
-    -------
-    dict
-        By site, in the order of their names, of those that have answered with some that can be used.
-    """
-    found: dict[str, T] = {}
-
-    def take(answer: Answer) -> None:
-        sums, problem = open_answer(answer, lambda message: read(message, answer.site))
-        session.listener.on_answer(answer.site, problem)
-        if sums is None:
-            session.listener.on_note(f"{answer.site} sent no {what}: {problem}")
-        else:
-            found[answer.site] = sums
-
-    missing = session.courier.ask(
-        message_type,
-        session.make_request(model.round, best_round=best_round),
-        model.model_path,
-        model.model_sha256,
-        sorted(session.attendance.descriptions),
-        deadline_s=session.config.round_deadline_s,
-        on_answer=take,
-    )
-    for site in missing.all:
-        session.listener.on_note(f"{site} sent no {what} in time.")
-    return dict(sorted(found.items()))
 
 
 def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:

@@ -1,31 +1,18 @@
 """What a run folder shows for itself: its report, from what lies on the disk alone."""
 
-import json
 from typing import Any
 
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.report import ReportContent, write_report
-from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.history import read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
+from server.rounds.attendance import load_sites
 from server.rounds.scoring import load_tables, round_folder
 
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
-
-
-def save_sites(run: RunFolder, descriptions: dict[str, dict[str, Any]]) -> None:
-    """Keep what sites have told of themselves, for the report and for a restart."""
-    write_atomically(run.tables / "sites.json", json.dumps(descriptions, sort_keys=True).encode())
-
-
-def load_sites(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what :func:`save_sites` has kept; empty before the first round."""
-    file = run.tables / "sites.json"
-    content: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    return content
 
 
 def write_final_report(run: RunFolder, chosen_round: int) -> None:

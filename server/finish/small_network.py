@@ -25,8 +25,9 @@ from fedmed.errors import ConfigError, FederationError
 from fedmed.metrics.site_tables import STUDENT, TEACHER, PairedTables, SiteTables, combine_paired
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import write_atomically
-from fedmed.storage.checkpoints import find_recalibrated
+from fedmed.storage.phase_records import find_recalibrated
 from fedmed.training.network import Network
+from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import (
     build_student,
     describe_size,
@@ -37,7 +38,7 @@ from server.finish.distil_at_server import (
 )
 from server.finish.distil_at_sites import distil_at_sites
 from server.finish.proxy_images import check_proxy
-from server.finish.recalibrate import ChosenModel, recalibrate
+from server.finish.recalibrate import recalibrate
 from server.finish.small_plans import make_student_plan
 from server.rounds.courier import SecondModel
 from server.rounds.scoring import Scores, load_tables, save_tables

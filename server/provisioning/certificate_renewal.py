@@ -3,7 +3,8 @@
 from datetime import datetime
 from pathlib import Path
 
-from fedmed.config.server import ServerConfig, split_address
+from fedmed.config.addresses import split_address
+from fedmed.config.server import ServerConfig
 from fedmed.errors import KeyFileError
 from fedmed.keys import Authority, certificate_expiry, days_left, find_lacking_names, is_issued_by, is_pair
 from server.provisioning.site_list import keys_folder

@@ -22,7 +22,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fedmed.config import LOCAL_MODEL_OPTIONS
-from fedmed.config.server import ServerConfig, SiteName, is_loopback, load_server_config, split_address
+from fedmed.config.addresses import is_loopback, split_address
+from fedmed.config.server import ServerConfig, SiteName, load_server_config
 from fedmed.errors import ConfigError, KeyFileError, suggest_nearest
 from fedmed.keys import Authority, fingerprint, make_release_key, read_public_key
 from fedmed.processes import private_folder, single_instance

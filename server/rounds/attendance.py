@@ -4,6 +4,7 @@ A site joins by describing itself. One that has missed too many rounds in a row 
 for it. It is asked in passing in every round and waited for again from the round after it answered.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,8 @@ from fedmed.config import Plan
 from fedmed.distillation import check_same_teacher
 from fedmed.errors import FedmedError, tame
 from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
+from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.run_folder import RunFolder
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
 
@@ -222,3 +225,15 @@ def _is_count(value: object) -> bool:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+
+
+def save_sites(run: RunFolder, descriptions: dict[str, dict[str, Any]]) -> None:
+    """Keep what sites have told of themselves, for the report and for a restart."""
+    write_atomically(run.tables / "sites.json", json.dumps(descriptions, sort_keys=True).encode())
+
+
+def load_sites(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return what :func:`save_sites` has kept; empty before the first round."""
+    file = run.tables / "sites.json"
+    content: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    return content

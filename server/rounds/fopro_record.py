@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fedmed.aggregation import TensorFile
 from fedmed.config import Plan
 from fedmed.distillation import make_prompt
 from fedmed.distillation.at_sites.objective import summarize_static
-from fedmed.protocol.messages import load_state
+from fedmed.protocol.tensors import load_state
+from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.network import PROMPT
 
 MOST_BANDS = 8

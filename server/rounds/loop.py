@@ -13,16 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation import TensorFile, average_updates, write_tensors
+from fedmed.aggregation import average_updates
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.processes import Backoff
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import MODEL_FILE, Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, to_plain_json, write_metrics_csv
-from server.finish.own_models import read_local
-from server.finish.report import save_sites
+from fedmed.storage.tensor_files import TensorFile, write_tensors
+from server.rounds.attendance import save_sites
 from server.rounds.fopro_record import describe_round
+from server.rounds.local_record import read_local
 from server.rounds.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away

@@ -8,9 +8,10 @@ from typing import Any
 
 from flwr.app import Message
 
+from fedmed.errors import WireError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
-from fedmed.protocol.messages import MISMATCH, REPORT, WireError, read_tables, read_values, unpack_tables
+from fedmed.protocol.messages import MISMATCH, REPORT, read_tables, read_values, unpack_tables
 from fedmed.storage.atomic_files import atomic_folder, write_atomically
 from server.rounds.courier import Courier, SecondModel
 from server.rounds.exchange import Answer, open_answer

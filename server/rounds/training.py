@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation import TensorFile
 from fedmed.config import Compression
+from fedmed.storage.tensor_files import TensorFile
 from server.rounds.courier import SecondModel
 from server.rounds.exchange import Answer
 from server.rounds.session import Session

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from flwr.app import Message
 
-from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms, site_weights
+from fedmed.aggregation import check_num_images, check_update, compare_norms, site_weights
 from fedmed.aggregation.divergence_rule import MAS_WEIGHT, read_divergence
 from fedmed.config import Compression
+from fedmed.errors import WireError
 from fedmed.fairness.figures.group_losses import (
     GROUP_LOSSES,
     START_LOSS,
@@ -17,9 +18,10 @@ from fedmed.fairness.figures.group_losses import (
     read_group_losses,
     read_start_loss,
 )
-from fedmed.protocol.messages import REPORT, WireError, read_model, read_values
+from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.protocol.quantisation import CompressionError, decompress_update
 from fedmed.storage.atomic_files import explain_write_failure
+from fedmed.storage.tensor_files import TensorFile
 from server.rounds.exchange import MALFORMATIONS, Answer, explain_malformation
 from server.rounds.fopro_record import check_prompt, read_bands
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed.config.server import ServerConfig, split_address
+from fedmed.config.addresses import split_address
+from fedmed.config.server import ServerConfig
 from fedmed.processes import Child, EventQueue, child_environment, find_free_port, private_folder, write_secret
 from fedmed.storage.run_folder import RunFolder
 from server.release.publish import release_folder

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedmed.config.server import ServerConfig, split_address
+from fedmed.config.addresses import split_address
+from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.health import HealthService
 from fedmed.processes import check_port_free

@@ -15,7 +15,8 @@ from fedmed.data import prepare_data
 from fedmed.metrics.classification import compute_figures
 from fedmed.models import MODELS
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.fit import evaluate, fit
+from fedmed.training.evaluate import evaluate
+from fedmed.training.fit import fit
 from fedmed.training.network import get_network
 
 __all__ = ["app", "stock_app"]

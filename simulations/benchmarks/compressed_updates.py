@@ -31,14 +31,16 @@ import numpy as np
 import torch
 
 from client.hospital.site_data import Site
-from fedmed.aggregation import TensorFile, WeightedUpdate, average_updates, write_tensors
+from fedmed.aggregation import WeightedUpdate, average_updates
 from fedmed.config import RunConfig
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import combine_tables
-from fedmed.protocol.messages import unpack_tensors
 from fedmed.protocol.quantisation import Kind, compress_update, decompress_update
+from fedmed.protocol.tensors import unpack_tensors
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.fit import evaluate, fit
+from fedmed.storage.tensor_files import TensorFile, write_tensors
+from fedmed.training.evaluate import evaluate
+from fedmed.training.fit import fit
 from fedmed.training.network import Network
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
 from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval

@@ -5,7 +5,7 @@ That network is nothing but bytes, so it has no deployable form and is released 
 
 from fedmed.export import write_model
 from server import federation
-from server.finish.recalibrate import ChosenModel
+from server.finish.chosen import ChosenModel
 from server.rounds.session import Session
 from simulations.benchmarks import deployment_apps
 

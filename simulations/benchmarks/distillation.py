@@ -33,7 +33,8 @@ from fedmed.data import ImagePart
 from fedmed.errors import FedmedError
 from fedmed.models import list_models
 from fedmed.seeding import make_rng
-from fedmed.training.fit import fit, select_device
+from fedmed.training.devices import select_device
+from fedmed.training.fit import fit
 from fedmed.training.network import Network
 
 NUM_CLASSES = 7

@@ -21,7 +21,8 @@ from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import combine_tables
 from fedmed.storage.history import read_history
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.fit import evaluate, fit
+from fedmed.training.evaluate import evaluate
+from fedmed.training.fit import fit
 from fedmed.training.network import Network
 from server.rounds.progress import LogListener
 from simulations.benchmarks.apps import RUN_VARIABLE, make_benchmark_run, open_benchmark_site, stock_app

@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedmed.aggregation import WeightedUpdate, average_updates, site_weights, write_tensors
+from fedmed.aggregation import WeightedUpdate, average_updates, site_weights
 from fedmed.errors import FederationError
+from fedmed.storage.tensor_files import write_tensors
 from tests.aggregation.support.updates import write_update
 
 

@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from fedmed.aggregation import TensorFile, check_num_images, check_update, compare_norms
+from fedmed.aggregation import check_num_images, check_update, compare_norms
 from fedmed.errors import CheckpointError
+from fedmed.storage.tensor_files import TensorFile
 from tests.aggregation.support.updates import write_update
 
 GLOBAL = {

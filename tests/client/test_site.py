@@ -11,26 +11,17 @@ from flwr.app import Context, Message, RecordDict
 
 from client.hospital.site_data import open_site
 from client.site import app
-from fedmed.aggregation import TensorFile
 from fedmed.config import Plan
-from fedmed.errors import FedmedError, RunFolderError
+from fedmed.errors import FedmedError, RunFolderError, WireError
 from fedmed.fairness.disclosure.rows import plan_release
 from fedmed.fairness.disclosure.tables import Release, release_site_tables
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.metrics.tables import tables_from_logits
-from fedmed.protocol.messages import (
-    REPORT,
-    REQUEST,
-    WireError,
-    make_content,
-    read_model,
-    read_tables,
-    read_values,
-    unpack_tables,
-)
+from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_model, read_tables, read_values, unpack_tables
 from fedmed.protocol.quantisation import decompress_update
-from fedmed.training.fit import compute_logits
+from fedmed.storage.tensor_files import TensorFile
+from fedmed.training.evaluate import compute_logits
 from fedmed.training.network import Network, get_network, hash_model
 from tests.client.support.hospital import FILE, PATIENT, POLICY, HospitalSite, make_rows
 from tests.support.federation import Federation

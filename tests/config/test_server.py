@@ -8,15 +8,10 @@ import yaml
 from pydantic import BaseModel
 
 from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.config.addresses import is_loopback, split_address
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.config.files import dump_config
-from fedmed.config.server import (
-    ClientConfig,
-    ServerConfig,
-    is_loopback,
-    load_client_config,
-    load_server_config,
-    split_address,
-)
+from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.data.phantom.cohort import phantom_classes, phantom_site_names
 from fedmed.errors import ConfigError
 from fedmed.models import list_models

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fedmed.errors import WireError
 from fedmed.export.plain_onnx import check_plain_onnx
-from fedmed.protocol.messages import WireError
 
 
 def make_model() -> onnx.ModelProto:

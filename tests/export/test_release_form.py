@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedmed.errors import WireError
 from fedmed.export.compare import FormComparison
 from fedmed.export.release_form import (
     change_manifest,
@@ -19,7 +20,7 @@ from fedmed.export.release_form import (
     read_answer,
 )
 from fedmed.fairness.disclosure.tables import Release
-from fedmed.protocol.messages import WireError, pack_files, unpack_files
+from fedmed.protocol.messages import pack_files, unpack_files
 from fedmed.reparameterization import Comparison
 
 

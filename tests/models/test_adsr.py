@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedmed.errors import ConfigError
 from fedmed.models.adsr import ADSR, GlobalStyleAdaptation, PixelStyleFusion, StyleGate
-from fedmed.models.layers import compute_moments
+from fedmed.models.blocks.layers import compute_moments
 
 
 def count_parameters(module: nn.Module) -> int:

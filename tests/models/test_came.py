@@ -5,13 +5,7 @@ import torch
 
 from fedmed.models import create_model
 from fedmed.models.blocks.fusion import GLOBAL, LOCAL, MEMORY
-from tests.models.support.multibranch import (
-    check_network,
-    count_parameters,
-    expected_zeros,
-    stage_maps,
-    zero_gradients,
-)
+from tests.models.support.multibranch import check_network, count_parameters, expected_zeros, stage_maps, zero_gradients
 
 SHARED_MAPS = {
     **stage_maps(LOCAL, (-0.046549, 1.700811), (-0.027303, 1.577124), (0.083655, 1.564808), (-0.008525, 1.519593)),

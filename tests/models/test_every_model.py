@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmed.aggregation import WeightedUpdate, average_updates, write_tensors
+from fedmed.aggregation import WeightedUpdate, average_updates
 from fedmed.models import create_model
 from fedmed.reparameterization import convert, describe_form, load_into_deploy_form, reparameterize, verify
 from fedmed.reparameterization.verify import use_branches
 from fedmed.seeding import seeded_torch
+from fedmed.storage.tensor_files import write_tensors
 from tests.models.support.names import SHIPPED
 from tests.reparameterization.support.networks import randomize
 

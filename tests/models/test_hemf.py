@@ -5,13 +5,7 @@ import torch
 
 from fedmed.models import create_model
 from fedmed.models.blocks.fusion import GLOBAL, LOCAL
-from tests.models.support.multibranch import (
-    check_network,
-    count_parameters,
-    expected_zeros,
-    stage_maps,
-    zero_gradients,
-)
+from tests.models.support.multibranch import check_network, count_parameters, expected_zeros, stage_maps, zero_gradients
 
 DENSE_MAPS = {
     **stage_maps(LOCAL, (1.153289, 2.369534), (1.124849, 2.324693), (1.066098, 2.248811), (0.996581, 2.217089)),

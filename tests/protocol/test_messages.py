@@ -5,6 +5,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
+from fedmed.errors import WireError
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
@@ -13,17 +14,13 @@ from fedmed.protocol.messages import (
     REPORT,
     REQUEST,
     TABLES,
-    WireError,
-    load_state,
     make_content,
-    pack_tensors,
     read_model,
     read_tables,
     read_values,
-    select_state,
     unpack_tables,
-    unpack_tensors,
 )
+from fedmed.protocol.tensors import load_state, pack_tensors, select_state, unpack_tensors
 
 
 @pytest.fixture(autouse=True)

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedmed.aggregation import TensorFile, TensorSpec, check_update
+from fedmed.aggregation import check_update
 from fedmed.models import create_model
-from fedmed.protocol.messages import pack_tensors
-from fedmed.protocol.quantisation import (
-    CompressionError,
-    Kind,
-    compress_update,
-    decompress_update,
-    estimate_bytes,
-)
-from fedmed.storage.tensor_files import write_tensors
+from fedmed.protocol.quantisation import CompressionError, Kind, compress_update, decompress_update, estimate_bytes
+from fedmed.protocol.tensors import pack_tensors
+from fedmed.storage.tensor_files import TensorFile, TensorSpec, write_tensors
 
 Tensors = dict[str, torch.Tensor]
 KINDS: tuple[Kind, ...] = ("fp16", "int8")

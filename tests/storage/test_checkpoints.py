@@ -9,9 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedmed.aggregation import TensorFile
 from fedmed.errors import CheckpointError
-from fedmed.storage.checkpoints import RunCheckpoints, SiteState, write_atomically
+from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.site_state import SiteState
+from fedmed.storage.tensor_files import TensorFile
 
 
 def model(value):

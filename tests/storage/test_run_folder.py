@@ -4,7 +4,8 @@ import pytest
 
 from fedmed.config import RunConfig
 from fedmed.errors import RunFolderError
-from fedmed.storage.run_folder import RunFolder, describe_environment
+from fedmed.storage.environment import describe_environment
+from fedmed.storage.run_folder import RunFolder
 
 
 def make(path: Path) -> RunFolder:

@@ -8,9 +8,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from fedmed.aggregation import TensorFile, TensorSpec, write_tensors
 from fedmed.errors import CheckpointError
-from fedmed.storage.tensor_files import DTYPES
+from fedmed.storage.tensor_files import DTYPES, TensorFile, TensorSpec, write_tensors
 
 
 def make_tensors():

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from fedmed.aggregation import batch_norm_names, shared_names
+from fedmed.training.batch_norm_policy import batch_norm_names, shared_names
 
 PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 

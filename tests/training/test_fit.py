@@ -11,9 +11,12 @@ from torch import nn
 
 from fedmed.config import Plan
 from fedmed.data import make_batches
+from fedmed.errors import TrainingError
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.seeding import make_rng
-from fedmed.training.fit import TrainingError, compute_logits, evaluate, fit, select_device
+from fedmed.training.devices import select_device
+from fedmed.training.evaluate import compute_logits, evaluate
+from fedmed.training.fit import fit
 
 CPU = torch.device("cpu")
 SIZE = 16

@@ -23,6 +23,7 @@ from fedmed.data import (
     make_view_transform,
     normalisation,
 )
+from fedmed.data.batches import draw_batches
 from fedmed.distillation.at_sites.ekd import (
     MIN_IMAGES_TO_SHARE_PROMPT,
     DistillationSettings,
@@ -32,7 +33,6 @@ from fedmed.distillation.at_sites.ekd import (
 from fedmed.distillation.at_sites.losses import ClassMeans
 from fedmed.distillation.prompt.fourier_prompt import FourierPrompt, summarize_gain
 from fedmed.distillation.prompt.learning import PromptSettings
-from fedmed.distillation.small_network.training import draw_batches
 from fedmed.distillation.teachers.cache import get_teacher
 from fedmed.distillation.teachers.feature_cache import FeatureCache
 from fedmed.distillation.teachers.self_teacher import SelfTeacher

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from fedmed.distillation.resize import resample
 from fedmed.errors import ConfigError
-from fedmed.models.layers import check_choice, check_number, check_switch, widen_half
+from fedmed.models.blocks.layers import check_choice, check_number, check_switch, widen_half
 
 MODES = ("static", "conditional", "latent", "none")
 BANDS = ("all", "low", "high")

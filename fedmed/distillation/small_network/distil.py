@@ -15,17 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmed.data.batches import draw_batches
 from fedmed.distillation.pixels import PixelModel, held_still, normalize
 from fedmed.distillation.prompt.fourier_prompt import FourierPrompt, make_prompt
 from fedmed.distillation.prompt.learning import ExploreResult, explore
 from fedmed.distillation.small_network.losses import Ensemble, Targets
 from fedmed.distillation.small_network.proxy_images import ProxyImages
-from fedmed.distillation.small_network.training import (
-    CompactSettings,
-    CompactTraining,
-    Progress,
-    draw_batches,
-)
+from fedmed.distillation.small_network.training import CompactSettings, CompactTraining, Progress
 from fedmed.distillation.teachers.classifier import run_with_features
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch

@@ -5,13 +5,14 @@ Letters: N images, B batch, H W space, D features of the large network.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmed.data.batches import draw_batches
 from fedmed.distillation.at_sites.ekd import DistillationStudent
 from fedmed.distillation.pixels import held_still, normalize
 from fedmed.distillation.prompt.fourier_prompt import FourierPrompt
@@ -62,19 +63,6 @@ class CompactSettings:
     prompted_share: float = 0.5
     held_out_share: float = 0.1
     hidden: int | None = 256
-
-
-def draw_batches(rng: np.random.Generator, indices: np.ndarray, batch_size: int, steps: int) -> Iterator[list[int]]:
-    """Yield as many batches as there are steps, going through all images in a new order again and again."""
-    size = max(2, min(batch_size, len(indices)))
-    given = 0
-    while given < steps:
-        order = rng.permutation(indices)
-        for first in range(0, max(len(order) - size + 1, 1), size):
-            if given == steps:
-                return
-            given += 1
-            yield [int(index) for index in order[first : first + size]]
 
 
 class CompactTraining:

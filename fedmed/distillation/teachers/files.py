@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedmed.errors import TeacherUnavailableError
-from fedmed.models.layers import load_weights
+from fedmed.models.blocks.layers import load_weights
 
 SWITCH = "or switch the teacher off with fopro.teacher: none (teacher=none)"
 MOCO_PREFIX = "module.encoder_q."

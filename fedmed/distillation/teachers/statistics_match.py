@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed.errors import FourierPromptError
-from fedmed.models.layers import check_choice, widen_half
+from fedmed.models.blocks.layers import check_choice, widen_half
 from fedmed.reparameterization.statistics import tracked_norms
 
 FORMS = ("moments", "l1std")

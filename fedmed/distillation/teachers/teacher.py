@@ -36,7 +36,7 @@ from fedmed.distillation.teachers.networks import (
     list_timm_classifiers,
 )
 from fedmed.errors import ConfigError, FederationError, TeacherUnavailableError, suggest_nearest
-from fedmed.models.layers import widen_half
+from fedmed.models.blocks.layers import widen_half
 from fedmed.reparameterization.statistics import apply_sums, collect_sums
 from fedmed.seeding import seeded_torch
 

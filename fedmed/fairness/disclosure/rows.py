@@ -21,13 +21,7 @@ import torch
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask, RowSpan
-from fedmed.fairness.disclosure.set_aside import (
-    Images,
-    Release,
-    Told,
-    set_aside_beside,
-    set_aside_given_away,
-)
+from fedmed.fairness.disclosure.set_aside import Images, Release, Told, set_aside_beside, set_aside_given_away
 from fedmed.fairness.figures.groups import is_crossing
 
 __all__ = ["AttributePlan", "Release", "ReleasePlan", "Told", "plan_release"]

@@ -14,14 +14,7 @@ import torch
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import AttributePlan, Release, ReleasePlan, plan_release
-from fedmed.metrics.site_tables import (
-    FEDERATED,
-    PAIRED_MODELS,
-    PairedTables,
-    SiteTables,
-    combine_paired,
-    make_paired,
-)
+from fedmed.metrics.site_tables import FEDERATED, PAIRED_MODELS, PairedTables, SiteTables, combine_paired, make_paired
 from fedmed.metrics.tables import (
     CALIBRATION_BINS,
     SCORE_BINS,

@@ -8,13 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.fairness.figures.gap_sources import (
-    CalibrationSource,
-    CountSource,
-    Disparities,
-    GapSource,
-    ScoreSource,
-)
+from fedmed.fairness.figures.gap_sources import CalibrationSource, CountSource, Disparities, GapSource, ScoreSource
 from fedmed.fairness.figures.rates import GapValues, Rates
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.metrics.tables import EvaluationTables

@@ -31,7 +31,7 @@ from fedmed.models.bags.parts import (
     normalises_by_batch,
     update_statistics,
 )
-from fedmed.models.layers import check_choice, check_number, check_subset, check_switch
+from fedmed.models.blocks.layers import check_choice, check_number, check_subset, check_switch
 from fedmed.reparameterization.algebra import Kernel, merge_parallel
 
 NORMS = ("bn", "affine")

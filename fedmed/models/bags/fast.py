@@ -20,7 +20,7 @@ from torch import Tensor
 from fedmed.models.bags.fast_native import NativeBag
 from fedmed.models.bags.fast_tables import count_outputs
 from fedmed.models.bags.fast_torch import TorchBag
-from fedmed.models.layers import widen_half
+from fedmed.models.blocks.layers import widen_half
 from fedmed.native import Kernels, load_kernels
 
 __all__ = ["can_run_fast", "fast_bag"]

@@ -15,14 +15,7 @@ from fedmed.models.bags.fast_moments import (
     split_channels,
     weight_gradient,
 )
-from fedmed.models.bags.fast_tables import (
-    Shapes,
-    branch_tables,
-    count_outputs,
-    first_table,
-    get_shapes,
-    kind_of,
-)
+from fedmed.models.bags.fast_tables import Shapes, branch_tables, count_outputs, first_table, get_shapes, kind_of
 from fedmed.models.blocks.depthwise import convolve, to_channels_last
 
 PRECISIONS: tuple[Any, ...] = (

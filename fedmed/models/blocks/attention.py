@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedmed.models.blocks.layers import widen_half
 from fedmed.models.blocks.norms import ChannelNorm, ConvNorm
-from fedmed.models.layers import widen_half
 
 MEMORY_SLOTS = 64
 MEMORY_STD = 0.001

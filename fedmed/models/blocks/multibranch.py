@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fedmed.errors import ConfigError
 from fedmed.models.blocks.attention import ResidualMemory
 from fedmed.models.blocks.fusion import FusionBlock, FusionDesign
+from fedmed.models.blocks.layers import check_choice, check_number, check_switch
 from fedmed.models.blocks.local_block import LocalBlock, spread_drop_path
 from fedmed.models.blocks.norms import FUSION_NORMS
 from fedmed.models.blocks.retention import RetentionStage
 from fedmed.models.blocks.stems import SWIN_EPS, PatchMerge, make_down, make_stem
 from fedmed.models.blocks.windows import WindowAttention, WindowBlock, choose_window_shift
-from fedmed.models.layers import check_choice, check_number, check_switch
 
 NUM_STAGES = 4
 STRIDE = 32

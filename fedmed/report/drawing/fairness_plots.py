@@ -8,15 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedmed.report.drawing.palette import NUM_COLOURS
-from fedmed.report.drawing.plots import (
-    HEIGHT_IN,
-    INK,
-    SERIES,
-    WIDTH_IN,
-    finish_rounds,
-    render_drawing,
-    to_array,
-)
+from fedmed.report.drawing.plots import HEIGHT_IN, INK, SERIES, WIDTH_IN, finish_rounds, render_drawing, to_array
 
 LONGEST_NAME = 34
 MARKERS_ON_A_LINE = 8

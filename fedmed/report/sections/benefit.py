@@ -3,14 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedmed.report.drawing.markup import (
-    Numbers,
-    escape,
-    render_fold,
-    render_section,
-    render_table,
-    show_name,
-)
+from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
 from fedmed.report.sections.forest import Row, render_forest
 

@@ -1,13 +1,6 @@
 """The page's part on compression: what each phase did and took, and how the gate decided."""
 
-from fedmed.report.drawing.markup import (
-    Numbers,
-    escape,
-    render_fold,
-    render_section,
-    render_table,
-    show_name,
-)
+from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import head_attribute
 from fedmed.report.figures.compression import HIDDEN_REASON
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fedmed.aggregation import WeightedUpdate, write_tensors
+from fedmed.aggregation import WeightedUpdate
+from fedmed.storage.tensor_files import write_tensors
 
 
 def write_update(folder, site, tensors, weight=1.0):

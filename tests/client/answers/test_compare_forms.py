@@ -13,18 +13,11 @@ from flwr.app import Context, Message, RecordDict
 from client.guard.guard import guard_messages
 from client.hospital.site_data import open_site
 from fedmed.config import Plan
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, WireError
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.release_form import LIMITS, read_answer
-from fedmed.protocol.messages import (
-    COMPARE_FORMS,
-    REPORT,
-    WireError,
-    make_content,
-    pack_files,
-    pack_tensors,
-    read_values,
-)
+from fedmed.protocol.messages import COMPARE_FORMS, REPORT, make_content, pack_files, read_values
+from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import PATIENT, PLAN, HospitalSite
 

@@ -15,7 +15,8 @@ from fedmed.config import Plan
 from fedmed.data import make_eval_transform
 from fedmed.metrics.site_tables import BATCH_NORM, COMPARED_MODELS, FINE_TUNED, LOCAL
 from fedmed.seeding import seeded_torch
-from fedmed.training.fit import compute_logits, fit
+from fedmed.training.evaluate import compute_logits
+from fedmed.training.fit import fit
 from fedmed.training.network import Network
 from tests.support.federation import Federation
 

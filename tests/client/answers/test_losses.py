@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from client.answers.losses import weigh_images
 from client.hospital.site_data import open_site
 from fedmed.config import FoproConfig, Plan
-from fedmed.protocol.messages import REPORT, WireError, read_model, read_values
-from fedmed.training.fit import compute_logits
+from fedmed.errors import WireError
+from fedmed.protocol.messages import REPORT, read_model, read_values
+from fedmed.training.evaluate import compute_logits
 from fedmed.training.network import Network, get_network
 from tests.client.support.hospital import CLASSES, HospitalSite, make_rows
 from tests.client.test_site import Site

@@ -12,9 +12,11 @@ from client.answers.own_model import LocalProgress, LocalTraining
 from client.hospital.site_data import Site, open_site
 from fedmed.config import Plan
 from fedmed.data import ImagePart
+from fedmed.errors import TrainingError, WireError
 from fedmed.metrics.classification import compute_figures
-from fedmed.protocol.messages import WireError, load_state
-from fedmed.training.fit import TrainingError, compute_logits, evaluate, fit
+from fedmed.protocol.tensors import load_state
+from fedmed.training.evaluate import compute_logits, evaluate
+from fedmed.training.fit import fit
 from fedmed.training.network import Network
 from tests.support.federation import Federation
 

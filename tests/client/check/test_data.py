@@ -13,7 +13,7 @@ from PIL import Image
 from client.check.data import measure_pixels
 from client.check.run import CheckResult, run_preflight, to_json
 from client.hospital.hospital_images import load_hospital_data
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.data import ImagePart
 from tests.client.support.kit import (
     CLASSES,

@@ -20,7 +20,7 @@ from client.check.model import format_seconds
 from client.check.network import compare_clocks
 from client.check.run import CHECKS, CheckResult, has_failed, render_table, run_preflight, to_json
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import ConnectionRefusedByServerError
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.keys import Authority, fingerprint, read_public_key
@@ -408,7 +408,7 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
     network = Network(Plan.model_validate(PLAN | plan))
     packed = network.pack()
     state = network.model.state_dict()
-    from fedmed.aggregation import TensorSpec
+    from fedmed.storage.tensor_files import TensorSpec
 
     layout = {name: TensorSpec(tuple(state[name].shape), state[name].numpy().dtype) for name in network.shared}
     assert read_bytes(found["leaves: update, none"].found, "model") == len(packed)

@@ -13,22 +13,15 @@ from client.check.memory import estimate_frozen_bytes, estimate_teacher_bytes
 from client.check.run import run_preflight
 from client.guard.policy import check_plan
 from fedmed.config import ModelConfig, Plan
-from fedmed.config.server import ClientConfig, PolicyConfig, ServerConfig
+from fedmed.config.client import ClientConfig, PolicyConfig
+from fedmed.config.server import ServerConfig
 from fedmed.distillation import get_teacher, set_teacher_file
 from fedmed.distillation.teachers import files as teacher_files
 from fedmed.metrics.temperature import GRID
-from fedmed.protocol.messages import pack_tensors
+from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network
 from server.supervision.hello import write_hello
-from tests.client.support.kit import (
-    PLAN,
-    FakeFleet,
-    connect_to,
-    make_class_folders,
-    make_hello,
-    make_kit,
-    serve,
-)
+from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_class_folders, make_hello, make_kit, serve
 from tests.support.fopro import TEACHER, make_fopro
 
 Found = dict[str, CheckResult]

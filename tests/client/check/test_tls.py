@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.check.bench import CheckFailedError
+from client.check.results import CheckFailedError
 from client.check.tls import check_tls, find_addresses, open_connection, read_date
 from fedmed.errors import KeyFileError
 from fedmed.keys import Authority

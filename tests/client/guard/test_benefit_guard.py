@@ -11,9 +11,9 @@ import torch
 from client import site as app
 from client.guard.leaving import LEAVING
 from client.guard.ledger import COUNTS_FILE
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.temperature import GRID
-from fedmed.protocol.messages import REPORT, WireError, read_sums, read_values
+from fedmed.protocol.messages import REPORT, read_sums, read_values
 from tests.client.support.hospital import POLICY, HospitalSite
 
 LOCAL, CALIBRATE = "train.local", "evaluate.calibrate"

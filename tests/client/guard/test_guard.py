@@ -15,13 +15,11 @@ from client.guard.guard import Guard
 from client.guard.policy import Refusal, check_hours, check_plan
 from client.hospital.site_data import find_hospital
 from fedmed.config import Plan
-from fedmed.config.server import PolicyConfig
+from fedmed.config.client import PolicyConfig
 from fedmed.distillation.teachers import files as teacher_files
-from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError
+from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError, TrainingError, WireError
 from fedmed.models import list_models
-from fedmed.protocol.messages import WireError
 from fedmed.storage.audit import AuditLog
-from fedmed.training.fit import TrainingError
 from tests.client.support.hospital import PATIENT, PLAN, POLICY, HospitalSite
 from tests.support.fopro import TEACHER, make_fopro
 
@@ -263,7 +261,7 @@ def test_part_that_was_not_agreed_is_refused(tmp_path: Path) -> None:
 
 
 def test_model_of_nan_is_explained(tmp_path: Path) -> None:
-    from fedmed.protocol.messages import pack_tensors, unpack_tensors
+    from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 
     site = HospitalSite(tmp_path)
     broken = {n: t * float("nan") if t.is_floating_point() else t for n, t in unpack_tensors(site.model).items()}

@@ -10,12 +10,10 @@ from client import site as site_module
 from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
 from client.guard.leaving import LEAVING
-from client.supernode.worker import describe_error
-from fedmed.config.server import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError
+from fedmed.config.client import PolicyConfig
+from fedmed.errors import PolicyError, RunFolderError, TrainingError, describe_error
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
-from fedmed.training.fit import TrainingError
 from tests.client.support.hospital import PATIENT, HospitalSite
 
 

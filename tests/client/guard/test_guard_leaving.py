@@ -13,9 +13,8 @@ from client.guard import audit as site_audit
 from client.guard.guard import guard_messages
 from client.guard.leaving import LEAVING
 from client.guard.message_parts import list_parts
-from client.supernode.worker import describe_error
 from fedmed.config import Plan
-from fedmed.errors import FedmedError, PolicyError
+from fedmed.errors import FedmedError, PolicyError, describe_error
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.protocol.messages import REPORT, make_content, read_tables

@@ -9,9 +9,9 @@ from client.guard import ledger as counts_module
 from client.guard.ledger import COUNTS_FILE, Ledger
 from client.guard.requests import Request
 from fedmed.config import Plan
-from fedmed.config.server import PolicyConfig
-from fedmed.errors import CheckpointError, PolicyError, RunFolderError
-from fedmed.protocol.messages import REPORT, WireError, read_values
+from fedmed.config.client import PolicyConfig
+from fedmed.errors import CheckpointError, PolicyError, RunFolderError, WireError
+from fedmed.protocol.messages import REPORT, read_values
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 

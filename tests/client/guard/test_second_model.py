@@ -12,18 +12,9 @@ from client.guard.leaving import LEAVING
 from client.guard.ledger import COUNTS_FILE
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
-from fedmed.errors import PolicyError
+from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, TEACHER
-from fedmed.protocol.messages import (
-    MISMATCH,
-    MODEL,
-    REPORT,
-    REQUEST,
-    WireError,
-    read_model,
-    read_tables,
-    read_values,
-)
+from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, REQUEST, read_model, read_tables, read_values
 from fedmed.training.network import Network, get_network
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.client.support.second_model import DISTIL, SMALL, SMALL_MODEL, ask, distil

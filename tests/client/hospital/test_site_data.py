@@ -11,11 +11,10 @@ import yaml
 
 from client.hospital.site_data import Site, find_hospital, open_site
 from fedmed.config import Plan
-from fedmed.config.server import PolicyConfig
-from fedmed.errors import ConfigError, DataError, FedmedError, KeyFileError, RunFolderError
+from fedmed.config.client import PolicyConfig
+from fedmed.errors import ConfigError, DataError, FedmedError, KeyFileError, RunFolderError, WireError
 from fedmed.fairness.disclosure.tables import Release, tell_everything
 from fedmed.metrics.site_tables import FEDERATED
-from fedmed.protocol.messages import WireError
 from tests.client.support.hospital import CLASSES, FILE, PATIENT, PLAN, HospitalSite, make_rows
 from tests.data.conftest import write_csv
 from tests.support.federation import Federation

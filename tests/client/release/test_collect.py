@@ -17,7 +17,7 @@ from client.release import collect as release
 from client.release.collect import ReleaseError, collect, fetch_model
 from client.supernode.collected import Collected, read_collected
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import CheckpointError, ConnectionRefusedByServerError, KeyFileError, RunFolderError
 from fedmed.export import load_model, write_model
 from fedmed.fairness.disclosure.tables import tell_everything

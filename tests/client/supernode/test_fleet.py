@@ -25,15 +25,7 @@ from client.supernode.fleet import Download, Fleet
 from fedmed.errors import ConfigError, ConnectionRefusedByServerError, KeyFileError, PolicyError
 from fedmed.keys import fingerprint, read_public_key
 from fedmed.processes import find_free_port
-from tests.client.support.fake_fleet import (
-    NODE,
-    RUN,
-    FakeFleet,
-    make_certificate,
-    make_kit,
-    proxying,
-    serving,
-)
+from tests.client.support.fake_fleet import NODE, RUN, FakeFleet, make_certificate, make_kit, proxying, serving
 
 
 @pytest.fixture

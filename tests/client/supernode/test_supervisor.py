@@ -6,7 +6,7 @@ import pytest
 
 from client.supernode import supervisor as supervisor_module
 from client.supernode.supervisor import _Supervisor
-from fedmed.config.server import ClientConfig
+from fedmed.config.client import ClientConfig
 from fedmed.errors import ProcessError
 from fedmed.health import HealthService
 from tests.client.support.kit import make_kit

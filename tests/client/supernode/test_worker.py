@@ -16,9 +16,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import deflate_message, take_announcement
-from client.supernode.worker import Worker, describe_error, load_client_app
+from client.supernode.worker import Worker, load_client_app
 from client.supernode.worker_process import WorkerLateError, WorkerLostError, WorkerProcess
-from fedmed.errors import DataError, PolicyError, ProcessError
+from fedmed.errors import DataError, PolicyError, ProcessError, describe_error
 from simulations.backend import worker as ray_worker
 from tests.client.support.apps import app, flip, make_request, read_data, read_report
 from tests.client.support.waiting import is_alive, wait_until

@@ -19,7 +19,7 @@ from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
-from fedmed.config.server import ClientConfig, load_client_config
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.keys import Authority, make_site_key
 
 NODE = 2**63 + 11

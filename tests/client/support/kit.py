@@ -15,7 +15,7 @@ import yaml
 
 import tests.support.federation  # noqa: F401  (registers the network "tiny")
 from fedmed.config import Plan
-from fedmed.config.server import ClientConfig, load_client_config
+from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.keys import Authority, make_release_key, make_site_key
 from tests.data.conftest import write_csv, write_image
 

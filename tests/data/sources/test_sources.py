@@ -4,7 +4,8 @@ import torch
 
 from fedmed.config import ClassFolderData, NpzData
 from fedmed.data.sources.bands import name_band
-from fedmed.data.sources.tables import open_npz_images, read_table
+from fedmed.data.sources.npz import open_npz_images
+from fedmed.data.sources.tables import read_table
 from fedmed.errors import ConfigError, DataError
 from tests.data.conftest import edit_table, simple_rows, write_image
 

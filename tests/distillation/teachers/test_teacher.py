@@ -12,13 +12,7 @@ from torch import nn
 from fedmed.distillation import TeacherSettings, TeacherUnavailableError, check_same_teacher, load_teacher
 from fedmed.distillation.pixels import held_still, normalize, restore_pixels
 from fedmed.distillation.small_network.distil import copy_matching
-from fedmed.distillation.teachers.files import (
-    hash_file,
-    map_by_position,
-    map_lite_keys,
-    read_weights,
-    strip_moco_keys,
-)
+from fedmed.distillation.teachers.files import hash_file, map_by_position, map_lite_keys, read_weights, strip_moco_keys
 from fedmed.distillation.teachers.teacher import read_mobilenet_features
 from fedmed.errors import ConfigError, FederationError
 from fedmed.models import create_model

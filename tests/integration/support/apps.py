@@ -17,21 +17,13 @@ from flwr.clientapp import ClientApp
 
 from client.site import app as site_app
 from fedmed.export import write_model
-from fedmed.protocol.messages import (
-    MODEL,
-    REPORT,
-    REQUEST,
-    make_content,
-    pack_tensors,
-    read_model,
-    read_values,
-    unpack_tensors,
-)
+from fedmed.protocol.messages import MODEL, REPORT, REQUEST, make_content, read_model, read_values
+from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 from fedmed.storage.atomic_files import explain_write_failure
 from fedmed.storage.checkpoints import RunCheckpoints
 from server import federation as server_federation
 from server.federation import create_deployed_app
-from server.finish.recalibrate import ChosenModel
+from server.finish.chosen import ChosenModel
 from server.rounds.session import Session
 from tests.support import federation
 

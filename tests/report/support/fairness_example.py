@@ -5,15 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmed.metrics.site_tables import (
-    BATCH_NORM,
-    FEDERATED,
-    FINE_TUNED,
-    LOCAL,
-    UNCALIBRATED,
-    SiteTables,
-    make_paired,
-)
+from fedmed.metrics.site_tables import BATCH_NORM, FEDERATED, FINE_TUNED, LOCAL, UNCALIBRATED, SiteTables, make_paired
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.report import ReportContent
 from tests.report.support.example import make_content, make_record

@@ -13,20 +13,14 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.release.collect import collect, find_trained_sha256
+from fedmed.config.client import load_client_config
 from fedmed.config.files import dump_config
-from fedmed.config.server import load_client_config
-from fedmed.errors import ConfigError, FederationError, FedmedError
+from fedmed.errors import ConfigError, FederationError, FedmedError, WireError
 from fedmed.export import load_model
 from fedmed.export.check import check_hashes
 from fedmed.keys import make_release_key
-from fedmed.protocol.messages import (
-    COMPARE_FORMS,
-    REPORT,
-    WireError,
-    make_content,
-    pack_tensors,
-    read_values,
-)
+from fedmed.protocol.messages import COMPARE_FORMS, REPORT, make_content, read_values
+from fedmed.protocol.tensors import pack_tensors
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.audit import AuditLog, verify_audit
 from fedmed.storage.run_folder import RunFolder

@@ -17,7 +17,8 @@ from fedmed.storage.audit import verify_audit
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
 from server.finish import own_models as benefit
-from server.finish.own_models import LOCAL_FILE, LocalRecord, explain_missing, read_local
+from server.finish.own_models import explain_missing
+from server.rounds.local_record import LOCAL_FILE, LocalRecord, read_local
 from server.rounds.scoring import load_tables
 from tests.support.deployment_grid import Hospitals
 from tests.support.federation import Federation

@@ -13,13 +13,7 @@ from torch import nn
 
 from client.hospital.site_data import open_site
 from fedmed.data import make_eval_transform
-from fedmed.distillation import (
-    CompactResult,
-    ExploreResult,
-    ProxyDataUnavailableError,
-    distil_compact,
-    make_prompt,
-)
+from fedmed.distillation import CompactResult, ExploreResult, ProxyDataUnavailableError, distil_compact, make_prompt
 from fedmed.errors import CheckpointError, ConfigError, RunFolderError
 from fedmed.export.run import export_run, load_network, read_chosen_round, reproduce
 from fedmed.metrics.site_tables import FEDERATED, LOCAL, SITE_ATTRIBUTE, STUDENT, TEACHER

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedmed.config.server import ServerConfig, load_client_config, load_server_config
+from fedmed.config.client import load_client_config
+from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.data.phantom.cohort import phantom_site_names
 from fedmed.errors import ConfigError, KeyFileError, ProcessError
 from fedmed.keys import (

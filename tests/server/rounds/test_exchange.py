@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 from flwr.app import Message
 
-from fedmed.protocol.messages import WireError
+from fedmed.errors import WireError
 from server.rounds.exchange import Answer, open_answer
 
 MESSAGE = cast(Message, object())

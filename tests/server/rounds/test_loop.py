@@ -15,17 +15,8 @@ from fedmed.errors import CheckpointError, FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import combine_tables
-from fedmed.protocol.messages import (
-    MODEL,
-    REPORT,
-    TABLES,
-    make_content,
-    pack_tensors,
-    read_model,
-    read_tables,
-    read_values,
-    unpack_tensors,
-)
+from fedmed.protocol.messages import MODEL, REPORT, TABLES, make_content, read_model, read_tables, read_values
+from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.history import read_history
 from server.rounds import scoring
@@ -346,7 +337,7 @@ def test_model_folder_reproduces_the_logged_test_figure(make_federation: Make) -
 
     from client.hospital.site_data import open_site
     from fedmed.metrics.classification import compute_figures
-    from fedmed.training.fit import evaluate
+    from fedmed.training.evaluate import evaluate
 
     federation = make_federation()
     federation.go()

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedmed.aggregation import TensorFile, average_updates
+from fedmed.aggregation import average_updates
 from fedmed.config import RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import tables_from_logits
+from fedmed.storage.tensor_files import TensorFile
 from server.rounds.updates import Update, UpdateCollector
 from server.rounds.weights import request_values, to_weighted, weigh_updates
 from tests.aggregation.support.updates import write_update

@@ -28,15 +28,7 @@ from server.superlink.control import APP_ID, Control
 from server.superlink.grid import DeploymentGrid
 from server.superlink.object_store import FileObjectStoreFactory
 from server.superlink.state import DeploymentLinkState, DeploymentLinkStateFactory
-from tests.server.support.real_link import (
-    Link,
-    Site,
-    make_content,
-    read_data,
-    run_status,
-    running_link,
-    running_task,
-)
+from tests.server.support.real_link import Link, Site, make_content, read_data, run_status, running_link, running_task
 
 # Flower's migrations use a setting of alembic that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")

@@ -6,19 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmed.aggregation import TensorFile
 from fedmed.config import RunConfig
-from fedmed.protocol.messages import pack_tensors
 from fedmed.protocol.quantisation import estimate_bytes
+from fedmed.protocol.tensors import pack_tensors
+from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.network import Network
-from simulations.benchmarks.compressed_updates import (
-    Loop,
-    Rounded,
-    as_it_is,
-    describe,
-    main,
-    measure_seed,
-)
+from simulations.benchmarks.compressed_updates import Loop, Rounded, as_it_is, describe, main, measure_seed
 from tests.support.federation import Federation
 
 CONFIG = RunConfig.model_validate(

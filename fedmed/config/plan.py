@@ -1,0 +1,57 @@
+"""The part of the settings that the server sends to the sites."""
+
+from typing import Any, Literal
+
+from fedmed.config.aggregation import DivergenceReport, LossReport
+from fedmed.config.distillation import FoproPlan
+from fedmed.config.fairness import FairnessConfig
+from fedmed.config.model import ModelConfig
+from fedmed.config.section import Section
+from fedmed.config.training import TrainingConfig
+
+Compression = Literal["none", "fp16", "int8"]
+"""How a site's update is shortened on its way to the server."""
+LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
+"""Options that name files of the coordinating site; they shape the initial model and never travel."""
+
+
+class Plan(Section):
+    """What the server tells the sites: everything that defines the common model and its training."""
+
+    seed: int
+    rounds: int
+    classes: list[str]
+    image_size: int
+    augmentation: str
+    model: ModelConfig
+    loss: dict[str, Any]
+    training: TrainingConfig
+    batch_norm: Literal["average", "local", "recalibrate"]
+    compression: Compression = "none"
+    study: str = "unnamed"
+    """What the federation is for; a site can insist on it."""
+    approval: str | None = None
+    """Number of the ethics approval."""
+    run_id: str = ""
+    """Names one run for what its sites keep between rounds; the same after a restart."""
+    fairness: FairnessConfig = FairnessConfig()
+    """Patient groups that evaluations tell apart."""
+    benefit: bool = False
+    """Whether every site also trains a model on its own images alone, to compare with."""
+    losses: LossReport = "none"
+    """What a site tells about the loss on its training images before it trains."""
+    loss_attribute: str | None = None
+    """Attribute of ``losses: groups``."""
+    divergence: DivergenceReport = "none"
+    """What a site tells about the distance of its features from the teacher's."""
+    fopro: FoproPlan | None = None
+    """Distillation from a frozen teacher; null: none."""
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether each site has a model of its own, because BatchNorm or the last layer stays there."""
+        return self.batch_norm == "local" or (self.fopro is not None and self.fopro.exchange == "aux")
+
+    def plain(self) -> "Plan":
+        """Return the plan of the network that is released: without what only its training needs."""
+        return self.model_copy(update={"fopro": None})
