@@ -25,22 +25,22 @@ import client.app
 import fedmed.export.__main__
 import fedmed.predict
 import server.app
-import simulations.engine
 import simulations.run
+import simulations.simulation
+from client.hospital.told_rows import read_told
 from client.site import app as client_app
-from client.told_rows import read_told
-from fedmed.aggregation.site_state import SiteState
-from fedmed.audit import verify_audit
-from fedmed.checkpoint import RunCheckpoints
-from fedmed.deployment import load_client_config
-from fedmed.metrics.history import read_history
+from fedmed.config.client import load_client_config
 from fedmed.processes import find_free_port
-from fedmed.run_folder import RunFolder
-from server.products import write_final_report
-from simulations.ray_grid import SimulatedNode
-from tests import federation
+from fedmed.storage.audit import verify_audit
+from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.history import read_history
+from fedmed.storage.run_folder import RunFolder
+from fedmed.storage.site_state import SiteState
+from server.finish.report import write_final_report
+from simulations.backend.grid import SimulatedNode
 from tests.fixtures.digests import digest
-from tests.local_grid import LocalGrid
+from tests.support import federation
+from tests.support.local_grid import LocalGrid
 
 assert federation  # importing it registers the networks "tiny" and "tiny_bag"
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,7 +202,7 @@ def test_unfinished_run_goes_on_to_the_end_that_it_would_have_had(
     check_checkpoints(run, EXPECTED["unfinished_run"]["tensors"], [1])
     before = (run / "checkpoints" / "round_00001" / "model.safetensors").read_bytes()
     history = (run / "history.jsonl").read_bytes()
-    monkeypatch.setattr(simulations.engine, "RayGrid", GridInPlaceOfRay)
+    monkeypatch.setattr(simulations.simulation, "RayGrid", GridInPlaceOfRay)
     say(simulations.run.main, "--resume", run)
     assert (run / "checkpoints" / "round_00001" / "model.safetensors").read_bytes() == before, RULE
     assert (run / "history.jsonl").read_bytes().startswith(history), f"round 1 was done again; {RULE}"
@@ -350,7 +350,7 @@ def test_finished_federation_is_served_again(tmp_path: Path) -> None:
     kit, address = copy_federation(tmp_path), f"127.0.0.1:{find_free_port()}"
     settings = yaml.safe_load((kit / "server.yaml").read_text()) | {"address": address, "listen": address}
     (kit / "server.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "tests.integration.launch", "server", "--config", str(kit / "server.yaml")]
+    command = [sys.executable, "-m", "tests.integration.support.launch", "server", "--config", str(kit / "server.yaml")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, f"{RULE}; it said: {done.stdout}{done.stderr}"
     assert verify_audit(kit / "run" / "audit.jsonl").ok, RULE
