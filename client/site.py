@@ -6,7 +6,6 @@ records all that comes in and goes out.
 
 import logging
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from fedmed.protocol.tensors import select_state, unpack_tensors
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import fit
 from fedmed.training.network import Network, get_network, hash_model
+from fedmed.versions import find_versions
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
@@ -60,7 +60,7 @@ def describe(message: Message, context: Context) -> Message:
         "num_images": {"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
         "model_digest": get_network(request.plan).digest(),
         "teacher": describe_teacher(request.plan.fopro),
-        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        "versions": find_versions("fedmed", "flwr", "torch"),
         "class_counts": _count_classes(site) if _may_tell_counts(site, scored.values()) else None,
         "attributes": [name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
         "validation_scores": site.policy.validation_scores,

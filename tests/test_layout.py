@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fedmed.versions import DISTRIBUTION
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedmed", "server", "client", "simulations")
 TIERS = [
-    ["fedmed.errors", "fedmed.seeding", "fedmed.registry", "fedmed.predict", "fedmed.native"],
+    ["fedmed.errors", "fedmed.versions", "fedmed.own_packages", "fedmed.seeding", "fedmed.registry"],
+    ["fedmed.predict", "fedmed.native"],
     ["fedmed.config"],
     ["fedmed.storage", "fedmed.processes", "fedmed.keys"],
     ["fedmed.metrics", "fedmed.losses", "fedmed.reparameterization"],
@@ -140,7 +143,9 @@ def test_matplotlib_only_in_figures() -> None:
 def test_modules_come_from_our_own_distribution() -> None:
     owners = metadata.packages_distributions()
     for package in ("fedmed", "server", "client", "simulations", "configs"):
-        assert set(owners[package]) == {"fedmed"}, f"'{package}' is also installed by {owners[package]}"
+        others = set(owners[package]) - {DISTRIBUTION}
+        advice = f"pip uninstall {' '.join(sorted(others))}"
+        assert set(owners[package]) == {DISTRIBUTION}, f"'{package}' is also installed by {others}: {advice}"
 
 
 def test_files_stay_small() -> None:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from flwr.app import Message
@@ -20,6 +19,7 @@ from fedmed.errors import FedmedError, tame
 from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
+from fedmed.versions import find_versions
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
 
@@ -188,7 +188,7 @@ def _check_teacher(told: object, own: Mapping[str, Any] | None, site: str) -> No
 def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
     if description.get("site") != site:
         raise FedmedError(f"It calls itself {tame(repr(description.get('site')))}, the roster calls it '{site}'.")
-    own = {package: metadata.version(package) for package in ("fedmed", "flwr")}
+    own = find_versions("fedmed", "flwr")
     told = description.get("versions")
     if not isinstance(told, dict) or {package: told.get(package) for package in own} != own:
         raise FedmedError(

@@ -32,7 +32,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed.errors import FedmedError
+from fedmed.errors import describe_error
 
 _logger = logging.getLogger(__name__)
 
@@ -205,13 +205,6 @@ class Worker:
                 run_config=dict(self._run_config),
             )
         return self._contexts[node_id]
-
-
-def describe_error(error: BaseException) -> str:
-    """Say what happened in words that may leave the site: only our own errors are known to hold no patient data."""
-    name = type(error).__name__
-    lines = str(error).splitlines()
-    return f"{name}: {lines[0]}" if isinstance(error, FedmedError) and lines else name
 
 
 def load_client_app(client_app: str) -> ClientApp:

