@@ -128,6 +128,7 @@ def test_rooms_say_what_belongs_there() -> None:
 
 def test_top_level_is_what_was_agreed() -> None:
     agreed = {"fedmed", "server", "client", "configs", "simulations", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    agreed |= {"CHANGELOG.md", "CITATION.cff"}
     made = {"requirements.lock", "runs", "build", "dist", "fedmed.egg-info", "__pycache__"}
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert agreed <= found
