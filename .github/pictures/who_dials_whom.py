@@ -1,6 +1,6 @@
 """Draw ``who_dials_whom.svg``: hospitals dial out to one port of the coordinating site, and nobody dials a hospital.
 
-    python .github/pictures/who_dials_whom.py
+python .github/pictures/who_dials_whom.py
 """
 
 from pathlib import Path
@@ -93,7 +93,9 @@ def _between() -> list[str]:
 def _legend() -> list[str]:
     return [
         _arrow(30, 434, 86, 434),
-        _text(98, 439, "who opens the connection. Nobody opens one towards a hospital: it needs no open port.", quiet=True),
+        _text(
+            98, 439, "who opens the connection. Nobody opens one towards a hospital: it needs no open port.", quiet=True
+        ),
     ]
 
 
