@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _draw_study(name: str, columns: str) -> str:
     study = load_study(Path(name))
     progress = read_progress(study)
+    if not progress.results:
+        raise ConfigError(f"the study '{name}' has no finished cell in {study.results}. Run it first, or leave it out.")
     table = build_table(study, progress)
     drawn = [_draw_column(column.strip(), study, progress, table) for column in columns.split("|")]
     heads = ["arm", "seeds", *(head for head, _ in drawn)]

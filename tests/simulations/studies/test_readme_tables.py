@@ -64,6 +64,11 @@ def test_what_there_is_not_is_refused(columns, expected):
         draw_tables(page(columns))
 
 
+def test_a_study_without_a_finished_cell_has_no_table():
+    with pytest.raises(ConfigError, match="'fopro_kd_long_tail' has no finished cell"):
+        draw_tables(page("fopro_kd_long_tail: balanced_accuracy"))
+
+
 def test_a_page_without_a_place_for_a_table_is_refused():
     with pytest.raises(ConfigError, match="No table's place"):
         draw_tables("# Nothing here\n")
