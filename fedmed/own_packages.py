@@ -12,6 +12,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 PACKAGES = ("fedmed", "server", "client", "simulations", "configs")
+COMMANDS = {"flower-server": "server.app", "flower-client": "client.app", "fedmed-simulate": "simulations.run"}
+"""Command to the module whose ``main`` it runs."""
 ROOT = Path(__file__).resolve().parents[1]
 """Folder that holds our packages."""
 
@@ -50,23 +52,23 @@ def import_own_packages() -> None:
         importlib.import_module(name)
 
 
-def run_command(module: str) -> int:
-    """Run ``main`` of one of our modules with our own packages in front; return its exit code."""
+def run_command(name: str) -> int:
+    """Run one of :data:`COMMANDS` with our own packages in front; return its exit code."""
     use_own_packages()
-    main: Callable[[], int] = importlib.import_module(module).main
+    main: Callable[[], int] = importlib.import_module(COMMANDS[name]).main
     return main()
 
 
 def run_server() -> int:
     """Run the command ``flower-server``."""
-    return run_command("server.app")
+    return run_command("flower-server")
 
 
 def run_client() -> int:
     """Run the command ``flower-client``."""
-    return run_command("client.app")
+    return run_command("flower-client")
 
 
 def run_simulation() -> int:
     """Run the command ``fedmed-simulate``."""
-    return run_command("simulations.run")
+    return run_command("fedmed-simulate")

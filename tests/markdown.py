@@ -2,15 +2,16 @@
 
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fedmed.own_packages import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-"""Command -> ``module:function``."""
+SCRIPTS = COMMANDS
+"""Command -> module with its ``main``."""
 PACKAGES = ("fedmed", "server", "client", "simulations")
 _FOLDERS = (*PACKAGES, "configs", "tests", ".github", ".ci")
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,7 +92,7 @@ def list_pages() -> list[Page]:
     found = list(ROOT.glob("*.md"))
     for folder in _FOLDERS:
         found += (ROOT / folder).rglob("*.md")
-    return [Page(path) for path in sorted(found) if path.name != "table.md"]
+    return [Page(path) for path in sorted(found) if path.name != "table.md" and "fixtures" not in path.parts]
 
 
 def read_command(line: str) -> Command | None:
@@ -102,7 +103,7 @@ def read_command(line: str) -> Command | None:
         return None
     module = None
     if words and words[0] in SCRIPTS:
-        module, rest = SCRIPTS[words[0]].partition(":")[0], words[1:]
+        module, rest = SCRIPTS[words[0]], words[1:]
     elif len(words) > 2 and _PYTHON.match(words[0]) and words[1] == "-m":
         module, rest = words[2], words[3:]
     elif len(words) > 1 and _PYTHON.match(words[0]) and "/" in words[1]:

@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from fedmed.own_packages import PACKAGES, ROOT, find_shadowing
+from fedmed.own_packages import COMMANDS, PACKAGES, ROOT, find_shadowing
 from fedmed.processes import child_environment
 from fedmed.versions import find_versions
 
@@ -31,6 +32,12 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout
+
+
+def test_every_command_that_is_installed_is_known() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == set(COMMANDS)
+    assert all(script.startswith("fedmed.own_packages:") for script in scripts.values())
 
 
 def test_modules_in_the_way_are_found(folder: Path) -> None:
