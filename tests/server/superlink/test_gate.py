@@ -25,8 +25,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 
 import server.superlink.admission
 from fedmed.keys import fingerprint
+from fedmed.protocol.http import DROP_PATH, OPEN_PATH
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import DROP_PATH, OPEN_PATH, Bell, Event
+from server.superlink.asgi import Bell, Event
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.superlink.object_transfer import PartsDesk
