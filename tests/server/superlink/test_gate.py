@@ -28,8 +28,9 @@ import server.superlink.asgi
 import server.superlink.gate
 import server.superlink.routes
 from fedmed.keys import fingerprint
+from fedmed.protocol.http import DROP_PATH, OPEN_PATH
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import DROP_PATH, OPEN_PATH, Bell, Event
+from server.superlink.asgi import Bell, Event
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.superlink.object_transfer import PartsDesk
