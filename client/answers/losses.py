@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from client.hospital.site_data import Site
-from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
-from fedmed.fairness.figures.group_losses import GROUP_LOSSES, START_LOSS, release_group_losses, release_start_loss
+from fedmed.fairness.figures.group_losses import release_group_losses, release_start_loss
 from fedmed.fairness.figures.groups import assign_groups
+from fedmed.protocol.kinds import GROUP_LOSSES, MAS_WEIGHT, START_LOSS
 from fedmed.training.evaluate import compute_logits
 
 

@@ -21,8 +21,8 @@ from client.answers.losses import measure_risks
 from client.hospital.site_data import Site
 from fedmed.config import Plan
 from fedmed.errors import TrainingError, WireError
-from fedmed.fairness.figures.group_losses import START_LOSS
 from fedmed.metrics.classification import compute_figures
+from fedmed.protocol.kinds import START_LOSS
 from fedmed.protocol.tensors import load_state, select_state
 from fedmed.storage.atomic_files import encode_json
 from fedmed.storage.site_state import SiteState

@@ -22,15 +22,13 @@ from fedmed.losses import build_loss
 from fedmed.metrics.packing import MOST_GROUPS
 from fedmed.metrics.site_tables import COMPARED_MODELS
 from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fedmed.protocol.kinds import KINDS, name_kind
 from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
 from fedmed.training.network import get_network, hash_model
 
 _logger = logging.getLogger("fedmed.client")
 
 PARTS = ("validation", "test")
-_ACTIONS = {"train": ("local", "distil"), "evaluate": ("recalibrate", "release", "calibrate")}
-"""What for Flower is a kind of training or of evaluation."""
-_NEED_ROUND = ("train", "local", "distil")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
@@ -44,7 +42,7 @@ class Request:
     """One request of the server."""
 
     kind: str
-    """``query``, ``train``, ``local``, ``distil``, ``evaluate``, ``recalibrate``, ``calibrate`` or ``release``."""
+    """Name of one of :data:`fedmed.protocol.kinds.KINDS`."""
     plan: Plan
     round: int = 0
     """From 1 in training; 0 is the model at the start."""
@@ -82,7 +80,7 @@ def read_request(message: Message) -> Request:
     WireError
         With the value found and what is allowed.
     """
-    kind = message_kind(message)
+    kind = name_kind(message.metadata.message_type)
     try:
         values = read_values(message, REQUEST)
     except RecursionError:
@@ -103,7 +101,7 @@ def read_request(message: Message) -> Request:
         other=read_other(values, plan, _read_plan),
         distil=read_distil(values, kind),
     )
-    if kind in _NEED_ROUND and request.round == 0:
+    if kind in KINDS and KINDS[kind].needs_round and request.round == 0:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
     if kind == "local" and not plan.benefit:
         raise WireError("The request is to train a model of this site alone, which the plan does not foresee.")
@@ -113,12 +111,6 @@ def read_request(message: Message) -> Request:
         raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
     check_other(kind, request.part, request.other)
     return request
-
-
-def message_kind(message: Message) -> str:
-    """Return ``query``, ``train``, ``evaluate``, or what for Flower is a kind of the latter two."""
-    kind, _, action = message.metadata.message_type.partition(".")
-    return action if action in _ACTIONS.get(kind, ()) else kind
 
 
 def check_classes(request: Request, own: tuple[str, ...]) -> None:

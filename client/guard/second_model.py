@@ -10,15 +10,9 @@ from pydantic import Field, ValidationError
 
 from fedmed.config import Plan, Section
 from fedmed.errors import WireError
-from fedmed.metrics.site_tables import STUDENT, TEACHER
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_other_model
 
-EXPECTED: Mapping[tuple[str, str | None], str] = {
-    ("evaluate", "validation"): STUDENT,
-    ("evaluate", "test"): TEACHER,
-    ("distil", None): TEACHER,
-}
-"""Kind and part of the requests that may bring a second model: what that is."""
 _COMMON = ("seed", "classes", "image_size", "augmentation", "run_id", "study", "approval", "fairness")
 """Parts of a plan that are the same for two models that one request is about."""
 
@@ -101,7 +95,8 @@ def check_other(kind: str, part: str | None, other: OtherModel | None) -> None:
     WireError
         If not.
     """
-    if other is not None and other.name != EXPECTED.get((kind, part)):
+    phase = KINDS[kind].find_phase(part) if kind in KINDS else None
+    if other is not None and (phase is None or other.name != phase.other):
         raise WireError(
             f"The request brings a second model, '{other.name}'. Allowed: a student with the validation of a model, a "
             "teacher with its test or its distillation."

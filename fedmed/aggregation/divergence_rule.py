@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmed.aggregation.fair_rules import Weights, normalise
+from fedmed.protocol.kinds import MAS_WEIGHT
 
-MAS_WEIGHT = "mas_weight"
-"""Name of r_k in a site's report."""
 SMALLEST_DISTANCE = 1e-6
 """Distances below it count as it, so that none is divided by 0; float32 cannot tell ``2 - 2 cos`` from 0 there."""
 

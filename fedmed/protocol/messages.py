@@ -26,20 +26,32 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedmed.errors import WireError, tame
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import SiteTables
+from fedmed.protocol.kinds import ARTEFACT, MISMATCH, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 
+__all__ = [
+    "ARTEFACT",
+    "MISMATCH",
+    "MODEL",
+    "OTHER_MODEL",
+    "REPORT",
+    "REQUEST",
+    "STYPE",
+    "SUMS",
+    "TABLES",
+    "make_content",
+    "pack_files",
+    "read_artefact",
+    "read_model",
+    "read_other_model",
+    "read_sums",
+    "read_tables",
+    "read_values",
+    "unpack_files",
+    "unpack_tables",
+]
+
 STYPE = "safetensors"
-MODEL = "model"
-OTHER_MODEL = "other_model"
-TABLES = "tables"
-SUMS = "sums"
-ARTEFACT = "artefact"
-REQUEST = "request"
-REPORT = "report"
-MISMATCH = "mismatch"
-"""Key of a report: how far a site's images are from a network's BatchNorm statistics."""
-COMPARE_FORMS = "evaluate.release"
-"""Flower's message type of the request to compare the forms of a model before it is released."""
 
 
 def make_content(

@@ -11,6 +11,7 @@ from flwr.app import Message
 from fedmed.errors import WireError
 from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
 from fedmed.metrics.values import Array
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_sums, read_values
 from fedmed.storage.atomic_files import write_atomically
 from server.finish.chosen import ChosenModel, ask_sums
@@ -78,12 +79,11 @@ def _describe(found: Temperature, num_sites: int) -> str:
 def _collect(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Sums]:
     """Return the sums of the sites that have answered with some that can be used, in the order of their names."""
     declared = session.attendance.num_images("validation")
-    session.listener.on_phase("calibrate", model.round, len(session.attendance.descriptions))
 
     def read(message: Message, site: str) -> Sums:
         return _read(message, model.model_sha256, declared[site])
 
-    sums = ask_sums(session, "evaluate.calibrate", model, best_round, read, what="sums for the temperature")
+    sums = ask_sums(session, KINDS["calibrate"], model, best_round, read)
     return {site: of_site for site, of_site in sums.items() if of_site[0]}
 
 

@@ -8,7 +8,8 @@ from flwr.app import Message
 
 from fedmed.errors import WireError
 from fedmed.export.release_form import describe_comparison, read_answer
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, read_values
 from server.finish.chosen import ChosenModel
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.session import Session
@@ -80,11 +81,12 @@ def compare_at_sites(session: Session, model: ChosenModel, best_round: int | Non
         else:
             findings.add(answer.site, found)
 
-    listener.on_phase("release", model.round, len(sites))
+    kind = KINDS["release"]
+    listener.on_phase(kind.phase_name("test"), model.round, len(sites))
     request = session.make_request(model.round, part="test", best_round=best_round) | {"artefact_sha256": sha256}
     deadline_s = session.config.round_deadline_s
     missing = session.courier.ask(
-        COMPARE_FORMS,
+        kind.flower,
         request,
         model.model_path,
         model.model_sha256,

@@ -32,6 +32,7 @@ from fedmed.distillation import (
 from fedmed.distillation.pixels import PixelModel, held_still
 from fedmed.distillation.teachers.teacher import read_mobilenet_features
 from fedmed.errors import FedmedError
+from fedmed.protocol.kinds import KINDS
 from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
@@ -95,7 +96,7 @@ def distil_at_server(
     if done is not None and done.get("target", "global") == settings.target:
         return done
     assert session.config.fopro is not None, "there is a compression"
-    session.listener.on_phase("distil", model.round, 0)
+    session.listener.on_phase(KINDS["distil"].phase_name(), model.round, 0)
     large = Network(session.plan)
     large.fill(model.model_path.read_bytes(), {})
     student, not_copied = build_student(session, settings)

@@ -18,6 +18,7 @@ from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import RECORD_FILE, read_record
@@ -169,7 +170,7 @@ class _Rounds:
         request = {"plan": self._plan.model_dump(mode="json"), "round": number, "part": None, "best_round": None}
         return train_at_sites(
             self._session,
-            "train.distil",
+            KINDS["distil"],
             {**request, "distil": settings},
             self._path,
             hash_file(self._path),

@@ -19,6 +19,7 @@ from fedmed.errors import WireError
 from fedmed.fairness.figures.group_losses import read_start_loss
 from fedmed.metrics.site_tables import COMPARED_MODELS, LOCAL, SiteTables
 from fedmed.processes import Backoff
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
@@ -131,9 +132,10 @@ class _Calls:
         if not sites:
             return False
         before = dict(record.sites)
-        session.listener.on_phase("local", last_round, len(sites))
+        kind = KINDS["local"]
+        session.listener.on_phase(kind.phase_name(), last_round, len(sites))
         missing = session.courier.ask(
-            "train.local",
+            kind.flower,
             session.make_request(last_round, best_round=None),
             self._initial,
             self._sha256,

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Message
 
 from fedmed.errors import ReparameterizationError, WireError
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_sums, read_values
 from fedmed.reparameterization import apply_sums, pool_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
@@ -69,7 +70,6 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
         The model as it was, where no site has sent sums.
     """
     began = time.monotonic()
-    session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
     network = Network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
     sums = _collect(session, model, network, best_round)
@@ -109,7 +109,7 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
     def read(message: Message, site: str) -> Sums:
         return _read(message, model.model_sha256, shapes, most_values[site])
 
-    return ask_sums(session, "evaluate.recalibrate", model, best_round, read, what="BatchNorm sums")
+    return ask_sums(session, KINDS["recalibrate"], model, best_round, read)
 
 
 def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:

@@ -17,6 +17,7 @@ from flwr.app import Message
 from fedmed.config import Plan
 from fedmed.distillation import check_same_teacher
 from fedmed.errors import FedmedError, tame
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
@@ -76,10 +77,10 @@ class Attendance:
         new = [site for site in strangers if site not in self.silent]
         if not new:
             return
-        listener.on_phase("join", round_number, len(new))
+        listener.on_phase(KINDS["query"].phase_name(), round_number, len(new))
         request = self._make_request()
         missing = exchange.ask(
-            "query",
+            KINDS["query"].flower,
             lambda site: request,
             new,
             deadline_s=deadline_s,

@@ -70,7 +70,7 @@ class Courier:
         Parameters
         ----------
         kind : str
-            Flower's message type, which begins with ``train`` or ``evaluate``.
+            Flower's message type of a kind of message.
         values : mapping
             The request.
         model_file : Path

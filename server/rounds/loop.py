@@ -17,6 +17,7 @@ from fedmed.aggregation import average_updates
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.processes import Backoff
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import MODEL_FILE, Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, to_plain_json, write_metrics_csv
@@ -175,7 +176,7 @@ class RoundLoop:
         attendance.probe(session.exchange, dormant, session.config.round_deadline_s)
         collector = train_at_sites(
             session,
-            "train",
+            KINDS["train"],
             session.make_request(round_number, best_round=self.state.best_round) | request_values(self.state.fair),
             self._model_file,
             self._model_sha256,

@@ -11,11 +11,7 @@ class Listener(Protocol):
     """Is told what happens, as it happens."""
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
-        """Hear that a phase begins.
-
-        They are ``join``, ``train``, ``evaluate``, ``local`` (the sites' models of their own), ``distil`` (into a
-        small network; at no site where the server does it), ``recalibrate``, ``calibrate``, ``test`` and ``release``.
-        """
+        """Hear that a phase of :data:`fedmed.protocol.kinds.KINDS` begins; at no site where the server works alone."""
 
     def on_answer(self, site: str, problem: str | None) -> None:
         """Hear that a site has answered; ``problem`` says why its answer does not count."""

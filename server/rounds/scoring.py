@@ -11,6 +11,7 @@ from flwr.app import Message
 from fedmed.errors import WireError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import MISMATCH, REPORT, read_tables, read_values, unpack_tables
 from fedmed.storage.atomic_files import atomic_folder, write_atomically
 from server.rounds.courier import Courier, SecondModel
@@ -95,7 +96,14 @@ def collect_tables(
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
     missing = courier.ask(
-        "evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take, other=other
+        KINDS["evaluate"].flower,
+        request,
+        model_file,
+        model_sha256,
+        sites,
+        deadline_s=deadline_s,
+        on_answer=take,
+        other=other,
     )
     for site in missing.late:
         listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")

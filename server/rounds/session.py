@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
 from fedmed.errors import FederationError
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.run_folder import RunFolder
@@ -65,7 +66,7 @@ class Session:
         In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``; on
         either part it may be compared with a second model that is sent along.
         """
-        self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
+        self.listener.on_phase(KINDS["evaluate"].phase_name(part), round_number, len(sites))
         return collect_tables(
             self.courier,
             self.make_request(round_number, part=part, best_round=best_round)

@@ -8,16 +8,11 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from fedmed.aggregation import check_num_images, check_update, compare_norms, site_weights
-from fedmed.aggregation.divergence_rule import MAS_WEIGHT, read_divergence
+from fedmed.aggregation.divergence_rule import read_divergence
 from fedmed.config import Compression
 from fedmed.errors import WireError
-from fedmed.fairness.figures.group_losses import (
-    GROUP_LOSSES,
-    START_LOSS,
-    GroupLosses,
-    read_group_losses,
-    read_start_loss,
-)
+from fedmed.fairness.figures.group_losses import GroupLosses, read_group_losses, read_start_loss
+from fedmed.protocol.kinds import GROUP_LOSSES, MAS_WEIGHT, START_LOSS
 from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.protocol.quantisation import CompressionError, decompress_update
 from fedmed.storage.atomic_files import explain_write_failure

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmed.errors import FedmedError, RunFolderError
+from fedmed.protocol.kinds import KINDS, find_phase
 from fedmed.storage.history import read_history, to_plain_json
 from server.supervision.status_view import ENDED, STATUS_FILE, process_start, read_status, render_status
 
@@ -160,10 +161,9 @@ class StatusFile:
 
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
-        if phase in {"recalibrate", "calibrate", "test", "release"}:
-            self._content["state"] = "proving" if phase == "release" else "testing"
-        elif phase in {"train", "evaluate", "local"}:
-            self._content["state"] = "round"
+        known = find_phase(phase)
+        if known is not None and known.state is not None:
+            self._content["state"] = known.state
 
     def _take_answer(self, site: str, problem: str | None) -> None:
         self._content["answered"] += 1
@@ -172,7 +172,7 @@ class StatusFile:
             self._update_site(site, joined=True)
         else:
             self._content["message"] = f"{site}: {problem}"
-            if self._content["phase"] == "join":
+            if self._content["phase"] == KINDS["query"].phase_name():
                 self._update_site(site, joined=False)
 
     def _update_site(self, site: str, **values: Any) -> None:

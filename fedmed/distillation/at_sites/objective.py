@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmed.aggregation.divergence_rule import MAS_WEIGHT, compute_divergence
+from fedmed.aggregation.divergence_rule import compute_divergence
 from fedmed.config import FoproPlan, Plan
 from fedmed.data import (
     NUM_VIEWS,
@@ -37,6 +37,7 @@ from fedmed.distillation.teachers.cache import get_teacher
 from fedmed.distillation.teachers.feature_cache import FeatureCache
 from fedmed.distillation.teachers.self_teacher import SelfTeacher
 from fedmed.distillation.teachers.teacher import Teacher
+from fedmed.protocol.kinds import MAS_WEIGHT
 from fedmed.seeding import make_rng, seeded_torch
 
 _FEATURE_BYTES = 2

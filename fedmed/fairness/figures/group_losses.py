@@ -12,11 +12,10 @@ import torch
 
 from fedmed.metrics.packing import LONGEST_NAME, MOST_GROUPS
 from fedmed.metrics.site_tables import UNKNOWN
+from fedmed.protocol.kinds import GROUP_LOSSES, START_LOSS
 
 LARGEST_LOSS = 1e6
 """A mean loss above this is taken for a fault."""
-START_LOSS = "start_loss"
-GROUP_LOSSES = "group_losses"
 
 GroupLosses = dict[str, tuple[int, float]]
 """Group to number of images and sum of their losses."""

@@ -16,7 +16,8 @@ from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.release_form import LIMITS, read_answer
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, make_content, pack_files, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, make_content, pack_files, read_values
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import PATIENT, PLAN, HospitalSite
@@ -208,6 +209,6 @@ def test_comparison_of_few_images_is_not_sent(tmp_path: Path) -> None:
             return Message(make_content(REPORT, values), reply_to=message)
 
         values = {"plan": PLAN, "round": 1, "part": "test", "artefact_sha256": "0" * 64}
-        message = site.message(COMPARE_FORMS, site.model, values, b"x")
+        message = site.message(KINDS["release"].flower, site.model, values, b"x")
         with pytest.raises(PolicyError, match=problem):
             guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)

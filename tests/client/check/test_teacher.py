@@ -86,6 +86,18 @@ def test_batch_norm_sums_are_of_the_network_that_they_are_asked_for(config: Clie
         assert read_bytes(told, "sums") == len(pack_tensors({"1": torch.zeros(3, width, dtype=torch.float64)}))
 
 
+def test_update_of_the_small_network_leaves_where_the_sites_train_it(config: ClientConfig) -> None:
+    """The small network's tensors and a few numbers; nothing of the large one, which has a width of 4."""
+    told = check(config, small_network=SMALL)["leaves: update of the small network"]
+    assert told.status == "ok", told
+    packed = Network(Plan.model_validate(SMALL["plan"])).pack()
+    assert read_bytes(told.found, "model") == len(packed)
+    assert "(learning_rate, loss, num_images, train_s); model" in told.found
+    for small in (None, SMALL | {"is_trained_at_sites": False}):
+        found = check(config, small_network=small)["leaves: update of the small network"].found
+        assert found == "nothing: the server plans no small network that the sites train"
+
+
 def test_own_model_that_is_not_foreseen_or_not_allowed(config: ClientConfig) -> None:
     assert "benefit: false" in check(config)["leaves: own model"].found
     declined = check(with_policy(config, benefit=False), {"benefit": True})["leaves: own model"]

@@ -11,12 +11,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client.guard import audit as site_audit
 from client.guard.guard import guard_messages
-from client.guard.leaving import LEAVING
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
 from fedmed.errors import FedmedError, PolicyError, describe_error
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.metrics.site_tables import FEDERATED
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_tables
 from fedmed.training.network import Network
 from tests.client.support import second_model
@@ -176,7 +176,7 @@ def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.Log
 def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     """A key that is on the list but never sent would be a hole that nobody needs."""
     site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
-    sent: dict[str, set[str]] = {kind: set() for kind in LEAVING}
+    sent: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
         replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
         if kind != "query":
@@ -210,5 +210,5 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
         sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
+    assert sent == {name: set(kind.report) for name, kind in KINDS.items()}
     assert site_audit.AUDIT_FILE == "audit.jsonl"

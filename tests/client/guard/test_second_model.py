@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from client import site as app
-from client.guard.leaving import LEAVING
 from client.guard.ledger import COUNTS_FILE
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, TEACHER
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, REQUEST, read_model, read_tables, read_values
 from fedmed.training.network import Network, get_network
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
@@ -50,7 +50,7 @@ def test_guard_holds_a_distance_of_few_images_back(tmp_path: Path, monkeypatch: 
 
 def test_student_is_trained_and_only_that_leaves(site: HospitalSite) -> None:
     reply = distil(site)
-    assert set(read_values(reply, REPORT)) == set(LEAVING["distil"][REPORT]) - {"missing_model"}
+    assert set(read_values(reply, REPORT)) == set(KINDS["distil"].report) - {"missing_model"}
     assert [part["name"] for part in list_parts(reply.content)] == [REPORT, MODEL]
     before, after = (
         Network(Plan.model_validate(SMALL)),
