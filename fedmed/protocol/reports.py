@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
-from fedmed.metrics.packing import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
-from fedmed.metrics.site_tables import UNKNOWN
+from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS, UNKNOWN
 from fedmed.protocol.reading import SAME_VERSION, Count, Sha256, Told
 
 LARGEST_LOSS = 1e6

@@ -4,18 +4,17 @@ One class for all kinds of message: which of its fields a kind may use depends o
 and is checked there (:mod:`client.guard.requests`).
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, JsonValue, PlainSerializer
 
 from fedmed.config import Plan
-from fedmed.metrics.packing import MOST_GROUPS
-from fedmed.metrics.site_tables import COMPARED_MODELS
+from fedmed.metrics.limits import MOST_GROUPS
+from fedmed.metrics.site_tables import COMPARED_MODELS, ComparedModel
 from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fedmed.protocol.kinds import ScoredPart
 from fedmed.protocol.reading import SAME_VERSION, Sha256, Told
 
-PARTS = ("validation", "test")
-"""Images that can be scored."""
 NEEDS_DISTIL = "The request's 'distil' cannot be read. Needed: temperature and feature_weight."
 _LARGEST_WEIGHT = 1e6
 _HASH = "64 hexadecimal digits"
@@ -31,8 +30,8 @@ class DistilSettings(Told):
     """How the first model learns from the second, see :func:`fedmed.distillation.compact_loss`."""
 
     what: ClassVar[str] = "The request"
-    temperature: Annotated[float, Field(gt=0, le=100)]
-    feature_weight: Annotated[float, Field(ge=0, le=1000)]
+    temperature: float = Field(gt=0, le=100, description="above 0, up to 100")
+    feature_weight: float = Field(ge=0, le=1000, description="0 to 1000")
 
 
 class OtherModel(Told):
@@ -52,7 +51,7 @@ class Request(Told):
     plan: SentPlan = Field(description=_UNREADABLE_PLAN)
     round: int | None = Field(None, ge=0, description=_COUNT)
     """From 1 in training; 0 is the model at the start."""
-    part: Literal["validation", "test"] | None = Field(None, description=", ".join(PARTS))
+    part: ScoredPart | None = Field(None, description=", ".join(get_args(ScoredPart)))
     """Which images to score."""
     best_round: int | None = Field(None, ge=0, description=_COUNT)
     model_sha256: Sha256 | None = Field(None, description=_HASH)
@@ -65,9 +64,7 @@ class Request(Told):
         None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description=f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
     )
     """By what the model's outputs are divided in a test."""
-    compare: list[Literal["batch_norm", "fine_tuned", "local"]] = Field(
-        [], description=f"a list of {', '.join(COMPARED_MODELS)}"
-    )
+    compare: list[ComparedModel] = Field([], description=f"a list of {', '.join(COMPARED_MODELS)}")
     """Models with which the federation's is compared in a test, see :mod:`client.answers.compared_models`."""
     group_weights: dict[str, Weight] = Field(
         {},

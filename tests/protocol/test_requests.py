@@ -71,7 +71,11 @@ def test_what_was_written_is_read() -> None:
         ({"model_sha256": SHA256 + "\n"}, "Allowed: 64 hexadecimal digits."),
         ({"group_weights": {"f": True}}, "The request's 'group_weights.f' is True. Allowed: at most 200 groups"),
         ({"group_weights": {str(n): 1.0 for n in range(201)}}, "Allowed: at most 200 groups"),
-        ({"distil": {"temperature": 1.0}}, "The request's 'distil' cannot be read. Needed: temperature and feature_"),
+        (
+            {"distil": {"temperature": 0.0, "feature_weight": 1.0}},
+            "'distil.temperature' is 0.0. Allowed: above 0",
+        ),
+        ({"distil": 3}, "The request's 'distil' cannot be read. Needed: temperature and feature_"),
         ({"other": {}}, "The request's 'other' is not what was agreed: name, plan and sha256 of a model."),
         ({"compare": [["local"]]}, "The request's 'compare.0' is ['local']. Allowed: a list of batch_norm, fine_tuned"),
         ({"x\x1b" * 500: 1}, "The request holds 'x?x?x?x?"),
