@@ -89,7 +89,8 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         With what to do; everything up to the last closed round is saved.
     """
     session = _open_session(grid, run, listener)
-    run.record_distillation(name_distillation(session.plan.fopro), session.attendance.teacher)
+    teacher = session.attendance.teacher
+    run.record_distillation(name_distillation(session.plan.fopro), None if teacher is None else dict(teacher))
     start = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))

@@ -31,6 +31,7 @@ from fedmed.export.release_form import describe_comparison, describe_problem
 from fedmed.predict import PredictionError, open_artefact
 from fedmed.protocol.messages import unpack_files
 from fedmed.protocol.release import COMPARED_FILES, MANIFEST_FILE, ONNX_FILE
+from fedmed.protocol.reports import FormsCompared, FormsProblem
 
 _logger = logging.getLogger("fedmed.client")
 _SITE_FAULTS = (OSError, MemoryError)
@@ -40,7 +41,7 @@ class CandidateError(FedmedError):
     """What was sent as the deployable form of a model cannot be that; its text speaks only of what was sent."""
 
 
-def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site: Site) -> dict[str, Any]:
+def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site: Site) -> FormsCompared | FormsProblem:
     """Compare a model in train form with its artefact on the test images that may be counted.
 
     Parameters
@@ -56,7 +57,7 @@ def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site:
 
     Returns
     -------
-    dict
+    FormsCompared or FormsProblem
         What may leave, see :mod:`fedmed.export.release_form`: errors and counts, or what is wrong with the artefact.
     """
     folder = site.files_of(request.plan).folder

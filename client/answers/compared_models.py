@@ -64,7 +64,7 @@ def compute_compared_logits(network: Network, request: Request, site: Site) -> d
     }
     names = list(network.whole.state_dict())
     federated = select_state(network.whole, names)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name in request.compare:
         try:
             compared = makers[name]()

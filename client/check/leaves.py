@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from client.check.bench import Bench, Check, CheckResult
 from client.check.data import WHOLE
 from client.check.model import without_prompt_steps
 from client.check.teacher import find_small
-from client.guard.message_parts import list_parts
+from client.guard.message_parts import Part, list_parts
 from client.guard.policy import check_test
 from client.site import app
 from client.supernode.local_message import make_local_message
@@ -31,9 +31,11 @@ from fedmed.config.files import dump_config
 from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
-from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
+from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, TEACHER, PairedTables, SiteTables
 from fedmed.protocol.kinds import KINDS, REPORT, REQUEST, TABLES, Kind, Phase
 from fedmed.protocol.messages import make_content, read_tables, read_values
+from fedmed.protocol.reports import FormsReport
+from fedmed.protocol.requests import DistilSettings, OtherModel, Request
 from fedmed.reparameterization import Comparison
 from fedmed.training.devices import use_threads
 from fedmed.training.network import get_network
@@ -42,7 +44,7 @@ _SMALL = "small"
 _RUN_ID = "check"
 _TRAIN_ROWS = 2
 _NEEDS = ("classes", "policy", "training step")
-_DISTIL = {"temperature": 1.0, "feature_weight": 0.0}
+_DISTIL = DistilSettings(temperature=1.0, feature_weight=0.0)
 """The true ones are not known yet; what leaves has the same size with any."""
 
 
@@ -87,8 +89,8 @@ def _check_comparison(row: _Row, bench: Bench, name: str) -> CheckResult:
         return CheckResult(name, "ok", f"nothing: {refusals[0]}")
     form = Comparison("float32", 1e-6, 10.0, 0, 0, 0)
     told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(bench.get_plan().classes)))
-    content = make_content(REPORT, {"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": told})
-    parts = "; ".join(map(_describe_part, list_parts(content)))
+    report = FormsReport(model_sha256="0" * 64, artefact_sha256="0" * 64, comparison=told)
+    parts = "; ".join(map(_describe_part, list_parts(make_content(REPORT, report.to_values()))))
     return CheckResult(name, "ok", f"{parts}, about: {row.kind.about}")
 
 
@@ -145,17 +147,17 @@ def _explain(kind: Kind, reply: Message) -> str:
 def _ask(row: _Row, asked: Plan, bench: Bench, folder: Path) -> Message:
     """Return the ClientApp's reply to a request as the server would make it."""
     plan = _settle(asked, row.compression)
-    values: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "best_round": None}
-    model, other = None, None
+    request, model, packed = Request(plan=plan), None, None
     if row.kind.counted_as:
-        values |= {"round": 1, "part": row.phase.part}
+        request = Request(plan=plan, round=1, part=row.phase.part)
         model = get_network(plan).pack()
     if row.name == "distil":
         large = _settle(bench.get_plan(), "none")
-        other = get_network(large).pack()
-        told = {"name": row.phase.other, "plan": large.model_dump(mode="json")}
-        values |= {"distil": _DISTIL, "other": told | {"sha256": hashlib.sha256(other).hexdigest()}}
-    message = make_local_message(make_content(REQUEST, values, model=model, other_model=other), row.kind.flower)
+        packed = get_network(large).pack()
+        other = OtherModel(name=TEACHER, plan=large, sha256=hashlib.sha256(packed).hexdigest())
+        request = Request(plan=plan, round=1, other=other, distil=_DISTIL)
+    content = make_content(REQUEST, request.to_values(), model=model, other_model=packed)
+    message = make_local_message(content, row.kind.flower)
     settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
     context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
     return app(message, context)
@@ -213,7 +215,7 @@ def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[
     return chosen
 
 
-def _describe_part(part: dict[str, Any]) -> str:
+def _describe_part(part: Part) -> str:
     keys = f" ({', '.join(part['keys'])})" if part.get("keys") else ""
     return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
 

@@ -33,7 +33,6 @@ from fedmed.fairness.disclosure.tables import find_breach
 from fedmed.fairness.figures.group_losses import find_loss_breach
 from fedmed.protocol.kinds import (
     KINDS,
-    MISMATCH,
     MODEL,
     REPORT,
     REQUEST,
@@ -44,6 +43,7 @@ from fedmed.protocol.kinds import (
     name_kind,
 )
 from fedmed.protocol.messages import read_tables, read_values
+from fedmed.protocol.reports import FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
 from fedmed.storage.audit import AuditLog
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -171,28 +171,32 @@ class Guard:
 
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
         """Return why what is on the list must not leave this time; every number is checked, whatever was asked for."""
-        told, k = read_values(reply, REPORT), self._policy.suppression.k
-        breach = find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
-        if breach is None and "comparison" in told:
-            breach = self._find_breach_of_comparison(request, told["comparison"])
-        if breach is None and SUMS in reply.content and "n" in KINDS[request.kind].report:
-            breach = _find_breach_of_sums(told.get("n"), k)
-        if breach is None and TABLES in reply.content:
-            breach = self._find_breach_of_tables(request, reply, site)
-        return breach
+        k = self._policy.suppression.k
+        try:
+            told = KINDS[request.kind].read_report(read_values(reply, REPORT))
+        except WireError:  # its text quotes what must not leave
+            return "its report is malformed"
+        match told:
+            case TrainReport():
+                return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
+            case FormsReport():
+                return self._find_breach_of_comparison(request, told)
+            case TemperatureReport() if SUMS in reply.content and told.n < k:
+                return f"its sums are over fewer than k = {k} images"
+        return self._find_breach_of_tables(request, reply, told, site) if TABLES in reply.content else None
 
-    def _find_breach_of_tables(self, request: Request, reply: Message, site: str) -> str | None:
+    def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:
         tables, k = read_tables(reply), self._policy.suppression.k
         breach = find_breach(tables, choose_release(self._policy, request.part), site)
         if breach is not None:
             return f"its tables must not leave, because {breach}"
-        if read_values(reply, REPORT).get(MISMATCH) is None or tables.site.counts.sum() >= k:
+        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.counts.sum() >= k:
             return None
         return f"its distance is of fewer than k = {k} images"
 
-    def _find_breach_of_comparison(self, request: Request, compared: object) -> str | None:
+    def _find_breach_of_comparison(self, request: Request, told: FormsReport) -> str | None:
         try:
-            found = release_form.read_answer(compared, len(request.plan.classes))
+            found = release_form.read_answer(told.comparison, len(request.plan.classes))
         except WireError:
             return "its comparison of the model's forms is malformed"
         if isinstance(found, str):  # words of ours about what the server has sent
@@ -268,10 +272,6 @@ def _find_stranger(kind: str, parts: list[Part]) -> str | None:
         return "it holds a part that is not on the list of what may leave, or none"
     strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
     return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
-
-
-def _find_breach_of_sums(n: object, k: int) -> str | None:
-    return None if isinstance(n, int) and n >= k else f"its sums are over fewer than k = {k} images"
 
 
 def _trains(policy: PolicyConfig, kind: Kind) -> bool:

@@ -10,18 +10,29 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import JsonValue
+
+from fedmed.protocol.reports import (
+    Declined,
+    DistilReport,
+    FormsReport,
+    LocalReport,
+    MissingModel,
+    NormSumsReport,
+    Report,
+    ScoreReport,
+    SiteDescription,
+    TemperatureReport,
+    TrainReport,
+)
+
 REQUEST, REPORT = "request", "report"
 MODEL, OTHER_MODEL = "model", "other_model"
 TABLES, SUMS = "tables", "sums"
 ARTEFACT = "artefact"
 
-MISMATCH = "mismatch"
-"""Key of a report: how far a site's images are from a network's BatchNorm statistics."""
-START_LOSS, GROUP_LOSSES = "start_loss", "group_losses"
-"""Keys of a report: losses of the global model before the training, of all images and by patient group."""
-MAS_WEIGHT = "mas_weight"
-"""Key of a report: r_k of :mod:`fedmed.aggregation.divergence_rule`."""
-
+ScoredPart = Literal["validation", "test"]
+"""Images that can be scored."""
 Counted = Literal["run", "trained", "tested", "compared"]
 Bar = Literal["rounds", "local"]
 State = Literal["round", "testing", "proving"]
@@ -37,7 +48,7 @@ class Phase:
     """For people: what goes on."""
     leaves: str
     """For people: what leaves a site, a row of ``flower-client --check``."""
-    part: str | None = None
+    part: ScoredPart | None = None
     """Images that it is about: ``validation`` or ``test``; None for those that are trained on, or none."""
     other: Literal["student", "teacher"] | None = None
     """What a second model in the request is."""
@@ -57,8 +68,8 @@ class Kind:
     """One, unless the same is asked of several parts of the images."""
     brings: tuple[str, ...] = ()
     """Parts that a request may hold beside ``request`` and ``model``."""
-    report: frozenset[str] = frozenset()
-    """Keys that the report of a reply may have."""
+    reports: tuple[type[Report], ...] = ()
+    """The report of a reply with what was asked for, and those that a site may send in its place."""
     returns: tuple[str, ...] = ()
     """Parts that a reply may hold beside the report."""
     tells: str | None = None
@@ -83,6 +94,11 @@ class Kind:
         return self.phases[0].title
 
     @property
+    def report(self) -> frozenset[str]:
+        """Keys that the report of a reply may have."""
+        return frozenset(key for form in self.reports for key in form.model_fields)
+
+    @property
     def leaving(self) -> Mapping[str, frozenset[str]]:
         """All that may leave a site: parts of the reply, with the keys of the report."""
         return {REPORT: self.report, **{part: frozenset() for part in self.returns}}
@@ -104,38 +120,32 @@ class Kind:
             raise KeyError(f"'{self.flower}' is not asked of the part {part!r} of the images.")
         return phase.name
 
+    def read_report(self, values: Mapping[str, JsonValue]) -> Report:
+        """Return the report of a reply.
+
+        Raises
+        ------
+        WireError
+            If it is none of those that the kind has.
+        """
+        instead = next((form for form in self.reports[1:] if form.fits(values)), self.reports[0])
+        return instead.read(values)
+
     def is_answered(self, parts: Container[str], report: Container[str]) -> bool:
         """Return whether a reply with these parts and keys of the report gives what was asked for."""
         return any(part in parts for part in self.returns) or (self.tells is not None and self.tells in report)
 
 
-_MODEL_KEYS = frozenset({"model_sha256", "missing_model"})
-_TRAINING_KEYS = frozenset({"num_images", "loss", "learning_rate", "train_s", "missing_model"})
-
 KINDS: dict[str, Kind] = {
     "query": Kind(
         flower="query",
         phases=(Phase("join", "sites get ready", "description"),),
-        report=frozenset(
-            {
-                "site",
-                "num_images",
-                "model_digest",
-                "teacher",
-                "versions",
-                "class_counts",
-                "synthetic",
-                "thresholds",
-                "attributes",
-                "validation_scores",
-                "show_alone",
-            }
-        ),
+        reports=(SiteDescription,),
     ),
     "train": Kind(
         flower="train",
         phases=(Phase("train", "training", "update", state="round", bar="rounds"),),
-        report=_TRAINING_KEYS | {"ekd", "prompt_bands", MAS_WEIGHT, START_LOSS, GROUP_LOSSES},
+        reports=(TrainReport, MissingModel),
         returns=(MODEL,),
         needs_round=True,
         trains=True,
@@ -145,7 +155,7 @@ KINDS: dict[str, Kind] = {
     "local": Kind(
         flower="train.local",
         phases=(Phase("local", "training of each site alone", "own model", state="round", bar="local"),),
-        report=frozenset({"rounds_done", "train_s", "loss", "missing_model", "declined"}),
+        reports=(LocalReport, Declined, MissingModel),
         tells="rounds_done",
         about="how far this site's own model is, which itself never leaves",
         needs_round=True,
@@ -159,7 +169,7 @@ KINDS: dict[str, Kind] = {
         flower="train.distil",
         phases=(Phase("distil", "distillation into a small network", "update of the small network", other="teacher"),),
         brings=(OTHER_MODEL,),
-        report=_TRAINING_KEYS,
+        reports=(DistilReport, MissingModel),
         returns=(MODEL,),
         needs_round=True,
         trains=True,
@@ -172,14 +182,14 @@ KINDS: dict[str, Kind] = {
             Phase("test", "test", "test tables", "test", "teacher", "testing"),
         ),
         brings=(OTHER_MODEL,),
-        report=_MODEL_KEYS | {MISMATCH},
+        reports=(ScoreReport, MissingModel),
         returns=(TABLES,),
         counted_as="tested",
     ),
     "recalibrate": Kind(
         flower="evaluate.recalibrate",
         phases=(Phase("recalibrate", "BatchNorm statistics", "BatchNorm sums", state="testing"),),
-        report=_MODEL_KEYS,
+        reports=(NormSumsReport, MissingModel),
         returns=(SUMS,),
         about="number, sum and squares of what each BatchNorm's channels get from all training images",
         counted_as="trained",
@@ -187,7 +197,7 @@ KINDS: dict[str, Kind] = {
     "calibrate": Kind(
         flower="evaluate.calibrate",
         phases=(Phase("calibrate", "temperature", "sums for the temperature", state="testing"),),
-        report=_MODEL_KEYS | {"n"},
+        reports=(TemperatureReport, MissingModel),
         returns=(SUMS,),
         about="likelihood and slope at each temperature, of all validation images that may be counted",
         counted_as="trained",
@@ -196,7 +206,7 @@ KINDS: dict[str, Kind] = {
         flower="evaluate.release",
         phases=(Phase("release", "comparison of the forms", "comparison", "test", state="proving"),),
         brings=(ARTEFACT,),
-        report=_MODEL_KEYS | {"artefact_sha256", "comparison"},
+        reports=(FormsReport, MissingModel),
         tells="comparison",
         about="largest differences between the forms of the model, and counts of test images",
         counted_as="compared",

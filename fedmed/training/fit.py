@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,16 +40,6 @@ class FitResult:
     """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
     distillation: DistillationReport | None = None
     """Of the distillation from a teacher, where the plan has one."""
-
-    def to_values(self) -> dict[str, Any]:
-        """Return what is told to the server."""
-        return {
-            "num_images": self.num_images,
-            "loss": self.loss,
-            "learning_rate": self.learning_rate,
-            "train_s": self.train_s,
-            **(self.distillation.to_values() if self.distillation else {}),
-        }
 
 
 def fit(

@@ -19,6 +19,8 @@ from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
 from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.reading import explained
+from fedmed.protocol.requests import DistilSettings, Request
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import RECORD_FILE, read_record
@@ -166,12 +168,14 @@ class _Rounds:
         )
 
     def _ask(self, number: int) -> UpdateCollector:
-        settings = {"temperature": self._settings.temperature, "feature_weight": self._settings.feature_weight}
-        request = {"plan": self._plan.model_dump(mode="json"), "round": number, "part": None, "best_round": None}
+        with explained(DistilSettings, FederationError):
+            settings = DistilSettings(
+                temperature=self._settings.temperature, feature_weight=self._settings.feature_weight
+            )
         return train_at_sites(
             self._session,
             KINDS["distil"],
-            {**request, "distil": settings},
+            Request(plan=self._plan, round=number, distil=settings),
             self._path,
             hash_file(self._path),
             parameters=self._student.parameter_names,

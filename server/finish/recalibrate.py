@@ -14,7 +14,8 @@ from flwr.app import Message
 
 from fedmed.errors import ReparameterizationError, WireError
 from fedmed.protocol.kinds import KINDS
-from fedmed.protocol.messages import REPORT, read_sums, read_values
+from fedmed.protocol.messages import read_report, read_sums
+from fedmed.protocol.reports import NormSumsReport
 from fedmed.reparameterization import apply_sums, pool_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.storage.atomic_files import hash_file, write_atomically
@@ -114,7 +115,7 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
 
 def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:
     """Return a site's sums; what cannot be true of its images is refused."""
-    if read_values(message, REPORT).get("model_sha256") != sha256:
+    if read_report(message, NormSumsReport).model_sha256 != sha256:
         raise WireError("The sums are of another model than the one that was sent.")
     sums = read_sums(message)
     if {name: tuple(values.shape) for name, values in sums.items()} != shapes:

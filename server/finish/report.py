@@ -1,11 +1,13 @@
 """What a run folder shows for itself: its report, from what lies on the disk alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.processes.locks import wait_for_lock
+from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
 from fedmed.report.document import build_document
 from fedmed.report.page import save_report
@@ -86,7 +88,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         seed=config.seed,
         thresholds=_find_thresholds(sites),
         single_sites=not isinstance(config, ServerConfig),
-        agreed=frozenset(site for site, told in sites.items() if told.get("show_alone") is True),
+        agreed=frozenset(site for site, told in sites.items() if told.show_alone),
         temperature=run.read_temperature() if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},
@@ -97,7 +99,12 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
 
 
 def _make_notes(
-    config: FederationConfig, sites: dict[str, Any], answered: set[str], rounds_done: int, *, tested: bool
+    config: FederationConfig,
+    sites: Mapping[str, SiteDescription],
+    answered: set[str],
+    rounds_done: int,
+    *,
+    tested: bool,
 ) -> list[str]:
     if not tested:
         return [
@@ -112,21 +119,25 @@ def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"participation": lines}
 
 
-def _find_composition(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[int]]] | None:
+def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[str, list[int]]] | None:
     """Return site -> part -> images by class for the sites that share it, None if no site does."""
-    shared = {site: told["class_counts"] for site, told in sorted(sites.items()) if told.get("class_counts")}
+    shared = {
+        site: {str(part): counts for part, counts in told.class_counts.items()}
+        for site, told in sorted(sites.items())
+        if told.class_counts is not None
+    }
     return shared or None
 
 
-def _find_thresholds(sites: dict[str, dict[str, Any]]) -> dict[str, int]:
+def _find_thresholds(sites: Mapping[str, SiteDescription]) -> dict[str, int]:
     """Return the largest thresholds below which a site withholds its tables."""
-    told = [site["thresholds"] for site in sites.values() if "thresholds" in site]
-    return {key: max((int(one[key]) for one in told), default=1) for key in ("k", "k_row")}
+    told = [site.thresholds for site in sites.values()]
+    return {"k": max((one.k for one in told), default=1), "k_row": max((one.k_row for one in told), default=1)}
 
 
-def _is_synthetic(config: FederationConfig, sites: dict[str, dict[str, Any]]) -> bool:
+def _is_synthetic(config: FederationConfig, sites: Mapping[str, SiteDescription]) -> bool:
     declared = config.data.synthetic if isinstance(config.data, SitesData) else config.data.source == "phantom"
-    return declared or any(told.get("synthetic") is True for told in sites.values())
+    return declared or any(told.synthetic for told in sites.values())
 
 
 def _shown_settings(config: FederationConfig) -> dict[str, Any]:

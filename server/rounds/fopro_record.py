@@ -14,8 +14,6 @@ from fedmed.protocol.tensors import load_state
 from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.network import PROMPT
 
-MOST_BANDS = 8
-_LARGEST_GAIN = 1e6
 LARGEST_PROMPT_VALUE = 20.0
 """Of a prompt, a reconstruction, in either direction. Its gains are ``exp(ln g_max tanh(u))``, and in float32 ``tanh``
 is 1 from u = 9.02: what lies beyond changes no gain and has no gradient, so no honest training goes there. Averaged, it
@@ -29,15 +27,6 @@ class Told(Protocol):
     images: int | None
     ekd: float | None
     prompt_bands: list[float | None] | None
-
-
-def read_bands(value: object) -> list[float | None] | None:
-    """Return a site's gain by band, or None where it sent none or something else; it is only shown."""
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_BANDS:
-        return None
-    if not all(gain is None or _is_gain(gain) for gain in value):
-        return None
-    return [None if gain is None else float(gain) for gain in value]
 
 
 def check_prompt(update: TensorFile) -> str | None:
@@ -94,7 +83,3 @@ def _summarise_average(plan: Plan, averaged: Path) -> list[dict[str, float | Non
     names = list(prompt.state_dict())
     load_state(prompt, {name: torch.from_numpy(file.load(PROMPT + name)) for name in names}, names)
     return summarize_static(prompt, plan.image_size)
-
-
-def _is_gain(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LARGEST_GAIN

@@ -29,6 +29,7 @@ from fedmed.protocol.kinds import (
     name_kind,
 )
 from fedmed.protocol.messages import make_content
+from fedmed.protocol.reports import Report
 from server.supervision.console import PlainListener
 from server.supervision.status import StatusFile, read_status, render_status
 from tests.client.support.hospital import PLAN as ASKED
@@ -39,10 +40,19 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "fedmed" / "protocol" / "kinds.py"
 HANDBOOK = ROOT / "client" / "README.md"
 PHASES = [phase for kind in KINDS.values() for phase in kind.phases]
+
+
+class ProbeReport(Report):
+    """What a site tells of a probe."""
+
+    probed: bool | None = None
+    size: int
+
+
 PROBE = Kind(
     flower="train.probe",
     phases=(Phase("probe", "a probe of the sums", "probe sums", state="testing"),),
-    report=frozenset({"probed", "size"}),
+    reports=(ProbeReport,),
     returns=(SUMS,),
     about="a number",
     counted_as="trained",

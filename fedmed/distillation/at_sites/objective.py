@@ -6,7 +6,6 @@ Letters: B batch, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,6 @@ from fedmed.distillation.teachers.cache import get_teacher
 from fedmed.distillation.teachers.feature_cache import FeatureCache
 from fedmed.distillation.teachers.self_teacher import SelfTeacher
 from fedmed.distillation.teachers.teacher import Teacher
-from fedmed.protocol.kinds import MAS_WEIGHT
 from fedmed.seeding import make_rng, seeded_torch
 
 _FEATURE_BYTES = 2
@@ -61,11 +59,6 @@ class DistillationReport:
     ekd: float | None
     bands: list[float | None] | None
     divergence: float | None = None
-
-    def to_values(self) -> dict[str, Any]:
-        """Return the entries of the site's report."""
-        values = {"ekd": self.ekd, "prompt_bands": self.bands, MAS_WEIGHT: self.divergence}
-        return {key: value for key, value in values.items() if value is not None}
 
 
 class _MainLoss(nn.Module):

@@ -169,7 +169,7 @@ def load_teacher(settings: TeacherSettings | Mapping[str, Any] | str) -> Teacher
     return _finish(built, chosen, digest)
 
 
-def check_same_teacher(descriptions: Mapping[str, Mapping[str, Any]]) -> None:
+def check_same_teacher(descriptions: Mapping[str, Mapping[str, str | int]]) -> None:
     """Refuse a round whose sites have different teachers: neither features nor projectors would be comparable.
 
     Parameters

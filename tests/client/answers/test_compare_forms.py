@@ -17,8 +17,9 @@ from fedmed.errors import PolicyError, WireError
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.release_form import read_answer
 from fedmed.protocol.kinds import KINDS
-from fedmed.protocol.messages import REPORT, make_content, pack_files, read_values
+from fedmed.protocol.messages import REPORT, make_content, pack_files, read_report, read_values
 from fedmed.protocol.release import COMPARED_FILES
+from fedmed.protocol.reports import FormsReport
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import PATIENT, PLAN, HospitalSite
@@ -52,7 +53,7 @@ def replace(files: Files, name: str, content: bytes) -> None:
 
 
 def read(reply: Message) -> Any:
-    return read_answer(read_values(reply, REPORT)["comparison"], 3)
+    return read_answer(read_report(reply, FormsReport).comparison, 3)
 
 
 def test_comparison_counts_what_may_be_counted_and_nothing_else(tmp_path: Path, files: Files) -> None:

@@ -10,7 +10,7 @@ from client import site as site_module
 from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
 from fedmed.config.client import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, TrainingError, describe_error
+from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
@@ -117,7 +117,8 @@ def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path:
 
 def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path)
-    site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
+    with pytest.raises(WireError, match="holds 'key00000', which is not known here"):
+        site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
     (part,) = site.events("received")[0]["parts"]
     assert (len(part["keys"]), part["num_keys"]) == (40, 5001)
 

@@ -97,6 +97,37 @@ def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Chang
     assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
 
 
+TOLD = {"num_images": 500, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"num_images": 500, "prompt_bands": [1.0]},
+        TOLD | {"prompt_bands": [1.0] * 9},
+        TOLD | {"prompt_bands": [[1.0]]},
+        TOLD | {"prompt_bands": PATIENT},
+        TOLD | {"mas_weight": [0.5]},
+        TOLD | {"mas_weight": 1e-300},
+        TOLD | {"group_losses": {"a": [9, PATIENT]}},
+        TOLD | {"group_losses": [9]},
+        TOLD | {"start_loss": {PATIENT: 1}},
+        TOLD | {"loss": PATIENT},
+    ],
+)
+def test_what_a_number_may_not_be_does_not_leave_in_its_place(tmp_path: Path, told: dict[str, Any]) -> None:
+    site = HospitalSite(tmp_path)
+
+    def answer(message: Message, context: Context) -> Message:
+        return Message(make_content(REPORT, told, model=site.model), reply_to=message)
+
+    message = site.message("train", site.model, {"plan": PLAN, "round": 1})
+    with pytest.raises(PolicyError, match="its report is malformed") as caught:
+        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+    assert PATIENT not in str(caught.value)
+    assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
+
+
 @pytest.mark.parametrize(
     ("part", "groups", "problem"),
     [

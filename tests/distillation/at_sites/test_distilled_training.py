@@ -128,8 +128,11 @@ def test_measuring_the_divergence_changes_no_bit(augmentation: str) -> None:
     asked = train(networks[1], plan.model_copy(update={"divergence": "plain"}), part)
     assert_same(state(networks[0].whole), state(networks[1].whole))
     assert plain.loss == asked.loss
-    assert "mas_weight" not in plain.to_values()
-    assert 0 < asked.to_values()["mas_weight"] <= 1
+    assert plain.distillation is not None
+    assert plain.distillation.divergence is None
+    assert asked.distillation is not None
+    assert asked.distillation.divergence is not None
+    assert 0 < asked.distillation.divergence <= 1
 
 
 def test_the_model_as_it_came_teaches_by_hand() -> None:
@@ -155,7 +158,9 @@ def test_the_model_as_it_came_teaches_by_hand() -> None:
 def test_a_site_with_one_class_has_no_divergence() -> None:
     plan, part = fopro_plan().model_copy(update={"divergence": "plain"}), Part(12)
     part.labels = torch.zeros(12, dtype=torch.int64)
-    assert "mas_weight" not in train(Network(plan), plan, part).to_values()
+    told = train(Network(plan), plan, part).distillation
+    assert told is not None
+    assert told.divergence is None
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flips", "hifuse"])

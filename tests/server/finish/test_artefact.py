@@ -201,11 +201,11 @@ def test_answer_must_fit_what_was_asked(changes: dict[str, Any], num_images: int
     message = Message(content, dst_node_id=1, message_type=KINDS["release"].flower)
     findings = Findings()
     if expected is None:
-        findings.add("a", _read(message, "a", _Expected(hashes, 2, {"a": num_images})))
+        findings.add("a", _read(message, "a", _Expected(**hashes, num_classes=2, num_images={"a": num_images})))
         assert list(findings.comparisons) == ["a"]
         return
     with pytest.raises(WireError, match=expected):
-        _read(message, "a", _Expected(hashes, 2, {"a": num_images}))
+        _read(message, "a", _Expected(**hashes, num_classes=2, num_images={"a": num_images}))
 
 
 # --- a person's decision

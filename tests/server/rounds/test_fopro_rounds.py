@@ -19,7 +19,7 @@ from fedmed.protocol.messages import MODEL, REPORT, make_content, read_model, re
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.history import read_history
 from fedmed.training.network import Network, get_network
-from server.rounds.fopro_record import LARGEST_PROMPT_VALUE, read_bands
+from server.rounds.fopro_record import LARGEST_PROMPT_VALUE
 from tests.support.federation import Federation
 from tests.support.fopro import PROMPT, TEACHER, make_fopro
 
@@ -246,23 +246,6 @@ def test_missing_teacher_ends_the_run_at_its_start(make_federation: Make, tmp_pa
     with pytest.raises(TeacherUnavailableError, match=r"no\.pth.*teacher: none"):
         federation.go()
     assert not read_history(federation.run.history_file)
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ([1, None, 2.5], [1.0, None, 2.5]),
-        (None, None),
-        ([], None),
-        ([1.0] * 9, None),
-        (["1"], None),
-        ([True], None),
-        ([-1.0], None),
-        ([float("inf")], None),
-    ],
-)
-def test_bands_that_cannot_be_true_are_not_shown(value: object, expected: object) -> None:
-    assert read_bands(value) == expected
 
 
 def test_sites_of_a_process_share_one_network(make_federation: Make) -> None:

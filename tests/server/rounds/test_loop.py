@@ -15,7 +15,16 @@ from fedmed.errors import CheckpointError, FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import combine_tables
-from fedmed.protocol.messages import MODEL, REPORT, TABLES, make_content, read_model, read_tables, read_values
+from fedmed.protocol.messages import (
+    MODEL,
+    REPORT,
+    TABLES,
+    make_content,
+    read_model,
+    read_report,
+    read_tables,
+    read_values,
+)
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.history import read_history
@@ -179,7 +188,7 @@ def test_bad_update_is_quarantined_and_the_round_goes_on(
 
 @pytest.mark.parametrize(
     ("kind", "reader"),
-    [("query", "attendance.read_values"), ("train", "updates.read_values"), ("evaluate", "scoring.read_tables")],
+    [("query", "attendance.read_report"), ("train", "updates.read_report"), ("evaluate", "scoring.read_tables")],
 )
 def test_an_answer_that_no_check_has_foreseen_ends_no_run(
     make_federation: Make, monkeypatch: pytest.MonkeyPatch, kind: str, reader: str
@@ -187,7 +196,7 @@ def test_an_answer_that_no_check_has_foreseen_ends_no_run(
     """Reading it raises what Python does for a wrong type; only its site is left out."""
     federation = make_federation(rounds=1)
     bad = federation.sites[1]
-    read: Callable[..., Any] = {"query": read_values, "train": read_values, "evaluate": read_tables}[kind]
+    read: Callable[..., Any] = {"query": read_report, "train": read_report, "evaluate": read_tables}[kind]
 
     def mark(site: str, request: Message, reply: Message) -> Message:
         if site == bad and request.metadata.message_type == kind:
