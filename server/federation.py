@@ -98,7 +98,7 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         check_compression(session)
         session.gather_sites(start.round)
         compress_between(session, start.round, start.model_path, start.model_sha256)
-    if _weighs_by_local(session) and not _is_tested(run):
+    if session.config.aggregation.needs_local_models and not _is_tested(run):
         train_local(session)  # the rounds need to know how good the sites are alone
     state = loop.run()
     chosen = state.best_round or session.config.rounds
@@ -191,11 +191,6 @@ def _is_sound(session: Session, round_number: int) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _weighs_by_local(session: Session) -> bool:
-    fair = session.config.aggregation.fair
-    return fair is not None and fair.kind == "gap_to_local"
 
 
 def _is_tested(run: RunFolder) -> bool:

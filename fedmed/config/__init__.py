@@ -15,6 +15,7 @@ from fedmed.config.aggregation import (
     GroupMinimaxConfig,
     LossReport,
     QFedAvgConfig,
+    RuleConfig,
 )
 from fedmed.config.data import (
     ClassFolderData,
@@ -90,6 +91,7 @@ __all__ = [
     "PromptConfig",
     "ProxyConfig",
     "QFedAvgConfig",
+    "RuleConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",

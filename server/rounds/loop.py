@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation import average_updates
+from fedmed.aggregation import RuleState, average_updates, make_rule
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.processes import Backoff
@@ -30,7 +30,7 @@ from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site
 from server.rounds.training import train_at_sites
 from server.rounds.updates import UpdateCollector
 from server.rounds.validation import choice_value, summarise
-from server.rounds.weights import request_values, to_weighted, weigh_updates
+from server.rounds.weights import to_weighted, weigh_updates
 
 MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
@@ -49,7 +49,7 @@ class LoopState:
     missed: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] | None = None
     audit_head: str | None = None
-    fair: dict[str, Any] = field(default_factory=dict)
+    fair: RuleState = field(default_factory=dict)
     """What the rule of ``aggregation.fair`` remembers."""
 
 
@@ -173,10 +173,11 @@ class RoundLoop:
         attendance.welcome_back(session.exchange, session.listener)
         _, dormant = attendance.split(session.config.max_missed_rounds)
         attendance.probe(session.exchange, dormant, session.config.round_deadline_s)
+        rule = make_rule(session.config.aggregation.fair)
         collector = train_at_sites(
             session,
             "train",
-            session.make_request(round_number, best_round=self.state.best_round) | request_values(self.state.fair),
+            session.make_request(round_number, best_round=self.state.best_round) | rule.to_request(self.state.fair),
             self._model_file,
             self._model_sha256,
             parameters=session.parameters,
