@@ -11,6 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmed.aggregation import GlobalModel
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
@@ -93,6 +94,8 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     start = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
+    if session.config.server_step.kind != "average":
+        listener.on_info(f"After each round the server takes a step: {session.config.server_step.describe()}.")
     loop = RoundLoop(session, start, on_closed=partial(compress_between, session))
     if not _is_tested(run):
         check_compression(session)
@@ -150,7 +153,7 @@ def _find_start(session: Session) -> Checkpoint:
     """Return the newest checkpoint, or round 0 with the initial model, and set the history to it."""
     found = session.checkpoints.load_latest()
     if found is None:
-        save_checkpoint(session.checkpoints, 0, write_initial(session), LoopState())
+        save_checkpoint(session.checkpoints, 0, GlobalModel(write_initial(session)), LoopState())
         found = session.checkpoints.load(0)
     for problem in found.problems:
         session.listener.on_note(f"{problem} Going on from round {found.round}.")

@@ -5,11 +5,14 @@ from fedmed.aggregation import divergence_rule, fair_rules, group_rules
 from fedmed.aggregation.average import WeightedUpdate, average_updates, site_weights
 from fedmed.aggregation.quarantine import UpdateCheck, check_num_images, check_update, compare_norms
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule
+from fedmed.aggregation.server_step import GlobalModel, ServerStep, make_step
 
 __all__ = [
+    "GlobalModel",
     "RoundUpdates",
     "Rule",
     "RuleState",
+    "ServerStep",
     "UpdateCheck",
     "WeightedUpdate",
     "Weights",
@@ -21,5 +24,6 @@ __all__ = [
     "fair_rules",
     "group_rules",
     "make_rule",
+    "make_step",
     "site_weights",
 ]

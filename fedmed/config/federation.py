@@ -11,6 +11,7 @@ from fedmed.config.fairness import GROUP_FIGURES, SITE_ATTRIBUTE, ChoiceFigure, 
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
 
 
@@ -37,6 +38,9 @@ class FederationConfig(Section):
     """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
     training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    server_step: ServerStepConfig = AverageConfig()
+    """From a round's average to the next global model; its ``kind`` is ``average``, ``fedavgm``, ``fedadam`` or
+    ``fedyogi``."""
     batch_norm: Literal["average", "local", "recalibrate"] = "average"
     """``average``: BatchNorm is averaged like the rest (its counters are not). ``local``: it stays at the site
     (FedBN)."""
