@@ -6,7 +6,7 @@ from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.report import ReportContent, write_report
-from fedmed.storage.history import read_history
+from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
 from server.rounds.attendance import load_sites
@@ -31,7 +31,7 @@ def write_interim_report(run: RunFolder) -> None:
     """Write the report of a run that is still going on, as far as it has come."""
     history = read_history(run.history_file)
     if history:
-        write_report(run.path, build_content(run, int(history[-1]["round"]), tested=False))
+        write_report(run.path, build_content(run, history[-1].round, tested=False))
 
 
 def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reasons: bool = True) -> ReportContent:
@@ -95,9 +95,9 @@ def _make_notes(
     return [f"No test answer from: {', '.join(untested)}."] if untested else []
 
 
-def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
-    lines = [line | {"reason": None} for line in record["participation"]]
-    return record | {"participation": lines}
+def _drop_reasons(record: RoundRecord) -> RoundRecord:
+    lines = [line.model_copy(update={"reason": None}) for line in record.participation]
+    return record.model_copy(update={"participation": lines})
 
 
 def _find_composition(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[int]]] | None:
