@@ -15,6 +15,7 @@ from fedmed.config.aggregation import (
     GroupMinimaxConfig,
     LossReport,
     QFedAvgConfig,
+    RuleConfig,
 )
 from fedmed.config.data import (
     ClassFolderData,
@@ -51,6 +52,14 @@ from fedmed.config.federation import FederationConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.server_step import (
+    AdaptiveConfig,
+    AverageConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedYogiConfig,
+    ServerStepConfig,
+)
 from fedmed.config.simulation import RunConfig
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -59,8 +68,10 @@ __all__ = [
     "LOCAL_MODEL_OPTIONS",
     "SCORE_FIGURES",
     "SITE_ATTRIBUTE",
+    "AdaptiveConfig",
     "AggregationConfig",
     "AgnosticConfig",
+    "AverageConfig",
     "ChoiceFigure",
     "ClassFolderData",
     "Compression",
@@ -71,6 +82,9 @@ __all__ = [
     "FairConfig",
     "FairFedConfig",
     "FairnessConfig",
+    "FedAdamConfig",
+    "FedAvgMConfig",
+    "FedYogiConfig",
     "FederationConfig",
     "FolderProxy",
     "FoproConfig",
@@ -90,9 +104,11 @@ __all__ = [
     "PromptConfig",
     "ProxyConfig",
     "QFedAvgConfig",
+    "RuleConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",
+    "ServerStepConfig",
     "SitesData",
     "SplitConfig",
     "StudentConfig",

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig, ServerStepConfig
 from fedmed.errors import ConfigError, suggest_nearest
 
 Settings = typing.TypeVar("Settings", bound=BaseModel)
@@ -24,6 +24,7 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "data": ("source", DataConfig),
     "aggregation.fair": ("kind", FairConfig),
     "fopro.proxy": ("source", ProxyConfig),
+    "server_step": ("kind", ServerStepConfig),
 }
 """Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
 

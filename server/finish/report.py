@@ -11,7 +11,7 @@ from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
 from fedmed.report.document import build_document
 from fedmed.report.page import save_report
-from fedmed.storage.history import read_history
+from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
 from server.rounds.attendance import load_sites
@@ -42,7 +42,7 @@ def write_interim_report(run: RunFolder) -> None:
     history = read_history(run.history_file)
     if not history:
         return
-    document = build_document(build_content(run, int(history[-1]["round"]), tested=False))
+    document = build_document(build_content(run, history[-1].round, tested=False))
     with wait_for_lock(run.path / _REPORT_LOCK):
         if not load_tables(run.tables / "test"):
             save_report(run.path, document)
@@ -114,9 +114,9 @@ def _make_notes(
     return [f"No test answer from: {', '.join(untested)}."] if untested else []
 
 
-def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
-    lines = [line | {"reason": None} for line in record["participation"]]
-    return record | {"participation": lines}
+def _drop_reasons(record: RoundRecord) -> RoundRecord:
+    lines = [line.model_copy(update={"reason": None}) for line in record.participation]
+    return record.model_copy(update={"participation": lines})
 
 
 def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[str, list[int]]] | None:

@@ -94,9 +94,9 @@ def test_a_federation_can_be_its_own_teacher(make_federation: Make) -> None:
     assert plan.fopro is not None
     assert (plan.fopro.teacher.name, plan.fopro.weight, plan.fopro.prompt.mode) == ("self", 1.0, "none")
     federation.go()
-    told = [record["fopro"] for record in read_history(federation.run.history_file)]
-    assert [record["teacher"] for record in told] == ["self", "self"]
-    assert all(0 < record["ekd"] <= 4 and record["bands"] is None for record in told)
+    told = [record.fopro for record in read_history(federation.run.history_file)]
+    assert [record.teacher for record in told] == ["self", "self"]
+    assert all(0 < record.ekd <= 4 and record.bands is None for record in told)
     assert not any(name.startswith("fpg.") for name in model_of(federation, 2))
     assert federation.run.read_distillation() == {"fopro": "self", "teacher": None}
     assert "which is not FoPro-KD" in (federation.run.report / "index.html").read_text()
