@@ -199,7 +199,7 @@ def test_an_answer_that_no_check_has_foreseen_ends_no_run(
             raise AttributeError("'str' object has no attribute 'items'")
         return read(message, *rest)
 
-    monkeypatch.setattr(f"server.{reader}", fail)
+    monkeypatch.setattr(f"server.rounds.{reader}", fail)
     federation.go(federation.grid(mark))
     if kind == "train":
         assert statuses(federation, 1)[bad] == "quarantined"

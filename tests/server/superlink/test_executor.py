@@ -43,8 +43,8 @@ def write_launch(link: Link, folder: Path, app: str) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a run of ``main`` from changing the process of the tests."""
     for name in ("watch_parent", "set_up_logging"):
-        monkeypatch.setattr(server.executor, name, lambda _: None)
-    monkeypatch.setattr(server.executor, "raise_on_signals", lambda: None)
+        monkeypatch.setattr(server.superlink.executor, name, lambda _: None)
+    monkeypatch.setattr(server.superlink.executor, "raise_on_signals", lambda: None)
     monkeypatch.setattr(os, "umask", lambda _: 0)
 
 
