@@ -22,6 +22,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from starlette.types import Message as Event
 
 import server.superlink.admission
 import server.superlink.asgi
@@ -29,7 +30,7 @@ import server.superlink.gate
 import server.superlink.routes
 from fedmed.keys import fingerprint
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import DROP_PATH, OPEN_PATH, Bell, Event
+from server.superlink.asgi import DROP_PATH, OPEN_PATH, Bell
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.superlink.object_transfer import PartsDesk
