@@ -17,6 +17,7 @@ from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import count_classes, make_batches, make_eval_transform, make_train_transform
 from fedmed.distillation import CoDistiller, StatisticsMatch, measure_mismatch
 from fedmed.distillation.at_sites.ekd import DistillationStudent
+from fedmed.distillation.network import get_network
 from fedmed.distillation.pixels import held_still
 from fedmed.distillation.teachers.classifier import find_classifier
 from fedmed.errors import TrainingError
@@ -27,7 +28,6 @@ from fedmed.seeding import make_rng, seeded_torch
 from fedmed.storage.site_state import SiteState
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import FitResult
-from fedmed.training.network import get_network
 from fedmed.training.optimizers import set_learning_rate
 
 MISMATCH_BATCH = 64

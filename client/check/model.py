@@ -17,9 +17,10 @@ from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
 from fedmed.config import FoproPlan, Plan
 from fedmed.data import ImagePart
+from fedmed.distillation.network import get_network
 from fedmed.training.devices import select_device, use_threads
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 _SLOW_STEP_S = 20.0
 _SPARE_DISK_BYTES = 512 * 2**20
@@ -159,7 +160,7 @@ def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device:
         indices = [(first + place * len(part) // size) % len(part) for place in range(size)]
         images = select_images(part, indices)
         result = fit(
-            network.trainee, images, one_step, site="check", round_number=1, device=device, prompt=network.prompt
+            network.trainee, images, one_step, site="check", round_number=1, device=device, objective=network.objective
         )
         seconds = min(seconds, result.train_s)
         if seconds > _SLOW_STEP_S:

@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from client.guard.second_model import DistilSettings, OtherModel, check_other, read_distil, read_other
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
+from fedmed.distillation.network import get_network
 from fedmed.errors import ConfigError, FedmedError, TeacherUnavailableError, WireError, tame
 from fedmed.losses import build_loss
 from fedmed.metrics.packing import MOST_GROUPS
 from fedmed.metrics.site_tables import COMPARED_MODELS
 from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
-from fedmed.training.network import get_network, hash_model
+from fedmed.training.network import hash_model
 
 _logger = logging.getLogger("fedmed.client")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
+from fedmed.distillation.network import build_network
 from fedmed.errors import ReparameterizationError, WireError
 from fedmed.protocol.messages import REPORT, read_sums, read_values
 from fedmed.reparameterization import apply_sums, pool_sums
@@ -70,7 +71,7 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
     """
     began = time.monotonic()
     session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
-    network = Network(session.plan)
+    network = build_network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
     sums = _collect(session, model, network, best_round)
     if not sums:

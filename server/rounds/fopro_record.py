@@ -10,9 +10,9 @@ import torch
 from fedmed.config import Plan
 from fedmed.distillation import make_prompt
 from fedmed.distillation.at_sites.objective import summarize_static
+from fedmed.distillation.network import PROMPT
 from fedmed.protocol.tensors import load_state
 from fedmed.storage.tensor_files import TensorFile
-from fedmed.training.network import PROMPT
 
 MOST_BANDS = 8
 _LARGEST_GAIN = 1e6

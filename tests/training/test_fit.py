@@ -223,6 +223,61 @@ def test_batch_of_one_is_handled(num_images: int) -> None:
     assert np.isfinite(result.loss)
 
 
+class Shrink:
+    """An objective that is none of this package's: the mean square of the outputs, whatever the labels."""
+
+    def __init__(
+        self, model: nn.Module, part: Any, plan: Plan, *, site: str, round_number: int, device: torch.device
+    ) -> None:
+        self.model, self.part, self.calls = model, part, [f"{site} {round_number} {model.training}"]
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def load(self, images: Sequence[torch.Tensor], indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        self.calls.append(f"load {len(images)}")
+        return self.part.normalised(indices), list(indices)
+
+    def loss(
+        self, x_BCHW: torch.Tensor, target_B: torch.Tensor, weights_B: torch.Tensor | None, keys: list[int] | None
+    ) -> torch.Tensor:
+        assert keys is not None
+        assert target_B.equal(self.part.labels[keys])
+        assert weights_B is not None
+        assert weights_B.tolist() == keys
+        return self.model(x_BCHW).square().mean()  # type: ignore[no-any-return]
+
+    def report(self) -> dict[str, float]:
+        return {"calls": float(len(self.calls))}
+
+
+def test_any_objective_can_be_minimised() -> None:
+    """A round of three batches of eight: one step each along its own gradient, against a loop written out here."""
+    part, made = Part(24), []
+    plan = make_plan(optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0})
+    model, expected = make_model(), make_model().train()
+
+    def make(*arguments: Any, **options: Any) -> Shrink:
+        made.append(Shrink(*arguments, **options))
+        return made[0]
+
+    result = run_fit(model, part, plan, 2, objective=make, image_weights=torch.arange(24.0))
+    order, losses = make_rng(plan.seed, "site", 2, 0, "order").permutation(24).tolist(), []
+    for first in (0, 8, 16):
+        expected.zero_grad()
+        loss = expected(part.normalised(order[first : first + 8])).square().mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        with torch.no_grad():
+            for parameter in expected.parameters():
+                assert parameter.grad is not None
+                parameter.add_(parameter.grad, alpha=-0.05)
+    assert_same(state(model), state(expected), atol=1e-6)
+    assert result.loss == pytest.approx(sum(losses) / 3, abs=1e-6)
+    assert [objective.calls for objective in made] == [["site 2 True", "begin", "load 8", "load 8", "load 8"]]
+    assert result.to_values()["calls"] == 5
+
+
 def test_evaluate_gives_the_tables_of_the_logits() -> None:
     part, plan, model = Part(10), make_plan(), make_model().eval()
     with torch.no_grad():
