@@ -95,6 +95,8 @@ def collect_norm_sums(model: nn.Module, request: Request, site: Site, purpose: s
     part, plan = site.data.train, request.plan
     transform = make_eval_transform(plan.augmentation, plan.image_size)
     order = make_rng(plan.seed, site.name, request.round, purpose).permutation(len(part))
+    if len(order) == 1:  # a single image has no variance in a layer of one position; twice, it has the variance 0
+        order = order.repeat(2)
     batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(order, _BATCH))
     return collect_sums(model.to(site.device), batches, batch_statistics=True)
 

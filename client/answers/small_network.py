@@ -26,6 +26,7 @@ from fedmed.protocol.tensors import load_state, select_state
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch
 from fedmed.storage.site_state import SiteState
+from fedmed.training.batch_norm_policy import set_train_mode
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import FitResult
 from fedmed.training.optimizers import set_learning_rate
@@ -132,7 +133,7 @@ def _run_epochs(distiller: CoDistiller, request: Request, site: Site) -> tuple[f
     settings, rate, total = plan.training, plan.training.optimizer.lr, 0.0
     optimizer = torch.optim.Adam(wrapper.parameters(), lr=rate)
     transform = make_train_transform(plan.augmentation, plan.image_size)
-    wrapper.train()
+    set_train_mode(wrapper, len(part))
     num_images = 0
     with seeded_torch(plan.seed, site.name, request.round, "distil"):
         for local_epoch in range(settings.epochs_per_round):

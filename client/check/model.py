@@ -16,7 +16,7 @@ from client.guard.policy import Refusal, check_disk, check_hours, check_plan, ch
 from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
 from fedmed.config import FoproPlan, Plan
-from fedmed.data import ImagePart
+from fedmed.data import ImagePart, count_batches
 from fedmed.distillation.network import get_network
 from fedmed.training.devices import select_device, use_threads
 from fedmed.training.fit import fit
@@ -110,7 +110,8 @@ def check_step(bench: Bench, name: str) -> CheckResult:
     """Train on one batch, and say how long an epoch will take."""
     plan, site = bench.get_plan(), bench.get_site()
     device = select_device(bench.config.device)
-    size = min(plan.training.batch_size, len(site.data.train))
+    steps = count_batches(len(site.data.train), plan.training.batch_size)
+    size = math.ceil(len(site.data.train) / steps)
     with use_threads(bench.config.threads):
         try:
             step_s, peak = _time_step(bench.get_network(), site.data.train, size, plan, device)
@@ -119,7 +120,6 @@ def check_step(bench: Bench, name: str) -> CheckResult:
                 f"The memory is not enough for one batch of {size} images.",
                 "Close other programs, or ask the coordinating site for a smaller training.batch_size.",
             ) from None
-    steps = math.ceil(len(site.data.train) / plan.training.batch_size)
     epochs = plan.training.epochs_per_round
     round_s = step_s * steps * epochs
     found = (

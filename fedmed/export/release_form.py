@@ -30,6 +30,8 @@ LIMITS = {MANIFEST_FILE: 2**24, MODEL_FILE: 2**31, ONNX_FILE: 2**31}
 PROBLEM = "problem"
 _FORMS = ("deploy", "onnx")
 _FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
+_LATER_FLOAT = "max_probability_error"
+"""Lacks in what an earlier version wrote."""
 _MOST_IMAGES = 10**8
 _MOST_LETTERS = 500
 
@@ -38,7 +40,9 @@ def describe_comparison(comparison: "FormComparison") -> dict[str, Any]:
     """Return a comparison as it leaves a site: plain JSON, floats rounded up to two digits, infinity as None."""
     values = comparison.to_values()
     for form in _FORMS:
-        values[form] |= {name: _round_up(values[form][name]) for name in _FLOATS}
+        if values[form][_LATER_FLOAT] is None:
+            del values[form][_LATER_FLOAT]
+        values[form] |= {name: _round_up(values[form][name]) for name in _list_floats(values[form])}
     return values
 
 
@@ -151,7 +155,11 @@ def place(source: Path, target: Path) -> None:
 
 
 def _show(comparison: Comparison) -> dict[str, Any]:
-    return {name: getattr(comparison, name) for name in (*_FLOATS, *_COUNTS)}
+    return {name: getattr(comparison, name) for name in (*_FLOATS, _LATER_FLOAT, *_COUNTS)}
+
+
+def _list_floats(values: Mapping[str, Any]) -> list[str]:
+    return [*_FLOATS, *([_LATER_FLOAT] if _LATER_FLOAT in values else [])]
 
 
 def _round_up(value: float) -> float | None:
@@ -169,11 +177,11 @@ def _is_row(row: object) -> bool:
 
 
 def _is_form(values: object, num_images: int) -> bool:
-    if not isinstance(values, dict) or set(values) != {"precision", *_FLOATS, *_COUNTS}:
+    if not isinstance(values, dict) or set(values) != {"precision", *_list_floats(values), *_COUNTS}:
         return False
     if values["precision"] != "float32" or not all(_is_count(values[name]) for name in _COUNTS):
         return False
-    numbers: Sequence[object] = [values[name] for name in _FLOATS]
+    numbers: Sequence[object] = [values[name] for name in _list_floats(values)]
     if not all(one is None or (isinstance(one, float) and math.isfinite(one) and one >= 0) for one in numbers):
         return False
     fits: bool = values["num_ties"] + values["num_agreeing"] <= values["num_images"] == num_images

@@ -18,6 +18,7 @@ from fedmed.config import Plan
 from fedmed.data import ImagePart, make_batches
 from fedmed.errors import TrainingError
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.training.batch_norm_policy import set_train_mode
 from fedmed.training.devices import use_channels_last
 from fedmed.training.objective import LocalObjective, MakeObjective, PlainObjective, Told
 from fedmed.training.optimizers import collect_optimizer, make_optimizer, restore_optimizer, set_learning_rate
@@ -98,12 +99,15 @@ def fit(
 
     Notes
     -----
+    Batches are those of :func:`fedmed.data.make_batches`. With fewer than 8 images BatchNorm is frozen, see
+    :func:`fedmed.training.batch_norm_policy.set_train_mode`.
+
     FedProx (Li et al., MLSys 2020) adds ``mu/2 ||w - w_global||^2`` to the loss; its gradient ``mu (w - w_global)`` is
     added to the loss's own before clipping.
     """
     start = time.perf_counter()
     settings = plan.training
-    use_channels_last(model).to(device).train()
+    set_train_mode(use_channels_last(model).to(device), len(part))
     optimizer = make_optimizer(model, settings.optimizer)
     if optimizer_state:
         restore_optimizer(optimizer, model, optimizer_state)
@@ -187,9 +191,7 @@ class _Step:
 def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]], image_weights: torch.Tensor | None) -> float:
     """Return the sum over images of their batch's mean loss."""
     total = torch.zeros((), dtype=torch.float64, device=step.device)
-    num_trained = 0
     for indices in batches:
         weights_B = None if image_weights is None else image_weights[indices].to(step.device)
         total += step(part.images(indices), indices, part.labels[indices], weights_B) * len(indices)
-        num_trained += len(indices)
-    return float(total) * len(part) / num_trained
+    return float(total)

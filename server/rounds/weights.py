@@ -29,6 +29,7 @@ from fedmed.config import (
     GroupMinimaxConfig,
     QFedAvgConfig,
 )
+from fedmed.data import count_batches
 from fedmed.errors import FederationError
 from fedmed.fairness.figures.gap_figures import compute_gaps
 from fedmed.metrics.site_tables import FEDERATED, SiteTables, combine_attribute
@@ -198,5 +199,5 @@ def _step_length(config: FederationConfig, collector: UpdateCollector, shares: W
     rate = learning_rate(training.schedule, optimizer.lr, round_number * epochs - 1, config.rounds * epochs)
     momentum = optimizer.momentum if optimizer.name == "sgd" else 0.0
     images = {u.site: u.images or 1 for u in collector.accepted()}
-    steps = math.fsum(share * math.ceil(images[site] / training.batch_size) for site, share in shares.items())
+    steps = math.fsum(share * count_batches(images[site], training.batch_size) for site, share in shares.items())
     return rate * epochs * steps / (1 - momentum)

@@ -26,7 +26,7 @@ from fedmed.reparameterization import Comparison
 
 def make(error: float = 1.23456e-7, agreeing: int = 9) -> FormComparison:
     """Ten images of two classes, one a tie."""
-    one = Comparison("float32", error, 3.14159, 10, 1, agreeing)
+    one = Comparison("float32", error, 3.14159, 10, 1, agreeing, error / 4)
     return FormComparison(one, one, [[4, 0, 0, 1], [3, 1, 0, 1]])
 
 
@@ -44,8 +44,18 @@ def test_answer_comes_back_through_json() -> None:
     assert describe_comparison(found) == told
     assert found.failures() == []
     bad = read_answer(json.loads(json.dumps(describe_comparison(make(math.inf)), allow_nan=False)), 2)
-    assert len(bad.failures()) == 2
+    assert len(bad.failures()) == 4  # a logit and a probability, of either form
     assert read_answer(describe_problem("It is\nbroken." + "x" * 1000), 2).startswith("It is?broken.x")
+
+
+def test_answer_of_a_version_without_probabilities_is_read() -> None:
+    told = describe_comparison(make())
+    for form in ("deploy", "onnx"):
+        del told[form]["max_probability_error"]
+    found = read_answer(told, 2)
+    assert isinstance(found, FormComparison)
+    assert found.onnx.max_probability_error is None
+    assert describe_comparison(found) == told
 
 
 def malform(**changes: Any) -> dict[str, Any]:
@@ -71,6 +81,7 @@ def malform(**changes: Any) -> dict[str, Any]:
         malform(paired=[[4, 0, 0, 1], [3, 1, 0, True]]),
         malform(paired=[[4, 0, 0, 1], [6, -2, 0, 1]]),
         malform(max_abs_error_of_onnx="0"),
+        malform(max_probability_error_of_deploy=-1e-9),
         malform(max_abs_error_of_onnx=-1.0),
         malform(max_abs_error_of_onnx=0),
         malform(max_abs_error_of_onnx=math.nan),
