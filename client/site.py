@@ -24,7 +24,8 @@ from client.hospital.site_data import Site, open_site
 from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
-from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
+from fedmed.distillation import describe_teacher
+from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
@@ -46,7 +47,7 @@ from fedmed.protocol.reports import (
 from fedmed.protocol.tensors import select_state, unpack_tensors
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network, hash_model
+from fedmed.training.network import Network, hash_model
 from fedmed.versions import find_versions
 
 _logger = logging.getLogger("fedmed.client")
@@ -105,10 +106,9 @@ def train(message: Message, context: Context) -> Message:
         device=site.device,
         optimizer_state=momentum if request.plan.training.keep_momentum else None,
         image_weights=weigh_images(request.plan, site, request.group_weights),
-        prompt=network.prompt,
+        objective=network.objective,
     )
-    if network.prompt is not None and result.num_images < MIN_IMAGES_TO_SHARE_PROMPT:
-        network.reset_prompt(packed)
+    network.withhold(packed, result.num_images)
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:

@@ -15,6 +15,7 @@ from fedmed.aggregation import GlobalModel
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
+from fedmed.distillation.network import build_network
 from fedmed.errors import CheckpointError, FederationError
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.quantisation import estimate_bytes
@@ -24,7 +25,6 @@ from fedmed.storage.checkpoints import Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.tensor_files import TensorFile
-from fedmed.training.network import Network
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
 from server.finish.own_models import compared_models, train_local, write_initial
@@ -126,7 +126,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     plan = config.make_plan()
     if deployed:
         plan = plan.model_copy(update={"run_id": run.read_run_id()})
-    network = Network(plan)  # for its names only: the server holds no model between rounds
+    network = build_network(plan)  # for its names only: the server holds no model between rounds
     parameters = network.parameter_names
     digest = network.digest()
     audit = AuditLog(run.audit_file)

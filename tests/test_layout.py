@@ -37,8 +37,6 @@ TIERS = [
 ]
 """Rooms, and files that are one by themselves; each imports only from those before it."""
 PLACE = {room: place for place, room in enumerate(room for tier in TIERS for room in tier)}
-LATER = {"fedmed.training": {"fedmed.distillation", "fedmed.distillation.at_sites"}}
-"""Rooms that one may import though they stand behind it."""
 MOST_MODULES = 16
 """In one folder, benchmarks apart."""
 FLOWER_ROOMS = {"server.superlink", "client.supernode", "simulations.backend"}
@@ -93,8 +91,7 @@ def test_imports_go_one_way(path: Path) -> None:
         assert "flwr" not in tops
     if own is not None:
         for room in filter(None, map(find_room, modules)):
-            allowed = PLACE[room] <= PLACE[own] or room in LATER.get(own, ())
-            assert allowed, f"{module} imports from {room}, which stands behind {own}"
+            assert PLACE[room] <= PLACE[own], f"{module} imports from {room}, which stands behind {own}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

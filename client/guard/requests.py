@@ -14,13 +14,14 @@ from flwr.app import Message
 from client.guard.second_model import check_other
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
+from fedmed.distillation.network import get_network
 from fedmed.errors import ConfigError, FedmedError, TeacherUnavailableError, WireError, tame
 from fedmed.losses import build_loss
 from fedmed.protocol.kinds import KINDS, ScoredPart, name_kind
 from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
 from fedmed.protocol.requests import NEEDS_DISTIL
 from fedmed.protocol.requests import Request as SentRequest
-from fedmed.training.network import get_network, hash_model
+from fedmed.training.network import hash_model
 
 _logger = logging.getLogger("fedmed.client")
 

@@ -10,6 +10,7 @@ from client.hospital.hospital_images import load_hospital_data
 from client.release.content import Manifest, ReleaseError
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
+from fedmed.distillation.network import strip_state
 from fedmed.export import release_form
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.check import is_artefact_of
@@ -55,7 +56,7 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     report = read_report(state_dir / "federation_report")
     with use_threads(config.threads):
         network = Network(plan)
-        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
+        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), strip_state(kept[0]))
         data = load_hospital_data(config).current()
         settings = ArtefactSettings(
             plan=plan,

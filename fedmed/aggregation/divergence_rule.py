@@ -23,6 +23,9 @@ from fedmed.protocol.reports import TrainReport
 SMALLEST_DISTANCE = 1e-6
 """Distances below it count as it, so that none is divided by 0; float32 cannot tell ``2 - 2 cos`` from 0 there."""
 
+MAS_WEIGHT = "mas_weight"
+"""Name of r_k in a site's report, see :class:`fedmed.protocol.reports.TrainReport`."""
+
 ClassMeans = Sequence[float | None]
 """(K,) means by class; None for a class without images."""
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the e
     from fedmed.export.compare import FormComparison
 
 _FORMS = ("deploy", "onnx")
-_FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
+_FLOATS = ("max_abs_error", "largest_logit", "max_probability_error")
+_COUNTS = ("num_images", "num_ties", "num_agreeing")
 _MOST_LETTERS = 500
 
 
@@ -147,6 +148,7 @@ def _describe(comparison: Comparison) -> FormDifference:
         precision="float32",
         max_abs_error=_round_up(comparison.max_abs_error),
         largest_logit=_round_up(comparison.largest_logit),
+        max_probability_error=_round_up(_or_infinite(comparison.max_probability_error)),
         num_images=comparison.num_images,
         num_ties=comparison.num_ties,
         num_agreeing=comparison.num_agreeing,
@@ -154,8 +156,19 @@ def _describe(comparison: Comparison) -> FormDifference:
 
 
 def _read(told: FormDifference) -> Comparison:
-    error, logit = (math.inf if value is None else value for value in (told.max_abs_error, told.largest_logit))
-    return Comparison(told.precision, error, logit, told.num_images, told.num_ties, told.num_agreeing)
+    return Comparison(
+        told.precision,
+        _or_infinite(told.max_abs_error),
+        _or_infinite(told.largest_logit),
+        told.num_images,
+        told.num_ties,
+        told.num_agreeing,
+        max_probability_error=_or_infinite(told.max_probability_error),
+    )
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _round_up(value: float) -> float | None:

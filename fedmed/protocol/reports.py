@@ -213,6 +213,7 @@ class FormDifference(Report):
     max_abs_error: Difference | None
     """None: infinite."""
     largest_logit: Difference | None
+    max_probability_error: Difference | None
     num_images: Count
     num_ties: Count
     num_agreeing: Count

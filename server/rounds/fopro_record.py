@@ -10,10 +10,10 @@ import torch
 from fedmed.config import Plan
 from fedmed.distillation import make_prompt
 from fedmed.distillation.at_sites.objective import summarize_static
+from fedmed.distillation.network import PROMPT
 from fedmed.protocol.tensors import load_state
 from fedmed.storage.history import RoundDistillation, SiteDistillation
 from fedmed.storage.tensor_files import TensorFile
-from fedmed.training.network import PROMPT
 
 LARGEST_PROMPT_VALUE = 20.0
 """Of a prompt, a reconstruction, in either direction. Its gains are ``exp(ln g_max tanh(u))``, and in float32 ``tanh``

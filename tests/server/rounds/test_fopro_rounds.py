@@ -12,13 +12,13 @@ from safetensors.torch import load, load_file, save
 
 from client import site as client_site
 from fedmed.distillation import FourierPrompt
+from fedmed.distillation.network import build_network, get_network
 from fedmed.errors import FederationError, TeacherUnavailableError
 from fedmed.export import load_model
 from fedmed.export.run import load_network
 from fedmed.protocol.messages import MODEL, REPORT, make_content, read_model, read_values
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.history import read_history
-from fedmed.training.network import Network, get_network
 from server.rounds.fopro_record import LARGEST_PROMPT_VALUE
 from tests.support.federation import Federation
 from tests.support.fopro import PROMPT, TEACHER, make_fopro
@@ -166,7 +166,7 @@ def test_released_model_has_no_trace_of_the_distillation(make_federation: Make, 
     exported = load_network(federation.run, federation.config, chosen, site)
     assert exported.whole is exported.model
     if batch_norm == "average":
-        trained = Network(federation.config.make_plan())
+        trained = build_network(federation.config.make_plan())
         trained.fill(RunCheckpoints(federation.run.checkpoints).load(chosen).model_path.read_bytes(), {})
         expected = trained.model.eval()(x_BCHW)
         assert load_model(federation.run.model)[0](x_BCHW).equal(expected)
