@@ -55,7 +55,7 @@ def test_answer_comes_back_through_json() -> None:
     assert describe_comparison(found) == told
     assert found.failures() == []
     bad = read(to_json(describe_comparison(make(math.inf))))
-    assert len(bad.failures()) == 2
+    assert len(bad.failures()) == 4  # a logit and a probability, of either form
     assert read(to_json(describe_problem("It is\nbroken." + "x" * 1000))).startswith("It is?broken.x")
     with pytest.raises(WireError, match="malformed: 2 classes, not 3"):
         read(to_json(told), 3)
