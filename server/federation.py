@@ -125,7 +125,8 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     parameters = network.parameter_names
     digest = network.digest()
     audit = AuditLog(run.audit_file)
-    audit.append("start", model_digest=digest)
+    code = {"extensions": [one.model_dump() for one in plan.extensions]} if plan.extensions else {}
+    audit.append("start", model_digest=digest, **code)
     if isinstance(listener, EventListener):
         listener.tell_model(digest)
     exchange = Exchange(grid, run)

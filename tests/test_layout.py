@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedmed", "server", "client", "simulations")
 TIERS = [
-    ["fedmed.errors", "fedmed.seeding", "fedmed.registry", "fedmed.predict", "fedmed.native"],
+    ["fedmed.errors", "fedmed.seeding", "fedmed.registry", "fedmed.installed_code", "fedmed.extensions"],
+    ["fedmed.predict", "fedmed.native"],
     ["fedmed.config"],
     ["fedmed.storage", "fedmed.processes", "fedmed.keys"],
     ["fedmed.metrics", "fedmed.losses", "fedmed.reparameterization"],

@@ -6,6 +6,8 @@ and like them it stays here.
 
 from pathlib import Path
 
+from client.guard.outside_code import check_extensions
+from client.guard.policy import refuse
 from client.hospital.hospital_images import load_hospital_data
 from client.release.content import MODEL_FILE, Manifest, ReleaseError
 from fedmed.config import Plan
@@ -16,6 +18,7 @@ from fedmed.export.check import is_artefact_of
 from fedmed.export.manifest import read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
+from fedmed.extensions import allow_only, check_installed
 from fedmed.storage.site_state import SiteState
 from fedmed.training.devices import use_threads
 from fedmed.training.network import Network
@@ -52,7 +55,9 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     if kept is None:
         raise ReleaseError("This site has no BatchNorm of its own of this run: it took no part, or forgot it.")
     report = read_report(state_dir / "federation_report")
-    with use_threads(config.threads):
+    refuse(check_extensions(config.policy, plan))
+    check_installed(plan.extensions)
+    with allow_only(config.policy.extensions, config.own_code), use_threads(config.threads):
         network = Network(plan)
         network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
         data = load_hospital_data(config).current()

@@ -34,7 +34,8 @@ class FederationConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig | SitesData
     loss: dict[str, Any] = Field(default={"ce": 1.0, "cws": 1.0})
-    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
+    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options. A term is named as in
+    ``fedmed.losses.list_losses()`` or by its import path, ``package.module:function``."""
     training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
     batch_norm: Literal["average", "local", "recalibrate"] = "average"
@@ -65,7 +66,13 @@ class FederationConfig(Section):
     ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
 
     def make_plan(self) -> Plan:
-        """Return the part of the settings that the sites need."""
+        """Return the part of the settings that the sites need.
+
+        Raises
+        ------
+        ExtensionError
+            If a model or a loss is named by an import path that is not installed here.
+        """
         assert self.classes is not None, "classes are set when the data is prepared"
         return Plan(
             seed=self.seed,
@@ -84,7 +91,7 @@ class FederationConfig(Section):
             loss_attribute=self.aggregation.attribute,
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
-        )
+        ).describe_extensions()
 
     @property
     def distillation(self) -> FoproPlan | None:
