@@ -163,7 +163,7 @@ def test_model_and_loss_are_built_with_their_options(installed: Path) -> None:
     expected = -log_p[0] + 0.5 * (-0.9 * log_p[0] - 0.1 * log_p[1])
     assert torch.allclose(loss(logits, target), expected)
     assert torch.allclose(loss(logits, target, torch.tensor([2.0])), 2 * expected)
-    with pytest.raises(ConfigError, match="has no option 'widht'. Did you mean 'width'"):
+    with pytest.raises(ConfigError, match=r"has no option 'widht'\. Did you mean 'width'"):
         create_model(MODEL, 3, widht=5)
 
 
