@@ -11,6 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmed.aggregation import GlobalModel
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
@@ -93,12 +94,14 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     start = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
+    if session.config.server_step.kind != "average":
+        listener.on_info(f"After each round the server takes a step: {session.config.server_step.describe()}.")
     loop = RoundLoop(session, start, on_closed=partial(compress_between, session))
     if not _is_tested(run):
         check_compression(session)
         session.gather_sites(start.round)
         compress_between(session, start.round, start.model_path, start.model_sha256)
-    if _weighs_by_local(session) and not _is_tested(run):
+    if session.config.aggregation.needs_local_models and not _is_tested(run):
         train_local(session)  # the rounds need to know how good the sites are alone
     state = loop.run()
     chosen = state.best_round or session.config.rounds
@@ -151,7 +154,7 @@ def _find_start(session: Session) -> Checkpoint:
     """Return the newest checkpoint, or round 0 with the initial model, and set the history to it."""
     found = session.checkpoints.load_latest()
     if found is None:
-        save_checkpoint(session.checkpoints, 0, write_initial(session), LoopState())
+        save_checkpoint(session.checkpoints, 0, GlobalModel(write_initial(session)), LoopState())
         found = session.checkpoints.load(0)
     for problem in found.problems:
         session.listener.on_note(f"{problem} Going on from round {found.round}.")
@@ -192,11 +195,6 @@ def _is_sound(session: Session, round_number: int) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _weighs_by_local(session: Session) -> bool:
-    fair = session.config.aggregation.fair
-    return fair is not None and fair.kind == "gap_to_local"
 
 
 def _is_tested(run: RunFolder) -> bool:

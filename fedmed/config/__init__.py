@@ -15,6 +15,7 @@ from fedmed.config.aggregation import (
     GroupMinimaxConfig,
     LossReport,
     QFedAvgConfig,
+    RuleConfig,
 )
 from fedmed.config.data import (
     ClassFolderData,
@@ -52,6 +53,14 @@ from fedmed.config.federation import FederationConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.server_step import (
+    AdaptiveConfig,
+    AverageConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedYogiConfig,
+    ServerStepConfig,
+)
 from fedmed.config.simulation import RunConfig
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -60,8 +69,10 @@ __all__ = [
     "LOCAL_MODEL_OPTIONS",
     "SCORE_FIGURES",
     "SITE_ATTRIBUTE",
+    "AdaptiveConfig",
     "AggregationConfig",
     "AgnosticConfig",
+    "AverageConfig",
     "ChoiceFigure",
     "ClassFolderData",
     "Compression",
@@ -73,6 +84,9 @@ __all__ = [
     "FairConfig",
     "FairFedConfig",
     "FairnessConfig",
+    "FedAdamConfig",
+    "FedAvgMConfig",
+    "FedYogiConfig",
     "FederationConfig",
     "FolderProxy",
     "FoproConfig",
@@ -92,9 +106,11 @@ __all__ = [
     "PromptConfig",
     "ProxyConfig",
     "QFedAvgConfig",
+    "RuleConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",
+    "ServerStepConfig",
     "SitesData",
     "SplitConfig",
     "StudentConfig",

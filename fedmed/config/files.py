@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig, ServerStepConfig
 from fedmed.config.section import BY_PATH
 from fedmed.errors import ConfigError, suggest_nearest
 
@@ -25,6 +25,7 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "data": ("source", DataConfig),
     "aggregation.fair": ("kind", FairConfig),
     "fopro.proxy": ("source", ProxyConfig),
+    "server_step": ("kind", ServerStepConfig),
 }
 """Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
 

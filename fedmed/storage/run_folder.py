@@ -6,7 +6,7 @@
 ``splits/``               which image is where, so that the same parts can be used again
 ``roster.json``           node id of the engine -> name of the site
 ``history.jsonl``         one line a round; ``metrics.csv`` is the same as a table
-``checkpoints/``          the initial model, the last rounds and the best
+``checkpoints/``          the initial model, the last rounds and the best, with what a server step remembers
 ``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, and how far
                           the sites' own models are
 ``updates/``              what sites sent in the round under way

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.aggregation import average_updates
+from fedmed.aggregation import GlobalModel, RuleState, average_updates, make_rule, make_step
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.processes import Backoff
 from fedmed.storage.atomic_files import hash_file
-from fedmed.storage.checkpoints import MODEL_FILE, Checkpoint, RunCheckpoints
+from fedmed.storage.checkpoints import MODEL_FILE, MOMENTS_FILE, Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, to_plain_json, write_metrics_csv
 from fedmed.storage.tensor_files import TensorFile, write_tensors
 from server.rounds.attendance import save_sites
@@ -30,7 +30,7 @@ from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site
 from server.rounds.training import train_at_sites
 from server.rounds.updates import UpdateCollector
 from server.rounds.validation import choice_value, summarise
-from server.rounds.weights import request_values, to_weighted, weigh_updates
+from server.rounds.weights import to_weighted, weigh_updates
 
 MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
@@ -49,7 +49,7 @@ class LoopState:
     missed: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] | None = None
     audit_head: str | None = None
-    fair: dict[str, Any] = field(default_factory=dict)
+    fair: RuleState = field(default_factory=dict)
     """What the rule of ``aggregation.fair`` remembers."""
 
 
@@ -72,7 +72,8 @@ class RoundLoop:
         self.session, self._on_closed = session, on_closed
         self.state = LoopState(**start.state)
         self._next_round = start.round + 1
-        self._model_file, self._model_sha256 = start.model_path, start.model_sha256
+        self._model, self._model_sha256 = GlobalModel(start.model_path, start.moments_path), start.model_sha256
+        self._step = make_step(session.config.server_step)
         self._changed: set[str] = set()
         self._history = read_history(session.run.history_file)
         session.attendance.missed = dict(self.state.missed)
@@ -88,7 +89,7 @@ class RoundLoop:
         for round_number in range(self._next_round, self.session.config.rounds + 1):
             self._run_round(round_number)
             if self._on_closed is not None:
-                self._on_closed(round_number, self._model_file, self._model_sha256)
+                self._on_closed(round_number, self._model.model, self._model_sha256)
         return self.state
 
     def _run_round(self, round_number: int) -> None:
@@ -97,10 +98,11 @@ class RoundLoop:
         began = time.monotonic()
         collector, attempt = self._collect_updates(round_number)
         averaged, weights = self._average(collector, round_number)
-        sha256 = hash_file(averaged)
+        following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
+        sha256 = hash_file(following.model)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
         scores = self.session.score(
-            round_number, averaged, sha256, sorted(answered), part="validation", best_round=self.state.best_round
+            round_number, following.model, sha256, sorted(answered), part="validation", best_round=self.state.best_round
         )
         record = {
             "round": round_number,
@@ -118,10 +120,10 @@ class RoundLoop:
             "validation": summarise(scores.tables, self.session.attendance.agreed),
         }
         if self.session.plan.fopro is not None:
-            record["fopro"] = describe_round(self.session.plan, collector.accepted(), averaged)
+            record["fopro"] = describe_round(self.session.plan, collector.accepted(), following.model)
         record["alarms"] = self._find_alarms(record)
         self._warn_of_coverage(record)
-        self._close(record, collector, scores, averaged)
+        self._close(record, collector, scores, following)
 
     def _gather_sites(self, round_number: int) -> None:
         for site in self._changed:  # it has other images than it declared, so it is asked again
@@ -132,10 +134,15 @@ class RoundLoop:
     def _check_disk(self, round_number: int) -> None:
         """Refuse to begin a round whose updates and checkpoint would not fit on the disk."""
         num_sites = len(self.session.attendance.descriptions)
-        copies = num_sites + 2 + (ROUNDS_KEPT * num_sites if keeps_site_models(self.session.config) else 0)
+        copies = (
+            num_sites
+            + 2
+            + self._step.num_files
+            + (ROUNDS_KEPT * num_sites if keeps_site_models(self.session.config) else 0)
+        )
         if self.session.patient:  # the SuperLink keeps what it is sent until it is fetched
             copies = 2 * copies
-        needed = self._model_file.stat().st_size * copies + _SPARE_BYTES
+        needed = self._model.model.stat().st_size * copies + _SPARE_BYTES
         free = shutil.disk_usage(self.session.run.path).free
         if free < needed:
             raise FederationError(
@@ -173,11 +180,12 @@ class RoundLoop:
         attendance.welcome_back(session.exchange, session.listener)
         _, dormant = attendance.split(session.config.max_missed_rounds)
         attendance.probe(session.exchange, dormant, session.config.round_deadline_s)
+        rule = make_rule(session.config.aggregation.fair)
         collector = train_at_sites(
             session,
             "train",
-            session.make_request(round_number, best_round=self.state.best_round) | request_values(self.state.fair),
-            self._model_file,
+            session.make_request(round_number, best_round=self.state.best_round) | rule.to_request(self.state.fair),
+            self._model.model,
             self._model_sha256,
             parameters=session.parameters,
             compression=session.plan.compression,
@@ -190,7 +198,7 @@ class RoundLoop:
         return collector
 
     def _average(self, collector: UpdateCollector, round_number: int) -> tuple[Path, dict[str, float]]:
-        """Write the next global model beside the updates, remove these, and return its file and the sites' weights."""
+        """Write the updates' average beside them, remove them, and return its file and the sites' weights."""
         run = self.session.run
         weights, self.state.fair = weigh_updates(
             self.session.config,
@@ -201,8 +209,8 @@ class RoundLoop:
             local_losses=lambda: read_local(run).losses,
         )
         path = run.updates / "average.safetensors"
-        layout = TensorFile(self._model_file).layout
-        updates = to_weighted(collector, weights, self._model_file)
+        layout = TensorFile(self._model.model).layout
+        updates = to_weighted(collector, weights, self._model.model)
         write_tensors(path, average_updates(updates), {"format": "pt"}, layout=layout)
         put_away(self.session, round_number, {site: collector.file_of(site) for site in weights})
         return path, weights
@@ -238,7 +246,7 @@ class RoundLoop:
         record: dict[str, Any],
         collector: UpdateCollector,
         scores: Scores,
-        averaged: Path,
+        following: GlobalModel,
     ) -> None:
         """Save the round: from here on it is never trained again."""
         session, state, round_number = self.session, self.state, int(record["round"])
@@ -255,7 +263,7 @@ class RoundLoop:
         state.audit_head = session.audit.head
         save_sites(session.run, session.attendance.descriptions)
         save_tables(round_folder(session.run.tables, round_number), scores.tables)
-        self._model_file = save_checkpoint(session.checkpoints, round_number, averaged, state)
+        self._model = save_checkpoint(session.checkpoints, round_number, following, state)
         prune_site_models(session, {round_number, state.best_round or round_number})
         self._model_sha256 = str(record["model_sha256"])
         append_record(session.run.history_file, record)
@@ -265,9 +273,14 @@ class RoundLoop:
         session.listener.on_round(record)
 
 
-def save_checkpoint(checkpoints: RunCheckpoints, round_number: int, model_file: Path, state: LoopState) -> Path:
-    """Save a round whose model is a tensor file already, and return the model's file in the checkpoint."""
-    return checkpoints.save(round_number, model_file, asdict(state), best_round=state.best_round) / MODEL_FILE
+def save_checkpoint(
+    checkpoints: RunCheckpoints, round_number: int, model: GlobalModel, state: LoopState
+) -> GlobalModel:
+    """Save a round whose model is a tensor file already, and return it where it is in the checkpoint."""
+    folder = checkpoints.save(
+        round_number, model.model, asdict(state), best_round=state.best_round, moments=model.moments
+    )
+    return GlobalModel(folder / MODEL_FILE, None if model.moments is None else folder / MOMENTS_FILE)
 
 
 def _list_reasons(collector: UpdateCollector) -> str:

@@ -9,7 +9,7 @@ from fedmed.aggregation.divergence_rule import (
     read_divergence,
     weigh_by_divergence,
 )
-from fedmed.aggregation.fair_rules import normalise
+from fedmed.aggregation.rule import normalise
 
 
 def test_two_sites_one_without_a_class() -> None:

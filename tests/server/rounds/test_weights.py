@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedmed.aggregation import average_updates
+from fedmed.aggregation import average_updates, make_rule
 from fedmed.config import RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.storage.tensor_files import TensorFile
 from server.rounds.updates import Update, UpdateCollector
-from server.rounds.weights import request_values, to_weighted, weigh_updates
+from server.rounds.weights import to_weighted, weigh_updates
 from tests.aggregation.support.updates import write_update
 
 LR = {"optimizer": {"lr": 0.5, "momentum": 0.0}, "schedule": {"name": "constant"}}
@@ -48,7 +48,7 @@ def test_without_a_rule_weights_are_shares(tmp_path, weighting, expected):
     weights, state = weigh(make_config(None, weighting), make_collector(tmp_path, a={}, b={}))
     assert weights == {"a": expected, "b": 1 - expected}
     assert state == {}
-    assert request_values(state) == {}
+    assert make_rule(None).to_request(state) == {}
 
 
 def test_left_out_updates_have_no_weight(tmp_path):
@@ -140,7 +140,8 @@ def test_group_minimax_moves_groups_and_leaves_sites(tmp_path):
     weights, state = weigh(config, collector)
     assert weights == {"a": 0.75, "b": 0.25}
     assert state["weights"] == pytest.approx({"f": 1 / 3, "m": 2 / 3})
-    assert request_values(state) == {"group_weights": pytest.approx({"f": 2 / 3, "m": 4 / 3})}
+    request = make_rule(config.aggregation.fair).to_request(state)
+    assert request == {"group_weights": pytest.approx({"f": 2 / 3, "m": 4 / 3})}
     _, again = weigh(config, collector, json.loads(json.dumps(state)))
     assert again["weights"] == pytest.approx({"f": 1 / 5, "m": 4 / 5})
 
