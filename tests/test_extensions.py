@@ -1,6 +1,8 @@
 """Code from outside fedmed: which one is meant is found without importing it, and what is not allowed never runs."""
 
 import hashlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from fedmed.extensions import (
 )
 from fedmed.losses import build_loss
 from fedmed.models import create_model
-from tests.support.extension_package import DISTRIBUTION, LOSS, MODEL, PACKAGE, importable, install
+from tests.support.extension_package import DISTRIBUTION, LOSS, MODEL, PACKAGE, SOURCE, importable, install
 
 LOOSE = "loose_networks:build"
 
@@ -76,6 +78,16 @@ def test_installed_code_is_told_with_distribution_version_and_hash(installed: Pa
     assert str(found) == f"'{MODEL}' of example-extension 1.0, SHA-256 {sha256[:12]}"
     assert not [name for name in sys.modules if name.startswith(PACKAGE)]  # not even the package around it
     check_installed([found])
+
+
+@pytest.mark.slow
+def test_pip_leaves_it_as_the_tests_install_it(installed: Path, tmp_path: Path) -> None:
+    ours = [find_extension(path) for path in (MODEL, LOSS)]
+    source = shutil.copytree(SOURCE, tmp_path / "source")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*command, "--target", str(tmp_path / "by_pip"), str(source)], check=True)
+    with importable(tmp_path / "by_pip"):
+        assert [find_extension(path) for path in (MODEL, LOSS)] == ours
 
 
 def test_file_of_another_origin_does_not_pass_for_the_distribution(installed: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
 from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
+from fedmed.extensions import is_path
 
 
 class FederationConfig(Section):
@@ -96,6 +97,12 @@ class FederationConfig(Section):
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
         ).describe_extensions()
+
+    @property
+    def code_at_server(self) -> list[str]:
+        """Import paths of what the server alone runs: the rule and the step after a round."""
+        kinds = [self.aggregation.fair.kind] if self.aggregation.fair else []
+        return [kind for kind in (*kinds, self.server_step.kind) if is_path(kind)]
 
     @property
     def distillation(self) -> FoproPlan | None:

@@ -9,20 +9,26 @@ from typing import Any
 import pytest
 
 from fedmed.config import RunConfig
+from fedmed.errors import ExtensionError, RunFolderError
 from fedmed.export.torch_loader import load_model
 from fedmed.extensions import find_extension
 from fedmed.storage.run_folder import RunFolder
+from fedmed.storage.tensor_files import TensorFile
 from server import federation as server_federation
 from server.rounds.progress import LogListener
 from simulations.simulation import check_settings, run_simulation
 from tests.integration.support.deployment import deploy, wait_for
 from tests.support.deployment_grid import Hospitals
-from tests.support.extension_package import IMAGES, LOSS, MODEL, PACKAGE, importable, install
+from tests.support.extension_package import IMAGES, LOSS, MODEL, PACKAGE, RULE, STEP, importable, install
 
 SETTINGS: dict[str, Any] = {
     "model": {"name": MODEL, "width": 6},
     "loss": {"ce": 0.5, LOSS: {"weight": 0.5, "smoothing": 0.1}},
     "training": {"optimizer": {"lr": 0.05}, "batch_size": 8},
+}
+AT_SERVER: dict[str, Any] = {
+    "aggregation": {"fair": {"kind": RULE, "options": {"most": 0.5}}},
+    "server_step": {"kind": STEP, "options": {"share": 0.5}},
 }
 SUPPRESSION = {"k": 1, "k_row": 1}
 
@@ -37,6 +43,7 @@ def test_simulation_with_a_network_a_loss_and_images_from_outside(installed: Pat
     """The process of Ray loads the code itself."""
     config = RunConfig.model_validate(
         SETTINGS
+        | AT_SERVER
         | {
             "rounds": 1,
             "workers": 1,
@@ -55,8 +62,11 @@ def test_simulation_with_a_network_a_loss_and_images_from_outside(installed: Pat
     model, loss = find_extension(MODEL).model_dump(), find_extension(LOSS).model_dump()
     assert (model["distribution"], model["version"]) == ("example-extension", "1.0")
     assert json.loads((run.model / "manifest.json").read_text())["plan"]["extensions"] == [model, loss]
+    at_server = [find_extension(path).model_dump() for path in (RULE, STEP)]
     start = json.loads(run.audit_file.read_text().splitlines()[0])
-    assert start["fields"]["extensions"] == [model, loss]
+    assert start["fields"]["extensions"] == run.read_environment()["extensions"] == [model, loss, *at_server]
+    kept = run.checkpoints / "round_00001" / "moments.safetensors"
+    assert TensorFile(kept).metadata["server_step"] == STEP
     with pytest.raises(ValueError, match=rf"extensions=\['{MODEL}'\]"):
         load_model(run.model)
     assert sum(parameter.numel() for parameter in load_model(run.model, [MODEL]).parameters()) == 3 * 9 * 6 + 6 + 14
@@ -81,10 +91,20 @@ def test_hospital_that_does_not_allow_it_is_left_out(
     assert hospitals.run.finished_file.is_file()
 
 
+def test_run_goes_on_with_the_code_that_it_has_begun_with_only(installed: Path, tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path, **SETTINGS)
+    code = find_extension(MODEL)
+    hospitals.run.record_extensions([code])
+    hospitals.run.record_start()
+    hospitals.run.record_extensions([code])
+    with pytest.raises(RunFolderError, match=r"has begun with .* 1\.0, .*Found here: .* 1\.1, .*Install again"):
+        hospitals.run.record_extensions([code.model_copy(update={"version": "1.1"})])
+
+
 def test_server_that_lacks_it_says_so(tmp_path: Path) -> None:
     assert PACKAGE not in sys.modules
     hospitals = Hospitals(tmp_path, **SETTINGS)
-    with pytest.raises(Exception, match=rf"'{MODEL}' is not installed here"):
+    with pytest.raises(ExtensionError, match=rf"'{MODEL}' is not installed here"):
         hospitals.go()
 
 
@@ -97,7 +117,9 @@ def test_four_hospitals_with_what_each_has_installed(tmp_path: Path) -> None:
     with (edited / PACKAGE / "networks.py").open("a") as file:
         file.write("\n# edited\n")
     folders = {"site_01": same, "site_02": other, "site_03": edited, "site_04": None, "site_05": same}
-    with deploy(tmp_path / "run", sites=5, min_sites=1, rounds=1, collect_wait_s=5, **SETTINGS) as deployment:
+    with deploy(
+        tmp_path / "run", sites=5, min_sites=1, rounds=1, collect_wait_s=5, **SETTINGS, **AT_SERVER
+    ) as deployment:
         for name in deployment.names[:4]:
             deployment.change_client(name, policy={"extensions": [MODEL, LOSS], "suppression": SUPPRESSION})
         server = deployment.start_server(extra_path=same)

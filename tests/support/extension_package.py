@@ -13,6 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "fixtures" / "extension_package"
 DISTRIBUTION, PACKAGE = "example-extension", "example_extension"
 MODEL, LOSS = f"{PACKAGE}.networks:build", f"{PACKAGE}.losses:build"
 IMAGES = f"{PACKAGE}.images:read"
+RULE, STEP = f"{PACKAGE}.rules:CappedShares", f"{PACKAGE}.steps:ShareOfStep"
 
 
 def install(folder: Path, version: str = "1.0") -> Path:
