@@ -44,19 +44,20 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     Raises
     ------
     FedmedError
-        If this site has no BatchNorm of the run, or the model cannot be exported or proven; an older one stays.
+        If this site has no BatchNorm of the run or does not allow the code of its network, or the model cannot be
+        exported or proven; an older one stays.
     """
     state_dir = Path(config.state_dir)
     folder = state_dir / "own_model"
     if is_artefact_of(folder, manifest.model_sha256):
         return folder
     plan, chosen = Plan.model_validate(manifest.content["plan"]), int(manifest.content["chosen_round"])
+    refuse(check_extensions(config.policy, plan))  # no guard stands here, and what is signed may name any code
+    check_installed(plan.extensions)
     kept = SiteState(state_dir / "runs" / manifest.run_id / "state").load_before(chosen + 1)
     if kept is None:
         raise ReleaseError("This site has no BatchNorm of its own of this run: it took no part, or forgot it.")
     report = read_report(state_dir / "federation_report")
-    refuse(check_extensions(config.policy, plan))
-    check_installed(plan.extensions)
     with allow_only(config.policy.extensions, config.own_code), use_threads(config.threads):
         network = Network(plan)
         network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])

@@ -109,8 +109,8 @@ def test_server_that_lacks_it_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_hospitals_with_what_each_has_installed(tmp_path: Path) -> None:
-    """Real processes: one has the same code, one another version, one lacks it, and one does not allow it."""
+def test_five_hospitals_with_what_each_has_installed(tmp_path: Path) -> None:
+    """Real processes: one has the same code, one another version, one another file, one none, one does not allow it."""
     same = install(tmp_path / "same")
     other = install(tmp_path / "other", version="1.1")
     edited = install(tmp_path / "edited")

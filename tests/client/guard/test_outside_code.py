@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from client.guard.outside_code import check_extensions
+from client.release.content import Manifest
+from client.release.own_artefact import make_own_model
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import DataError, PolicyError, WireError, describe_error
 from fedmed.extensions import find_extension
 from fedmed.training.network import Network
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
+from tests.client.support.kit import make_kit
 from tests.support.extension_package import IMAGES, LOSS, MODEL, PACKAGE, importable, install
 
 LOOSE = "marking_networks:build"
@@ -148,6 +151,14 @@ def test_what_failing_code_says_stays_at_the_site(folder: Path, caplog: pytest.L
     assert describe_error(caught.value).endswith("its code from outside fedmed has failed; the site's log says more.")
     assert "patient-17" not in str(caught.value)
     assert "patient-17" in caplog.text
+
+
+def test_released_model_runs_no_code_either_that_is_not_allowed(folder: Path) -> None:
+    config = make_kit(folder / "kit")
+    manifest = Manifest("0" * 64, {"plan": PLAN | make_plan(LOOSE), "chosen_round": 1}, "run1", "0" * 64, {})
+    with pytest.raises(PolicyError, match=r"policy\.extensions"):
+        make_own_model(config, manifest)
+    assert not (folder / "imported").exists()
 
 
 def test_own_source_needs_no_entry_and_is_no_permission_for_a_plan(folder: Path) -> None:
