@@ -17,6 +17,7 @@ from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
 from client.guard.guard import guard_messages
+from client.guard.outside_code import check_code
 from client.guard.requests import ModelMemory, Request, check_classes, read_request
 from client.guard.second_model import take_other
 from client.hospital.own_rows import encode_rows
@@ -234,6 +235,8 @@ def _reply(
 def _open(message: Message, context: Context) -> tuple[Site, Request]:
     site = open_site(context.node_config)
     request = read_request(message)
+    for plan in request.plans:  # at a hospital, the guard has done so; a simulation's workers may be other machines
+        check_code(plan)
     check_classes(request, site.data.classes)
     return site, request
 

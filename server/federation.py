@@ -11,12 +11,13 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmed.aggregation import GlobalModel
+from fedmed.aggregation import GlobalModel, make_rule
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
 from fedmed.distillation.network import build_network
 from fedmed.errors import CheckpointError, FederationError
+from fedmed.extensions import find_extension
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.quantisation import estimate_bytes
 from fedmed.storage.atomic_files import write_atomically
@@ -130,7 +131,10 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     parameters = network.parameter_names
     digest = network.digest()
     audit = AuditLog(run.audit_file)
-    audit.append("start", model_digest=digest)
+    code = [*plan.extensions, *map(find_extension, config.code_at_server)]
+    run.record_extensions(code)
+    make_rule(config.aggregation.fair)  # here, and not after the first round of training
+    audit.append("start", model_digest=digest, **({"extensions": [one.model_dump() for one in code]} if code else {}))
     if isinstance(listener, EventListener):
         listener.tell_model(digest)
     exchange = Exchange(grid, run)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedmed", "server", "client", "simulations")
 TIERS = [
     ["fedmed.errors", "fedmed.versions", "fedmed.own_packages", "fedmed.seeding", "fedmed.registry"],
+    ["fedmed.installed_code", "fedmed.extensions"],
     ["fedmed.predict", "fedmed.native"],
     ["fedmed.config"],
     ["fedmed.storage", "fedmed.processes", "fedmed.keys"],

@@ -1,7 +1,7 @@
 """From the sites' updates to the next global model: checks, exact averages and their weights."""
 
 # Those with rules are named so that make_rule knows them.
-from fedmed.aggregation import divergence_rule, fair_rules, group_rules
+from fedmed.aggregation import divergence_rule, extension, fair_rules, group_rules
 from fedmed.aggregation.average import WeightedUpdate, average_updates, site_weights
 from fedmed.aggregation.quarantine import UpdateCheck, check_num_images, check_update, compare_norms
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule
@@ -21,6 +21,7 @@ __all__ = [
     "check_update",
     "compare_norms",
     "divergence_rule",
+    "extension",
     "fair_rules",
     "group_rules",
     "make_rule",

@@ -1,10 +1,11 @@
 """Settings of aggregation rules that aim at fairness; :mod:`fedmed.aggregation` has the rules, with their formulas."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from fedmed.config.section import Section
+from fedmed.config.section import BY_PATH, Section, name_kind
+from fedmed.extensions import ImportPath
 
 LossReport = Literal["none", "site", "groups"]
 """What a site tells about the global model's loss on its training images before it trains: nothing, the mean over all
@@ -37,6 +38,11 @@ class RuleConfig(Section):
     """Whether the rounds need to know how good the sites' own models are."""
 
     kind: str
+
+    @property
+    def loss_report(self) -> LossReport:
+        """What a site tells about its losses under these settings."""
+        return self.losses
 
     @property
     def group_attribute(self) -> str | None:
@@ -141,9 +147,38 @@ class DivergenceConfig(RuleConfig):
         return "inverse" if self.inverse else "plain"
 
 
+class ExtensionRuleConfig(RuleConfig):
+    """A rule from outside fedmed. It runs at the server alone, so that no hospital has to have it or to allow it."""
+
+    kind: ImportPath
+    """``package.module:Class``, a :class:`fedmed.aggregation.Rule`."""
+    tell: LossReport = "none"
+    """What a site tells about its losses; the same as the class says of itself as ``losses``."""
+    attribute: str | None = None
+    """Attribute whose groups the rule is about; null: it is about sites."""
+    options: dict[str, Any] = Field(default={})
+    """Options of the class."""
+
+    @property
+    def loss_report(self) -> LossReport:
+        """What these settings say."""
+        return self.tell
+
+    @property
+    def group_attribute(self) -> str | None:
+        """The attribute."""
+        return self.attribute
+
+
 FairConfig = Annotated[
-    QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig | DivergenceConfig,
-    Field(discriminator="kind"),
+    Annotated[QFedAvgConfig, Tag("q_fedavg")]
+    | Annotated[AgnosticConfig, Tag("agnostic")]
+    | Annotated[GroupMinimaxConfig, Tag("group_minimax")]
+    | Annotated[FairFedConfig, Tag("fairfed")]
+    | Annotated[GapToLocalConfig, Tag("gap_to_local")]
+    | Annotated[DivergenceConfig, Tag("divergence")]
+    | Annotated[ExtensionRuleConfig, Tag(BY_PATH)],
+    Discriminator(name_kind("kind")),
 ]
 
 
@@ -156,7 +191,7 @@ class AggregationConfig(Section):
     """An update is quarantined when its norm is more than this many times the median of the others'."""
     fair: FairConfig | None = None
     """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
-    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``. Null: none."""
+    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``, or the import path of a class. Null: none."""
 
     @property
     def attribute(self) -> str | None:
@@ -166,7 +201,7 @@ class AggregationConfig(Section):
     @property
     def losses(self) -> LossReport:
         """What the sites tell about their losses."""
-        return self.fair.losses if self.fair else "none"
+        return self.fair.loss_report if self.fair else "none"
 
     @property
     def divergence(self) -> DivergenceReport:

@@ -13,6 +13,7 @@ from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
 from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
+from fedmed.extensions import is_path
 
 
 class FederationConfig(Section):
@@ -35,7 +36,8 @@ class FederationConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig | SitesData
     loss: dict[str, Any] = Field(default={"ce": 1.0, "cws": 1.0})
-    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
+    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options. A term is named as in
+    ``fedmed.losses.list_losses()`` or by its import path, ``package.module:function``."""
     training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
     server_step: ServerStepConfig = AverageConfig()
@@ -67,7 +69,13 @@ class FederationConfig(Section):
     ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
 
     def make_plan(self) -> Plan:
-        """Return the part of the settings that the sites need."""
+        """Return the part of the settings that the sites need.
+
+        Raises
+        ------
+        ExtensionError
+            If a model or a loss is named by an import path that is not installed here.
+        """
         assert self.classes is not None, "classes are set when the data is prepared"
         return Plan(
             seed=self.seed,
@@ -86,7 +94,13 @@ class FederationConfig(Section):
             loss_attribute=self.aggregation.attribute,
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
-        )
+        ).describe_extensions()
+
+    @property
+    def code_at_server(self) -> list[str]:
+        """Import paths of what the server alone runs: the rule and the step after a round."""
+        kinds = [self.aggregation.fair.kind] if self.aggregation.fair else []
+        return [kind for kind in (*kinds, self.server_step.kind) if is_path(kind)]
 
     @property
     def distillation(self) -> FoproPlan | None:

@@ -4,11 +4,12 @@ The numbers have the papers' values. Of the learning rates of FedAdam and FedYog
 paper searches powers of 10 around the one here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from fedmed.config.section import Section
+from fedmed.config.section import BY_PATH, Section, name_kind
+from fedmed.extensions import ImportPath
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -67,7 +68,25 @@ class FedYogiConfig(AdaptiveConfig):
     kind: Literal["fedyogi"]
 
 
+class ExtensionStepConfig(StepConfig):
+    """A step from outside fedmed."""
+
+    kind: ImportPath
+    """``package.module:Class``, a :class:`fedmed.aggregation.ServerStep`."""
+    options: dict[str, Any] = Field(default={})
+    """Options of the class."""
+
+    def describe(self) -> str:
+        """Return path and options on one line."""
+        told = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{self.kind} ({told})" if told else self.kind
+
+
 ServerStepConfig = Annotated[
-    AverageConfig | FedAvgMConfig | FedAdamConfig | FedYogiConfig,
-    Field(discriminator="kind"),
+    Annotated[AverageConfig, Tag("average")]
+    | Annotated[FedAvgMConfig, Tag("fedavgm")]
+    | Annotated[FedAdamConfig, Tag("fedadam")]
+    | Annotated[FedYogiConfig, Tag("fedyogi")]
+    | Annotated[ExtensionStepConfig, Tag(BY_PATH)],
+    Discriminator(name_kind("kind")),
 ]

@@ -144,11 +144,13 @@ def _show(comparison: Comparison) -> dict[str, Any]:
 
 
 def _describe(comparison: Comparison) -> FormDifference:
+    probability = comparison.max_probability_error
+    told = {} if probability is None else {"max_probability_error": _round_up(probability)}
     return FormDifference(
         precision="float32",
         max_abs_error=_round_up(comparison.max_abs_error),
         largest_logit=_round_up(comparison.largest_logit),
-        max_probability_error=_round_up(_or_infinite(comparison.max_probability_error)),
+        **told,
         num_images=comparison.num_images,
         num_ties=comparison.num_ties,
         num_agreeing=comparison.num_agreeing,
@@ -156,6 +158,7 @@ def _describe(comparison: Comparison) -> FormDifference:
 
 
 def _read(told: FormDifference) -> Comparison:
+    is_told = "max_probability_error" in told.model_fields_set
     return Comparison(
         told.precision,
         _or_infinite(told.max_abs_error),
@@ -163,7 +166,7 @@ def _read(told: FormDifference) -> Comparison:
         told.num_images,
         told.num_ties,
         told.num_agreeing,
-        max_probability_error=_or_infinite(told.max_probability_error),
+        max_probability_error=_or_infinite(told.max_probability_error) if is_told else None,
     )
 
 

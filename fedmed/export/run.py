@@ -104,7 +104,7 @@ def make_product_plan(run: RunFolder, config: RunConfig | ServerConfig) -> Plan:
     plan, found = config.make_plan().plain(), run.read_compression()
     if found is None or found["status"] != "accepted":
         return plan
-    return plan.model_copy(update={"model": ModelConfig.model_validate(found["model"])})
+    return plan.model_copy(update={"model": ModelConfig.model_validate(found["model"])}).describe_extensions()
 
 
 def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, site: str | None = None) -> Network:

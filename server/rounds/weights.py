@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedmed.aggregation import RoundUpdates, RuleState, WeightedUpdate, Weights, make_rule
+from fedmed.aggregation.extension import check_weights
 from fedmed.aggregation.rule import normalise
 from fedmed.config import (
+    ExtensionRuleConfig,
     FederationConfig,
 )
 from fedmed.errors import FederationError
@@ -35,7 +37,7 @@ def weigh_updates(
     Raises
     ------
     FederationError
-        If no site told what the rule needs.
+        If no site told what the rule needs, or a rule from outside fedmed gives weights that cannot be.
     """
     rule = make_rule(config.aggregation.fair)
     updates = RoundUpdates(
@@ -54,7 +56,10 @@ def weigh_updates(
             f"{round_number}. A site with fewer training images than its policy.suppression.k tells none. Choose "
             "another aggregation.fair."
         )
-    return rule.weigh(updates, state)
+    weights, remembered = rule.weigh(updates, state)
+    if isinstance(config.aggregation.fair, ExtensionRuleConfig):
+        check_weights(config.aggregation.fair.kind, weights, updates.shares)
+    return weights, remembered
 
 
 def to_weighted(collector: UpdateCollector, weights: Mapping[str, float], model_file: Path) -> list[WeightedUpdate]:

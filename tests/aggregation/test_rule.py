@@ -7,9 +7,10 @@ import pytest
 
 from fedmed.aggregation import RoundUpdates, Rule, RuleState, Weights, make_rule
 from fedmed.aggregation.rule import PlainWeighting
-from fedmed.config import FairConfig, LossReport, RuleConfig, TrainingConfig
+from fedmed.config import ExtensionRuleConfig, FairConfig, LossReport, RuleConfig, TrainingConfig
 
-KINDS: tuple[type[RuleConfig], ...] = get_args(get_args(FairConfig)[0])
+EVERY_KIND: list[type[RuleConfig]] = [get_args(kind)[0] for kind in get_args(get_args(FairConfig)[0])]
+KINDS = [settings for settings in EVERY_KIND if settings is not ExtensionRuleConfig]
 
 
 @dataclass

@@ -124,11 +124,13 @@ def test_the_shipped_servers_expected_statistics_hold_for_the_phantom() -> None:
         assert low < float(pixels.std()) < high
 
 
-@pytest.mark.parametrize(("number", "source"), [(0, "image_table"), (1, "class_folders")])
+@pytest.mark.parametrize(
+    ("number", "source"), [(0, "image_table"), (1, "class_folders"), (2, "my_package.images:read")]
+)
 def test_the_examples_in_the_comments_of_client_yaml_load(tmp_path: Path, number: int, source: str) -> None:
     text = CLIENT.read_text()
     examples = re.findall(r"^# data:\n(?:#   .*\n)+", text, flags=re.MULTILINE)
-    assert len(examples) == 2
+    assert len(examples) == 3
     example = re.sub(r"^# ", "", examples[number], flags=re.MULTILINE)
     own = re.sub(r"^data:.*\n(?:  .*\n)+", lambda match: example, text, count=1, flags=re.MULTILINE)
     own = re.sub(r"^(data_sites?): \S+", r"\1: null", own, flags=re.MULTILINE)
