@@ -17,7 +17,6 @@ from fedmed.aggregation import average_updates
 from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
-from fedmed.processes import Backoff
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.reading import explained
 from fedmed.protocol.requests import DistilSettings, Request
@@ -30,12 +29,9 @@ from server.finish.distil_at_server import build_student
 from server.finish.small_plans import make_distil_plan
 from server.rounds.courier import SecondModel
 from server.rounds.session import Session
-from server.rounds.training import train_at_sites
+from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
 from server.rounds.weights import to_weighted
-
-_MAX_ATTEMPTS = 3
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
 
 
 def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfig, folder: Path) -> dict[str, Any]:
@@ -80,7 +76,8 @@ class _Rounds:
     def run(self, number: int) -> None:
         """Train, average and save."""
         session, began = self._session, time.monotonic()
-        collector = self._collect(number)
+        what = f"Distillation at the sites: round {number}"
+        collector, _ = collect_until(session, what, lambda _: self._ask(number))
         weights = collector.site_weights(session.config.aggregation.weighting)
         target = self._folder / f"round_{number:05d}"
         target.mkdir(exist_ok=True)
@@ -146,28 +143,8 @@ class _Rounds:
         }
         write_atomically(target / RECORD_FILE, json.dumps(record).encode())
 
-    def _collect(self, number: int) -> UpdateCollector:
-        """Return the updates of a round, at least as many as the run asks for."""
-        session, least = self._session, self._session.config.min_sites
-        pauses = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            if attempt > 1 and session.patient:
-                time.sleep(pauses.next())
-            session.gather_sites(session.config.rounds)
-            collector = self._ask(number)
-            if len(collector.accepted()) >= least:
-                return collector
-            reasons = [f"{update.site}: {update.reason}" for update in collector.updates.values() if update.reason]
-            session.listener.on_note(
-                f"Distillation at the sites, round {number}: {len(collector.accepted())} usable updates, at least "
-                f"min_sites = {least} are needed. {'; '.join(reasons[:5])}"
-            )
-        raise FederationError(
-            f"Round {number} of the distillation at the sites had fewer than min_sites = {least} usable updates in "
-            f"{_MAX_ATTEMPTS} attempts. Everything before it is saved: mend the sites, then resume the run."
-        )
-
     def _ask(self, number: int) -> UpdateCollector:
+        self._session.gather_sites(self._session.config.rounds)
         with explained(DistilSettings, FederationError):
             settings = DistilSettings(
                 temperature=self._settings.temperature, feature_weight=self._settings.feature_weight

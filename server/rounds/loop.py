@@ -4,17 +4,16 @@ Three numbers rule a round: ``min_sites``, ``round_deadline_s`` and ``max_missed
 record says who was left out and why. Nothing here knows whether the sites are simulated.
 """
 
-import itertools
 import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
-from fedmed.processes import Backoff
 from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import Checkpoint
@@ -27,14 +26,12 @@ from server.rounds.loop_state import LoopState, save_checkpoint
 from server.rounds.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
-from server.rounds.training import train_at_sites
+from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
 from server.rounds.validation import choice_value, summarise
 from server.rounds.weights import to_weighted, weigh_updates
 
-MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
 _COVERAGE_DROP = 0.1
 _SPARE_BYTES = 64 * 2**20
 
@@ -87,7 +84,7 @@ class RoundLoop:
         self._gather_sites(round_number)
         self._check_disk(round_number)
         began = time.monotonic()
-        collector, attempt = self._collect_updates(round_number)
+        collector, attempt = collect_until(self.session, f"Round {round_number}", partial(self._ask, round_number))
         averaged, weights = self._average(collector, round_number)
         following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
         sha256 = hash_file(following.model)
@@ -142,29 +139,10 @@ class RoundLoop:
                 "run continues."
             )
 
-    def _collect_updates(self, round_number: int) -> tuple[UpdateCollector, int]:
-        session, min_sites = self.session, self.session.config.min_sites
-        pauses = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
-        for attempt in itertools.count(1):
-            if attempt > 1:
-                self._gather_sites(round_number)
-            collector = self._train(round_number)
-            accepted = collector.accepted()
-            if len(accepted) >= min_sites:
-                return collector, attempt
-            session.listener.on_note(
-                f"Round {round_number}, attempt {attempt}: {len(accepted)} usable updates, at least "
-                f"min_sites = {min_sites} are needed. {_list_reasons(collector)}"
-            )
-            if not session.patient and attempt == MAX_ATTEMPTS:
-                raise FederationError(
-                    f"Round {round_number} had fewer than min_sites = {min_sites} usable updates in {MAX_ATTEMPTS} "
-                    f"attempts. {_list_reasons(collector)} All rounds before it are saved: mend the sites or lower "
-                    "min_sites, then resume the run."
-                )
-            if session.patient:  # for example every hospital trains at night only
-                time.sleep(pauses.next())
-        raise AssertionError("not reached")
+    def _ask(self, round_number: int, attempt: int) -> UpdateCollector:
+        if attempt > 1:
+            self._gather_sites(round_number)
+        return self._train(round_number)
 
     def _train(self, round_number: int) -> UpdateCollector:
         session, attendance = self.session, self.session.attendance
@@ -266,14 +244,6 @@ class RoundLoop:
         write_metrics_csv(self._history, session.run.metrics_file)
         prune_tables(session.run.tables, {round_number, state.best_round or round_number})
         session.listener.on_round(record)
-
-
-def _list_reasons(collector: UpdateCollector) -> str:
-    reasons = [f"{update.site}: {update.reason}" for update in collector.updates.values() if update.reason]
-    if not reasons:
-        return "No site has joined."
-    more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-    return "Left out: " + "; ".join(reasons[:5]) + more + "."
 
 
 def _name_alarm(alarm: Alarm) -> tuple[str, str, str]:

@@ -1,10 +1,14 @@
 """One round's training at the sites: asked for, received, checked, and accounted for site by site."""
 
+import itertools
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmed.config import Compression
+from fedmed.errors import FederationError
+from fedmed.processes import Backoff
 from fedmed.protocol.kinds import Kind
 from fedmed.protocol.requests import Request
 from fedmed.storage.tensor_files import TensorFile
@@ -12,6 +16,57 @@ from server.rounds.courier import SecondModel
 from server.rounds.exchange import Answer
 from server.rounds.session import Session
 from server.rounds.updates import UpdateCollector
+
+MAX_ATTEMPTS = 3
+"""Of a round, where sites are not waited for as long as it takes."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
+
+
+def collect_until(session: Session, what: str, ask: Callable[[int], UpdateCollector]) -> tuple[UpdateCollector, int]:
+    """Ask for a round's updates until there are ``min_sites`` of them.
+
+    Parameters
+    ----------
+    session : Session
+        A patient one (a real federation) goes on as long as it takes, with growing pauses: every hospital may train at
+        night only. Another gives up after :data:`MAX_ATTEMPTS`.
+    what : str
+        The round, for people: ``"Round 3"``.
+    ask : callable
+        Gets the number of the attempt, from 1, and returns the updates.
+
+    Returns
+    -------
+    UpdateCollector
+        With at least ``min_sites`` accepted updates.
+    int
+        Number of attempts.
+
+    Raises
+    ------
+    FederationError
+        If it gives up.
+    """
+    min_sites = session.config.min_sites
+    pauses = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
+    for attempt in itertools.count(1):
+        collector = ask(attempt)
+        num_accepted = len(collector.accepted())
+        if num_accepted >= min_sites:
+            return collector, attempt
+        session.listener.on_note(
+            f"{what}, attempt {attempt}: {num_accepted} usable updates, at least min_sites = {min_sites} are needed. "
+            f"{_list_reasons(collector)}"
+        )
+        if not session.patient and attempt == MAX_ATTEMPTS:
+            raise FederationError(
+                f"{what} had fewer than min_sites = {min_sites} usable updates in {MAX_ATTEMPTS} attempts. "
+                f"{_list_reasons(collector)} All rounds before it are saved: mend the sites or lower min_sites, then "
+                "resume the run."
+            )
+        if session.patient:
+            time.sleep(pauses.next())
+    raise AssertionError("not reached")
 
 
 def train_at_sites(
@@ -80,3 +135,11 @@ def train_at_sites(
     collector.mark(sorted(revoked), "revoked", "no longer on the list of sites")
     collector.compare(list(recent_norms), config.aggregation.max_norm_ratio)
     return collector
+
+
+def _list_reasons(collector: UpdateCollector) -> str:
+    reasons = [f"{update.site}: {update.reason}" for update in collector.updates.values() if update.reason]
+    if not reasons:
+        return "No site has joined."
+    more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+    return "Left out: " + "; ".join(reasons[:5]) + more + "."
