@@ -34,6 +34,12 @@ class DataError(FedmedError):
     """Images or labels cannot be used as they are."""
 
 
+class FormatError(FedmedError):
+    """Something was written in a format that this version does not open."""
+
+    shareable = True
+
+
 class RunFolderError(FedmedError):
     """A run folder exists already, is missing, or does not belong to this command."""
 

@@ -12,7 +12,7 @@ from fedmed.versions import DISTRIBUTION
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedmed", "server", "client", "simulations")
 TIERS = [
-    ["fedmed.errors", "fedmed.versions", "fedmed.own_packages", "fedmed.seeding", "fedmed.registry"],
+    ["fedmed.errors", "fedmed.versions", "fedmed.formats", "fedmed.own_packages", "fedmed.seeding", "fedmed.registry"],
     ["fedmed.installed_code", "fedmed.extensions"],
     ["fedmed.predict", "fedmed.native"],
     ["fedmed.config"],

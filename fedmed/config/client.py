@@ -10,8 +10,9 @@ from fedmed.config import DataConfig, ExtensionData, Section, SuppressionConfig
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
 from fedmed.config.server import SiteName
-from fedmed.errors import ConfigError
+from fedmed.errors import ConfigError, FormatError
 from fedmed.extensions import AllowedExtension
+from fedmed.formats import KIT
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
@@ -74,6 +75,8 @@ class PolicyConfig(Section):
 class ClientConfig(Section):
     """All settings of ``client.yaml``."""
 
+    format: int = KIT.number
+    """Number of the file's format, as ``--provision`` has written it."""
     name: SiteName
     """Name of this site, as the server knows it."""
     server: str
@@ -115,6 +118,14 @@ class ClientConfig(Section):
     def own_code(self) -> list[str]:
         """Import paths that these settings name for this site itself: its source of images, if that is one."""
         return [self.data.source] if isinstance(self.data, ExtensionData) else []
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, number: int) -> int:
+        try:
+            return KIT.check(number, "this site")
+        except FormatError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check(self) -> "ClientConfig":

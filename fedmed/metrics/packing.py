@@ -8,6 +8,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fedmed.errors import FormatError
+from fedmed.formats import TABLES as FORMAT
 from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
 from fedmed.metrics.site_tables import MODELS, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
@@ -28,7 +30,8 @@ def pack_site_tables(tables: SiteTables) -> bytes:
         for attribute, of_pair in paired.items():
             arrays[f"{len(contents)}.cells"] = np.ascontiguousarray(of_pair.cells)
             contents.append(["paired", model, attribute, list(of_pair.groups)])
-    packed: bytes = safetensors.numpy.save(arrays, metadata={_CONTENTS: json.dumps(contents)})
+    numbered = {"format": FORMAT.number, "tables": contents}  # one entry: the order of several is not fixed
+    packed: bytes = safetensors.numpy.save(arrays, metadata={_CONTENTS: json.dumps(numbered)})
     return packed
 
 
@@ -42,12 +45,14 @@ def unpack_site_tables(data: bytes) -> SiteTables:
     """
     try:
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
-        contents = json.loads(_read_metadata(data)[_CONTENTS])
+        contents = _read_contents(data)
         entries = [(str(kind), str(model), str(attribute), groups) for kind, model, attribute, groups in contents]
         for entry in entries:
             _check_entry(*entry)
         if len({entry[:3] for entry in entries}) != len(entries):
             raise ValueError("tables of the same name occur twice")
+    except FormatError as error:
+        raise ValueError(str(error)) from None
     except (safetensors.SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"they are no tables ({type(error).__name__})") from None
     grouped = _group_arrays(arrays, len(entries))
@@ -92,3 +97,13 @@ def _read_metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     return metadata
+
+
+def _read_contents(data: bytes) -> list[Any]:
+    """Return what the arrays are; in format 1 a list, later with the format's number around it."""
+    found = json.loads(_read_metadata(data)[_CONTENTS])
+    if isinstance(found, list):
+        return found
+    FORMAT.check(found["format"], "a site")
+    contents: list[Any] = found["tables"]
+    return contents

@@ -24,7 +24,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import JsonValue
 
-from fedmed.errors import WireError, tame
+from fedmed.errors import FormatError, WireError, tame
+from fedmed.formats import MESSAGE
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.kinds import ARTEFACT, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
@@ -88,7 +89,8 @@ def make_content(
     other_model : bytes, optional
         As ``model``.
     """
-    content = RecordDict({kind: ConfigRecord({"json": json.dumps(values, sort_keys=True, allow_nan=False)})})
+    text = json.dumps(values, sort_keys=True, allow_nan=False)
+    content = RecordDict({kind: ConfigRecord({"json": text, "format": MESSAGE.number})})
     if model is not None:
         content[MODEL] = _to_record(model)
     if tables is not None:
@@ -127,7 +129,7 @@ def read_values(message: Message, kind: str) -> dict[str, JsonValue]:
     Raises
     ------
     WireError
-        If they are missing or no JSON object.
+        If they are missing, no JSON object, or of a format of another version.
     """
     record = message.content.get(kind)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
@@ -137,6 +139,11 @@ def read_values(message: Message, kind: str) -> dict[str, JsonValue]:
         values = None
     if not isinstance(values, dict):
         raise WireError(f"The message has no readable part '{kind}'.")
+    assert isinstance(record, ConfigRecord), "it had the values"
+    try:
+        MESSAGE.check(record.get("format"), "the coordinating site" if kind == REQUEST else "a site")
+    except FormatError as error:
+        raise WireError(str(error)) from None
     return values
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedmed.formats import REPORT
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import roc_points
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
@@ -45,6 +46,7 @@ def build_document(content: ReportContent) -> dict[str, Any]:
     on_part = {name: sites[name][groups.part] for name in groups.sites}
     fairness = describe_fairness(content, groups, on_part, records)
     document = {
+        "format": REPORT.number,
         "title": content.title,
         "synthetic": content.synthetic,
         "classes": classes,

@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmed.errors import RunFolderError
+from fedmed.errors import FormatError, RunFolderError
+from fedmed.formats import AUDIT_LOG
 from fedmed.storage.atomic_files import encode_json, sync_path
 
 GENESIS = "0" * 64
@@ -170,6 +171,7 @@ class AuditLog:
 
     def _write(self, descriptor: int, event: str, fields: dict[str, Any]) -> None:
         record = {
+            "format": AUDIT_LOG.number,
             "sequence": self._length + 1,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "event": event,
@@ -238,8 +240,12 @@ def _check_line(line: bytes, sequence: int, head: str) -> tuple[str | None, str]
     """Return what is wrong with a line (None if nothing) and its hash."""
     try:
         record = json.loads(line)
-        if not isinstance(record, dict) or record.keys() != _KEYS or encode_json(record).encode() != line:
+        if isinstance(record, dict):
+            AUDIT_LOG.check(record.get("format"), f"line {sequence}")
+        if not isinstance(record, dict) or record.keys() - {"format"} != _KEYS or encode_json(record).encode() != line:
             return "It is not an entry in the log's form.", ""
+    except FormatError as error:
+        return str(error), ""
     except (ValueError, RecursionError):
         return "It is not JSON.", ""
     digest = record.pop("hash")

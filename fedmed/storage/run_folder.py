@@ -34,6 +34,7 @@ from fedmed.config.files import dump_config, load_run_config, read_yaml, validat
 from fedmed.config.server import ServerConfig
 from fedmed.errors import RunFolderError
 from fedmed.extensions import Extension
+from fedmed.formats import RUN_FOLDER
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
 
@@ -122,8 +123,20 @@ class RunFolder:
             raise RunFolderError(
                 f"'{path}' is no run folder: it has no config.yaml. Give the folder printed at the start of the run."
             )
+        folder.check_format()
         folder.make_folders()
         return folder
+
+    def check_format(self) -> None:
+        """Check that this version opens the folder.
+
+        Raises
+        ------
+        FormatError
+            If it is of another format.
+        """
+        if self.environment_file.is_file():
+            RUN_FOLDER.check(json.loads(self.environment_file.read_text()).get("format"), self.path)
 
     def check_free(self, setting: str) -> None:
         """Check that a new run may begin here: there is nothing, or what a start leaves that was stopped at once.
@@ -256,7 +269,9 @@ class RunFolder:
         if self.environment_file.is_file():
             starts = json.loads(self.environment_file.read_text())["starts"]
         starts.append(describe_environment())
-        write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+        write_atomically(
+            self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
+        )
 
     def record_distillation(self, fopro: str, teacher: Mapping[str, object] | None) -> None:
         """Add to this start in ``environment.json`` what the sites distil.
@@ -270,7 +285,9 @@ class RunFolder:
         """
         starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
         starts[-1] |= {"fopro": fopro, "teacher": None if teacher is None else dict(teacher)}
-        write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+        write_atomically(
+            self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
+        )
 
     def record_extensions(self, extensions: Sequence[Extension]) -> None:
         """Add to this start in ``environment.json`` which code from outside fedmed runs.
@@ -291,7 +308,9 @@ class RunFolder:
             )
         if told:
             starts[-1] |= {"extensions": told}
-            write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+            write_atomically(
+                self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
+            )
 
     def read_distillation(self) -> dict[str, Any]:
         """Return ``fopro`` and ``teacher`` of the newest start; empty where a run does not say."""

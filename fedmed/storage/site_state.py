@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from fedmed.errors import CheckpointError
+from fedmed.errors import CheckpointError, FormatError
+from fedmed.formats import SITE_STATE
 from fedmed.storage.atomic_files import encode_json, find_rounds, remove_leftovers, write_atomically
 
 
@@ -76,7 +77,12 @@ class SiteState:
         digest = _digest_state(round_number, text, own)
         path = self.root / f"round_{round_number:05d}.safetensors"
         remove_leftovers(self.root)
-        write_atomically(path, safetensors.torch.save(own, {"format": "pt", "meta": text, "sha256": digest}))
+        write_atomically(
+            path,
+            safetensors.torch.save(
+                own, {"format": "pt", "meta": text, "sha256": digest, "format_number": str(SITE_STATE.number)}
+            ),
+        )
         found = find_rounds(self.root)
         past = [number for number in sorted(found) if number <= round_number]
         kept = past[-2:]
@@ -119,8 +125,11 @@ def _read_state(path: Path, round_number: int) -> tuple[dict[str, torch.Tensor],
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        SITE_STATE.check(header.get("format_number"), path)
         if _digest_state(round_number, header["meta"], tensors) != header["sha256"]:
             raise ValueError("the check sum differs")
         return tensors, json.loads(header["meta"])
+    except FormatError as error:
+        raise CheckpointError(str(error)) from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"The site's state {path} is damaged ({error}).") from error

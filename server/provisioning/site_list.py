@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmed.config.server import ServerConfig
 from fedmed.errors import ConfigError, KeyFileError
+from fedmed.formats import SITE_LIST
 from fedmed.keys import fingerprint
 from fedmed.storage.atomic_files import write_atomically
 
@@ -58,6 +59,7 @@ def read_sites(config: ServerConfig) -> dict[str, SiteEntry]:
     path = keys_folder(config) / SITES_FILE
     try:
         content = json.loads(path.read_bytes())
+        SITE_LIST.check(content.get("format"), path)
         return {str(name): _parse_entry(entry) for name, entry in content["sites"].items()}
     except OSError as error:
         raise KeyFileError(
@@ -77,7 +79,7 @@ def write_sites(config: ServerConfig, sites: Mapping[str, SiteEntry]) -> None:
     CheckpointError
         If the disk is full or the file cannot be written.
     """
-    content = {"sites": {name: asdict(entry) for name, entry in sites.items()}}
+    content = {"format": SITE_LIST.number, "sites": {name: asdict(entry) for name, entry in sites.items()}}
     write_atomically(keys_folder(config) / SITES_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 

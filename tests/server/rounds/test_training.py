@@ -44,7 +44,7 @@ def ask_after(num_refused: int, asked: list[int]) -> Any:
 
 
 def test_a_real_federation_goes_on_after_more_refusals_than_a_simulation_bears(pauses: list[float]) -> None:
-    """Seven nights without two hospitals: 30 s, doubled each time, at most ten minutes; the eighth attempt is enough."""
+    """Seven nights without two hospitals: pauses of 30 s, doubled, at most ten minutes; then it is enough."""
     notes: list[str] = []
     asked: list[int] = []
     _, attempt = collect_until(make_session(notes, patient=True), "Round 3", ask_after(7, asked))
