@@ -7,7 +7,7 @@ and like them it stays here.
 from pathlib import Path
 
 from client.hospital.hospital_images import load_hospital_data
-from client.release.content import MODEL_FILE, Manifest, ReleaseError
+from client.release.content import Manifest, ReleaseError
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.export import release_form
@@ -16,6 +16,7 @@ from fedmed.export.check import is_artefact_of
 from fedmed.export.manifest import read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
+from fedmed.protocol.release import MODEL_FILE
 from fedmed.storage.site_state import SiteState
 from fedmed.training.devices import use_threads
 from fedmed.training.network import Network

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedmed.config import RunConfig
 from fedmed.errors import FedmedError, RunFolderError
-from fedmed.export.manifest import MANIFEST_FILE
+from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.run_folder import RunFolder
 
 EPILOG = """\

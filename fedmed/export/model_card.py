@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CARD_FILE = "model_card.md"
 FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
 BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
 _MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})

@@ -14,7 +14,8 @@ from torch import nn
 from fedmed.config import Plan
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
+from fedmed.export.manifest import NOTICE, describe_preprocessing, describe_temperature
+from fedmed.protocol.release import MANIFEST_FILE, MODEL_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.training.network import Network, strip_packed
 

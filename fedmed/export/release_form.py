@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmed.errors import WireError, tame
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
-from fedmed.export.model_card import CARD_FILE, write_model_card
+from fedmed.export.model_card import write_model_card
 from fedmed.fairness.disclosure.tables import Release, counts_may_leave
+from fedmed.protocol.release import CARD_FILE, MANIFEST_FILE
 from fedmed.protocol.reports import FormDifference, FormsCompared, FormsProblem
 from fedmed.reparameterization import Comparison, join
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_atomically
@@ -26,8 +26,6 @@ from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_ato
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.compare import FormComparison
 
-LIMITS = {MANIFEST_FILE: 2**24, MODEL_FILE: 2**31, ONNX_FILE: 2**31}
-"""Files that a site needs for the comparison, and the most bytes of each. Programs never travel."""
 _FORMS = ("deploy", "onnx")
 _FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
 _MOST_LETTERS = 500

@@ -12,11 +12,11 @@ from fedmed.data import SiteData, load_site
 from fedmed.errors import CheckpointError, DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
-from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.protocol.messages import unpack_tables
+from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.phase_records import find_recalibrated

@@ -18,9 +18,10 @@ from typing import Any
 
 from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError
-from fedmed.export import MODEL_FILE, ONNX_FILE, release_form, write_model
+from fedmed.export import release_form, write_model
 from fedmed.export.model_card import read_report
 from fedmed.protocol.messages import pack_files
+from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network, strip_packed
@@ -122,7 +123,7 @@ def _read_findings(run: RunFolder, files: dict[str, str], num_classes: int) -> F
 def _ask_sites(session: Session, model: ChosenModel, best_round: int | None) -> Findings:
     """Ask the sites, write down who said what, and insist that nobody has found a difference."""
     folder = session.run.model
-    packed = pack_files({name: (folder / name).read_bytes() for name in release_form.LIMITS})
+    packed = pack_files({name: (folder / name).read_bytes() for name in COMPARED_FILES})
     findings = compare_at_sites(session, model, best_round, packed)
     for site, comparison in findings.comparisons.items():
         session.audit.append("compared", site=site, **release_form.describe_comparison(comparison).to_values())

@@ -25,6 +25,7 @@ from fedmed.errors import ConfigError, FederationError
 from fedmed.metrics.site_tables import STUDENT, TEACHER, PairedTables, SiteTables, combine_paired
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import find_recalibrated
 from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
@@ -178,7 +179,7 @@ def _compress(session: Session, model: ChosenModel, settings: StudentConfig, bes
     else:
         distilled = distil_at_sites(session, model, settings, folder / "distilled")
     with_student = _with_student(session, settings)
-    raw = ChosenModel(model.round, folder / "distilled" / "model.safetensors", str(distilled["model_sha256"]))
+    raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, str(distilled["model_sha256"]))
     small, seconds = _recalibrate(with_student, raw, best_round)
     scores, gate_s = _ask_gate(session, model, with_student, small, best_round)
     decision = decide_gate(_combine(scores.tables), tuple(session.plan.classes), _make_limits(settings))

@@ -21,14 +21,19 @@ from typing import Any
 
 from fedmed.errors import KeyFileError
 from fedmed.keys import check_signature, sign
+from fedmed.protocol.release import (
+    HISTORY_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    MODEL_FILES,
+    REPORT_DATA_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+)
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.history import read_history
-from fedmed.storage.run_folder import MANIFEST_FILE, RunFolder
-
-SIGNATURE_FILE = "manifest.sig"
-MODEL_FILES = ("model.safetensors", "model.onnx", "proof.json", "model_card.md", "requirements.txt")
-"""What of a model is handed out, as far as it is there."""
+from fedmed.storage.run_folder import RunFolder
 
 
 def release_folder(run: RunFolder) -> Path:
@@ -93,15 +98,15 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
         if (run.model / name).is_file():
             _place(run.model / name, folder / name)
     shared = run.path / "shared" / "report"  # the one without reasons that concern single hospitals
-    _place(shared / "index.html", folder / "report.html")
-    _place(shared / "report.json", folder / "report.json")
-    write_atomically(folder / "history.json", json.dumps(_share_history(run)).encode())
+    _place(shared / "index.html", folder / REPORT_FILE)
+    _place(shared / "report.json", folder / REPORT_DATA_FILE)
+    write_atomically(folder / HISTORY_FILE, json.dumps(_share_history(run)).encode())
     manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
     manifest |= {
         "run_id": run.read_run_id(),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         # By the hash of the train form a site finds its own tables of the test.
-        "model_sha256": manifest.get("trained_sha256") or manifest["sha256"]["model.safetensors"],
+        "model_sha256": manifest.get("trained_sha256") or manifest["sha256"][MODEL_FILE],
         "release": manifest.get("release") or {"kind": "automatic"},
         "files": {
             path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())

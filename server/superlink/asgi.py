@@ -11,10 +11,6 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-DROP_PATH = "/v1/fedmed/drop"
-"""Where the ServerApp says which answers it does not want any more."""
-OPEN_PATH = "/v1/fedmed/open"
-"""Where the supervisor says that the list of sites is the present one, and that they may come in."""
 STALL_S = 120.0
 """For how long a body may make no progress, in either direction."""
 

@@ -19,10 +19,9 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from fedmed.protocol.http import DROP_PATH, HOLD_S, OPEN_PATH, OWN_PATHS, RELEASE_HEADER, RELEASED_HOLD_S
 from server.superlink.admission import RefusalLog, Visitor, identify
 from server.superlink.asgi import (
-    DROP_PATH,
-    OPEN_PATH,
     App,
     Bell,
     Event,
@@ -42,10 +41,7 @@ from server.superlink.state import DeploymentLinkState
 
 MAX_BODY_BYTES = 2**20
 _MAX_OWN_BODY_BYTES = 64 * 2**20  # from our own processes
-HOLD_S = 20.0
-RELEASED_HOLD_S = 1.0
-RELEASE_HEADER = b"x-fedmed-release"
-_FLEET, _OWN = "/v1/fleet/", "/v1/fedmed/"
+_FLEET = "/v1/fleet/"
 _PULL, _PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 _ACTIVATE = "/v1/fleet/activate-node"
 _PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
@@ -175,7 +171,7 @@ class PublicGate:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
-        status = check_length(scope) if path.startswith((_FLEET, _OWN)) else 404
+        status = check_length(scope) if path.startswith((_FLEET, OWN_PATHS)) else 404
         if status is not None:
             await answer(send, status, close=True)
             return
@@ -198,7 +194,7 @@ class PublicGate:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
         """Handle a request of a known site."""
         path = scope["path"]
-        if path.startswith(_OWN):
+        if path.startswith(OWN_PATHS):
             await self._reception.serve(scope, receive, send, visitor)
         elif path == _PUSH_PART:
             await self._parts.take(scope, receive, send, visitor.number, None)
@@ -255,7 +251,7 @@ class PublicGate:
         """Tell the site of the release, if there is one."""
         released = self._reception.release_sha256
         if event["type"] == "http.response.start" and released is not None:
-            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER, released.encode())]
+            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER.encode(), released.encode())]
         return event
 
     async def _activate(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:

@@ -9,7 +9,6 @@ import binascii
 import hashlib
 import json
 import logging
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -18,15 +17,13 @@ from typing import BinaryIO
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
 from fedmed.errors import FedmedError
+from fedmed.protocol.http import COLLECTED_PATH, HELLO_PATH, RELEASE_PATH
+from fedmed.protocol.release import MANIFEST_FILE, PLAIN_NAME, SHA256
 from fedmed.storage.atomic_files import write_atomically
-from fedmed.storage.run_folder import MANIFEST_FILE
 from server.superlink.admission import Visitor
 from server.superlink.asgi import STALL_S, Receive, Scope, Send, answer, read_body
 from server.superlink.state import DeploymentLinkState
 
-_HELLO, _RELEASE, _COLLECTED = "/v1/fedmed/hello", "/v1/fedmed/release/", "/v1/fedmed/collected"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 2**20
 _LOOK_EVERY_BYTES = 8 * 2**20
 _KEY = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
@@ -75,11 +72,11 @@ class Reception:
     async def serve(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
         """Answer a request of a known site."""
         path, method = scope["path"], scope["method"]
-        if path == _HELLO and method in {"GET", "POST"}:
+        if path == HELLO_PATH and method in {"GET", "POST"}:
             await self._hello(send, visitor)
-        elif path.startswith(_RELEASE) and method == "GET":
-            await self._send_file(scope, send, path.removeprefix(_RELEASE), visitor)
-        elif path == _COLLECTED and method == "POST":
+        elif path.startswith(RELEASE_PATH) and method == "GET":
+            await self._send_file(scope, send, path.removeprefix(RELEASE_PATH), visitor)
+        elif path == COLLECTED_PATH and method == "POST":
             await self._take_receipt(receive, send, visitor)
         else:
             await answer(send, 404)
@@ -100,7 +97,7 @@ class Reception:
 
     async def _send_file(self, scope: Scope, send: Send, name: str, visitor: Visitor) -> None:
         path = self._release_dir / name
-        if not _PLAIN_NAME.fullmatch(name) or not path.is_file():
+        if not PLAIN_NAME.fullmatch(name) or not path.is_file():
             await answer(send, 404)
             return
         with path.open("rb") as file:
@@ -156,4 +153,4 @@ def _read_sha256(body: bytes) -> str | None:
         value = json.loads(body)["manifest_sha256"]
     except (ValueError, KeyError, TypeError):
         return None
-    return value if isinstance(value, str) and _SHA256.fullmatch(value) else None
+    return value if isinstance(value, str) and SHA256.fullmatch(value) else None

@@ -15,9 +15,10 @@ from client.hospital.site_data import open_site
 from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
 from fedmed.export.artefact import ArtefactSettings, build_artefact
-from fedmed.export.release_form import LIMITS, read_answer
+from fedmed.export.release_form import read_answer
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, pack_files, read_report, read_values
+from fedmed.protocol.release import COMPARED_FILES
 from fedmed.protocol.reports import FormsReport
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network, hash_model
@@ -33,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("artefact") / "model"
     plan = Plan.model_validate(PLAN)
     build_artefact(Network(plan).model, ArtefactSettings(plan, 1), folder)
-    return {name: (folder / name).read_bytes() for name in LIMITS}
+    return {name: (folder / name).read_bytes() for name in COMPARED_FILES}
 
 
 def change_manifest(files: Files, change: Callable[[dict[str, Any]], None]) -> None:

@@ -88,7 +88,7 @@ async def seconds_until_closed(reader: asyncio.StreamReader) -> float:
 def test_a_head_that_is_not_complete_in_time_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool, begin: bytes
 ) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.2)
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.2)
     if not with_httptools and begin == b"\r\n":
         pytest.skip("for h11, that is an error at once")
 
@@ -112,7 +112,7 @@ def test_a_head_that_is_not_complete_in_time_ends_the_connection(
 
 @KINDS
 def test_trickling_does_not_help(monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.4)
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.4)
 
     async def act() -> None:
         async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
@@ -130,7 +130,7 @@ def test_trickling_does_not_help(monkeypatch: pytest.MonkeyPatch, *, with_httpto
 def test_a_request_under_way_has_all_the_time_it_needs(
     monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool
 ) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.3)
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.3)
 
     async def act() -> None:
         async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
@@ -205,7 +205,7 @@ def test_requests_do_not_queue_up() -> None:
 def test_a_source_holds_so_many_connections_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, encrypted: bool
 ) -> None:
-    monkeypatch.setattr(server.listener, "find_source", lambda address: address)
+    monkeypatch.setattr(server.superlink.listener, "find_source", lambda address: address)
     tls: dict[str, str] = {}
     if encrypted:
         Authority.create(tmp_path).issue_server_certificate(tmp_path, ["127.0.0.1"])

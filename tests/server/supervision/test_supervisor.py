@@ -124,8 +124,8 @@ class Case:
         self.engine, self.listener = FakeEngine(self.run), Notes()
         self.seconds = 0.0
         clock = SimpleNamespace(monotonic=lambda: self.seconds, sleep=self._sleep)
-        monkeypatch.setattr(server.supervisor, "time", clock)
-        monkeypatch.setattr(server.supervisor, "Engine", lambda *_: self.engine)
+        monkeypatch.setattr(server.supervision.supervisor, "time", clock)
+        monkeypatch.setattr(server.supervision.supervisor, "Engine", lambda *_: self.engine)
 
     def serve(self, *script: Step, **settings: Any) -> Supervisor:
         self.engine.script = deque(script)
