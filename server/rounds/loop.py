@@ -31,7 +31,7 @@ from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site
 from server.rounds.training import train_at_sites
 from server.rounds.updates import UpdateCollector
 from server.rounds.validation import choice_value, summarise
-from server.rounds.weights import find_group_weights, to_weighted, weigh_updates
+from server.rounds.weights import request_values, to_weighted, weigh_updates
 
 MAX_ATTEMPTS = 3
 _NORMS_REMEMBERED = 20
@@ -178,7 +178,9 @@ class RoundLoop:
             session,
             KINDS["train"],
             session.make_request(
-                round_number, best_round=self.state.best_round, group_weights=find_group_weights(self.state.fair)
+                round_number,
+                best_round=self.state.best_round,
+                group_weights=request_values(self.state.fair).get("group_weights"),
             ),
             self._model_file,
             self._model_sha256,

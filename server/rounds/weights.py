@@ -110,10 +110,9 @@ def weigh_updates(
     return weights, {}
 
 
-def find_group_weights(state: State) -> Mapping[str, float]:
-    """Return what a rule adds to the next request to train: the weight of an image of each patient group."""
-    weights: Mapping[str, float] = state.get("group_weights", {})
-    return weights
+def request_values(state: State) -> dict[str, dict[str, float]]:
+    """Return what a rule adds to the next request to train."""
+    return {"group_weights": state["group_weights"]} if "group_weights" in state else {}
 
 
 def to_weighted(collector: UpdateCollector, weights: Mapping[str, float], model_file: Path) -> list[WeightedUpdate]:
