@@ -6,7 +6,6 @@ records all that comes in and goes out.
 
 import logging
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 
 import torch
 from flwr.app import Context, Message
@@ -18,6 +17,7 @@ from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
 from client.guard.guard import guard_messages
+from client.guard.outside_code import check_code
 from client.guard.requests import ModelMemory, Request, check_classes, read_request
 from client.guard.second_model import take_other
 from client.hospital.own_rows import encode_rows
@@ -25,7 +25,8 @@ from client.hospital.site_data import Site, open_site
 from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
-from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
+from fedmed.distillation import describe_teacher
+from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
@@ -47,7 +48,8 @@ from fedmed.protocol.reports import (
 from fedmed.protocol.tensors import select_state, unpack_tensors
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network, hash_model
+from fedmed.training.network import Network, hash_model
+from fedmed.versions import find_versions
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
@@ -73,7 +75,7 @@ def describe(message: Message, context: Context) -> Message:
         num_images={"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
         model_digest=get_network(request.plan).digest(),
         teacher=describe_teacher(request.plan.fopro),
-        versions={package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        versions=find_versions("fedmed", "flwr", "torch"),
         class_counts=_count_classes(site) if _may_tell_counts(site, scored.values()) else None,
         attributes=[name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
         validation_scores=site.policy.validation_scores,
@@ -105,10 +107,9 @@ def train(message: Message, context: Context) -> Message:
         device=site.device,
         optimizer_state=momentum if request.plan.training.keep_momentum else None,
         image_weights=weigh_images(request.plan, site, request.group_weights),
-        prompt=network.prompt,
+        objective=network.objective,
     )
-    if network.prompt is not None and result.num_images < MIN_IMAGES_TO_SHARE_PROMPT:
-        network.reset_prompt(packed)
+    network.withhold(packed, result.num_images)
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
@@ -234,6 +235,8 @@ def _reply(
 def _open(message: Message, context: Context) -> tuple[Site, Request]:
     site = open_site(context.node_config)
     request = read_request(message)
+    for plan in request.plans:  # at a hospital, the guard has done so; a simulation's workers may be other machines
+        check_code(plan)
     check_classes(request, site.data.classes)
     return site, request
 

@@ -20,6 +20,16 @@ class ConfigError(FedmedError):
     """A setting is missing, unknown or has a value that is not allowed."""
 
 
+class ExtensionError(ConfigError):
+    """Code that is named by its import path is not installed, differs from what is wanted, or is not allowed."""
+
+    shareable = True  # it speaks of names, versions and hashes of code
+
+
+class ExtensionFailedError(ConfigError):
+    """Code that is named by its import path has ended with an error, whose text may hold anything."""
+
+
 class DataError(FedmedError):
     """Images or labels cannot be used as they are."""
 

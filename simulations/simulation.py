@@ -6,6 +6,7 @@ import os
 import torch
 from flwr.app import Context, RecordDict
 
+from fedmed.aggregation import make_rule, make_step
 from fedmed.config import RunConfig
 from fedmed.data import Prepared, describe_left_out, prepare_data
 from fedmed.distillation import find_classifier, take_teacher, use_teacher_file
@@ -95,7 +96,7 @@ def export_model(run: RunFolder, config: RunConfig, listener: Listener) -> None:
 
 
 def check_settings(config: RunConfig, source: str) -> None:
-    """Build the model and the loss once, so that a wrong name or option is found before anything starts.
+    """Build model, loss, rule and server step once, so that a wrong name or option is found before anything starts.
 
     Raises
     ------
@@ -110,6 +111,11 @@ def check_settings(config: RunConfig, source: str) -> None:
         model = create_model(config.model.name, 2, **config.model.options)
     except ConfigError as error:
         raise ConfigError(f"{source}: model: {error}") from None
+    try:
+        make_rule(config.aggregation.fair)
+        make_step(config.server_step)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     use_teacher_file(config)
     fopro = config.distillation
     if fopro is not None:

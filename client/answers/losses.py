@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from client.hospital.site_data import Site
+from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import TrainingError
@@ -68,19 +69,20 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
     TrainingError
         If a number cannot be told, as of a model that has diverged.
     """
-    distilled = result.distillation
-    is_told = len(site.data.train) >= site.policy.suppression.k
+    told = dict(result.told)
+    if len(site.data.train) < site.policy.suppression.k:
+        told.pop(MAS_WEIGHT, None)
     with explained(TrainReport, TrainingError):
-        return TrainReport(
-            num_images=result.num_images,
-            loss=result.loss,
-            learning_rate=result.learning_rate,
-            train_s=result.train_s,
-            start_loss=risks.start_loss,
-            group_losses=risks.group_losses,
-            mas_weight=None if distilled is None or not is_told else distilled.divergence,
-            ekd=None if distilled is None else distilled.ekd,
-            prompt_bands=None if distilled is None else distilled.bands,
+        return TrainReport.model_validate(
+            {
+                "num_images": result.num_images,
+                "loss": result.loss,
+                "learning_rate": result.learning_rate,
+                "train_s": result.train_s,
+                "start_loss": risks.start_loss,
+                "group_losses": risks.group_losses,
+                **told,
+            }
         )
 
 

@@ -19,6 +19,7 @@ import torch
 from client.answers.losses import measure_risks
 from client.hospital.site_data import Site
 from fedmed.config import Plan
+from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError, WireError
 from fedmed.metrics.classification import compute_figures
 from fedmed.protocol.reading import explained
@@ -28,7 +29,7 @@ from fedmed.storage.atomic_files import encode_json
 from fedmed.storage.site_state import SiteState
 from fedmed.training.evaluate import evaluate
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 _logger = logging.getLogger("fedmed.client")
 _MODEL, _MOMENTUM = "model/", "momentum/"
@@ -160,7 +161,7 @@ class LocalTraining:
             round_number=number,
             device=site.device,
             optimizer_state=dict(momentum),
-            prompt=network.prompt,
+            objective=network.objective,
         )
         tables = evaluate(network.model, site.data.validation, plan, group=site.name, device=site.device)
         value = compute_figures(tables)["balanced_accuracy"].value

@@ -29,6 +29,7 @@ from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
 from fedmed.config.client import ClientConfig
 from fedmed.config.files import dump_config
 from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
+from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, TEACHER, PairedTables, SiteTables
@@ -38,7 +39,6 @@ from fedmed.protocol.reports import FormsReport
 from fedmed.protocol.requests import DistilSettings, OtherModel, Request
 from fedmed.reparameterization import Comparison
 from fedmed.training.devices import use_threads
-from fedmed.training.network import get_network
 
 _SMALL = "small"
 _RUN_ID = "check"

@@ -5,6 +5,7 @@
 ``preflight_files``        settings, keys, certificate of the authority, state folder
 ``preflight_network``      way to the server and its answer; ``tls_probe`` looks at the raw connection
 ``preflight_data``         files, classes, attributes, pixels
+``extensions``             code from outside fedmed: what the plan wants, what is allowed and installed
 ``preflight_groups``       patient groups, and what of them would be withheld
 ``preflight_networks``     the frozen teacher, and the small network of a compression
 ``preflight_model``        processor, model, disk, policy, one training step
@@ -38,6 +39,7 @@ from client.check.data import (
     check_splits,
     check_statistics,
 )
+from client.check.extensions import check_extensions
 from client.check.files import check_authority, check_key, check_release_key, check_settings, check_state
 from client.check.groups import check_groups
 from client.check.leaves import list_size_checks
@@ -55,6 +57,7 @@ from client.check.network import (
 )
 from client.check.teacher import check_teacher
 from fedmed.config.client import ClientConfig
+from fedmed.extensions import allow_only
 
 CHECKS: tuple[Check, ...] = (
     Check("settings", check_settings),
@@ -71,6 +74,7 @@ CHECKS: tuple[Check, ...] = (
     Check("versions", check_versions, ("authentication",), online=True),
     Check("plan", check_plan, ("authentication",), online=True),
     Check("policy", check_policy, ("plan",)),
+    Check("extensions", check_extensions, ("plan",)),
     Check("data", check_data, ("state folder",)),
     Check("split", check_splits, ("data",)),
     Check("withdrawn patients", check_exclusions, ("data",)),
@@ -81,7 +85,7 @@ CHECKS: tuple[Check, ...] = (
     Check("image statistics", check_statistics, ("data",)),
     Check("processor", check_device),
     Check("teacher", check_teacher, ("plan",)),
-    Check("model", check_model, ("teacher",)),
+    Check("model", check_model, ("teacher", "extensions")),
     Check("memory", check_memory, ("model", "processor")),
     Check("disk", check_room, ("model", "state folder")),
     Check("training step", check_step, ("classes", "memory")),
@@ -118,7 +122,7 @@ def run_preflight(
     """
     results: list[CheckResult] = []
     blocked: dict[str, str] = {}
-    with _Workshop(Path(config.state_dir)) as workshop:
+    with _Workshop(Path(config.state_dir)) as workshop, allow_only(config.policy.extensions, config.own_code):
         bench = Bench(config, offline, connect or _connect, workshop.folder, workshop.skipped_file)
         for check in CHECKS:
             if on_start is not None:

@@ -21,6 +21,7 @@ from client.guard.audit import open_site_audit
 from client.guard.leaving import find_bands_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
+from client.guard.outside_code import check_extensions
 from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, refuse
 from client.guard.requests import Request, read_request, try_plan
 from client.hospital.site_data import Hospital, choose_release, find_hospital
@@ -28,6 +29,7 @@ from fedmed.aggregation.divergence_rule import find_divergence_breach
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
 from fedmed.export import release_form
+from fedmed.extensions import allow_only
 from fedmed.fairness.disclosure.tables import find_breach
 from fedmed.fairness.figures.group_losses import find_loss_breach
 from fedmed.protocol.kinds import (
@@ -161,6 +163,7 @@ class Guard:
         arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
         return [
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
+            *dict.fromkeys(refusal for plan in request.plans for refusal in check_extensions(policy, plan)),
             *check_test(policy, request.part),
             *(check_hours(policy, self._clock()) if _trains(policy, KINDS[request.kind]) else []),
             *check_disk(policy, self._state_dir),
@@ -216,13 +219,14 @@ def guard_messages(message: Message, context: Context, call_next: Callable[[Mess
         return call_next(message, context)
     request: Request | None = None
     try:
-        request = guard.receive(message)
-        guard.check(message, request)
-        hospital.open_site()
-        guard.note_exclusions(hospital)
-        reply = call_next(message, context)
-        guard.note_exclusions(hospital)
-        guard.release(message, request, reply, hospital.config.name)
+        with allow_only(hospital.config.policy.extensions, hospital.config.own_code):
+            request = guard.receive(message)
+            guard.check(message, request)
+            hospital.open_site()
+            guard.note_exclusions(hospital)
+            reply = call_next(message, context)
+            guard.note_exclusions(hospital)
+            guard.release(message, request, reply, hospital.config.name)
     except (Exception, SystemExit) as error:
         explained = _explain(error)
         _logger.warning("A request was not answered: %s", tame(describe_error(explained), 2000))

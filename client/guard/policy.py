@@ -12,6 +12,7 @@ from pathlib import Path
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, tame
+from fedmed.extensions import is_path
 from fedmed.models import list_models
 
 GIB, MIB = 2**30, 2**20
@@ -48,11 +49,12 @@ def refuse(refusals: Iterable[Refusal]) -> None:
 def check_plan(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
     """Return what in a plan goes beyond a policy, in the order of the policy's keys."""
     models = sorted(policy.models) if policy.models is not None else list_models()
+    is_extension = policy.models is None and is_path(plan.model.name)  # see client.guard.outside_code
     epochs, download = plan.training.epochs_per_round, _find_download(plan)
     refused = {
         "study": policy.study is not None and plan.study != policy.study,
         "approval": policy.approval is not None and plan.approval != policy.approval,
-        "models": plan.model.name not in models,
+        "models": plan.model.name not in models and not is_extension,
         "max_rounds": plan.rounds > policy.max_rounds,
         "max_epochs_per_round": epochs > policy.max_epochs_per_round,
         "allow_download": download is not None and not policy.allow_download,

@@ -11,16 +11,18 @@ import re
 
 from flwr.app import Message
 
+from client.guard.outside_code import check_code
 from client.guard.second_model import check_other
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
-from fedmed.errors import ConfigError, FedmedError, TeacherUnavailableError, WireError, tame
+from fedmed.distillation.network import get_network
+from fedmed.errors import ConfigError, ExtensionFailedError, FedmedError, TeacherUnavailableError, WireError, tame
 from fedmed.losses import build_loss
 from fedmed.protocol.kinds import KINDS, ScoredPart, name_kind
 from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
 from fedmed.protocol.requests import NEEDS_DISTIL
 from fedmed.protocol.requests import Request as SentRequest
-from fedmed.training.network import get_network, hash_model
+from fedmed.training.network import hash_model
 
 _logger = logging.getLogger("fedmed.client")
 
@@ -97,6 +99,7 @@ def try_plan(plan: Plan) -> None:
     WireError
         If it cannot be carried out with what is installed here.
     """
+    check_code(plan)
     _try_plan(plan.model_dump_json())
 
 
@@ -108,6 +111,9 @@ def _try_plan(plan_json: str) -> None:
         make_eval_transform(plan.augmentation, plan.image_size)
         build_loss(plan.loss, [1] * len(plan.classes))
         get_network(plan)
+    except ExtensionFailedError as error:  # what others' code says may hold anything
+        _logger.warning("Code that the plan names has failed: %s", error)
+        raise WireError(f"{_CANNOT}: its code from outside fedmed has failed; the site's log says more.") from error
     except ConfigError as error:  # of these four: a name or an option in the plan that is not known here
         raise WireError(f"{_CANNOT}: {tame(str(error), _MOST_OF_ERROR)}") from None
     except TeacherUnavailableError as error:

@@ -39,6 +39,7 @@ from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
 from fedmed.protocol.release import HISTORY_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, SIGNATURE_FILE
 from fedmed.storage.atomic_files import hash_file, replace_folder, sync_path
+from fedmed.storage.history import RoundRecord
 
 _PARTIAL = ".release.partial"
 _SPARE_BYTES = 64 * 2**20
@@ -223,7 +224,7 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
     from client.release.own_report import write_own_report  # noqa: PLC0415
 
     try:
-        history = json.loads(history_file.read_text(encoding="utf-8"))
+        history = [RoundRecord.model_validate(line) for line in json.loads(history_file.read_text(encoding="utf-8"))]
         has_figures = write_own_report(config, manifest.content, history, manifest.sha256)
     except OwnReportError as error:
         _logger.error("%s", error)

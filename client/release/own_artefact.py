@@ -6,16 +6,20 @@ and like them it stays here.
 
 from pathlib import Path
 
+from client.guard.outside_code import check_extensions
+from client.guard.policy import refuse
 from client.hospital.hospital_images import load_hospital_data
 from client.release.content import Manifest, ReleaseError
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
+from fedmed.distillation.network import strip_state
 from fedmed.export import release_form
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.check import is_artefact_of
 from fedmed.export.manifest import read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
+from fedmed.extensions import allow_only, check_installed
 from fedmed.protocol.release import MODEL_FILE
 from fedmed.storage.site_state import SiteState
 from fedmed.training.devices import use_threads
@@ -42,20 +46,23 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     Raises
     ------
     FedmedError
-        If this site has no BatchNorm of the run, or the model cannot be exported or proven; an older one stays.
+        If this site has no BatchNorm of the run or does not allow the code of its network, or the model cannot be
+        exported or proven; an older one stays.
     """
     state_dir = Path(config.state_dir)
     folder = state_dir / "own_model"
     if is_artefact_of(folder, manifest.model_sha256):
         return folder
     plan, chosen = Plan.model_validate(manifest.content["plan"]), int(manifest.content["chosen_round"])
+    refuse(check_extensions(config.policy, plan))  # no guard stands here, and what is signed may name any code
+    check_installed(plan.extensions)
     kept = SiteState(state_dir / "runs" / manifest.run_id / "state").load_before(chosen + 1)
     if kept is None:
         raise ReleaseError("This site has no BatchNorm of its own of this run: it took no part, or forgot it.")
     report = read_report(state_dir / "federation_report")
-    with use_threads(config.threads):
+    with allow_only(config.policy.extensions, config.own_code), use_threads(config.threads):
         network = Network(plan)
-        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
+        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), strip_state(kept[0]))
         data = load_hospital_data(config).current()
         settings = ArtefactSettings(
             plan=plan,

@@ -1,14 +1,30 @@
 """From the sites' updates to the next global model: checks, exact averages and their weights."""
 
+# Those with rules are named so that make_rule knows them.
+from fedmed.aggregation import divergence_rule, extension, fair_rules, group_rules
 from fedmed.aggregation.average import WeightedUpdate, average_updates, site_weights
 from fedmed.aggregation.quarantine import UpdateCheck, check_num_images, check_update, compare_norms
+from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule
+from fedmed.aggregation.server_step import GlobalModel, ServerStep, make_step
 
 __all__ = [
+    "GlobalModel",
+    "RoundUpdates",
+    "Rule",
+    "RuleState",
+    "ServerStep",
     "UpdateCheck",
     "WeightedUpdate",
+    "Weights",
     "average_updates",
     "check_num_images",
     "check_update",
     "compare_norms",
+    "divergence_rule",
+    "extension",
+    "fair_rules",
+    "group_rules",
+    "make_rule",
+    "make_step",
     "site_weights",
 ]

@@ -13,12 +13,18 @@ takes 1 / v_kc for v_kc first. Neither l_i nor anything by class leaves the site
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from fedmed.aggregation.fair_rules import Weights, normalise
+from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule, normalise
+from fedmed.config import DivergenceConfig
+from fedmed.errors import FederationError
 from fedmed.protocol.reports import TrainReport
 
 SMALLEST_DISTANCE = 1e-6
 """Distances below it count as it, so that none is divided by 0; float32 cannot tell ``2 - 2 cos`` from 0 there."""
+
+MAS_WEIGHT = "mas_weight"
+"""Name of r_k in a site's report, see :class:`fedmed.protocol.reports.TrainReport`."""
 
 ClassMeans = Sequence[float | None]
 """(K,) means by class; None for a class without images."""
@@ -86,6 +92,35 @@ def weigh_by_divergence(
     raw = {site: images[site] ** size_power * divergences[site] ** divergence_power for site in large}
     scale = sum(images[site] for site in large) / math.fsum(raw.values()) if large else 1.0
     return normalise({site: raw[site] * scale if site in raw else float(images[site]) for site in images})
+
+
+@dataclass(frozen=True)
+class Divergence(Rule):
+    """Weights by the one number that each site tells; a silent site counts as the mean of the others."""
+
+    config: DivergenceConfig
+
+    def weigh(self, updates: RoundUpdates, state: RuleState) -> tuple[Weights, RuleState]:
+        """Weigh by number of images and divergence."""
+        told = {u.site: u.divergence for u in updates.updates if u.divergence is not None}
+        if not told:
+            raise FederationError(
+                f"The rule '{self.config.kind}' needs the sites' distances from the teacher, and no site told its own "
+                f"in round {updates.round_number}. A site with images of one class, or fewer training images than its "
+                "policy.suppression.k, tells none. Choose another aggregation.fair."
+            )
+        images = {u.site: u.images for u in updates.updates if u.images is not None}
+        weights = weigh_by_divergence(
+            images,
+            updates.complete(told),
+            size_power=self.config.size_power,
+            divergence_power=self.config.divergence_power,
+            floor=self.config.floor,
+        )
+        return weights, {}
+
+
+make_rule.register(DivergenceConfig, Divergence)
 
 
 def find_divergence_breach(report: TrainReport, k: int) -> str | None:

@@ -1,12 +1,12 @@
-"""Aggregation rules that aim at fairness, as weights of the sites' updates.
+"""Aggregation rules that aim at fairness between sites, as weights of the sites' updates.
 
 With w the global model, w_k the model that site k sends back and a_k the weights, the next global model is
 
     w - sum_k a_k (w - w_k) = (1 - sum_k a_k) w + sum_k a_k w_k.
 
-Every rule but q-FedAvg has weights that sum to 1. Each is a pure function of plain numbers; what a rule remembers from
-round to round is a mapping from names to numbers. Losses are mean cross-entropies of the global model on the training
-images of a site or a patient group, F_k; p_k are the weights without the rule, which sum to 1.
+Every rule but q-FedAvg has weights that sum to 1. Each formula is a pure function of plain numbers; what a rule
+remembers from round to round is a mapping from names to numbers. Losses are mean cross-entropies of the global model on
+the training images of a site or a patient group, F_k; p_k are the weights without the rule, which sum to 1.
 
 All of these give more weight to sites or groups for which the model is bad, and it may be bad for reasons that no
 weight can mend: noisy labels, another disease, images of poor quality. On images they have doubled the number of sites
@@ -15,24 +15,17 @@ that do worse than with a model of their own. The report's part on benefit shows
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-Weights = dict[str, float]
+from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule, normalise, weighted_mean
+from fedmed.config import AgnosticConfig, GapToLocalConfig, QFedAvgConfig
+from fedmed.data import count_batches
+from fedmed.training.schedules import learning_rate
+
 _SMALLEST = 1e-12
 """Weights that move on a simplex never become 0, from where some could not return."""
-
-
-def normalise(weights: Mapping[str, float]) -> Weights:
-    """Return weights, not negative, scaled to the sum 1, in the order of their names.
-
-    Raises
-    ------
-    ValueError
-        If one is negative or not finite, or none is positive.
-    """
-    total = math.fsum(weights.values())
-    if not all(math.isfinite(value) and value >= 0 for value in weights.values()) or not total > 0:
-        raise ValueError(f"the weights are {dict(weights)}; they must be finite, not negative, and one positive")
-    return {name: weights[name] / total for name in sorted(weights)}
+_SHORTEST = 1e-9
+"""A step of the local training below it counts as it, so that none is divided by 0."""
 
 
 def weigh_by_loss_power(
@@ -82,6 +75,43 @@ def weigh_by_loss_power(
     return {site: shares[site] * power[site] / divisor for site in sorted(shares)}
 
 
+@dataclass(frozen=True)
+class QFedAvg(Rule):
+    """q-FedAvg with the bound on the curvature that a round's local training stands for."""
+
+    losses = QFedAvgConfig.losses
+    config: QFedAvgConfig
+
+    def weigh(self, updates: RoundUpdates, state: RuleState) -> tuple[Weights, RuleState]:
+        """Weigh by the power of the losses; a silent site counts as the mean of the others."""
+        lipschitz = self.config.lipschitz or 1 / max(step_length(updates), _SHORTEST)
+        norms = {u.site: u.update_norm or 0.0 for u in updates.updates}
+        losses = updates.complete(updates.start_losses())
+        return weigh_by_loss_power(updates.shares, losses, norms, q=self.config.q, lipschitz=lipschitz), {}
+
+
+make_rule.register(QFedAvgConfig, QFedAvg)
+
+
+def step_length(updates: RoundUpdates) -> float:
+    """Return by how much a round's local training multiplies a gradient, on average over the sites.
+
+    ``rate * steps / (1 - momentum)`` with the rate of the round's last epoch: for one step without momentum the
+    learning rate. So (global model - site's model) / length is the mean gradient of the round, which the published
+    step of q-FedAvg is derived for; 1 / learning rate alone would take it for many times as long, and hardly move.
+    """
+    training = updates.training
+    epochs, optimizer = training.epochs_per_round, training.optimizer
+    last_epoch = updates.round_number * epochs - 1
+    rate = learning_rate(training.schedule, optimizer.lr, last_epoch, updates.num_rounds * epochs)
+    momentum = optimizer.momentum if optimizer.name == "sgd" else 0.0
+    images = {u.site: u.images or 1 for u in updates.updates}
+    steps = math.fsum(
+        share * count_batches(images[site], training.batch_size) for site, share in updates.shares.items()
+    )
+    return rate * epochs * steps / (1 - momentum)
+
+
 def ascend_simplex(weights: Mapping[str, float], losses: Mapping[str, float], step: float) -> Weights:
     """Move weights on the simplex towards what has the larger loss.
 
@@ -110,64 +140,28 @@ def ascend_simplex(weights: Mapping[str, float], losses: Mapping[str, float], st
     function ``sum_k lambda_k F_k``. The papers project a plain gradient step on the simplex. Both have the same
     solutions; this one leaves no site or group without any weight.
     """
-    middle = _weighted_mean({name: weights[name] for name in losses}, losses) if losses else 0.0
+    middle = weighted_mean({name: weights[name] for name in losses}, losses) if losses else 0.0
     exponents = {name: math.log(max(weight, _SMALLEST)) + step * (losses.get(name, middle) - middle)
                  for name, weight in weights.items()}  # fmt: skip
     largest = max(exponents.values())
     return normalise({name: math.exp(value - largest) for name, value in exponents.items()})
 
 
-def weigh_groups(weights: Mapping[str, float], shares: Mapping[str, float]) -> Weights:
-    """Return the weight of an image of each group, ``mu_g / rho_g``.
+@dataclass(frozen=True)
+class Agnostic(Rule):
+    """Weights of the sites that climb towards the largest weighted loss."""
 
-    Parameters
-    ----------
-    weights : mapping of str to float
-        mu_g, which sum to 1.
-    shares : mapping of str to float
-        rho_g > 0, the share of each group among the images of all groups, which sum to 1.
+    losses = AgnosticConfig.losses
+    config: AgnosticConfig
 
-    Notes
-    -----
-    The groups' risks add over the sites: with n_kg images of group g at site k, n_k of all groups there, n in total and
-    l_i the loss of an image, the mean over the sites, weighted by their images, of the losses so weighted is
-
-        sum_k (n_k / n) (1 / n_k) sum_i (mu_g(i) / rho_g(i)) l_i = sum_g mu_g r_g,
-
-    because ``rho_g = sum_k n_kg / n`` and ``r_g`` is the mean loss over the group's images at all sites. So no site
-    needs to know another's groups, and the mean weight of an image is 1.
-    """
-    return {group: weights[group] / shares[group] for group in sorted(weights)}
+    def weigh(self, updates: RoundUpdates, state: RuleState) -> tuple[Weights, RuleState]:
+        """Move the remembered weights, those of absent sites too, and weigh by those of the sites that are here."""
+        known = {**updates.shares, **state.get("weights", {})}
+        moved = ascend_simplex(known, updates.start_losses(), self.config.step)
+        return normalise({site: moved[site] for site in updates.shares}), {"weights": moved}
 
 
-def weigh_by_gap_distance(weights: Mapping[str, float], distances: Mapping[str, float], beta: float) -> Weights:
-    """Return the next weights of FairFed.
-
-    Ezzeldin, Yan, He, Ferrara and Avestimehr, "FairFed: Enabling Group Fairness in Federated Learning", AAAI 2023.
-
-    Parameters
-    ----------
-    weights : mapping of str to float
-        Weights of the round before; the sites' shares of the images at the start.
-    distances : mapping of str to float
-        ``|F_k - F|``: how far the gap between groups at a site is from that of all images together. Sites of which it
-        is not known are not named and count as the mean.
-    beta : float
-        From 0, which leaves the weights as they are.
-
-    Returns
-    -------
-    dict of str to float
-        They sum to 1. A site whose weight would be negative has 0; if all had, the weights stay as they were.
-
-    Notes
-    -----
-    ``w_k`` becomes ``w_k - beta (d_k - mean of d)``, then all are scaled to the sum 1.
-    """
-    before = normalise(weights)
-    mean = math.fsum(distances.values()) / len(distances) if distances else 0.0
-    moved = {site: max(0.0, value - beta * (distances.get(site, mean) - mean)) for site, value in before.items()}
-    return normalise(moved) if any(moved.values()) else before
+make_rule.register(AgnosticConfig, Agnostic)
 
 
 def weigh_by_gap_to_local(
@@ -204,12 +198,23 @@ def weigh_by_gap_to_local(
     gaps = {site: losses[site] - local_losses[site] for site in shares if site in losses and site in local_losses}
     if not gaps:
         return normalise(shares)
-    mean = _weighted_mean({site: shares[site] for site in gaps}, gaps)
+    mean = weighted_mean({site: shares[site] for site in gaps}, gaps)
     return normalise(
         {site: max(0.0, share * (1 + 2 * strength * (gaps.get(site, mean) - mean))) for site, share in shares.items()}
     )
 
 
-def _weighted_mean(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
-    total = math.fsum(weights.values())
-    return math.fsum(weights[name] * values[name] for name in sorted(values)) / total
+@dataclass(frozen=True)
+class GapToLocal(Rule):
+    """More weight to sites that lose against a model of their own."""
+
+    losses = GapToLocalConfig.losses
+    config: GapToLocalConfig
+
+    def weigh(self, updates: RoundUpdates, state: RuleState) -> tuple[Weights, RuleState]:
+        """Compare the losses told with those of the sites' own models."""
+        local, strength = updates.local_losses(), self.config.strength
+        return weigh_by_gap_to_local(updates.shares, updates.start_losses(), local, strength), {}
+
+
+make_rule.register(GapToLocalConfig, GapToLocal)

@@ -9,17 +9,20 @@ from fedmed.config.aggregation import (
     AgnosticConfig,
     DivergenceConfig,
     DivergenceReport,
+    ExtensionRuleConfig,
     FairConfig,
     FairFedConfig,
     GapToLocalConfig,
     GroupMinimaxConfig,
     LossReport,
     QFedAvgConfig,
+    RuleConfig,
 )
 from fedmed.config.data import (
     ClassFolderData,
     DataConfig,
     DataSection,
+    ExtensionData,
     ImageTableData,
     NpzData,
     PartitionConfig,
@@ -51,6 +54,15 @@ from fedmed.config.federation import FederationConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.server_step import (
+    AdaptiveConfig,
+    AverageConfig,
+    ExtensionStepConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
+    FedYogiConfig,
+    ServerStepConfig,
+)
 from fedmed.config.simulation import RunConfig
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -59,8 +71,10 @@ __all__ = [
     "LOCAL_MODEL_OPTIONS",
     "SCORE_FIGURES",
     "SITE_ATTRIBUTE",
+    "AdaptiveConfig",
     "AggregationConfig",
     "AgnosticConfig",
+    "AverageConfig",
     "ChoiceFigure",
     "ClassFolderData",
     "Compression",
@@ -68,9 +82,15 @@ __all__ = [
     "DataSection",
     "DivergenceConfig",
     "DivergenceReport",
+    "ExtensionData",
+    "ExtensionRuleConfig",
+    "ExtensionStepConfig",
     "FairConfig",
     "FairFedConfig",
     "FairnessConfig",
+    "FedAdamConfig",
+    "FedAvgMConfig",
+    "FedYogiConfig",
     "FederationConfig",
     "FolderProxy",
     "FoproConfig",
@@ -90,9 +110,11 @@ __all__ = [
     "PromptConfig",
     "ProxyConfig",
     "QFedAvgConfig",
+    "RuleConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",
+    "ServerStepConfig",
     "SitesData",
     "SplitConfig",
     "StudentConfig",

@@ -1,10 +1,11 @@
-"""Settings of aggregation rules that aim at fairness; :mod:`fedmed.aggregation.fair_rules` has their formulas."""
+"""Settings of aggregation rules that aim at fairness; :mod:`fedmed.aggregation` has the rules, with their formulas."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from fedmed.config.section import Section
+from fedmed.config.section import BY_PATH, Section, name_kind
+from fedmed.extensions import ImportPath
 
 LossReport = Literal["none", "site", "groups"]
 """What a site tells about the global model's loss on its training images before it trains: nothing, the mean over all
@@ -24,7 +25,37 @@ FairFigure = Literal[
 """Gaps between groups that can be had from counts alone."""
 
 
-class QFedAvgConfig(Section):
+class RuleConfig(Section):
+    """What the settings of every rule say: its name, and what it needs of the sites, which a plan tells them.
+
+    The rule itself is a class in :mod:`fedmed.aggregation`, found by the class of its settings; what it needs is said
+    here, because settings import nothing of it.
+    """
+
+    losses: ClassVar[LossReport] = "none"
+    """What a site tells about its losses."""
+    needs_local_models: ClassVar[bool] = False
+    """Whether the rounds need to know how good the sites' own models are."""
+
+    kind: str
+
+    @property
+    def loss_report(self) -> LossReport:
+        """What a site tells about its losses under these settings."""
+        return self.losses
+
+    @property
+    def group_attribute(self) -> str | None:
+        """Attribute whose groups the rule is about, None where it is about sites."""
+        return None
+
+    @property
+    def divergence(self) -> DivergenceReport:
+        """What a site tells about its distance from the teacher."""
+        return "none"
+
+
+class QFedAvgConfig(RuleConfig):
     """q-FedAvg: sites with a larger loss count for more."""
 
     losses: ClassVar[LossReport] = "site"
@@ -38,7 +69,7 @@ class QFedAvgConfig(Section):
     published."""
 
 
-class AgnosticConfig(Section):
+class AgnosticConfig(RuleConfig):
     """Agnostic federated learning: weights of the sites that make the weighted loss largest."""
 
     losses: ClassVar[LossReport] = "site"
@@ -48,7 +79,7 @@ class AgnosticConfig(Section):
     """How far the weights move in a round, by difference of the losses."""
 
 
-class GroupMinimaxConfig(Section):
+class GroupMinimaxConfig(RuleConfig):
     """FedMinMax: weights of patient groups that make the weighted loss largest."""
 
     losses: ClassVar[LossReport] = "groups"
@@ -59,11 +90,14 @@ class GroupMinimaxConfig(Section):
     step: Annotated[float, Field(gt=0)] = 0.1
     """How far the weights move in a round, by difference of the losses."""
 
+    @property
+    def group_attribute(self) -> str | None:
+        """The attribute."""
+        return self.attribute
 
-class FairFedConfig(Section):
+
+class FairFedConfig(RuleConfig):
     """FairFed: sites whose gap between groups is near that of all images count for more."""
-
-    losses: ClassVar[LossReport] = "none"
 
     kind: Literal["fairfed"]
     attribute: str
@@ -73,25 +107,29 @@ class FairFedConfig(Section):
     beta: Annotated[float, Field(gt=0)] = 0.5
     """How far the weights move in a round, by difference of the gaps; FedAvg towards 0."""
 
+    @property
+    def group_attribute(self) -> str | None:
+        """The attribute."""
+        return self.attribute
 
-class GapToLocalConfig(Section):
+
+class GapToLocalConfig(RuleConfig):
     """Sites that lose most against a model of their own count for more; needs ``benefit: true``."""
 
     losses: ClassVar[LossReport] = "site"
+    needs_local_models: ClassVar[bool] = True
 
     kind: Literal["gap_to_local"]
     strength: Annotated[float, Field(ge=0)] = 0.5
     """How much more: 0 is FedAvg."""
 
 
-class DivergenceConfig(Section):
+class DivergenceConfig(RuleConfig):
     """Fed-MAS: sites whose features are far from the teacher's where the model is; needs ``fopro`` with a teacher.
 
     A site's weight is proportional to ``n^size_power r^divergence_power``, n its training images and r the one number
     that it tells; see :mod:`fedmed.aggregation.divergence_rule`.
     """
-
-    losses: ClassVar[LossReport] = "none"
 
     kind: Literal["divergence"]
     size_power: Annotated[float, Field(ge=0, le=2)] = 0.5
@@ -104,14 +142,43 @@ class DivergenceConfig(Section):
     """Sites with fewer training images keep the share that FedAvg gives them; 0: none does."""
 
     @property
-    def report(self) -> DivergenceReport:
-        """What the sites are asked for."""
+    def divergence(self) -> DivergenceReport:
+        """One number, made in one of two ways."""
         return "inverse" if self.inverse else "plain"
 
 
+class ExtensionRuleConfig(RuleConfig):
+    """A rule from outside fedmed. It runs at the server alone, so that no hospital has to have it or to allow it."""
+
+    kind: ImportPath
+    """``package.module:Class``, a :class:`fedmed.aggregation.Rule`."""
+    tell: LossReport = "none"
+    """What a site tells about its losses; the same as the class says of itself as ``losses``."""
+    attribute: str | None = None
+    """Attribute whose groups the rule is about; null: it is about sites."""
+    options: dict[str, Any] = Field(default={})
+    """Options of the class."""
+
+    @property
+    def loss_report(self) -> LossReport:
+        """What these settings say."""
+        return self.tell
+
+    @property
+    def group_attribute(self) -> str | None:
+        """The attribute."""
+        return self.attribute
+
+
 FairConfig = Annotated[
-    QFedAvgConfig | AgnosticConfig | GroupMinimaxConfig | FairFedConfig | GapToLocalConfig | DivergenceConfig,
-    Field(discriminator="kind"),
+    Annotated[QFedAvgConfig, Tag("q_fedavg")]
+    | Annotated[AgnosticConfig, Tag("agnostic")]
+    | Annotated[GroupMinimaxConfig, Tag("group_minimax")]
+    | Annotated[FairFedConfig, Tag("fairfed")]
+    | Annotated[GapToLocalConfig, Tag("gap_to_local")]
+    | Annotated[DivergenceConfig, Tag("divergence")]
+    | Annotated[ExtensionRuleConfig, Tag(BY_PATH)],
+    Discriminator(name_kind("kind")),
 ]
 
 
@@ -124,14 +191,24 @@ class AggregationConfig(Section):
     """An update is quarantined when its norm is more than this many times the median of the others'."""
     fair: FairConfig | None = None
     """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
-    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``. Null: none."""
+    ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``, or the import path of a class. Null: none."""
 
     @property
     def attribute(self) -> str | None:
         """Attribute whose groups the fair rule is about, None where it is about sites."""
-        return self.fair.attribute if isinstance(self.fair, GroupMinimaxConfig | FairFedConfig) else None
+        return self.fair.group_attribute if self.fair else None
+
+    @property
+    def losses(self) -> LossReport:
+        """What the sites tell about their losses."""
+        return self.fair.loss_report if self.fair else "none"
 
     @property
     def divergence(self) -> DivergenceReport:
         """What the sites tell about their distance from the teacher."""
-        return self.fair.report if isinstance(self.fair, DivergenceConfig) else "none"
+        return self.fair.divergence if self.fair else "none"
+
+    @property
+    def needs_local_models(self) -> bool:
+        """Whether the rounds need to know how good the sites' own models are."""
+        return self.fair is not None and self.fair.needs_local_models

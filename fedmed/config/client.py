@@ -2,15 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmed.config import DataConfig, Section, SuppressionConfig
+from fedmed.config import DataConfig, ExtensionData, Section, SuppressionConfig
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
 from fedmed.config.server import SiteName
 from fedmed.errors import ConfigError
+from fedmed.extensions import AllowedExtension
 
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
@@ -50,6 +51,16 @@ class PolicyConfig(Section):
     """Share of the GPU's memory that may be used."""
     max_message_mib: Annotated[int, Field(ge=1)] = 2048
     """Largest message that is accepted."""
+    extensions: list[AllowedExtension] = Field(default=[])
+    """Code from outside fedmed that a plan may use: import paths, or mappings of ``path`` with ``version`` or
+    ``sha256``. It runs with the rights of this site, images included. Empty: none."""
+
+    @field_validator("extensions", mode="before")
+    @classmethod
+    def _read_plain_paths(cls, entries: Any) -> Any:
+        if not isinstance(entries, list):
+            return entries
+        return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
     @field_validator("hours")
     @classmethod
@@ -99,6 +110,11 @@ class ClientConfig(Section):
     teacher_file: str | None = None
     """This site's copy of a teacher's weights, where the federation distils from a teacher with ``source: file``."""
     policy: PolicyConfig = PolicyConfig()
+
+    @property
+    def own_code(self) -> list[str]:
+        """Import paths that these settings name for this site itself: its source of images, if that is one."""
+        return [self.data.source] if isinstance(self.data, ExtensionData) else []
 
     @model_validator(mode="after")
     def _check(self) -> "ClientConfig":

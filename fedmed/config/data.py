@@ -1,10 +1,11 @@
 """Settings of the images: where they are, how they become sites, and how the network sees them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from fedmed.config.section import Section
+from fedmed.config.section import BY_PATH, Section, name_kind
+from fedmed.extensions import ImportPath
 
 
 class PartitionConfig(Section):
@@ -125,7 +126,25 @@ class NpzData(DataSection):
     """Class names, K; null where the file has none."""
 
 
-DataConfig = Annotated[PhantomData | ImageTableData | ClassFolderData | NpzData, Field(discriminator="source")]
+class ExtensionData(DataSection):
+    """Images that a function from outside fedmed reads; :mod:`fedmed.data.sources.extension` says what it returns."""
+
+    source: ImportPath
+    """``package.module:function``, installed where the images are."""
+    root: str | None = None
+    """Folder that is handed to it; may hold ``${VARIABLE}``. Null: none."""
+    options: dict[str, Any] = Field(default={})
+    """Its options, handed over as they are."""
+
+
+DataConfig = Annotated[
+    Annotated[PhantomData, Tag("phantom")]
+    | Annotated[ImageTableData, Tag("image_table")]
+    | Annotated[ClassFolderData, Tag("class_folders")]
+    | Annotated[NpzData, Tag("npz")]
+    | Annotated[ExtensionData, Tag(BY_PATH)],
+    Discriminator(name_kind("source")),
+]
 
 
 class SitesData(Section):

@@ -4,14 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedmed.config.aggregation import AggregationConfig, DivergenceConfig, GapToLocalConfig
+from fedmed.config.aggregation import AggregationConfig, RuleConfig
 from fedmed.config.data import DataConfig, SitesData
 from fedmed.config.distillation import FoproConfig, FoproPlan, OffOrNone, StudentConfig
 from fedmed.config.fairness import GROUP_FIGURES, SITE_ATTRIBUTE, ChoiceFigure, FairnessConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
+from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
+from fedmed.extensions import is_path
 
 
 class FederationConfig(Section):
@@ -34,9 +36,13 @@ class FederationConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig | SitesData
     loss: dict[str, Any] = Field(default={"ce": 1.0, "cws": 1.0})
-    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options."""
+    """Terms of the loss: a weight, or a mapping with ``weight`` and the term's options. A term is named as in
+    ``fedmed.losses.list_losses()`` or by its import path, ``package.module:function``."""
     training: TrainingConfig = TrainingConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    server_step: ServerStepConfig = AverageConfig()
+    """From a round's average to the next global model; its ``kind`` is ``average``, ``fedavgm``, ``fedadam`` or
+    ``fedyogi``."""
     batch_norm: Literal["average", "local", "recalibrate"] = "average"
     """``average``: BatchNorm is averaged like the rest (its counters are not). ``local``: it stays at the site
     (FedBN)."""
@@ -58,14 +64,18 @@ class FederationConfig(Section):
     whether it is better off in the federation. That model stays at the site."""
     calibrate: bool = True
     """Whether one temperature is fitted on the validation images of all sites; the released model applies it."""
-    share_class_counts: bool = False
-    """Whether a site tells its class counts to the server. A simulation always shows them."""
     release: Literal["automatic", "manual"] = "automatic"
     """``automatic``: the finished and proven model is released. ``manual``: it waits until a person has typed
     ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
 
     def make_plan(self) -> Plan:
-        """Return the part of the settings that the sites need."""
+        """Return the part of the settings that the sites need.
+
+        Raises
+        ------
+        ExtensionError
+            If a model or a loss is named by an import path that is not installed here.
+        """
         assert self.classes is not None, "classes are set when the data is prepared"
         return Plan(
             seed=self.seed,
@@ -80,11 +90,17 @@ class FederationConfig(Section):
             compression=self.compression,
             fairness=self.fairness,
             benefit=self.benefit,
-            losses=self.aggregation.fair.losses if self.aggregation.fair else "none",
+            losses=self.aggregation.losses,
             loss_attribute=self.aggregation.attribute,
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
-        )
+        ).describe_extensions()
+
+    @property
+    def code_at_server(self) -> list[str]:
+        """Import paths of what the server alone runs: the rule and the step after a round."""
+        kinds = [self.aggregation.fair.kind] if self.aggregation.fair else []
+        return [kind for kind in (*kinds, self.server_step.kind) if is_path(kind)]
 
     @property
     def distillation(self) -> FoproPlan | None:
@@ -98,13 +114,14 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "FederationConfig":
-        if isinstance(self.aggregation.fair, GapToLocalConfig) and not self.benefit:
+        fair = self.aggregation.fair
+        if fair is not None and fair.needs_local_models and not self.benefit:
             raise ValueError(
-                "'aggregation.fair.kind' is 'gap_to_local', which compares with the sites' own models, and 'benefit' "
+                f"'aggregation.fair.kind' is '{fair.kind}', which compares with the sites' own models, and 'benefit' "
                 "is false. Set benefit: true, or choose another kind"
             )
-        if isinstance(self.aggregation.fair, DivergenceConfig):
-            self._check_divergence()
+        if fair is not None and fair.divergence != "none":
+            self._check_divergence(fair)
         if self.model.name == "frozen_teacher":
             self._check_frozen_teacher()
         known, attribute = self.fairness.attributes, self.aggregation.attribute
@@ -115,9 +132,9 @@ class FederationConfig(Section):
             )
         return self
 
-    def _check_divergence(self) -> None:
+    def _check_divergence(self, fair: RuleConfig) -> None:
         """Check that every round has distances from a teacher."""
-        rule = "'aggregation.fair.kind' is 'divergence', which weighs by the distance from a teacher at the sites"
+        rule = f"'aggregation.fair.kind' is '{fair.kind}', which weighs by the distance from a teacher at the sites"
         plan = self.distillation
         if plan is None or plan.weight == 0:
             found = "no 'fopro' with a teacher" if plan is None else "'fopro.weight: 0'"

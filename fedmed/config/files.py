@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig
+from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig, ServerStepConfig
+from fedmed.config.section import BY_PATH
 from fedmed.errors import ConfigError, suggest_nearest
 
 Settings = typing.TypeVar("Settings", bound=BaseModel)
@@ -24,8 +25,12 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "data": ("source", DataConfig),
     "aggregation.fair": ("kind", FairConfig),
     "fopro.proxy": ("source", ProxyConfig),
+    "server_step": ("kind", ServerStepConfig),
 }
 """Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
+REMOVED = frozenset({"share_class_counts"})
+"""Settings that had no effect: files and run folders of older versions have them, and are opened without. Those of
+``client.yaml`` are others."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,10 +133,12 @@ def validate_settings(
     ConfigError
         With the file, the key, the value found, what is allowed and the nearest valid key.
     """
+    origins = origins or {}
+    removed = REMOVED - model.model_fields.keys() - origins.keys()
     try:
-        return model.model_validate(content)
+        return model.model_validate({key: value for key, value in content.items() if key not in removed})
     except ValidationError as error:
-        raise ConfigError(_describe_all(error, model, source, origins or {})) from None
+        raise ConfigError(_describe_all(error, model, source, origins)) from None
 
 
 def apply_override(content: dict[str, Any], override: str) -> str:
@@ -246,11 +253,7 @@ def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, or
             f"{suggest_nearest(loc[-1], allowed)} Allowed here: {', '.join(allowed)}."
         )
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        found, tags = context.get("tag", "nothing"), sorted(_sections(key))
-        return (
-            f"{origin}: '{key}.{_KINDS[key][0]}' is {found!r}.{suggest_nearest(str(found), tags)} "
-            f"Allowed: {', '.join(tags)}."
-        )
+        return f"{origin}: {_describe_wrong_kind(key, context.get('tag', 'nothing'))}"
     if kind == "missing":
         return f"{origin}: the key '{key}' is missing and has no default. Add it."
     if kind == "literal_error":
@@ -261,6 +264,16 @@ def _describe_one(details: ErrorDetails, model: type[BaseModel], source: str, or
     if not key:
         return f"{origin}: {message}."
     return f"{origin}: '{key}' is {details['input']!r}. {message}."
+
+
+def _describe_wrong_kind(key: str, found: object) -> str:
+    names = sorted(_sections(key))
+    by_path = f" An import path, {BY_PATH}, is allowed as well." if BY_PATH in names else ""
+    names = [name for name in names if name != BY_PATH]
+    return (
+        f"'{key}.{_KINDS[key][0]}' is {found!r}.{suggest_nearest(str(found), names)} "
+        f"Allowed: {', '.join(names)}.{by_path}"
+    )
 
 
 def _split_tag(loc: list[str]) -> tuple[list[str], str | None]:
@@ -297,5 +310,11 @@ def _is_section(annotation: object) -> bool:
 def _sections(place: str) -> dict[str, type[BaseModel]]:
     """Return the kinds of a section by name."""
     key, union = _KINDS[place]
-    kinds = typing.get_args(typing.get_args(union)[0])
-    return {typing.get_args(kind.model_fields[key].annotation)[0]: kind for kind in kinds}
+    return dict(_tag_kind(kind, key) for kind in typing.get_args(typing.get_args(union)[0]))
+
+
+def _tag_kind(kind: Any, key: str) -> tuple[str, type[BaseModel]]:
+    """Return the name of a kind, which is its tag or the only value of its key, and its class."""
+    section, *marks = typing.get_args(kind) or (kind,)
+    tags = [mark.tag for mark in marks if isinstance(mark, Tag)]
+    return (tags or typing.get_args(section.model_fields[key].annotation))[0], section

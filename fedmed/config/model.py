@@ -11,7 +11,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     name: str = "adsr_resnet18"
-    """A name of ``fedmed.models.list_models()``."""
+    """A name of ``fedmed.models.list_models()``, or the import path of a builder, ``package.module:function``."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from typing import Any, Literal
 
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
 from fedmed.config.aggregation import DivergenceReport, LossReport
 from fedmed.config.distillation import FoproPlan
 from fedmed.config.fairness import FairnessConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
+from fedmed.extensions import Extension, find_extension, is_path
 
 Compression = Literal["none", "fp16", "int8"]
 """How a site's update is shortened on its way to the server."""
@@ -46,6 +49,23 @@ class Plan(Section):
     """What a site tells about the distance of its features from the teacher's."""
     fopro: FoproPlan | None = None
     """Distillation from a frozen teacher; null: none."""
+    extensions: list[Extension] = Field(default=[])
+    """Which code the import paths in it mean; a plan without any is written as if there were no such key."""
+
+    @property
+    def extension_paths(self) -> list[str]:
+        """Import paths of what every site has to build."""
+        return [name for name in dict.fromkeys((self.model.name, *map(str, self.loss))) if is_path(name)]
+
+    def describe_extensions(self) -> "Plan":
+        """Return the plan with the code that its import paths mean here.
+
+        Raises
+        ------
+        ExtensionError
+            If one is not installed here, or may not be named.
+        """
+        return self.model_copy(update={"extensions": [find_extension(path) for path in self.extension_paths]})
 
     @property
     def is_personal(self) -> bool:
@@ -55,3 +75,10 @@ class Plan(Section):
     def plain(self) -> "Plan":
         """Return the plan of the network that is released: without what only its training needs."""
         return self.model_copy(update={"fopro": None})
+
+    @model_serializer(mode="wrap")
+    def _leave_out_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        if not self.extensions:
+            values.pop("extensions", None)
+        return values

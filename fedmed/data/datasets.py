@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fedmed.config import DataConfig, NpzData, PhantomData
+from fedmed.config import DataConfig, ExtensionData, NpzData, PhantomData
+from fedmed.data.sources.extension import open_extension
 from fedmed.data.sources.npz import open_npz_images
 from fedmed.data.sources.readers import ArrayReader, FileReader, ImageReader, PhantomReader
 from fedmed.data.split_files import SplitRow, describe_settings, read_index, read_site
@@ -122,11 +123,11 @@ def _make_reader(
     if isinstance(config, PhantomData):
         assert sites is not None, "the split was made with a number of sites"
         return PhantomReader(config, sites, {row.item.key.partition("/")[0] for row in rows}, seed)
-    return (
-        ArrayReader(open_npz_images(config))
-        if isinstance(config, NpzData)
-        else FileReader(Path(config.root), cache_mib)
-    )
+    if isinstance(config, NpzData):
+        return ArrayReader(open_npz_images(config))
+    if isinstance(config, ExtensionData):
+        return open_extension(config, cache_mib)
+    return FileReader(Path(config.root), cache_mib)
 
 
 def _make_part(rows: Sequence[SplitRow], attribute_names: Sequence[str], reader: ImageReader) -> ImagePart:

@@ -195,7 +195,7 @@ def _summarise(proof: Proof, places: Any, comparison: FormComparison, source: st
 
 
 def _summarise_comparison(comparison: Any) -> dict[str, Any]:
-    keys = ("max_abs_error", "largest_logit", "num_images", "num_ties", "num_agreeing")
+    keys = ("max_abs_error", "largest_logit", "max_probability_error", "num_images", "num_ties", "num_agreeing")
     return {key: getattr(comparison, key) for key in keys}
 
 

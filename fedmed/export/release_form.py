@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the e
     from fedmed.export.compare import FormComparison
 
 _FORMS = ("deploy", "onnx")
-_FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
+_FLOATS = ("max_abs_error", "largest_logit", "max_probability_error")
+_COUNTS = ("num_images", "num_ties", "num_agreeing")
 _MOST_LETTERS = 500
 
 
@@ -143,10 +144,13 @@ def _show(comparison: Comparison) -> dict[str, Any]:
 
 
 def _describe(comparison: Comparison) -> FormDifference:
+    probability = comparison.max_probability_error
+    told = {} if probability is None else {"max_probability_error": _round_up(probability)}
     return FormDifference(
         precision="float32",
         max_abs_error=_round_up(comparison.max_abs_error),
         largest_logit=_round_up(comparison.largest_logit),
+        **told,
         num_images=comparison.num_images,
         num_ties=comparison.num_ties,
         num_agreeing=comparison.num_agreeing,
@@ -154,8 +158,20 @@ def _describe(comparison: Comparison) -> FormDifference:
 
 
 def _read(told: FormDifference) -> Comparison:
-    error, logit = (math.inf if value is None else value for value in (told.max_abs_error, told.largest_logit))
-    return Comparison(told.precision, error, logit, told.num_images, told.num_ties, told.num_agreeing)
+    is_told = "max_probability_error" in told.model_fields_set
+    return Comparison(
+        told.precision,
+        _or_infinite(told.max_abs_error),
+        _or_infinite(told.largest_logit),
+        told.num_images,
+        told.num_ties,
+        told.num_agreeing,
+        max_probability_error=_or_infinite(told.max_probability_error) if is_told else None,
+    )
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _round_up(value: float) -> float | None:

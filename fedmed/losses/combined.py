@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedmed.errors import ConfigError
+from fedmed.extensions import build_extension, is_path
 from fedmed.losses.balanced import ClassBalancedCrossEntropy, CrossEntropy, FocalLoss, LogitAdjustment
 from fedmed.losses.class_statistics import Absent, CWSLoss, Form
 from fedmed.registry import Registry
@@ -56,7 +57,10 @@ def build_loss(terms: Mapping[str, float | Mapping[str, Any]], class_counts: Seq
     ----------
     terms : mapping
         From the name of a term to its weight, or to a mapping of ``weight`` (1 if left out) and the term's options:
-        ``{"ce": 1.0, "cws": {"weight": 0.5, "absent": "present"}}``. A term of weight 0 is not computed.
+        ``{"ce": 1.0, "cws": {"weight": 0.5, "absent": "present"}}``. A term of weight 0 is not computed. A name may be
+        the import path of a builder from outside fedmed, ``package.module:function``: it gets ``class_counts`` and, as
+        keyword-only parameters, the options, and returns a module without parameters that maps logits (B,K), targets
+        (B,) and, where images have weights, those (B,) to a scalar.
     class_counts : sequence of K int
         The site's own training images by class; zeros are allowed.
 
@@ -69,6 +73,8 @@ def build_loss(terms: Mapping[str, float | Mapping[str, Any]], class_counts: Seq
     ConfigError
         If a name or an option is unknown, a value is not allowed, a weight is not a finite number from 0, or no weight
         is above 0.
+    ExtensionError, ExtensionFailedError
+        If what an import path names is not installed, not allowed here, or builds no module.
     """
     if not isinstance(terms, Mapping):
         raise ConfigError(f"'loss' is {terms!r}. Needed: a weight for each term, for example {{ce: 1.0, cws: 1.0}}.")
@@ -93,6 +99,8 @@ def _build_term(name: str, setting: Any, class_counts: Sequence[int]) -> tuple[f
     weight = options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise ConfigError(f"The weight of 'loss.{name}' is {weight!r}. Allowed: a finite number from 0.")
+    if is_path(str(name)):
+        return float(weight), build_extension("loss", str(name), nn.Module, class_counts, **options)
     try:
         return float(weight), LOSSES.build(str(name), class_counts, **options)
     except ValueError as error:

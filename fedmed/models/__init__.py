@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedmed.errors import ConfigError
+from fedmed.extensions import build_extension, is_path
 from fedmed.models.adsr_resnet import ARCHITECTURES, adsr_resnet, insert_adsr
 from fedmed.models.bags.insert import convert_depthwise
 from fedmed.models.came import came
@@ -39,6 +40,8 @@ MODELS.register("hemf")(hemf)
 MODELS.register("came")(came)
 for _variant in VARIANTS:
     MODELS.register(f"hifuse_{_variant}")(partial(hifuse, _variant))
+# A network with a teacher inside is built where teachers are, which stands above this package.
+MODELS.register_lazily("frozen_teacher", "fedmed.distillation.teachers.frozen_classifier:build_frozen_teacher")
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -47,7 +50,8 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     Parameters
     ----------
     name : str
-        One of :func:`list_models`.
+        One of :func:`list_models`, or the import path of a builder from outside fedmed,
+        ``package.module:function``. It gets ``num_classes`` and, as keyword-only parameters, the options.
     num_classes : int
         K, at least 2: number of logits.
     **options
@@ -62,9 +66,13 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     ------
     ConfigError
         If the name or an option is unknown, or a value is not allowed.
+    ExtensionError, ExtensionFailedError
+        If what an import path names is not installed, not allowed here, or builds no network.
     """
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 2:
         raise ConfigError(f"'num_classes' is {num_classes!r}. Allowed: a whole number from 2.")
+    if is_path(name):
+        return build_extension("model", name, nn.Module, num_classes, **options)
     return MODELS.build(name, num_classes, **options)
 
 

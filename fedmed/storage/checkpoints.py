@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.errors import CheckpointError
 from fedmed.storage.atomic_files import (
@@ -27,9 +28,11 @@ from fedmed.storage.atomic_files import (
 from fedmed.storage.tensor_files import Array, TensorFile, TensorSpec, write_tensors
 
 MODEL_FILE = "model.safetensors"
+MOMENTS_FILE = "moments.safetensors"
 STATE_FILE = "state.json"
 
-_FORMAT = 1
+_FORMATS = (1, 2)
+"""1 is without moments, as older versions write and read it; 2 has them, and a version that would lose them refuses."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,18 @@ class Checkpoint:
         The best round so far.
     model_sha256 : str
         SHA-256 of the model's file.
+    has_moments : bool
+        Whether a server step remembers something.
     problems : list of str
         Newer checkpoints that could not be used, and why; for the person who resumes.
     """
 
     round: int
     folder: Path
-    state: dict[str, Any]
+    state: dict[str, JsonValue]
     best_round: int | None
     model_sha256: str
+    has_moments: bool
     problems: list[str]
 
     @property
@@ -64,13 +70,18 @@ class Checkpoint:
         """The global model after this round, a tensor file."""
         return self.folder / MODEL_FILE
 
+    @property
+    def moments_path(self) -> Path | None:
+        """What the server step remembers after this round, a tensor file; None where it remembers nothing."""
+        return self.folder / MOMENTS_FILE if self.has_moments else None
+
     def load_model(self) -> dict[str, Array]:
         """Read all tensors of the global model, in the order in which they were saved."""
         return TensorFile(self.model_path).load_all()
 
 
 class RunCheckpoints:
-    """The checkpoints of a run: ``round_00007/model.safetensors`` and ``state.json``.
+    """The checkpoints of a run: ``round_00007/model.safetensors``, ``state.json``, some with moments.
 
     Reading changes nothing, so that a report can be made while the run goes on. One process at a time may save.
 
@@ -97,10 +108,11 @@ class RunCheckpoints:
         self,
         round_number: int,
         tensors: Mapping[str, Array] | Iterable[tuple[str, Array]] | Path,
-        state: Mapping[str, Any],
+        state: Mapping[str, JsonValue],
         *,
         best_round: int | None = None,
         layout: Mapping[str, TensorSpec] | None = None,
+        moments: Path | None = None,
     ) -> Path:
         """Save the end of a round; then drop what is too old, and later rounds, which a resumed run has left behind.
 
@@ -115,6 +127,8 @@ class RunCheckpoints:
             Everything else that the run needs to go on; must be JSON, so no NaN.
         best_round : int, optional
             The best round so far; its checkpoint is kept.
+        moments : Path, optional
+            What a server step remembers, a tensor file on the same disk, as for ``tensors``.
 
         Returns
         -------
@@ -129,8 +143,8 @@ class RunCheckpoints:
             If the disk is full or cannot be written; older checkpoints are untouched.
         """
         assert round_number >= 0, "rounds count from 0, the model at the start"
-        body: dict[str, Any] = {
-            "format": _FORMAT,
+        body: dict[str, JsonValue] = {
+            "format": _FORMATS[0] if moments is None else _FORMATS[1],
             "round": round_number,
             "best_round": best_round,
             "state": dict(state),
@@ -147,6 +161,9 @@ class RunCheckpoints:
             else:
                 write_tensors(partial / MODEL_FILE, tensors, {"format": "pt"}, layout=layout)
             body["model_sha256"] = hash_file(partial / MODEL_FILE)
+            if moments is not None:
+                os.link(moments, partial / MOMENTS_FILE)
+                body["moments_sha256"] = hash_file(partial / MOMENTS_FILE)
             write_atomically(partial / STATE_FILE, _seal(body))
             replace_folder(partial, target)
         except OSError as error:
@@ -215,7 +232,7 @@ class RunCheckpoints:
                 shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _seal(body: dict[str, Any]) -> bytes:
+def _seal(body: Mapping[str, JsonValue]) -> bytes:
     return encode_json({**body, "sha256": hashlib.sha256(encode_json(body).encode()).hexdigest()}).encode()
 
 
@@ -224,14 +241,18 @@ def _open_checkpoint(folder: Path, round_number: int) -> Checkpoint:
     try:
         body = json.loads((folder / STATE_FILE).read_bytes())
         seal = body.pop("sha256")
-        if body["format"] != _FORMAT:
+        if body["format"] not in _FORMATS:
+            known = " and ".join(map(str, _FORMATS))
             raise CheckpointError(
-                f"Checkpoint {folder} has format {body['format']}; this version reads {_FORMAT}. Install the version "
-                "of fedmed that wrote it."
+                f"Checkpoint {folder} has format {body['format']}; this version reads {known}. Install the version of "
+                "fedmed that wrote it."
             )
         sound = seal == hashlib.sha256(encode_json(body).encode()).hexdigest() and body["round"] == round_number
         if not sound or hash_file(folder / MODEL_FILE) != body["model_sha256"]:
             raise ValueError("a check sum differs")
+        has_moments = body["format"] == _FORMATS[1]
+        if has_moments and hash_file(folder / MOMENTS_FILE) != body["moments_sha256"]:
+            raise ValueError("the check sum of its moments differs")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint {folder} is damaged ({error}).") from error
-    return Checkpoint(round_number, folder, body["state"], body["best_round"], body["model_sha256"], [])
+    return Checkpoint(round_number, folder, body["state"], body["best_round"], body["model_sha256"], has_moments, [])

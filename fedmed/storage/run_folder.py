@@ -6,7 +6,7 @@
 ``splits/``               which image is where, so that the same parts can be used again
 ``roster.json``           node id of the engine -> name of the site
 ``history.jsonl``         one line a round; ``metrics.csv`` is the same as a table
-``checkpoints/``          the initial model, the last rounds and the best
+``checkpoints/``          the initial model, the last rounds and the best, with what a server step remembers
 ``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, and how far
                           the sites' own models are
 ``updates/``              what sites sent in the round under way
@@ -25,7 +25,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from fedmed.config import FederationConfig, RunConfig
 from fedmed.config.files import dump_config, load_run_config, read_yaml, validate_settings
 from fedmed.config.server import ServerConfig
 from fedmed.errors import RunFolderError
+from fedmed.extensions import Extension
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
 
@@ -270,6 +271,27 @@ class RunFolder:
         starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
         starts[-1] |= {"fopro": fopro, "teacher": None if teacher is None else dict(teacher)}
         write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
+
+    def record_extensions(self, extensions: Sequence[Extension]) -> None:
+        """Add to this start in ``environment.json`` which code from outside fedmed runs.
+
+        Raises
+        ------
+        RunFolderError
+            If the run has begun with other code.
+        """
+        starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
+        told = [one.model_dump() for one in extensions]
+        before = next((start["extensions"] for start in starts if start.get("extensions")), told)
+        if before != told:
+            names = "; ".join(str(Extension.model_validate(one)) for one in before)
+            raise RunFolderError(
+                f"The run in '{self.path}' has begun with {names}. Found here: {'; '.join(map(str, extensions))}. "
+                "Install again what it has begun with, or begin a new run."
+            )
+        if told:
+            starts[-1] |= {"extensions": told}
+            write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
 
     def read_distillation(self) -> dict[str, Any]:
         """Return ``fopro`` and ``teacher`` of the newest start; empty where a run does not say."""

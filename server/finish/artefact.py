@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.config.server import ServerConfig
+from fedmed.distillation.network import strip_packed
 from fedmed.errors import FederationError
 from fedmed.export import release_form, write_model
 from fedmed.export.model_card import read_report
@@ -24,7 +25,7 @@ from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.network import Network, strip_packed
+from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
 from server.finish.compare_forms import Findings, KeptFindings, compare_at_sites
 from server.rounds.session import Session

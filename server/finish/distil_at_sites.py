@@ -96,7 +96,7 @@ class _Rounds:
         )
         self._save(target)
         for line in collector.to_records():
-            session.audit.append("distil_update", round=number, **line)
+            session.audit.append("distil_update", round=number, **line.to_json())
         self._path = target / MODEL_FILE
         session.listener.on_info(
             f"Distillation at the sites, round {number} of {self._settings.rounds}: loss {collector.mean_loss():.3f}, "

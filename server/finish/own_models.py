@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.distillation.network import build_network
 from fedmed.errors import WireError
 from fedmed.metrics.site_tables import COMPARED_MODELS, LOCAL, ComparedModel, SiteTables
 from fedmed.processes import Backoff
@@ -22,7 +23,6 @@ from fedmed.protocol.messages import REPORT, read_report, read_values
 from fedmed.protocol.reports import Declined, LocalReport
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.network import Network
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.local_record import LOCAL_FILE, LocalRecord, read_local
 from server.rounds.session import Session
@@ -43,7 +43,7 @@ def write_initial(session: Session) -> Path:
     if not path.is_file():
         options = session.config.model.options
         local = {name: options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
-        write_atomically(path, Network(session.plan, **local).pack())
+        write_atomically(path, build_network(session.plan, **local).pack())
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedmed.config import FolderProxy, NpzData, PhantomData, ProxyConfig, RunConfig
+from fedmed.config import ExtensionData, FolderProxy, NpzData, PhantomData, ProxyConfig, RunConfig
 from fedmed.data import ImagePart, load_site
 from fedmed.data.split_files import describe_settings, read_index
 from fedmed.distillation import ProxyDataUnavailableError, ProxyImages, open_proxy_folder, open_proxy_phantom
@@ -78,7 +78,7 @@ def _list_judged(config: RunConfig, splits: Path) -> Iterator[JudgedImage]:
         for title, part in (("validation", site.validation), ("test", site.test)):
             for place, item in enumerate(part.items):
                 told = f"'{item}' of the {title} images of {name}"
-                if isinstance(config.data, NpzData):
+                if isinstance(config.data, NpzData | ExtensionData):
                     yield JudgedImage(told, partial(_read, part, place))
                 else:
                     yield JudgedImage(told, Path(config.data.root) / item)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
+from fedmed.distillation.network import build_network
 from fedmed.errors import ReparameterizationError, WireError
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_report, read_sums
@@ -71,7 +72,8 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
         The model as it was, where no site has sent sums.
     """
     began = time.monotonic()
-    network = Network(session.plan)
+    session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
+    network = build_network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
     sums = _collect(session, model, network, best_round)
     if not sums:

@@ -6,14 +6,18 @@ from typing import Any
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
+from fedmed.processes.locks import wait_for_lock
 from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
-from fedmed.storage.history import read_history
+from fedmed.report.document import build_document
+from fedmed.report.page import save_report
+from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
 from server.rounds.attendance import load_sites
 from server.rounds.scoring import load_tables, round_folder
 
+_REPORT_LOCK = "report.lock"
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
 
 
@@ -23,17 +27,25 @@ def write_final_report(run: RunFolder, chosen_round: int) -> None:
     Of a real federation there are two: ``report/`` for the coordinating site, and ``shared/report/`` without the
     reasons why single hospitals were left out, which goes to all of them.
     """
-    content = build_content(run, chosen_round, tested=True)
-    write_report(run.path, content)
+    document = build_document(build_content(run, chosen_round, tested=True))
+    with wait_for_lock(run.path / _REPORT_LOCK):
+        save_report(run.path, document)
     if isinstance(run.read_settings(), ServerConfig):
         write_report(run.path / "shared", build_content(run, chosen_round, tested=True, with_reasons=False))
 
 
 def write_interim_report(run: RunFolder) -> None:
-    """Write the report of a run that is still going on, as far as it has come."""
+    """Write the report of a run that is still going on, as far as it has come.
+
+    Drawing takes seconds, in which the run may have ended: what is final is not written over.
+    """
     history = read_history(run.history_file)
-    if history:
-        write_report(run.path, build_content(run, int(history[-1]["round"]), tested=False))
+    if not history:
+        return
+    document = build_document(build_content(run, history[-1].round, tested=False))
+    with wait_for_lock(run.path / _REPORT_LOCK):
+        if not load_tables(run.tables / "test"):
+            save_report(run.path, document)
 
 
 def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reasons: bool = True) -> ReportContent:
@@ -102,9 +114,9 @@ def _make_notes(
     return [f"No test answer from: {', '.join(untested)}."] if untested else []
 
 
-def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
-    lines = [line | {"reason": None} for line in record["participation"]]
-    return record | {"participation": lines}
+def _drop_reasons(record: RoundRecord) -> RoundRecord:
+    lines = [line.model_copy(update={"reason": None}) for line in record.participation]
+    return record.model_copy(update={"participation": lines})
 
 
 def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[str, list[int]]] | None:

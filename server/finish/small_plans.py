@@ -5,7 +5,8 @@ from fedmed.config import LOCAL_MODEL_OPTIONS, Plan, StudentConfig
 
 def make_student_plan(plan: Plan, settings: StudentConfig) -> Plan:
     """Return the plan of a run's compact student: another network, everything else the same."""
-    return plan.plain().model_copy(update={"model": settings.student.without(LOCAL_MODEL_OPTIONS)})
+    small = plan.plain().model_copy(update={"model": settings.student.without(LOCAL_MODEL_OPTIONS)})
+    return small.describe_extensions()
 
 
 def make_distil_plan(plan: Plan, settings: StudentConfig) -> Plan:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from fedmed.errors import KeyFileError
 from fedmed.keys import check_signature, sign
 from fedmed.protocol.release import (
@@ -32,7 +34,7 @@ from fedmed.protocol.release import (
 )
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
-from fedmed.storage.history import read_history
+from fedmed.storage.history import Validation, read_history
 from fedmed.storage.run_folder import RunFolder
 
 
@@ -158,12 +160,10 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _share_history(run: RunFolder) -> list[dict[str, Any]]:
+def _share_history(run: RunFolder) -> list[dict[str, JsonValue]]:
     """Return the rounds without what they say about single sites."""
     shared = []
     for record in read_history(run.history_file):
-        line = {key: value for key, value in record.items() if key not in {"participation", "validation"}}
-        line["validation"] = {"pooled": record["validation"]["pooled"], "sites": {}}
-        line["participation"] = []
-        shared.append(line)
+        validation = Validation(pooled=record.validation.pooled, sites={})
+        shared.append(record.model_copy(update={"participation": [], "validation": validation}).to_json())
     return shared

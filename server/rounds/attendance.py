@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 
 from flwr.app import Message, RecordDict
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +22,7 @@ from fedmed.protocol.reports import Part, SiteDescription, TeacherDescription
 from fedmed.protocol.requests import Request
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
+from fedmed.versions import find_versions
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
 
@@ -190,7 +190,7 @@ def _check_teacher(told: TeacherDescription | None, own: TeacherDescription | No
 def _check_description(description: SiteDescription, site: str, model_digest: str, num_classes: int) -> None:
     if description.site != site:
         raise FedmedError(f"It calls itself {tame(repr(description.site))}, the roster calls it '{site}'.")
-    own = {package: metadata.version(package) for package in ("fedmed", "flwr")}
+    own = find_versions("fedmed", "flwr")
     if {package: description.versions.get(package) for package in own} != own:
         raise FedmedError(
             f"It runs {tame(str(description.versions))}, this server {own}. Install the same version of fedmed on both "

@@ -4,6 +4,8 @@ import json
 import logging
 from typing import Any, Protocol
 
+from fedmed.storage.history import RoundRecord
+
 _logger = logging.getLogger("fedmed.server")
 
 
@@ -16,7 +18,7 @@ class Listener(Protocol):
     def on_answer(self, site: str, problem: str | None) -> None:
         """Hear that a site has answered; ``problem`` says why its answer does not count."""
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Hear that a round is closed; ``record`` is its line of ``history.jsonl``."""
 
     def on_info(self, text: str) -> None:
@@ -40,9 +42,9 @@ class LogListener:
         else:
             _logger.info("%s: answered", site)
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Log the round's figures."""
-        _logger.info("round %d closed, loss %s", record["round"], record["loss"])
+        _logger.info("round %d closed, loss %s", record.round, record.loss)
 
     def on_info(self, text: str) -> None:
         """Log the text."""
@@ -66,10 +68,10 @@ class EventListener(LogListener):
         super().on_answer(site, problem)
         _print_event("answer", site=site, problem=problem)
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Write the closed round."""
         super().on_round(record)
-        _print_event("round", record=record)
+        _print_event("round", record=record.to_json())
 
     def on_info(self, text: str) -> None:
         """Write the text."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flwr.app import Message
 
@@ -14,6 +14,7 @@ from fedmed.protocol.messages import read_model, read_report
 from fedmed.protocol.quantisation import CompressionError, decompress_update
 from fedmed.protocol.reports import GroupLosses, TrainReport
 from fedmed.storage.atomic_files import explain_write_failure
+from fedmed.storage.history import Participation
 from fedmed.storage.tensor_files import TensorFile
 from server.rounds.exchange import MALFORMATIONS, Answer, explain_malformation
 from server.rounds.fopro_record import check_prompt
@@ -44,19 +45,19 @@ class Update:
     prompt_bands: list[float | None] | None = None
     """Gain of the site's prompt by band of frequencies."""
 
-    def to_record(self, share: float | None) -> dict[str, Any]:
+    def to_record(self, share: float | None) -> Participation:
         """Return the site's line of the participation table."""
-        return {
-            "site": self.site,
-            "status": self.status,
-            "reason": self.reason,
-            "images": self.images,
-            "share": share,
-            "train_s": self.train_s,
-            "update_mib": self.update_mib,
-            "update_bytes": self.update_bytes,
-            "update_norm": self.update_norm,
-        }
+        return Participation(
+            site=self.site,
+            status=self.status,
+            reason=self.reason,
+            images=self.images,
+            share=share,
+            train_s=self.train_s,
+            update_mib=self.update_mib,
+            update_bytes=self.update_bytes,
+            update_norm=self.update_norm,
+        )
 
 
 @dataclass
@@ -130,7 +131,7 @@ class UpdateCollector:
         total = sum(images for images, _ in parts)
         return sum(images * loss for images, loss in parts) / total if total else None
 
-    def to_records(self) -> list[dict[str, Any]]:
+    def to_records(self) -> list[Participation]:
         """Return the participation table, one line a site, in the order of their names."""
         total = sum(update.images or 0 for update in self.accepted())
         lines = []

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedmed.protocol.kinds import Bar, describe_phase, find_phase
+from fedmed.storage.history import RoundRecord
 from server.rounds.progress import Listener
 
 _SPANS = {"train": (0.0, 0.9), "evaluate": (0.9, 0.1)}
@@ -83,10 +83,10 @@ class BarListener:
             self.on_note(f"{site}: {problem}")
         self._draw()
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Print the closed round above the bar."""
         self._progress.console.print(describe_round(record, self._num_rounds), highlight=False)
-        self._progress.update(self._task, completed=record["round"], figures=_describe_figures(record))
+        self._progress.update(self._task, completed=record.round, figures=_describe_figures(record))
 
     def on_info(self, text: str) -> None:
         """Print the text above the bar."""
@@ -137,10 +137,10 @@ class PlainListener:
         if problem:
             _print(f"{site}: {problem}")
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Print the closed round and how long the rest will take."""
-        self._seconds.append(record["wall_s"])
-        left = (self._num_rounds - record["round"]) * sum(self._seconds) / len(self._seconds)
+        self._seconds.append(record.wall_s)
+        left = (self._num_rounds - record.round) * sum(self._seconds) / len(self._seconds)
         _print(f"{describe_round(record, self._num_rounds)}  {timedelta(seconds=round(left))} left")
 
     def on_info(self, text: str) -> None:
@@ -152,19 +152,19 @@ class PlainListener:
         _print(text)
 
 
-def describe_round(record: dict[str, Any], num_rounds: int) -> str:
+def describe_round(record: RoundRecord, num_rounds: int) -> str:
     """Return one line about a closed round."""
-    statuses = [line["status"] for line in record["participation"]]
+    statuses = [line.status for line in record.participation]
     left_out = f", {len(statuses) - statuses.count('accepted')} left out" if set(statuses) != {"accepted"} else ""
     return (
-        f"round {record['round']}/{num_rounds}  {_describe_figures(record)}  "
-        f"{statuses.count('accepted')} sites{left_out}  {record['wall_s']:.1f} s"
+        f"round {record.round}/{num_rounds}  {_describe_figures(record)}  "
+        f"{statuses.count('accepted')} sites{left_out}  {record.wall_s:.1f} s"
     )
 
 
-def _describe_figures(record: dict[str, Any]) -> str:
-    accuracy = record["validation"]["pooled"].get("balanced_accuracy")
-    return f"loss {_format(record['loss'])}  balanced accuracy {_format(accuracy)}"
+def _describe_figures(record: RoundRecord) -> str:
+    accuracy = record.validation.pooled.get("balanced_accuracy")
+    return f"loss {_format(record.loss)}  balanced accuracy {_format(accuracy)}"
 
 
 def _format(value: float | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fedmed.errors import FedmedError, RunFolderError
 from fedmed.protocol.kinds import KINDS, find_phase
-from fedmed.storage.history import read_history, to_plain_json
+from fedmed.storage.history import RoundRecord, read_history, to_plain_json
 from server.supervision.status_view import ENDED, STATUS_FILE, process_start, read_status, render_status
 
 __all__ = ["STATUS_FILE", "State", "StatusFile", "read_status", "render_status"]
@@ -187,7 +187,7 @@ class StatusFile:
             _logger.warning("participation is not up to date: %s", error)
             return
         if history:
-            self._content["round"] = max(self._content["round"], history[-1]["round"])
+            self._content["round"] = max(self._content["round"], history[-1].round)
         for site, entry in self._content["sites"].items():
             entry.update(_count_rounds(history, site))
 
@@ -209,15 +209,16 @@ class StatusFile:
             _logger.warning("%s could not be written: %s", STATUS_FILE, error.strerror or error)
 
 
-def _count_rounds(history: Iterable[Mapping[str, Any]], site: str) -> dict[str, Any]:
+def _count_rounds(history: Iterable[RoundRecord], site: str) -> dict[str, int | float | str | None]:
     """Return a site's newest line of the participation tables, and how many updates of it were accepted."""
-    found: dict[str, Any] = {"last_round": None, "last_status": None, "last_share": None, "rounds_taken": 0}
-    for record in history:
-        for line in record.get("participation", ()):
-            if line["site"] == site:
-                found |= {"last_round": record["round"], "last_status": line["status"], "last_share": line.get("share")}
-                found["rounds_taken"] += line["status"] == "accepted"
-    return found
+    lines = [(record.round, line) for record in history for line in record.participation if line.site == site]
+    number, newest = lines[-1] if lines else (None, None)
+    return {
+        "last_round": number,
+        "last_status": None if newest is None else newest.status,
+        "last_share": None if newest is None else newest.share,
+        "rounds_taken": sum(line.status == "accepted" for _, line in lines),
+    }
 
 
 def _read_last_seen(run_dir: Path) -> dict[str, str | None]:

@@ -31,7 +31,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed.errors import FedmedError
+from fedmed.errors import describe_error
 from fedmed.protocol.apps import load_app, warm_up
 
 _logger = logging.getLogger(__name__)
@@ -205,10 +205,3 @@ class Worker:
                 run_config=dict(self._run_config),
             )
         return self._contexts[node_id]
-
-
-def describe_error(error: BaseException) -> str:
-    """Say what happened in words that may leave the site: only our own errors are known to hold no patient data."""
-    name = type(error).__name__
-    lines = str(error).splitlines()
-    return f"{name}: {lines[0]}" if isinstance(error, FedmedError) and lines else name

@@ -8,7 +8,7 @@ from fedmed.aggregation.divergence_rule import (
     find_divergence_breach,
     weigh_by_divergence,
 )
-from fedmed.aggregation.fair_rules import normalise
+from fedmed.aggregation.rule import normalise
 from fedmed.protocol.reports import TrainReport
 
 

@@ -9,14 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedmed.aggregation.fair_rules import (
-    ascend_simplex,
-    normalise,
-    weigh_by_gap_distance,
-    weigh_by_gap_to_local,
-    weigh_by_loss_power,
-    weigh_groups,
-)
+from fedmed.aggregation.fair_rules import ascend_simplex, weigh_by_gap_to_local, weigh_by_loss_power
+from fedmed.aggregation.group_rules import weigh_by_gap_distance, weigh_groups
+from fedmed.aggregation.rule import normalise
 
 LR = 0.05
 

@@ -124,11 +124,13 @@ def test_the_shipped_servers_expected_statistics_hold_for_the_phantom() -> None:
         assert low < float(pixels.std()) < high
 
 
-@pytest.mark.parametrize(("number", "source"), [(0, "image_table"), (1, "class_folders")])
+@pytest.mark.parametrize(
+    ("number", "source"), [(0, "image_table"), (1, "class_folders"), (2, "my_package.images:read")]
+)
 def test_the_examples_in_the_comments_of_client_yaml_load(tmp_path: Path, number: int, source: str) -> None:
     text = CLIENT.read_text()
     examples = re.findall(r"^# data:\n(?:#   .*\n)+", text, flags=re.MULTILINE)
-    assert len(examples) == 2
+    assert len(examples) == 3
     example = re.sub(r"^# ", "", examples[number], flags=re.MULTILINE)
     own = re.sub(r"^data:.*\n(?:  .*\n)+", lambda match: example, text, count=1, flags=re.MULTILINE)
     own = re.sub(r"^(data_sites?): \S+", r"\1: null", own, flags=re.MULTILINE)
@@ -256,6 +258,11 @@ def test_a_wrong_key_names_the_file_the_value_and_the_nearest(refuse_server: Cal
     assert "server.yaml: there is no key 'adress' (value found: 'x'). Did you mean 'address'?" in text
     assert "Did you mean 'expected_mean'?" in refuse_server(data={"expected_means": [0, 1]})
     assert "no key 'study.number'" in refuse_server(study={"number": 1})
+
+
+def test_a_server_file_of_an_older_version_loads_and_a_sites_own_setting_counts(tmp_path: Path) -> None:
+    assert server_with(tmp_path, share_class_counts=True) == server_with(tmp_path)
+    assert client_with(tmp_path, share_class_counts=True).share_class_counts
 
 
 def test_what_belongs_to_a_simulation_is_refused(refuse_server: Callable[..., str]) -> None:

@@ -27,7 +27,7 @@ from fedmed.reparameterization import Comparison
 
 def make(error: float = 1.23456e-7, agreeing: int = 9) -> FormComparison:
     """Ten images of two classes, one a tie."""
-    one = Comparison("float32", error, 3.14159, 10, 1, agreeing)
+    one = Comparison("float32", error, 3.14159, 10, 1, agreeing, error / 4)
     return FormComparison(one, one, [[4, 0, 0, 1], [3, 1, 0, 1]])
 
 
@@ -55,10 +55,20 @@ def test_answer_comes_back_through_json() -> None:
     assert describe_comparison(found) == told
     assert found.failures() == []
     bad = read(to_json(describe_comparison(make(math.inf))))
-    assert len(bad.failures()) == 2
+    assert len(bad.failures()) == 4  # a logit and a probability, of either form
     assert read(to_json(describe_problem("It is\nbroken." + "x" * 1000))).startswith("It is?broken.x")
     with pytest.raises(WireError, match="malformed: 2 classes, not 3"):
         read(to_json(told), 3)
+
+
+def test_answer_of_a_version_without_probabilities_is_read() -> None:
+    told = describe_comparison(make()).to_values()
+    for form in ("deploy", "onnx"):
+        del told[form]["max_probability_error"]
+    found = read(told)
+    assert isinstance(found, FormComparison)
+    assert found.onnx.max_probability_error is None
+    assert describe_comparison(found).to_values() == told
 
 
 def malform(**changes: Any) -> dict[str, Any]:
@@ -84,6 +94,7 @@ def malform(**changes: Any) -> dict[str, Any]:
         malform(paired=[[4, 0, 0, 1], [3, 1, 0, True]]),
         malform(paired=[[4, 0, 0, 1], [6, -2, 0, 1]]),
         malform(max_abs_error_of_onnx="0"),
+        malform(max_probability_error_of_deploy=-1e-9),
         malform(max_abs_error_of_onnx=-1.0),
         malform(max_abs_error_of_onnx=0),
         malform(max_abs_error_of_onnx=math.nan),

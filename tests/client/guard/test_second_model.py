@@ -11,11 +11,12 @@ from client import site as app
 from client.guard.ledger import COUNTS_FILE
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
+from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, TEACHER
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import MODEL, REPORT, REQUEST, read_model, read_tables, read_values
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.client.support.second_model import DISTIL, SMALL, SMALL_MODEL, ask, distil
 

@@ -132,18 +132,20 @@ class Deployment:
             check=False,
         )
 
-    def start_server(self) -> Process:
+    def start_server(self, extra_path: Path | None = None) -> Process:
+        """Start it, perhaps with a folder more on Python's path."""
         process = Process(
             "server",
             ["server", "--config", str(self.config)],
             self.folder / "server.txt",
             FEDMED_TEST_FAULTS=str(self.faults),
             **self._environment,
+            **_extend_path(extra_path),
         )
         self.processes.append(process)
         return process
 
-    def start_client(self, name: str, kit: Path | None = None) -> Process:
+    def start_client(self, name: str, kit: Path | None = None, extra_path: Path | None = None) -> Process:
         config = (kit or self.kit / "kits" / name) / "client.yaml"
         process = Process(
             name,
@@ -151,6 +153,7 @@ class Deployment:
             self.folder / f"{name}.txt",
             FEDMED_TEST_FAULTS=str(self.faults),
             FEDMED_TEST_SITE=name,
+            **_extend_path(extra_path),
         )
         self.processes.append(process)
         return process
@@ -171,7 +174,7 @@ class Deployment:
 
     def history(self) -> list[dict[str, Any]]:
         file = self.run_folder.history_file
-        return read_history(file) if file.is_file() else []
+        return [record.to_json() for record in read_history(file)]
 
     def statuses(self, round_number: int) -> dict[str, str]:
         record = next(record for record in self.history() if record["round"] == round_number)
@@ -194,6 +197,10 @@ class Deployment:
                 process.wait(20)
             except AssertionError:
                 process.kill()
+
+
+def _extend_path(folder: Path | None) -> dict[str, str]:
+    return {} if folder is None else {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
 
 
 @contextmanager

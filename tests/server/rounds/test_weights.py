@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedmed.aggregation import average_updates
+from fedmed.aggregation import average_updates, make_rule
 from fedmed.config import RunConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.storage.tensor_files import TensorFile
 from server.rounds.updates import Update, UpdateCollector
-from server.rounds.weights import request_values, to_weighted, weigh_updates
+from server.rounds.weights import to_weighted, weigh_updates
 from tests.aggregation.support.updates import write_update
 
 LR = {"optimizer": {"lr": 0.5, "momentum": 0.0}, "schedule": {"name": "constant"}}
@@ -48,7 +48,7 @@ def test_without_a_rule_weights_are_shares(tmp_path, weighting, expected):
     weights, state = weigh(make_config(None, weighting), make_collector(tmp_path, a={}, b={}))
     assert weights == {"a": expected, "b": 1 - expected}
     assert state == {}
-    assert request_values(state) == {}
+    assert make_rule(None).to_request(state) == {}
 
 
 def test_left_out_updates_have_no_weight(tmp_path):
@@ -67,14 +67,15 @@ def test_q_fedavg_with_the_rate_of_the_round(tmp_path):
 
 
 def test_q_fedavg_allows_for_many_steps_with_momentum(tmp_path):
-    """30 and 10 images in batches of 8: 4 and 2 steps, on average 3.5; two epochs, momentum 0.5: 0.5 * 7 / 0.5 = 7.
+    """30 and 10 images in batches of at least 8: 3 steps and 1, on average 3/4 3 + 1/4 1 = 2.5.
 
-    q = 1 and norms 1: a_k = p_k F_k / (sum p (1/7 + F)) with F = (1, 5): (0.75, 1.25) / (1/7 + 2).
+    Two epochs at the rate 0.5 with momentum 0.5: 0.5 * 5 / 0.5 = 5. q = 1 and norms 1:
+    a_k = p_k F_k / (sum p (1/5 + F)) with F = (1, 5): (0.75, 1.25) / (1/5 + 2).
     """
     config = make_config({"kind": "q_fedavg", "q": 1.0})
     config.training.batch_size, config.training.epochs_per_round, config.training.optimizer.momentum = 8, 2, 0.5
     collector = make_collector(tmp_path, a={"start_loss": 1.0}, b={"start_loss": 5.0})
-    assert weigh(config, collector)[0] == pytest.approx({"a": 0.75 * 7 / 15, "b": 1.25 * 7 / 15})
+    assert weigh(config, collector)[0] == pytest.approx({"a": 0.75 * 5 / 11, "b": 1.25 * 5 / 11})
 
 
 FOPRO = {"fopro": {"teacher": {"name": "test_resnet", "source": "random", "layout": "timm"}}}
@@ -140,7 +141,8 @@ def test_group_minimax_moves_groups_and_leaves_sites(tmp_path):
     weights, state = weigh(config, collector)
     assert weights == {"a": 0.75, "b": 0.25}
     assert state["weights"] == pytest.approx({"f": 1 / 3, "m": 2 / 3})
-    assert request_values(state) == {"group_weights": pytest.approx({"f": 2 / 3, "m": 4 / 3})}
+    request = make_rule(config.aggregation.fair).to_request(state)
+    assert request == {"group_weights": pytest.approx({"f": 2 / 3, "m": 4 / 3})}
     _, again = weigh(config, collector, json.loads(json.dumps(state)))
     assert again["weights"] == pytest.approx({"f": 1 / 5, "m": 4 / 5})
 

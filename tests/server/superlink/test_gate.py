@@ -22,6 +22,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from starlette.types import Message as Event
 
 import server.superlink.admission
 import server.superlink.asgi
@@ -30,7 +31,7 @@ import server.superlink.routes
 from fedmed.keys import fingerprint
 from fedmed.protocol.http import DROP_PATH, OPEN_PATH
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import Bell, Event
+from server.superlink.asgi import Bell
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.superlink.object_transfer import PartsDesk

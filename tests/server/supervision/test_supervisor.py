@@ -15,6 +15,7 @@ from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.processes import EventQueue
 from fedmed.storage.audit import AuditLog, verify_audit
+from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
 from server.provisioning.provision import add_site, read_sites, revoke_site
 from server.release.decision import decide_release
@@ -105,8 +106,8 @@ class Notes:
     def on_answer(self, site: str, problem: str | None) -> None:
         pass
 
-    def on_round(self, record: dict[str, Any]) -> None:
-        self.rounds.append(record["round"])
+    def on_round(self, record: RoundRecord) -> None:
+        self.rounds.append(record.round)
 
     def on_info(self, text: str) -> None:
         self.infos.append(text)
