@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 
@@ -261,9 +260,9 @@ def _find_guard(hospital: Hospital) -> Guard:
     return _make_guard(hospital.state_dir, hospital.config.policy.model_dump_json())
 
 
-def _describe(message: Message, request: Request | None) -> dict[str, Any]:
+def _describe(message: Message, request: Request | None) -> dict[str, str | int | None]:
     """Return what an entry says of the message that it is about."""
-    about: dict[str, Any] = {"kind": tame(name_kind(message.metadata.message_type), 60)}
+    about: dict[str, str | int | None] = {"kind": tame(name_kind(message.metadata.message_type), 60)}
     if request is not None:
         about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
     return about

@@ -11,13 +11,14 @@ from typing import Annotated, ClassVar, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from fedmed.errors import FedmedError, WireError, tame
+from fedmed.protocol.release import SHA256
 
 SAME_VERSION = "Server and site must run the same version of fedmed."
 _LARGEST_COUNT = 100_000_000
 
 Count = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
 """Of images, or anything that a site counts."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=f"^{SHA256.pattern}$")]
 
 
 class Told(BaseModel):
