@@ -47,7 +47,7 @@ log = logging.getLogger("fedmed.executor")
 
 
 @dataclass(frozen=True)
-class Launch:
+class ExecutorLaunch:
     """Settings of this process."""
 
     runtime_port: int
@@ -154,7 +154,7 @@ def load_server_app(reference: str) -> ServerApp:
     return server_app
 
 
-def run_task(launch: Launch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
+def run_task(launch: ExecutorLaunch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
     """Take the task from the SuperLink and run the ServerApp on it."""
     token = acquire_task(launch.address, read_secret(Path(launch.superexec_secret_file)))
     task = Task(grid := DeploymentGrid(launch.address, token=token))
@@ -174,7 +174,7 @@ def main() -> int:
     """Run the process and return its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=Path, required=True)
-    launch = Launch(**json.loads(parser.parse_args().launch.read_text()))
+    launch = ExecutorLaunch(**json.loads(parser.parse_args().launch.read_text()))
     watch_parent(launch.parent_pid)
     set_up_logging(Path(launch.log_file))
     os.umask(0o077)

@@ -39,7 +39,7 @@ _VISITOR = "fedmed.visitor"
 log = logging.getLogger("fedmed.superlink")
 
 
-class Reception:
+class Routes:
     """Answers sites.
 
     Parameters
