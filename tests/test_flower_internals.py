@@ -143,7 +143,6 @@ def test_the_settings_of_the_superlink_are_those_that_are_given() -> None:
 OVERRIDDEN = {
     "TokenAuthentication": ["validate_tokens_in_metadata"],
     "DeploymentGrid": ["close", "push_messages", "pull_messages", "_connect"],
-    "QuickLinkState": ["get_node_id_by_public_key", "delete_node", "_cleanup_expired_task_tokens"],
     "FileObjectStore": ["put", "get", "get_object_tree", "delete", "clear"],
     "DeploymentLinkState": [
         "store_object", "_cleanup_push_session", "store_traffic", "get_message_res", "activate_node", "delete_messages",
@@ -156,7 +155,6 @@ OVERRIDDEN = {
 CONSTRUCTORS = {
     "TokenAuthentication": [],
     "DeploymentGrid": ["runtime_api_address", "insecure", "root_certificates", "token"],
-    "QuickLinkState": ["database_path", "federation_manager", "object_store"],
     "FileObjectStore": ["database_path", "verify"],
     "FileObjectStoreFactory": ["database"],
     "DeploymentLinkState": ["database_path", "federation_manager", "object_store"],

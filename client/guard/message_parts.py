@@ -50,8 +50,8 @@ def shorten_part(part: Part) -> Part:
 
 def _read_record(record: object) -> tuple[bytes | None, list[str] | None]:
     """Return the bytes of a record of one of the agreed forms, and the keys of a request or report."""
-    if isinstance(record, ConfigRecord) and set(record) == {"json"}:
-        text = record["json"]
+    if isinstance(record, ConfigRecord) and set(record) - {"format"} == {"json"}:
+        text = record["json"]  # who reads it refuses a format of the future
         keys = _read_keys(text) if isinstance(text, str) else None
         return (None, None) if keys is None else (str(text).encode(), keys)
     if isinstance(record, ArrayRecord) and set(record) == {"bytes"}:

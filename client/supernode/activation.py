@@ -18,7 +18,7 @@ _LOOK_AT_RUN_S = 10.0
 _logger = logging.getLogger("fedmed.supernode")
 
 
-class Session:
+class Activation:
     """Remembers the node id of the last activation, for as long as it has not been ended in good order.
 
     The server calls a process that was killed online for another minute, and refuses the next one. The next one

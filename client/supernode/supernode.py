@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.guard.audit import open_site_audit
-from client.supernode.activation import Session, SignsOfLife
-from client.supernode.assignment import Assignment, Site
+from client.supernode.activation import Activation, SignsOfLife
+from client.supernode.assignment import Assignment, Desk
 from client.supernode.collected import find_collected
 from client.supernode.failures import FleetError, Outlook
 from client.supernode.fleet import Fleet
-from client.supernode.patience import Patience, Tell
+from client.supernode.retry import Retry, Tell
 from client.supernode.worker_process import WorkerProcess
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import FedmedError
@@ -33,7 +33,7 @@ from fedmed.processes import Backoff, Stopped, private_folder, raise_on_signals,
 
 ENDED, EXPLAINED, RESTART = 0, 3, 75
 # The server calls a site online for 60 s after its last sign of life.
-_IDENTITY_PATIENCE_S = 75.0
+_IDENTITY_WAIT_S = 75.0
 _COLLECT_LIMIT_S = 3600.0
 _EMPTY_ANSWER_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 0.01, 0.1
 
@@ -62,8 +62,8 @@ class SuperNode:
     ) -> None:
         self._config, self._config_file = config, config_file
         self._fleet, self._worker, self._tell = fleet, worker, tell
-        self._session = Session(Path(config.state_dir))
-        self._patience = Patience(tell, config.server)
+        self._activation = Activation(Path(config.state_dir))
+        self._retry = Retry(tell, config.server)
         self._collection = Backoff(first_s=5.0, longest_s=300.0)
         self._collect_at = 0.0
 
@@ -84,40 +84,40 @@ class SuperNode:
             except FleetError as failure:
                 if failure.outlook is Outlook.FATAL:
                     raise
-                self._patience.wait(failure)
+                self._retry.wait(failure)
             finally:
                 signs.stop()
 
     def leave(self) -> None:
         """Disconnect, so that the server does not wait for this site."""
-        node_id = self._session.read()
+        node_id = self._activation.read()
         if node_id is not None:
             with suppress(FleetError):
                 self._fleet.deactivate(node_id)
-                self._session.clear()
+                self._activation.clear()
 
     def _connect(self) -> int:
         """Activate this site, however long it takes."""
         refused: dict[Outlook, float] = {}
-        patience_s = {Outlook.NOT_ACTIVATED: _IDENTITY_PATIENCE_S}
+        limits_s = {Outlook.NOT_ACTIVATED: _IDENTITY_WAIT_S}
         while True:
-            self._end_old_session()
+            self._end_old_activation()
             try:
                 node_id = self._activate()
             except FleetError as failure:
                 if failure.is_passing:
                     refused.clear()
-                    self._patience.wait(failure)
+                    self._retry.wait(failure)
                     continue
-                limit_s = patience_s.get(failure.outlook, 0.0)
+                limit_s = limits_s.get(failure.outlook, 0.0)
                 since = refused.setdefault(failure.outlook, time.monotonic())
                 if time.monotonic() - since >= limit_s:
                     raise
-                self._patience.note_failure(failure, f" Trying for another {limit_s:.0f} s.")
+                self._retry.note_failure(failure, f" Trying for another {limit_s:.0f} s.")
                 time.sleep(min(3.0, limit_s / 5))
             else:
-                self._session.write(node_id)
-                self._patience.note_success()
+                self._activation.write(node_id)
+                self._retry.note_success()
                 self._tell("waiting", f"Connected to {self._config.server}; waiting for its requests.")
                 return node_id
 
@@ -136,8 +136,8 @@ class SuperNode:
                 Outlook.NOT_ACTIVATED,
             ) from failure
 
-    def _end_old_session(self) -> None:
-        node_id = self._session.read()
+    def _end_old_activation(self) -> None:
+        node_id = self._activation.read()
         if node_id is None:
             return
         try:
@@ -145,21 +145,19 @@ class SuperNode:
         except FleetError as failure:
             if failure.is_passing:
                 return  # the activation that follows says what is wrong
-        self._session.clear()
+        self._activation.clear()
 
     def _serve(self, node_id: int, signs: SignsOfLife) -> int:
-        site = Site(
-            self._config, self._config_file, self._fleet, self._patience, signs, self._worker, self._tell
-        )  # fmt: skip
+        desk = Desk(self._config, self._config_file, self._fleet, self._retry, signs, self._worker, self._tell)
         pause = _FIRST_PAUSE_S
         while True:
             asked_at = time.monotonic()
             # A failure here is not repeated: the answer may have held a message, which is then lost. Connecting anew
             # makes the server send it again.
             pulled = self._fleet.pull_message(node_id)
-            self._patience.note_success()
+            self._retry.note_success()
             if pulled.message is not None and pulled.tree is not None:
-                self._handle(Assignment(site, node_id, pulled.message, pulled.tree))
+                self._handle(Assignment(desk, node_id, pulled.message, pulled.tree))
             elif pulled.release is not None and time.monotonic() >= self._collect_at:
                 if self._collect(pulled.release):
                     return ENDED
@@ -181,7 +179,7 @@ class SuperNode:
         """Fetch the released model; return whether it is here."""
         if find_collected(Path(self._config.state_dir)).manifest_sha256 == sha256:
             open_site_audit(Path(self._config.state_dir)).append("release_confirmed", manifest_sha256=sha256)
-            self._patience.persist(lambda: self._fleet.report_collected(sha256))
+            self._retry.repeat(lambda: self._fleet.report_collected(sha256))
             self._tell("ended", "The federation has ended; its model is here already.")
             return True
         self._tell("waiting", "The federation has ended; collecting its model.")

@@ -30,7 +30,7 @@ _logger = logging.getLogger("fedmed.worker")
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerAnswer:
     """A reply, and what is told at the site only."""
 
     parts: dict[str, tuple[Blob, ...]]
@@ -52,7 +52,7 @@ class Worker:
         self._app = app
         self._context: Context | None = None
 
-    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> Answer:
+    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> WorkerAnswer:
         """Answer one message; what the app raises becomes an error reply.
 
         Parameters
@@ -64,7 +64,7 @@ class Worker:
 
         Returns
         -------
-        Answer
+        WorkerAnswer
             The reply, and why it is an error if it is one.
 
         Raises
@@ -81,7 +81,7 @@ class Worker:
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe_error(error)), reply_to=message)
             failure = explain_locally(error)
         del message  # large; the reply does without
-        return Answer(take_apart(reply), failure)
+        return WorkerAnswer(take_apart(reply), failure)
 
     def _run(self, message: Message, task: Mapping[str, Any]) -> Message:
         # Flower's runners set this; Message and the mods read it.

@@ -90,7 +90,9 @@ def make_content(
         As ``model``.
     """
     text = json.dumps(values, sort_keys=True, allow_nan=False)
-    content = RecordDict({kind: ConfigRecord({"json": text, "format": MESSAGE.number})})
+    # A site of version 1 takes nothing else, and shall read enough to be told that its version differs.
+    number: dict[str, int] = {} if MESSAGE.number == 1 else {"format": MESSAGE.number}
+    content = RecordDict({kind: ConfigRecord({"json": text, **number})})
     if model is not None:
         content[MODEL] = _to_record(model)
     if tables is not None:

@@ -1,1 +1,1 @@
-"""All of Flower's internals at the server: the SuperLink's process, its doors, stores and the executor."""
+"""All of Flower's internals at the server: the SuperLink's process, its listeners, stores and the executor."""

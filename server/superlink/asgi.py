@@ -1,4 +1,4 @@
-"""What Starlette lacks for a gate: bodies with a limit of bytes and time, and a bell for those who wait."""
+"""What Starlette lacks for a gate: bodies with a limit of bytes and time, and news for those who wait."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ STALL_S = 120.0
 """For how long a body may make no progress, in either direction."""
 
 
-class Bell:
+class Notifier:
     """Wakes everybody who waits for something to happen; belongs to one event loop."""
 
     def __init__(self) -> None:
         self.count = 0
-        """How often it has rung."""
+        """How often there was news."""
         self.closed = False
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake everybody."""
         self.count += 1
         for future in self._waiting:
@@ -29,15 +29,15 @@ class Bell:
     def close(self) -> None:
         """Wake everybody for good: the process ends."""
         self.closed = True
-        self.ring()
+        self.notify()
 
     async def wait(self, seen: int, timeout_s: float, unless: asyncio.Future[None]) -> bool:
-        """Wait until the bell has rung more than ``seen`` times; return whether it has.
+        """Wait until there was news more than ``seen`` times; return whether there was.
 
         Parameters
         ----------
         seen : int
-            Value of ``count`` before the look that found nothing, so that no ringing is missed.
+            Value of ``count`` before the look that found nothing, so that no news is missed.
         timeout_s : float
             Longest time to wait.
         unless : asyncio.Future

@@ -47,7 +47,7 @@ log = logging.getLogger("fedmed.executor")
 
 
 @dataclass(frozen=True)
-class Launch:
+class ExecutorLaunch:
     """Settings of this process."""
 
     runtime_port: int
@@ -139,7 +139,7 @@ class Task:
         self._grid.close()
 
 
-def run_task(launch: Launch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
+def run_task(launch: ExecutorLaunch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
     """Take the task from the SuperLink and run the ServerApp on it."""
     token = acquire_task(launch.address, read_secret(Path(launch.superexec_secret_file)))
     task = Task(grid := DeploymentGrid(launch.address, token=token))
@@ -159,7 +159,7 @@ def main() -> int:
     """Run the process and return its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=Path, required=True)
-    launch = Launch(**json.loads(parser.parse_args().launch.read_text()))
+    launch = ExecutorLaunch(**json.loads(parser.parse_args().launch.read_text()))
     watch_parent(launch.parent_pid)
     set_up_logging(Path(launch.log_file))
     os.umask(0o077)

@@ -29,7 +29,7 @@ from server.superlink.state import DeploymentLinkStateFactory
 
 
 @dataclass(frozen=True)
-class Launch:
+class LinkLaunch:
     """Settings of this process; the file that holds them names files with secrets, but no secrets."""
 
     public_host: str
@@ -77,12 +77,12 @@ class TokenAuthentication(NoOpControlAuthnPlugin):
         return super().validate_tokens_in_metadata(metadata)
 
 
-def make_app(launch: Launch) -> tuple[Any, DeploymentLinkStateFactory]:
+def make_app(launch: LinkLaunch) -> tuple[Any, DeploymentLinkStateFactory]:
     """Return Flower's SuperLink as a web application, and the state behind it.
 
     Parameters
     ----------
-    launch : Launch
+    launch : LinkLaunch
         Settings.
     """
     made: list[DeploymentLinkStateFactory] = []

@@ -23,17 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedmed.protocol.http import DROP_PATH, HOLD_S, OPEN_PATH, OWN_PATHS, RELEASE_HEADER, RELEASED_HOLD_S
 from server.superlink.admission import RefusalLog, Visitor, identify
-from server.superlink.asgi import (
-    Bell,
-    TooSlow,
-    read_body,
-    refuse,
-    replay,
-    wait_for_end,
-)
-from server.superlink.limits import TooManyRequests, Turnstile
-from server.superlink.object_transfer import MAX_PART_BYTES, PartsDesk
-from server.superlink.routes import Reception
+from server.superlink.asgi import Notifier, TooSlow, read_body, refuse, replay, wait_for_end
+from server.superlink.limits import ConcurrencyLimiter, TooManyRequests
+from server.superlink.object_transfer import MAX_PART_BYTES, ObjectTransfer
+from server.superlink.routes import Routes
 from server.superlink.state import DeploymentLinkState
 
 MAX_BODY_BYTES = 2**20
@@ -51,7 +44,7 @@ log = logging.getLogger("fedmed.superlink")
 
 
 class PrivateGate:
-    """The listener for our own processes: rings when the ServerApp has sent something.
+    """The listener for our own processes: notices when the ServerApp has sent something.
 
     Parameters
     ----------
@@ -59,9 +52,9 @@ class PrivateGate:
         Flower's SuperLink.
     state : DeploymentLinkState
         Knows the ServerApp's token and the messages.
-    bell : Bell
-        Is rung.
-    parts : PartsDesk
+    notifier : Notifier
+        Is told of it.
+    parts : ObjectTransfer
         Takes and gives parts of messages.
     opened : asyncio.Event
         Is set when the supervisor says so.
@@ -73,13 +66,13 @@ class PrivateGate:
         self,
         app: ASGIApp,
         state: DeploymentLinkState,
-        bell: Bell,
-        parts: PartsDesk,
+        notifier: Notifier,
+        parts: ObjectTransfer,
         *,
         opened: asyncio.Event,
         control_token: str,
     ) -> None:
-        self._app, self._state, self._bell, self._parts = app, state, bell, parts
+        self._app, self._state, self._notifier, self._parts = app, state, notifier, parts
         self._opened, self._authorization = opened, f"Bearer {control_token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +94,7 @@ class PrivateGate:
             return
         await self._app(scope, receive, send)
         if path in {_SEND, _REVOKE}:  # a revoked site shall hear of it, and not when its question was held for long
-            self._bell.ring()
+            self._notifier.notify()
 
     def _open(self, scope: Scope) -> Response:
         """Let the sites in from now on."""
@@ -133,11 +126,11 @@ class PublicGate:
         Flower's SuperLink.
     state : DeploymentLinkState
         Knows the sites' keys.
-    bell : Bell
-        Rings when there may be a message, and when a model was released.
-    parts : PartsDesk
+    notifier : Notifier
+        Has news when there may be a message, and when a model was released.
+    parts : ObjectTransfer
         Takes and gives parts of messages.
-    reception : Reception
+    routes : Routes
         Answers our own questions and knows the release.
     refusals : RefusalLog
         Takes who was refused.
@@ -149,16 +142,16 @@ class PublicGate:
         self,
         app: ASGIApp,
         state: DeploymentLinkState,
-        bell: Bell,
+        notifier: Notifier,
         *,
-        parts: PartsDesk,
-        reception: Reception,
+        parts: ObjectTransfer,
+        routes: Routes,
         refusals: RefusalLog,
         opened: asyncio.Event,
     ) -> None:
-        self._app, self._state, self._bell, self._parts = app, state, bell, parts
-        self._reception, self._refusals, self._opened = reception, refusals, opened
-        self._turnstile = Turnstile()
+        self._app, self._state, self._notifier, self._parts = app, state, notifier, parts
+        self._routes, self._refusals, self._opened = routes, refusals, opened
+        self._limiter = ConcurrencyLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -178,7 +171,7 @@ class PublicGate:
             await refuse(401, _UNKNOWN)(scope, receive, send)
             return
         try:
-            with self._turnstile.count(visitor.number, waits=path == _PULL):
+            with self._limiter.count(visitor.number, waits=path == _PULL):
                 await self._serve(scope, receive, send, visitor)
         except TooManyRequests:
             await refuse(429)(scope, receive, send)
@@ -189,7 +182,7 @@ class PublicGate:
         """Handle a request of a known site."""
         path = scope["path"]
         if path.startswith(OWN_PATHS):
-            await self._reception.serve(scope, receive, send, visitor)
+            await self._routes.serve(scope, receive, send, visitor)
         elif path == _PUSH_PART:
             await self._parts.take(scope, receive, send, visitor.number, None)
         elif path == _PULL_PART:
@@ -211,15 +204,15 @@ class PublicGate:
     async def _hold(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Pass on the question for messages; while the answer is empty, wait until there may be one and ask again."""
         gone = asyncio.ensure_future(wait_for_end(receive))
-        end = time.monotonic() + (HOLD_S if self._reception.release_sha256 is None else RELEASED_HOLD_S)
+        end = time.monotonic() + (HOLD_S if self._routes.release_sha256 is None else RELEASED_HOLD_S)
         try:
             while True:
-                seen = self._bell.count
+                seen = self._notifier.count
                 events = await self._ask(dict(scope), body)
                 left_s = end - time.monotonic()
-                if not _is_empty(events[0]) or left_s <= 0 or gone.done() or self._bell.closed:
+                if not _is_empty(events[0]) or left_s <= 0 or gone.done() or self._notifier.closed:
                     break
-                if await self._bell.wait(seen, left_s, unless=gone) and self._reception.release_sha256 is not None:
+                if await self._notifier.wait(seen, left_s, unless=gone) and self._routes.release_sha256 is not None:
                     end = 0.0
         finally:
             gone.cancel()
@@ -243,7 +236,7 @@ class PublicGate:
 
     def _mark(self, event: Message) -> Message:
         """Tell the site of the release, if there is one."""
-        released = self._reception.release_sha256
+        released = self._routes.release_sha256
         if event["type"] == "http.response.start" and released is not None:
             event["headers"] = [*event.get("headers", []), (RELEASE_HEADER.encode(), released.encode())]
         return event

@@ -17,7 +17,7 @@ class ReplyTooLarge(Exception):  # noqa: N818  (a site's mistake, not ours)
     """A site sends more bytes as one reply than it may."""
 
 
-class Turnstile:
+class ConcurrencyLimiter:
     """Counts the requests of each site that are under way; belongs to one event loop."""
 
     def __init__(self) -> None:

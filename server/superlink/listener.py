@@ -24,7 +24,7 @@ _QUIET_S = 60.0
 log = logging.getLogger("fedmed.superlink")
 
 
-class Guests:
+class ConnectionCounter:
     """Counts connections by where they come from.
 
     Parameters
@@ -79,7 +79,7 @@ def find_source(address: str) -> str | None:
 class CountedSocket(socket.socket):
     """A connection that is counted until it is closed."""
 
-    guests: Guests
+    counter: ConnectionCounter
     source: str | None
     counted = False
 
@@ -88,13 +88,13 @@ class CountedSocket(socket.socket):
         super().close()
         if self.counted:
             self.counted = False
-            self.guests.leave(self.source)
+            self.counter.leave(self.source)
 
 
-class Doorstep(socket.socket):
+class LimitedListener(socket.socket):
     """A listening socket that closes at once what is one connection too many, before any encryption is agreed on."""
 
-    guests: Guests
+    counter: ConnectionCounter
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Return the next connection.
@@ -106,15 +106,15 @@ class Doorstep(socket.socket):
         """
         connection, address = super().accept()
         source = find_source(address[0])
-        if not self.guests.admit(source):
+        if not self.counter.admit(source):
             connection.close()
             raise ConnectionAbortedError
         counted = CountedSocket(self.family, self.type, self.proto, connection.detach())
-        counted.guests, counted.source, counted.counted = self.guests, source, True
+        counted.counter, counted.source, counted.counted = self.counter, source, True
         return counted, address
 
 
-def open_doors(host: str, port: int, guests: Guests) -> list[socket.socket]:
+def open_listeners(host: str, port: int, counter: ConnectionCounter) -> list[socket.socket]:
     """Return listening sockets for all addresses of a host name.
 
     Raises
@@ -122,29 +122,29 @@ def open_doors(host: str, port: int, guests: Guests) -> list[socket.socket]:
     OSError
         If one cannot be opened.
     """
-    doors: list[Doorstep] = []
+    listeners: list[LimitedListener] = []
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
-            door = Doorstep(family, kind, protocol)
-            doors.append(door)
-            door.guests = guests
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener = LimitedListener(family, kind, protocol)
+            listeners.append(listener)
+            listener.counter = counter
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            door.bind(address)
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
     except OSError:
-        for door in doors:
-            door.close()
+        for listener in listeners:
+            listener.close()
         raise
-    return list(doors)
+    return list(listeners)
 
 
 class HeadTooLong(Exception):  # noqa: N818  (it never leaves the parser)
     """The head of a request is longer than allowed, or requests are sent without waiting for answers."""
 
 
-class ImpatientProtocol(HttpToolsProtocol):
+class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a deadline and a limit for the head of every request."""
 
     transport: asyncio.Transport

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.superlink.asgi import Bell, read_body, replay, wait_for_end
+from server.superlink.asgi import Notifier, read_body, replay, wait_for_end
 from server.superlink.limits import ReplyTooLarge
 from server.superlink.state import DeploymentLinkState
 
@@ -38,7 +38,7 @@ class Unusual(Exception):  # noqa: N818  (it is no error here)
     """A request that Flower's own way shall answer."""
 
 
-class PartsDesk:
+class ObjectTransfer:
     """Takes and gives parts of messages.
 
     Parameters
@@ -47,14 +47,14 @@ class PartsDesk:
         Flower's SuperLink, for whatever is unusual.
     state : DeploymentLinkState
         Keeps the parts.
-    arrived : Bell
-        Is rung for every part that has come in; who asks for one before is answered then.
+    arrived : Notifier
+        Is told of every part that has come in; who asks for one before is answered then.
     max_reply_bytes : int
         Most bytes of one reply of a site.
     """
 
     def __init__(
-        self, app: ASGIApp, state: DeploymentLinkState, arrived: Bell, max_reply_bytes: int = MAX_REPLY_BYTES
+        self, app: ASGIApp, state: DeploymentLinkState, arrived: Notifier, max_reply_bytes: int = MAX_REPLY_BYTES
     ) -> None:
         self._app, self._state, self._arrived = app, state, arrived
         self._max_reply_bytes = max_reply_bytes
@@ -83,7 +83,7 @@ class PartsDesk:
             log.warning("refused a reply of more than %d bytes from the node %d", self._max_reply_bytes, node_id)
             await Response(status_code=413)(scope, receive, send)
             return
-        self._arrived.ring()
+        self._arrived.notify()
         await _send(send, PushObjectResponse(stored=stored).SerializeToString())
 
     async def give(self, scope: Scope, receive: Receive, send: Send, node_id: int, run_id: int | None) -> None:

@@ -26,12 +26,12 @@ import uvicorn
 from fedmed.errors import KeyFileError
 from fedmed.processes import read_secret, set_up_logging, watch_parent
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import Bell
-from server.superlink.flower_app import Launch, make_app
+from server.superlink.asgi import Notifier
+from server.superlink.flower_app import LinkLaunch, make_app
 from server.superlink.gate import PrivateGate, PublicGate
-from server.superlink.listener import Guests, ImpatientProtocol, open_doors
-from server.superlink.object_transfer import PartsDesk
-from server.superlink.routes import Reception
+from server.superlink.listener import ConnectionCounter, LimitedProtocol, open_listeners
+from server.superlink.object_transfer import ObjectTransfer
+from server.superlink.routes import Routes
 
 _LOOK_EVERY_S = 0.5
 _PURGE_EVERY_S = 30.0
@@ -56,36 +56,36 @@ class SuperLink:
 
     Parameters
     ----------
-    launch : Launch
+    launch : LinkLaunch
         Settings.
     """
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: LinkLaunch) -> None:
         self._launch = launch
         app, states = make_app(launch)
         self._state = states.link_state
-        self._bell = Bell()
-        self._reception = Reception(
+        self._notifier = Notifier()
+        self._routes = Routes(
             self._state, Path(launch.hello_file), Path(launch.release_dir), Path(launch.collected_dir)
         )
         refusals = RefusalLog(Path(launch.refused_file) if launch.refused_file else None)
-        parts = PartsDesk(app, self._state, Bell(), launch.max_reply_bytes)
+        parts = ObjectTransfer(app, self._state, Notifier(), launch.max_reply_bytes)
         opened = asyncio.Event()
         if launch.start_open:
             opened.set()
         public = PublicGate(
-            app, self._state, self._bell, parts=parts, reception=self._reception, refusals=refusals, opened=opened
+            app, self._state, self._notifier, parts=parts, routes=self._routes, refusals=refusals, opened=opened
         )
         token = read_secret(Path(launch.control_token_file)).decode().strip()
-        private = PrivateGate(app, self._state, self._bell, parts, opened=opened, control_token=token)
+        private = PrivateGate(app, self._state, self._notifier, parts, opened=opened, control_token=token)
         self._private = Server(_configure(private, host="127.0.0.1", port=launch.private_port, lifespan="on"))
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
-        config = _configure(public, lifespan="off", http=ImpatientProtocol, **tls)
+        config = _configure(public, lifespan="off", http=LimitedProtocol, **tls)
         config.load()
         self._certificate = None if config.ssl is None else Certificate(config.ssl, launch)
         self._public = Server(config)
-        self._doors: list[socket.socket] = open_doors(
-            launch.public_host, launch.public_port, Guests(launch.max_connections_per_source)
+        self._listeners: list[socket.socket] = open_listeners(
+            launch.public_host, launch.public_port, ConnectionCounter(launch.max_connections_per_source)
         )
 
     async def serve(self) -> bool:
@@ -96,7 +96,7 @@ class SuperLink:
         private = asyncio.create_task(self._private.serve())
         while not self._private.started and not private.done():
             await asyncio.sleep(0.01)
-        public = asyncio.create_task(self._public.serve(self._doors))
+        public = asyncio.create_task(self._public.serve(self._listeners))
         chores = [
             asyncio.create_task(_repeat(_LOOK_EVERY_S, self._look)),
             asyncio.create_task(_repeat(_PURGE_EVERY_S, self._purge)),
@@ -110,13 +110,13 @@ class SuperLink:
 
     def _stop(self) -> None:
         self._public.should_exit = self._private.should_exit = True
-        self._bell.close()
+        self._notifier.close()
 
     def _look(self) -> None:
         if self._certificate is not None:
             self._certificate.reload_if_changed()
-        if self._reception.look_for_release():
-            self._bell.ring()
+        if self._routes.look_for_release():
+            self._notifier.notify()
 
     async def _purge(self) -> None:
         removed = await asyncio.to_thread(self._state.purge)
@@ -131,11 +131,11 @@ class Certificate:
     ----------
     context : ssl.SSLContext
         Used for all new connections.
-    launch : Launch
+    launch : LinkLaunch
         Names the files.
     """
 
-    def __init__(self, context: ssl.SSLContext, launch: Launch) -> None:
+    def __init__(self, context: ssl.SSLContext, launch: LinkLaunch) -> None:
         assert launch.certificate is not None, "insecure servers have no context"
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._context = context
@@ -191,7 +191,7 @@ def main() -> int:
     """Run the process; return 0 after a signal, 3 if a listener could not start."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--launch", type=Path, required=True)
-    launch = Launch(**json.loads(parser.parse_args().launch.read_text()))
+    launch = LinkLaunch(**json.loads(parser.parse_args().launch.read_text()))
     watch_parent(launch.parent_pid)
     set_up_logging(Path(launch.log_file))
     logging.getLogger("alembic").setLevel(logging.WARNING)

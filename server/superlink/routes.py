@@ -36,7 +36,7 @@ _VISITOR = "fedmed.visitor"
 log = logging.getLogger("fedmed.superlink")
 
 
-class Reception:
+class Routes:
     """Answers sites.
 
     Parameters

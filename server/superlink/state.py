@@ -17,6 +17,7 @@ from flwr.app import Error, Message
 # extension point for delivery; its own delivers a message once and loses it when the site ends before it has answered.
 from flwr.common.constant import ErrorCode, Status
 from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.server.superlink.linkstate.utils import (
     convert_sint64_values_in_dict_to_uint64,
     create_message_error_unavailable_ins_message,
@@ -32,7 +33,6 @@ from flwr.superlink.federation import FederationManager
 from sqlalchemy import delete, select, update
 
 from server.superlink.limits import UploadedBytes
-from server.superlink.lookups import QuickLinkState
 from server.superlink.object_store import FileObjectStore, FileObjectStoreFactory
 
 OFFLINE_GRACE_S = 30.0
@@ -42,7 +42,7 @@ _UNSIGNED = ["run_id", "src_node_id", "dst_node_id"]
 log = logging.getLogger("fedmed.superlink")
 
 
-class DeploymentLinkState(QuickLinkState):
+class DeploymentLinkState(SqlLinkState):
     """Flower's state in SQLite, with contents in files.
 
     Parameters

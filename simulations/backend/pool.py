@@ -155,7 +155,7 @@ class Slot:
         if suspect.num_deaths < _MAX_DEATHS:
             self._waiting.append(suspect)
         else:
-            suspect.finish(_make_obituary(suspect.envelope))
+            suspect.finish(_make_death_reply(suspect.envelope))
 
     def _replace(self, unfinished: list[Task]) -> None:
         self.stop()
@@ -164,7 +164,7 @@ class Slot:
         self._launch()
 
 
-def _make_obituary(envelope: Envelope) -> Parcel:
+def _make_death_reply(envelope: Envelope) -> Parcel:
     message = make_message(envelope.metadata, content=RecordDict())
     error = Error(ErrorCode.CLIENT_APP_CRASHED, f"worker died {_MAX_DEATHS} times while it worked on this message")
     return split_message(Message(error, reply_to=message))[0], ()

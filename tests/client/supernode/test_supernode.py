@@ -16,7 +16,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from client.supernode import supernode as supernode_module
-from client.supernode.activation import Session, SignsOfLife
+from client.supernode.activation import Activation, SignsOfLife
 from client.supernode.failures import FleetError, Outlook
 from client.supernode.fleet import Fleet
 from client.supernode.objects import deflate_message, inflate_message, take_announcement
@@ -129,8 +129,8 @@ class Setting:
 @pytest.fixture
 def setting(tmp_path, monkeypatch) -> Iterator[Setting]:
     server, worker = Server(), FakeWorker()
-    monkeypatch.setattr(supernode_module, "_IDENTITY_PATIENCE_S", 0.3)
-    monkeypatch.setattr("client.supernode.patience._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(supernode_module, "_IDENTITY_WAIT_S", 0.3)
+    monkeypatch.setattr("client.supernode.retry._FIRST_PAUSE_S", 0.01)
     (tmp_path / "state").mkdir()
     with serving(server, make_certificate(tmp_path)) as port:
         config = make_kit(tmp_path, port)
@@ -198,13 +198,13 @@ class TestConnecting:
         assert setting.server.calls["activate-node"] == 1
 
     def test_the_session_of_a_killed_process_is_ended_first(self, setting):
-        Session(Path(setting.config.state_dir)).write(NODE)
+        Activation(Path(setting.config.state_dir)).write(NODE)
         assert setting.node.run() == ENDED
         assert setting.server.order[:2] == ["deactivate-node", "activate-node"]
 
     def test_the_session_of_a_copied_folder_is_left_alone(self, setting, tmp_path):
-        Session(tmp_path / "elsewhere" / "state")._path.parent.mkdir(parents=True)
-        Session(tmp_path / "elsewhere" / "state").write(NODE)
+        Activation(tmp_path / "elsewhere" / "state")._path.parent.mkdir(parents=True)
+        Activation(tmp_path / "elsewhere" / "state").write(NODE)
         copied = Path(setting.config.state_dir) / "session.json"
         copied.write_bytes((tmp_path / "elsewhere" / "state" / "session.json").read_bytes())
         assert setting.node.run() == ENDED
@@ -213,7 +213,7 @@ class TestConnecting:
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"node_id": 3}'])
     def test_a_damaged_session_file_is_no_session(self, tmp_path, text):
         (tmp_path / "session.json").write_text(text)
-        assert Session(tmp_path).read() is None
+        assert Activation(tmp_path).read() is None
 
     def test_an_answer_that_was_lost_makes_the_site_connect_anew(self, setting):
         """It may have held a message; the server sends it again to a site that was activated since."""

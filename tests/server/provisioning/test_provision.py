@@ -90,7 +90,7 @@ def test_provision_makes_everything_and_keeps_secrets_private(tmp_path: Path) ->
 
 def test_list_of_sites_holds_the_keys_of_the_kits(config: ServerConfig) -> None:
     content = json.loads((folder_of(config) / "sites.json").read_text())
-    assert list(content) == ["sites"]
+    assert list(content) == ["format", "sites"]
     assert list(content["sites"]) == ["hospital_a", "hospital_b"]
     for name, entry in content["sites"].items():
         assert set(entry) == {"public_key", "revoked", "added", "earlier_keys"}

@@ -7,9 +7,10 @@ import pytest
 import safetensors.numpy
 from flwr.app import Error, Message
 
+from fedmed.distillation.network import PROMPT
 from fedmed.errors import FederationError
 from fedmed.storage.history import read_history
-from fedmed.training.network import PROMPT, Network
+from fedmed.training.network import Network
 from server import federation as federation_app
 from tests.server.rounds.test_loop import Make, change_model, scale
 from tests.support.federation import Federation, is_training

@@ -31,11 +31,11 @@ import server.superlink.routes
 from fedmed.keys import fingerprint
 from fedmed.protocol.http import DROP_PATH, OPEN_PATH
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import Bell
+from server.superlink.asgi import Notifier
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
-from server.superlink.object_transfer import PartsDesk
-from server.superlink.routes import Reception
+from server.superlink.object_transfer import ObjectTransfer
+from server.superlink.routes import Routes
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
@@ -149,18 +149,18 @@ class Gates:
         for name in ("release", "collected"):
             (folder / name).mkdir()
         (folder / "hello.json").write_text('{"round": 3}')
-        self.folder, self.state, self.bell = folder, FakeState(), Bell()
+        self.folder, self.state, self.notifier = folder, FakeState(), Notifier()
         state: Any = self.state
-        self.reception = Reception(state, folder / "hello.json", folder / "release", folder / "collected")
-        parts = PartsDesk(app, state, Bell(), 1000)
+        self.routes = Routes(state, folder / "hello.json", folder / "release", folder / "collected")
+        parts = ObjectTransfer(app, state, Notifier(), 1000)
         refusals = RefusalLog(folder / "refused.jsonl")
         opened = asyncio.Event()
         if start_open:
             opened.set()
         self.public = PublicGate(
-            app, state, self.bell, parts=parts, reception=self.reception, refusals=refusals, opened=opened
+            app, state, self.notifier, parts=parts, routes=self.routes, refusals=refusals, opened=opened
         )
-        self.private = PrivateGate(app, state, self.bell, parts, opened=opened, control_token="control")
+        self.private = PrivateGate(app, state, self.notifier, parts, opened=opened, control_token="control")
 
     def refused(self) -> list[dict[str, str]]:
         file = self.folder / "refused.jsonl"
@@ -180,13 +180,13 @@ def test_a_question_for_messages_waits_until_the_serverapp_has_sent_one(tmp_path
         gates = Gates(tmp_path, app := FakeApp(b"", b"", b"message"))
         pull = Request(PULL)
         asking = asyncio.ensure_future(pull.run(gates.public))
-        await until(lambda: gates.bell.num_waiting == 1)
+        await until(lambda: gates.notifier.num_waiting == 1)
         assert pull.sent == []
         await Request("/v1/runtime/push-messages").run(gates.private)
         await asking
         assert (pull.status, pull.body) == (200, b"message")
         assert app.requests == [b"ask"] * 3
-        assert gates.bell.num_waiting == 0
+        assert gates.notifier.num_waiting == 0
 
     asyncio.run(act())
 
@@ -196,12 +196,12 @@ def test_a_message_that_comes_while_flower_looks_is_not_missed(tmp_path: Path) -
         gates = Gates(tmp_path, FakeApp(b""))
         bodies = [b"", b"message"]
 
-        async def ring_while_looking(scope: Any, receive: Any, send: Any) -> None:
+        async def notify_while_looking(scope: Any, receive: Any, send: Any) -> None:
             answer = FakeApp(bodies.pop(0))
-            gates.bell.ring()
+            gates.notifier.notify()
             await answer(scope, receive, send)
 
-        gates.public._app = ring_while_looking
+        gates.public._app = notify_while_looking
         pull = await asyncio.wait_for(Request(PULL).run(gates.public), 2)
         assert pull.body == b"message"
 
@@ -225,10 +225,10 @@ def test_a_site_that_hangs_up_is_not_waited_for(tmp_path: Path) -> None:
         gates = Gates(tmp_path, FakeApp(b""))
         pull = Request(PULL)
         asking = asyncio.ensure_future(pull.run(gates.public))
-        await until(lambda: gates.bell.num_waiting == 1)
+        await until(lambda: gates.notifier.num_waiting == 1)
         pull.hang_up()
         await asyncio.wait_for(asking, 2)
-        assert gates.bell.num_waiting == 0
+        assert gates.notifier.num_waiting == 0
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(act())
@@ -239,12 +239,12 @@ def test_a_release_ends_the_waiting_and_is_named_in_every_answer(tmp_path: Path)
         gates = Gates(tmp_path, FakeApp(b"", b"", b"message"))
         pull = Request(PULL)
         asking = asyncio.ensure_future(pull.run(gates.public))
-        await until(lambda: gates.bell.num_waiting == 1)
-        assert not gates.reception.look_for_release()
+        await until(lambda: gates.notifier.num_waiting == 1)
+        assert not gates.routes.look_for_release()
         (tmp_path / "release/manifest.json").write_bytes(b"{}")
-        assert gates.reception.look_for_release()
-        assert not gates.reception.look_for_release()
-        gates.bell.ring()
+        assert gates.routes.look_for_release()
+        assert not gates.routes.look_for_release()
+        gates.notifier.notify()
         await asyncio.wait_for(asking, 2)
         sha256 = b"44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256sum of {}
         assert (pull.body, pull.headers[b"x-fedmed-release"]) == (b"", sha256)
@@ -258,8 +258,8 @@ def test_the_end_of_the_process_ends_the_waiting(tmp_path: Path) -> None:
     async def act() -> None:
         gates = Gates(tmp_path, FakeApp(b""))
         asking = asyncio.ensure_future(Request(PULL).run(gates.public))
-        await until(lambda: gates.bell.num_waiting == 1)
-        gates.bell.close()
+        await until(lambda: gates.notifier.num_waiting == 1)
+        gates.notifier.close()
         assert (await asyncio.wait_for(asking, 2)).body == b""
 
     asyncio.run(act())
@@ -485,15 +485,15 @@ def test_a_site_waits_for_messages_twice_at_most(tmp_path: Path) -> None:
         gates = Gates(tmp_path, FakeApp(b""))
         pulls = [Request(PULL) for _ in range(MAX_WAITING_PER_SITE)]
         asking = [asyncio.ensure_future(pull.run(gates.public)) for pull in pulls]
-        await until(lambda: gates.bell.num_waiting == 2)
+        await until(lambda: gates.notifier.num_waiting == 2)
         third = await Request(PULL).run(gates.public)
         assert (third.status, third.headers[b"connection"]) == (429, b"close")
         assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 200
         pulls[0].hang_up()
         await asking[0]
         asking.append(asyncio.ensure_future(Request(PULL).run(gates.public)))
-        await until(lambda: gates.bell.num_waiting == 2)
-        gates.bell.close()
+        await until(lambda: gates.notifier.num_waiting == 2)
+        gates.notifier.close()
         await asyncio.gather(*asking)
 
     asyncio.run(act())
@@ -509,13 +509,13 @@ def test_a_site_has_so_many_requests_under_way_and_no_more(tmp_path: Path) -> No
         gates = Gates(tmp_path, FakeApp(b"x"))
         slow = [Slow("/v1/fleet/get-run") for _ in range(MAX_REQUESTS_PER_SITE)]
         asking = [asyncio.ensure_future(one.run(gates.public)) for one in slow]
-        await until(lambda: gates.public._turnstile._all[5] == 16)
+        await until(lambda: gates.public._limiter._all[5] == 16)
         assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 429
         for one in slow:
             one.hang_up()
         assert [one.status for one in await asyncio.gather(*asking)] == [200] * 16
         assert (await Request("/v1/fedmed/hello").run(gates.public)).status == 200
-        assert not gates.public._turnstile._all
+        assert not gates.public._limiter._all
 
     asyncio.run(act())
 

@@ -1,6 +1,6 @@
 import pytest
 
-from server.superlink.limits import ReplyTooLarge, TooManyRequests, Turnstile, UploadedBytes
+from server.superlink.limits import ConcurrencyLimiter, ReplyTooLarge, TooManyRequests, UploadedBytes
 
 
 def test_what_a_session_has_sent_is_bounded() -> None:
@@ -23,13 +23,13 @@ def test_what_a_session_has_sent_is_bounded() -> None:
 
 
 def test_sites_are_counted_apart_and_also_when_something_fails() -> None:
-    turnstile = Turnstile()
-    with turnstile.count(1, waits=True), turnstile.count(1, waits=True):
-        with pytest.raises(TooManyRequests), turnstile.count(1, waits=True):
+    limiter = ConcurrencyLimiter()
+    with limiter.count(1, waits=True), limiter.count(1, waits=True):
+        with pytest.raises(TooManyRequests), limiter.count(1, waits=True):
             raise AssertionError
-        with turnstile.count(1, waits=False), turnstile.count(2, waits=True):
+        with limiter.count(1, waits=False), limiter.count(2, waits=True):
             pass
-    with pytest.raises(ZeroDivisionError), turnstile.count(1, waits=True):
+    with pytest.raises(ZeroDivisionError), limiter.count(1, waits=True):
         raise ZeroDivisionError
-    assert not turnstile._all
-    assert not turnstile._waiting
+    assert not limiter._all
+    assert not limiter._waiting

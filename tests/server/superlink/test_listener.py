@@ -14,7 +14,7 @@ import uvicorn
 import server.superlink.listener
 from fedmed.keys import Authority
 from fedmed.processes import find_free_port
-from server.superlink.listener import Guests, ImpatientProtocol, find_source, open_doors
+from server.superlink.listener import ConnectionCounter, LimitedProtocol, find_source, open_listeners
 from server.superlink.process import Server
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -30,10 +30,10 @@ async def answer_hi(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(guests: Guests | None = None, **settings: Any) -> AsyncIterator[int]:
+async def serving(counter: ConnectionCounter | None = None, **settings: Any) -> AsyncIterator[int]:
     config = uvicorn.Config(
         answer_hi,
-        http=ImpatientProtocol,
+        http=LimitedProtocol,
         lifespan="off",
         log_config=None,
         ws="none",
@@ -42,7 +42,7 @@ async def serving(guests: Guests | None = None, **settings: Any) -> AsyncIterato
     )
     port = find_free_port()
     process = Server(config)
-    task = asyncio.create_task(process.serve(open_doors("127.0.0.1", port, guests or Guests())))
+    task = asyncio.create_task(process.serve(open_listeners("127.0.0.1", port, counter or ConnectionCounter())))
     while not process.started:
         await asyncio.sleep(0.01)
     try:
@@ -192,14 +192,14 @@ def test_a_source_holds_so_many_connections_and_no_more(
     if encrypted:
         Authority.create(tmp_path).issue_server_certificate(tmp_path, ["127.0.0.1"])
         tls = {"ssl_certfile": str(tmp_path / "server.pem"), "ssl_keyfile": str(tmp_path / "server.key")}
-    guests = Guests(3)
+    counter = ConnectionCounter(3)
 
     async def open_one(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem")) if encrypted else None
         return await asyncio.open_connection("127.0.0.1", port, ssl=context)
 
     async def act() -> None:
-        async with serving(guests, **tls) as port:
+        async with serving(counter, **tls) as port:
             # One of them says nothing at all, so that there is no encryption yet and no request.
             silent = socket.create_connection(("127.0.0.1", port))
             held = [await open_one(port) for _ in range(2)]
@@ -211,7 +211,7 @@ def test_a_source_holds_so_many_connections_and_no_more(
                 assert await read_answer(reader) == b"HTTP/1.1 200 OK"
             silent.close()
             async with asyncio.timeout(5):
-                while guests._counts["127.0.0.1"] > 2:
+                while counter._counts["127.0.0.1"] > 2:
                     await asyncio.sleep(0.01)
             reader, writer = await open_one(port)
             writer.write(REQUEST)
@@ -221,22 +221,22 @@ def test_a_source_holds_so_many_connections_and_no_more(
                 with suppress(OSError):
                     await one.wait_closed()
             async with asyncio.timeout(5):
-                while guests._counts:
+                while counter._counts:
                     await asyncio.sleep(0.01)
 
     asyncio.run(act())
 
 
 def test_connections_are_counted_by_source() -> None:
-    guests = Guests(most_per_source=2, most=3)
-    assert [guests.admit(one) for one in ("a", "a", "a", "b", "c")] == [True, True, False, True, False]
-    guests.leave("a")
-    assert guests.admit("c")
-    assert not guests.admit("b")  # three in all
-    assert all(guests.admit(None) for _ in range(10))
+    counter = ConnectionCounter(most_per_source=2, most=3)
+    assert [counter.admit(one) for one in ("a", "a", "a", "b", "c")] == [True, True, False, True, False]
+    counter.leave("a")
+    assert counter.admit("c")
+    assert not counter.admit("b")  # three in all
+    assert all(counter.admit(None) for _ in range(10))
     for one in ("a", "b", "c", None):
-        guests.leave(one)
-    assert not guests._counts
+        counter.leave(one)
+    assert not counter._counts
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_a_source_is_an_address_or_a_network(address: str, source: str | None) -
 def test_a_port_that_is_taken_is_an_error() -> None:
     port = find_free_port()
     with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
-        open_doors("127.0.0.1", port, Guests())
+        open_listeners("127.0.0.1", port, ConnectionCounter())

@@ -23,7 +23,7 @@ class Tell(Protocol):
         """Tell it."""
 
 
-class Patience:
+class Retry:
     """Waits for a server that is away.
 
     Parameters
@@ -40,7 +40,7 @@ class Patience:
         self._lost_at: float | None = None
         self._told: set[str] = set()
 
-    def persist(self, call: Callable[[], _T], deadline: float = float("inf")) -> _T:
+    def repeat(self, call: Callable[[], _T], deadline: float = float("inf")) -> _T:
         """Repeat a request until it succeeds.
 
         Raises
