@@ -11,6 +11,7 @@ from client.guard.audit import verify_site_audit
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
+from fedmed.versions import add_version_option
 
 EPILOG = """\
 first steps at a hospital, in the folder of the kit that the coordinating site has made:
@@ -85,6 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
     parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
+    add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     if options.json and not (options.check or options.verify_audit):

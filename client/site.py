@@ -6,15 +6,13 @@ records all that comes in and goes out.
 
 import logging
 from collections.abc import Iterable, Mapping
-from importlib import metadata
-from typing import Any
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.answers.compared_models import collect_norm_sums, compute_compared_logits
-from client.answers.losses import hold_divergence_back, measure_risks, weigh_images
+from client.answers.losses import measure_risks, tell_distillation, tell_training, weigh_images
 from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
@@ -27,16 +25,31 @@ from client.hospital.site_data import Site, open_site
 from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
-from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT, describe_teacher
+from fedmed.distillation import describe_teacher
+from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
-from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, make_content, read_artefact
+from fedmed.protocol.kinds import ScoredPart
+from fedmed.protocol.messages import MODEL, REPORT, make_content, read_artefact
 from fedmed.protocol.quantisation import compress_update
+from fedmed.protocol.reports import (
+    Declined,
+    FormsReport,
+    MissingModel,
+    NormSumsReport,
+    Part,
+    Report,
+    ScoreReport,
+    SiteDescription,
+    TemperatureReport,
+    Thresholds,
+)
 from fedmed.protocol.tensors import select_state, unpack_tensors
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network, hash_model
+from fedmed.training.network import Network, hash_model
+from fedmed.versions import find_versions
 
 _logger = logging.getLogger("fedmed.client")
 _memory = ModelMemory()
@@ -55,21 +68,22 @@ def describe(message: Message, context: Context) -> Message:
     """
     site, request = _open(message, context)
     release = site.release_of("validation")
-    scored = {name: site.count_part(name, request.plan.fairness) for name in ("validation", "test")}
-    values: dict[str, Any] = {
-        "site": site.name,
-        "num_images": {"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
-        "model_digest": get_network(request.plan).digest(),
-        "teacher": describe_teacher(request.plan.fopro),
-        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
-        "class_counts": _count_classes(site) if _may_tell_counts(site, scored.values()) else None,
-        "attributes": [name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
-        "validation_scores": site.policy.validation_scores,
-        "show_alone": site.policy.show_alone,
-        "synthetic": site.synthetic,
-        "thresholds": {"k": release.k, "k_row": release.k_row},
-    }
-    return Message(make_content(REPORT, values), reply_to=message)
+    parts: tuple[ScoredPart, ...] = ("validation", "test")
+    scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
+    told = SiteDescription(
+        site=site.name,
+        num_images={"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
+        model_digest=get_network(request.plan).digest(),
+        teacher=describe_teacher(request.plan.fopro),
+        versions=find_versions("fedmed", "flwr", "torch"),
+        class_counts=_count_classes(site) if _may_tell_counts(site, scored.values()) else None,
+        attributes=[name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
+        validation_scores=site.policy.validation_scores,
+        show_alone=site.policy.show_alone,
+        synthetic=site.synthetic,
+        thresholds=Thresholds(k=release.k, k_row=release.k_row),
+    )
+    return _reply(message, told)
 
 
 @app.train()
@@ -93,16 +107,14 @@ def train(message: Message, context: Context) -> Message:
         device=site.device,
         optimizer_state=momentum if request.plan.training.keep_momentum else None,
         image_weights=weigh_images(request.plan, site, request.group_weights),
-        prompt=network.prompt,
+        objective=network.objective,
     )
-    if network.prompt is not None and result.num_images < MIN_IMAGES_TO_SHARE_PROMPT:
-        network.reset_prompt(packed)
+    network.withhold(packed, result.num_images)
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
         site.files_of(request.plan).state.save(request.round, state, {}, keep=request.best_round)
-    told = hold_divergence_back(result.to_values(), site)
-    return Message(make_content(REPORT, told | risks, model=update), reply_to=message)
+    return _reply(message, tell_training(result, risks, site), model=update)
 
 
 @app.train("local")
@@ -113,12 +125,12 @@ def train_alone(message: Message, context: Context) -> Message:
     """
     site, request = _open(message, context)
     if not site.policy.benefit:
-        return Message(make_content(REPORT, {"declined": True}), reply_to=message)
+        return _reply(message, Declined(declined=True))
     training = LocalTraining(site, request.plan)
     progress = training.train(_memory.take(message, request), request.round, message.metadata.ttl / 2)
     if progress is None:
         return _ask_for_model(message)
-    return Message(make_content(REPORT, training.describe(progress)), reply_to=message)
+    return _reply(message, training.describe(progress))
 
 
 @app.train("distil")
@@ -133,7 +145,7 @@ def train_small(message: Message, context: Context) -> Message:
     network = get_network(request.plan)
     network.fill(packed, {})
     result = train_student(network.model, large, request, site)
-    return Message(make_content(REPORT, result.to_values(), model=network.pack()), reply_to=message)
+    return _reply(message, tell_distillation(result), model=network.pack())
 
 
 @app.evaluate()
@@ -156,11 +168,12 @@ def score(message: Message, context: Context) -> Message:
         if packed is None:
             return _ask_for_model(message)
         tables = _compute_tables(packed, model_sha256, request, site, take_other(message, request.other))
-    told: dict[str, Any] = {"model_sha256": model_sha256}
+    told = ScoreReport(model_sha256=model_sha256)
     if packed is not None and request.part == "validation" and request.other is not None:
         network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
-        told[MISMATCH] = measure_own_mismatch(network.model, request, site)
-    return Message(make_content(REPORT, told, tables=tables), reply_to=message)
+        mismatch = measure_own_mismatch(network.model, request, site)
+        told = ScoreReport(model_sha256=model_sha256, mismatch=mismatch)
+    return _reply(message, told, tables=tables)
 
 
 @app.evaluate("recalibrate")
@@ -172,7 +185,7 @@ def sum_norm_inputs(message: Message, context: Context) -> Message:
         return _ask_for_model(message)
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
     sums = collect_norm_sums(network.model, request, site, "recalibrate")
-    return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, sums=sums), reply_to=message)
+    return _reply(message, NormSumsReport(model_sha256=hash_model(packed)), sums=sums)
 
 
 @app.evaluate("calibrate")
@@ -184,8 +197,8 @@ def sum_likelihoods(message: Message, context: Context) -> Message:
         return _ask_for_model(message)
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
     n, sums = collect_temperature_sums(network.model, request, site)
-    told = {"model_sha256": hash_model(packed), "n": n}
-    return Message(make_content(REPORT, told, sums={"temperature": sums} if n else None), reply_to=message)
+    told = TemperatureReport(model_sha256=hash_model(packed), n=n)
+    return _reply(message, told, sums={"temperature": sums} if n else None)
 
 
 @app.evaluate("release")
@@ -200,12 +213,23 @@ def compare_forms(message: Message, context: Context) -> Message:
     if packed is None:
         return _ask_for_model(message)
     network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
-    values = {
-        "model_sha256": hash_model(packed),
-        "artefact_sha256": request.artefact_sha256,
-        "comparison": compare_candidate(artefact, network.model, request, site),
-    }
-    return Message(make_content(REPORT, values), reply_to=message)
+    told = FormsReport(
+        model_sha256=hash_model(packed),
+        artefact_sha256=request.artefact_sha256,
+        comparison=compare_candidate(artefact, network.model, request, site),
+    )
+    return _reply(message, told)
+
+
+def _reply(
+    message: Message,
+    told: Report,
+    *,
+    model: bytes | None = None,
+    tables: SiteTables | None = None,
+    sums: Mapping[str, torch.Tensor] | None = None,
+) -> Message:
+    return Message(make_content(REPORT, told.to_values(), model=model, tables=tables, sums=sums), reply_to=message)
 
 
 def _open(message: Message, context: Context) -> tuple[Site, Request]:
@@ -233,7 +257,7 @@ def _select(kept: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 
 
 def _ask_for_model(message: Message) -> Message:
-    return Message(make_content(REPORT, {"missing_model": True}), reply_to=message)
+    return _reply(message, MissingModel(missing_model=True))
 
 
 def _may_tell_counts(site: Site, scored: Iterable[CountedPart]) -> bool:
@@ -252,9 +276,9 @@ def _may_tell_counts(site: Site, scored: Iterable[CountedPart]) -> bool:
     return False
 
 
-def _count_classes(site: Site) -> dict[str, list[int]]:
+def _count_classes(site: Site) -> dict[Part, list[int]]:
     data = site.data
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    parts: dict[Part, ImagePart] = {"train": data.train, "validation": data.validation, "test": data.test}
     return {name: count_classes(part, len(data.classes)) for name, part in parts.items()}
 
 

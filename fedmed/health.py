@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from fedmed.config.addresses import is_loopback, split_address
 from fedmed.errors import ConfigError, ProcessError
 from fedmed.processes import check_port_free
+from fedmed.versions import add_version_option
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -144,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fedmed.health", description="Ask a health service of fedmed.")
     parser.add_argument("address", metavar="ADDRESS", help="as under 'health:' in the settings, e.g. 127.0.0.1:8441")
     parser.add_argument("component", metavar="COMPONENT", nargs="?", default="", help="one component; default: all")
+    add_version_option(parser)
     given = parser.parse_args(arguments)
     serving = is_serving(given.address, given.component)
     print({True: "SERVING", False: "NOT_SERVING", None: "no answer"}[serving])

@@ -13,6 +13,7 @@ from fedmed.processes import raise_on_signals, single_instance
 from fedmed.storage.atomic_files import find_rounds
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.run_folder import LOCK_FILE, RunFolder
+from fedmed.versions import add_version_option
 
 EPILOG = """\
 from nothing to a federation:
@@ -86,6 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--public-key", type=Path, metavar="FILE", help="with --add-site: the public key that the site has made itself"
     )
     parser.add_argument("--json", action="store_true", help="with --status or --verify-audit: print JSON")
+    add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     if options.public_key and not options.add_site:

@@ -15,6 +15,7 @@ from fedmed.aggregation import GlobalModel, make_rule
 from fedmed.config import SCORE_FIGURES
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import describe_teacher, name_distillation, use_teacher_file
+from fedmed.distillation.network import build_network
 from fedmed.errors import CheckpointError, FederationError
 from fedmed.extensions import find_extension
 from fedmed.metrics.site_tables import SiteTables
@@ -25,7 +26,6 @@ from fedmed.storage.checkpoints import Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.tensor_files import TensorFile
-from fedmed.training.network import Network
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
 from server.finish.own_models import compared_models, train_local, write_initial
@@ -35,7 +35,8 @@ from server.finish.small_network import Product, check_compression, choose_produ
 from server.rounds.attendance import Attendance, save_sites
 from server.rounds.courier import Courier
 from server.rounds.exchange import Exchange
-from server.rounds.loop import LoopState, RoundLoop, save_checkpoint
+from server.rounds.loop import RoundLoop
+from server.rounds.loop_state import LoopState, save_checkpoint
 from server.rounds.progress import EventListener, Listener, LogListener
 from server.rounds.scoring import save_tables
 from server.rounds.session import Session
@@ -91,13 +92,14 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         With what to do; everything up to the last closed round is saved.
     """
     session = _open_session(grid, run, listener)
-    run.record_distillation(name_distillation(session.plan.fopro), session.attendance.teacher)
-    start = _find_start(session)
+    teacher = session.attendance.teacher
+    run.record_distillation(name_distillation(session.plan.fopro), None if teacher is None else dict(teacher))
+    start, state = _find_start(session)
     session.exchange.bound_replies(start.model_path.stat().st_size)
     listener.on_info(describe_messages(session, start.model_path))
     if session.config.server_step.kind != "average":
         listener.on_info(f"After each round the server takes a step: {session.config.server_step.describe()}.")
-    loop = RoundLoop(session, start, on_closed=partial(compress_between, session))
+    loop = RoundLoop(session, start, state, on_closed=partial(compress_between, session))
     if not _is_tested(run):
         check_compression(session)
         session.gather_sites(start.round)
@@ -125,7 +127,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     plan = config.make_plan()
     if deployed:
         plan = plan.model_copy(update={"run_id": run.read_run_id()})
-    network = Network(plan)  # for its names only: the server holds no model between rounds
+    network = build_network(plan)  # for its names only: the server holds no model between rounds
     parameters = network.parameter_names
     digest = network.digest()
     audit = AuditLog(run.audit_file)
@@ -153,7 +155,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     )
 
 
-def _find_start(session: Session) -> Checkpoint:
+def _find_start(session: Session) -> tuple[Checkpoint, LoopState]:
     """Return the newest checkpoint, or round 0 with the initial model, and set the history to it."""
     found = session.checkpoints.load_latest()
     if found is None:
@@ -163,17 +165,17 @@ def _find_start(session: Session) -> Checkpoint:
         session.listener.on_note(f"{problem} Going on from round {found.round}.")
     truncate_history(session.run.history_file, found.round)
     history = read_history(session.run.history_file)
-    record = found.state["record"]
-    if record is not None and (not history or history[-1]["round"] < found.round):
-        append_record(session.run.history_file, record)
+    state = LoopState.model_validate(found.state)
+    if state.record is not None and (not history or history[-1].round < found.round):
+        append_record(session.run.history_file, state.record)
         write_metrics_csv(read_history(session.run.history_file), session.run.metrics_file)
-    _replace_lost_best(session, found)
-    return found
+    _replace_lost_best(session, found, state)
+    return found, state
 
 
-def _replace_lost_best(session: Session, found: Checkpoint) -> None:
+def _replace_lost_best(session: Session, found: Checkpoint, state: LoopState) -> None:
     """Choose the best of the rounds that are left, if the checkpoint of the best one is damaged or gone."""
-    best = found.state["best_round"]
+    best = state.best_round
     if best is None or best == found.round:
         return
     try:
@@ -182,13 +184,13 @@ def _replace_lost_best(session: Session, found: Checkpoint) -> None:
     except CheckpointError as error:
         problem = str(error)
     values = {
-        record["round"]: choice_value(session.config, record["validation"])
+        record.round: choice_value(session.config, record.validation)
         for record in read_history(session.run.history_file)
     }
     kept = [number for number in session.checkpoints.rounds if values.get(number) is not None]
     sound = [number for number in kept if number == found.round or _is_sound(session, number)]
     chosen = max(sound, key=lambda number: (values[number], -number), default=None)
-    found.state["best_round"], found.state["best_value"] = chosen, None if chosen is None else values[chosen]
+    state.best_round, state.best_value = chosen, None if chosen is None else values[chosen]
     session.listener.on_note(f"{problem} The best round that is left is {chosen}.")
 
 

@@ -17,8 +17,10 @@ from types import FrameType
 from fedmed.config import RunConfig
 from fedmed.config.files import apply_override, load_run_config
 from fedmed.errors import ConfigError, FedmedError
-from fedmed.processes import watch_parent
-from fedmed.storage.run_folder import RunFolder
+from fedmed.own_packages import use_own_packages
+from fedmed.processes import single_instance, watch_parent
+from fedmed.storage.run_folder import LOCK_FILE, RunFolder
+from fedmed.versions import add_version_option
 
 EPILOG = """\
 examples:
@@ -50,6 +52,7 @@ exit code: 0 finished; 1 a problem that was explained; 2 wrong arguments; 130 st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    use_own_packages()
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     if options.parent:
@@ -58,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_study(options)
     run: RunFolder | None = None
     try:
-        run, config = _open_run(options)
-        _simulate(run, config, export=not options.parent)
+        run = _open_folder(options)
+        with single_instance(run.path / LOCK_FILE, "a simulation in this run folder"):
+            _simulate(run, _settle_settings(run, options), export=not options.parent)
     except KeyboardInterrupt:
         print("\nStopped. Everything up to the last closed round is saved.", file=sys.stderr)
         if run is not None:
@@ -130,6 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--keep", action="store_true", help="with --study: keep the run folders of finished cells")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # a study ends its cells with itself
+    add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     if options.resume and (options.config or options.out):
@@ -141,22 +146,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _open_run(options: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
+def _open_folder(options: argparse.Namespace) -> RunFolder:
+    """Return the folder to resume, or a new one with the settings that were asked for."""
     if options.resume:
-        run = RunFolder.open(options.resume)
-        config = _change_for_resume(run, options.overrides)
-    else:
-        from simulations.simulation import check_settings  # noqa: PLC0415  (imports torch)
+        return RunFolder.open(options.resume)
+    from simulations.simulation import check_settings  # noqa: PLC0415  (imports torch)
 
-        source = options.config or _default_config()
-        config = load_run_config(source, options.overrides)
-        check_settings(config, str(source))
-        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        path = options.out or Path("runs") / f"{stamp}-{config.name}"
-        run = RunFolder.create(path, _resume_command(path))
+    source = options.config or _default_config()
+    config = load_run_config(source, options.overrides)
+    check_settings(config, str(source))
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    path = options.out or Path("runs") / f"{stamp}-{config.name}"
+    run = RunFolder.create(path, _resume_command(path))
+    run.write_config(config)
+    return run
+
+
+def _settle_settings(run: RunFolder, options: argparse.Namespace) -> RunConfig:
+    """Return the run's settings, with what may change at a resume, and note that it starts."""
+    config = _change_for_resume(run, options.overrides if options.resume else ())
     run.write_config(config)
     run.record_start()
-    return run, config
+    return config
 
 
 def _change_for_resume(run: RunFolder, overrides: Sequence[str]) -> RunConfig:

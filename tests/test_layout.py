@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fedmed.versions import DISTRIBUTION
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedmed", "server", "client", "simulations")
 TIERS = [
-    ["fedmed.errors", "fedmed.seeding", "fedmed.registry", "fedmed.installed_code", "fedmed.extensions"],
+    ["fedmed.errors", "fedmed.versions", "fedmed.own_packages", "fedmed.seeding", "fedmed.registry"],
+    ["fedmed.installed_code", "fedmed.extensions"],
     ["fedmed.predict", "fedmed.native"],
     ["fedmed.config"],
     ["fedmed.storage", "fedmed.processes", "fedmed.keys"],
@@ -35,8 +38,6 @@ TIERS = [
 ]
 """Rooms, and files that are one by themselves; each imports only from those before it."""
 PLACE = {room: place for place, room in enumerate(room for tier in TIERS for room in tier)}
-LATER = {"fedmed.training": {"fedmed.distillation", "fedmed.distillation.at_sites"}}
-"""Rooms that one may import though they stand behind it."""
 MOST_MODULES = 16
 """In one folder, benchmarks apart."""
 FLOWER_ROOMS = {"server.superlink", "client.supernode", "simulations.backend"}
@@ -91,8 +92,7 @@ def test_imports_go_one_way(path: Path) -> None:
         assert "flwr" not in tops
     if own is not None:
         for room in filter(None, map(find_room, modules)):
-            allowed = PLACE[room] <= PLACE[own] or room in LATER.get(own, ())
-            assert allowed, f"{module} imports from {room}, which stands behind {own}"
+            assert PLACE[room] <= PLACE[own], f"{module} imports from {room}, which stands behind {own}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -126,6 +126,7 @@ def test_rooms_say_what_belongs_there() -> None:
 
 def test_top_level_is_what_was_agreed() -> None:
     agreed = {"fedmed", "server", "client", "configs", "simulations", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    agreed |= {"CHANGELOG.md", "CITATION.cff"}
     made = {"requirements.lock", "runs", "build", "dist", "fedmed.egg-info", "__pycache__"}
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert agreed <= found
@@ -141,7 +142,9 @@ def test_matplotlib_only_in_figures() -> None:
 def test_modules_come_from_our_own_distribution() -> None:
     owners = metadata.packages_distributions()
     for package in ("fedmed", "server", "client", "simulations", "configs"):
-        assert set(owners[package]) == {"fedmed"}, f"'{package}' is also installed by {owners[package]}"
+        others = set(owners[package]) - {DISTRIBUTION}
+        advice = f"pip uninstall {' '.join(sorted(others))}"
+        assert set(owners[package]) == {DISTRIBUTION}, f"'{package}' is also installed by {others}: {advice}"
 
 
 def test_files_stay_small() -> None:

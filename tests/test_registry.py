@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pytest
 
 from fedmed.errors import ConfigError
@@ -50,3 +53,17 @@ def test_option_that_python_reserves(registry: Registry[tuple]) -> None:
         with pytest.raises(ConfigError) as caught:
             registry.build("reserved", **{word: False})
         assert str(caught.value) == f"The thing 'reserved' has no option '{word}'.{guess} Allowed: global, local."
+
+
+def test_lazy_builder_is_imported_when_it_is_first_used(registry: Registry[tuple], tmp_path: Path) -> None:
+    (tmp_path / "things_built_late.py").write_text("def build(size, *, colour='red'):\n    return size, colour\n")
+    registry.register_lazily("late", "things_built_late:build")
+    assert registry.names() == ["any", "first", "late"]
+    assert "things_built_late" not in sys.modules
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        assert registry.build("late", 3, colour="blue") == (3, "blue")
+    with pytest.raises(ConfigError, match=r"'late' has no option 'size'"):
+        registry.build("late", size=3)
+    with pytest.raises(AssertionError, match="registered twice"):
+        registry.register("late")(len)

@@ -23,13 +23,15 @@ from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import ImagePart
 from fedmed.errors import FedmedError, WireError
-from fedmed.export import MANIFEST_FILE, ONNX_FILE, load_model
+from fedmed.export import load_model
 from fedmed.export.compare import compare_outputs, read_batches, run_onnx
 from fedmed.export.manifest import describe_preprocessing
 from fedmed.export.plain_onnx import check_plain_onnx
-from fedmed.export.release_form import LIMITS, describe_comparison, describe_problem
+from fedmed.export.release_form import describe_comparison, describe_problem
 from fedmed.predict import PredictionError, open_artefact
 from fedmed.protocol.messages import unpack_files
+from fedmed.protocol.release import COMPARED_FILES, MANIFEST_FILE, ONNX_FILE
+from fedmed.protocol.reports import FormsCompared, FormsProblem
 
 _logger = logging.getLogger("fedmed.client")
 _SITE_FAULTS = (OSError, MemoryError)
@@ -39,7 +41,7 @@ class CandidateError(FedmedError):
     """What was sent as the deployable form of a model cannot be that; its text speaks only of what was sent."""
 
 
-def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site: Site) -> dict[str, Any]:
+def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site: Site) -> FormsCompared | FormsProblem:
     """Compare a model in train form with its artefact on the test images that may be counted.
 
     Parameters
@@ -55,7 +57,7 @@ def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site:
 
     Returns
     -------
-    dict
+    FormsCompared or FormsProblem
         What may leave, see :mod:`fedmed.export.release_form`: errors and counts, or what is wrong with the artefact.
     """
     folder = site.files_of(request.plan).folder
@@ -86,7 +88,7 @@ def _open(packed: bytes, folder: Path, request: Request) -> tuple[nn.Module, Any
     """
     if hashlib.sha256(packed).hexdigest() != request.artefact_sha256:
         raise CandidateError("The artefact that arrived is not the one that the request names; its hash differs.")
-    files = unpack_files(packed, LIMITS)
+    files = unpack_files(packed, COMPARED_FILES)
     _check_manifest(files, request.plan)
     check_plain_onnx(files[ONNX_FILE])
     for name, content in files.items():

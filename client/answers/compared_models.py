@@ -21,6 +21,7 @@ from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import Plan
 from fedmed.data import make_batches, make_eval_transform
+from fedmed.distillation.network import get_network
 from fedmed.errors import FedmedError, TrainingError
 from fedmed.metrics.site_tables import BATCH_NORM, FINE_TUNED, LOCAL
 from fedmed.protocol.tensors import load_state, select_state
@@ -29,7 +30,7 @@ from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.seeding import make_rng
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 _logger = logging.getLogger("fedmed.client")
 
@@ -64,7 +65,7 @@ def compute_compared_logits(network: Network, request: Request, site: Site) -> d
     }
     names = list(network.whole.state_dict())
     federated = select_state(network.whole, names)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name in request.compare:
         try:
             compared = makers[name]()
@@ -94,6 +95,8 @@ def collect_norm_sums(model: nn.Module, request: Request, site: Site, purpose: s
     part, plan = site.data.train, request.plan
     transform = make_eval_transform(plan.augmentation, plan.image_size)
     order = make_rng(plan.seed, site.name, request.round, purpose).permutation(len(part))
+    if len(order) == 1:  # a single image has no variance in a layer of one position; twice, it has the variance 0
+        order = order.repeat(2)
     batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(order, _BATCH))
     return collect_sums(model.to(site.device), batches, batch_statistics=True)
 
@@ -128,7 +131,7 @@ def _fine_tune(network: Network, request: Request, site: Site) -> Network:
         site=f"{site.name} fine-tuned",  # a stream of its own: no site's name holds a space
         round_number=request.plan.rounds,
         device=site.device,
-        prompt=network.prompt,
+        objective=network.objective,
     )
     return network
 

@@ -4,7 +4,7 @@ That is losses of the global model, one number of its distance from a teacher, a
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,12 +14,25 @@ from client.hospital.site_data import Site
 from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
-from fedmed.fairness.figures.group_losses import GROUP_LOSSES, START_LOSS, release_group_losses, release_start_loss
+from fedmed.errors import TrainingError
+from fedmed.fairness.figures.group_losses import release_group_losses, release_start_loss
 from fedmed.fairness.figures.groups import assign_groups
+from fedmed.protocol.reading import explained
+from fedmed.protocol.reports import DistilReport, GroupLosses, TrainReport
 from fedmed.training.evaluate import compute_logits
+from fedmed.training.fit import FitResult
 
 
-def measure_risks(model: nn.Module, plan: Plan, site: Site) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Risks:
+    """Losses of a model on a site's training images; None where they are not asked for or may not be told."""
+
+    start_loss: float | None = None
+    """Mean over all of them."""
+    group_losses: GroupLosses | None = None
+
+
+def measure_risks(model: nn.Module, plan: Plan, site: Site) -> Risks:
     """Return the losses that the plan asks for, of a model on this site's training images.
 
     The loss is plain cross-entropy, in evaluation mode and without augmentation, whatever the training's loss is: that
@@ -36,24 +49,58 @@ def measure_risks(model: nn.Module, plan: Plan, site: Site) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        Keys of the report; empty where nothing is asked for or nothing may be told.
+    Risks
     """
     if plan.losses == "none":
-        return {}
+        return Risks()
     part, k = site.data.train, site.policy.suppression.k
     losses_N = cross_entropy(compute_logits(model, part, plan, device=site.device), part.labels, reduction="none")
     if plan.losses == "site":
-        mean = release_start_loss(losses_N, k)
-        return {} if mean is None else {START_LOSS: mean}
+        return Risks(start_loss=release_start_loss(losses_N, k))
     groups = _find_groups(part, plan, site.name)
-    return {} if groups is None else {GROUP_LOSSES: release_group_losses(losses_N, groups, k)}
+    return Risks() if groups is None else Risks(group_losses=release_group_losses(losses_N, groups, k))
 
 
-def hold_divergence_back(told: Mapping[str, Any], site: Site) -> dict[str, Any]:
-    """Return a report without the divergence from the teacher where the site has too few training images to tell it."""
-    is_told = len(site.data.train) >= site.policy.suppression.k
-    return {key: value for key, value in told.items() if is_told or key != MAS_WEIGHT}
+def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
+    """Return what a site tells of a training, without what it has too few images for.
+
+    Raises
+    ------
+    TrainingError
+        If a number cannot be told, as of a model that has diverged.
+    """
+    told = dict(result.told)
+    if len(site.data.train) < site.policy.suppression.k:
+        told.pop(MAS_WEIGHT, None)
+    with explained(TrainReport, TrainingError):
+        return TrainReport.model_validate(
+            {
+                "num_images": result.num_images,
+                "loss": result.loss,
+                "learning_rate": result.learning_rate,
+                "train_s": result.train_s,
+                "start_loss": risks.start_loss,
+                "group_losses": risks.group_losses,
+                **told,
+            }
+        )
+
+
+def tell_distillation(result: FitResult) -> DistilReport:
+    """Return what a site tells of the training of a small network.
+
+    Raises
+    ------
+    TrainingError
+        As for :func:`tell_training`.
+    """
+    with explained(DistilReport, TrainingError):
+        return DistilReport(
+            num_images=result.num_images,
+            loss=result.loss,
+            learning_rate=result.learning_rate,
+            train_s=result.train_s,
+        )
 
 
 def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> torch.Tensor | None:

@@ -13,22 +13,23 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 
 from client.answers.losses import measure_risks
 from client.hospital.site_data import Site
 from fedmed.config import Plan
+from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError, WireError
-from fedmed.fairness.figures.group_losses import START_LOSS
 from fedmed.metrics.classification import compute_figures
+from fedmed.protocol.reading import explained
+from fedmed.protocol.reports import LocalReport
 from fedmed.protocol.tensors import load_state, select_state
 from fedmed.storage.atomic_files import encode_json
 from fedmed.storage.site_state import SiteState
 from fedmed.training.evaluate import evaluate
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 _logger = logging.getLogger("fedmed.client")
 _MODEL, _MOMENTUM = "model/", "momentum/"
@@ -134,17 +135,17 @@ class LocalTraining:
         load_state(network.whole.cpu(), _select(best[0], _MODEL), list(network.whole.state_dict()))
         return last[1]
 
-    def describe(self, progress: LocalProgress) -> dict[str, Any]:
+    def describe(self, progress: LocalProgress) -> LocalReport:
         """Return what is told of the model, which itself never leaves.
 
         That is how far it is and, where the federation asks for the sites' losses, that of the best state on the
         training images, so that the federation's model can be compared with it.
         """
-        told = {"rounds_done": progress.rounds_done, "train_s": progress.train_s}
-        if self._plan.losses != "site" or self.load_best(self._network) is None:
-            return told
-        loss = measure_risks(self._network.model, self._plan, self._site).get(START_LOSS)
-        return told if loss is None else told | {"loss": loss}
+        loss = None
+        if self._plan.losses == "site" and self.load_best(self._network) is not None:
+            loss = measure_risks(self._network.model, self._plan, self._site).start_loss
+        with explained(LocalReport, TrainingError):
+            return LocalReport(rounds_done=progress.rounds_done, loss=loss, train_s=progress.train_s)
 
     def _train_round(
         self, number: int, progress: LocalProgress, momentum: Tensors
@@ -160,7 +161,7 @@ class LocalTraining:
             round_number=number,
             device=site.device,
             optimizer_state=dict(momentum),
-            prompt=network.prompt,
+            objective=network.objective,
         )
         tables = evaluate(network.model, site.data.validation, plan, group=site.name, device=site.device)
         value = compute_figures(tables)["balanced_accuracy"].value

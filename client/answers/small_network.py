@@ -17,6 +17,7 @@ from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import count_classes, make_batches, make_eval_transform, make_train_transform
 from fedmed.distillation import CoDistiller, StatisticsMatch, measure_mismatch
 from fedmed.distillation.at_sites.ekd import DistillationStudent
+from fedmed.distillation.network import get_network
 from fedmed.distillation.pixels import held_still
 from fedmed.distillation.teachers.classifier import find_classifier
 from fedmed.errors import TrainingError
@@ -25,9 +26,9 @@ from fedmed.protocol.tensors import load_state, select_state
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch
 from fedmed.storage.site_state import SiteState
+from fedmed.training.batch_norm_policy import set_train_mode
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.fit import FitResult
-from fedmed.training.network import get_network
 from fedmed.training.optimizers import set_learning_rate
 
 MISMATCH_BATCH = 64
@@ -132,7 +133,7 @@ def _run_epochs(distiller: CoDistiller, request: Request, site: Site) -> tuple[f
     settings, rate, total = plan.training, plan.training.optimizer.lr, 0.0
     optimizer = torch.optim.Adam(wrapper.parameters(), lr=rate)
     transform = make_train_transform(plan.augmentation, plan.image_size)
-    wrapper.train()
+    set_train_mode(wrapper, len(part))
     num_images = 0
     with seeded_torch(plan.seed, site.name, request.round, "distil"):
         for local_epoch in range(settings.epochs_per_round):

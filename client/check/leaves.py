@@ -4,12 +4,14 @@ The site's own ClientApp answers, policy and all, with few images in place of al
 patient group, so that the tables have their size.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from client.check.bench import Bench, Check, CheckResult
 from client.check.data import WHOLE
 from client.check.model import without_prompt_steps
 from client.check.teacher import find_small
-from client.guard.message_parts import list_parts
+from client.guard.message_parts import Part, list_parts
 from client.guard.policy import check_test
 from client.site import app
 from client.supernode.local_message import make_local_message
@@ -27,115 +29,144 @@ from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
 from fedmed.config.client import ClientConfig
 from fedmed.config.files import dump_config
 from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
+from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
-from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
-from fedmed.protocol.messages import REPORT, REQUEST, SUMS, TABLES, make_content, read_tables, read_values
+from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, TEACHER, PairedTables, SiteTables
+from fedmed.protocol.kinds import KINDS, REPORT, REQUEST, TABLES, Kind, Phase
+from fedmed.protocol.messages import make_content, read_tables, read_values
+from fedmed.protocol.reports import FormsReport
+from fedmed.protocol.requests import DistilSettings, OtherModel, Request
 from fedmed.reparameterization import Comparison
 from fedmed.training.devices import use_threads
-from fedmed.training.network import get_network
 
 _SMALL = "small"
 _RUN_ID = "check"
 _TRAIN_ROWS = 2
 _NEEDS = ("classes", "policy", "training step")
-_EXPLAINED = {
-    "evaluate.recalibrate": "; number, sum and squares of what each BatchNorm's channels get from all training images",
-    "evaluate.calibrate": "; likelihood and slope at each temperature, of all validation images that may be counted",
-}
+_DISTIL = DistilSettings(temperature=1.0, feature_weight=0.0)
+"""The true ones are not known yet; what leaves has the same size with any."""
 
-Values = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of what leaves: a kind of message, about one part of the images, in one form."""
+
+    name: str
+    """Of the kind."""
+    phase: Phase
+    compression: Compression = "none"
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    @property
+    def title(self) -> str:
+        form = f", {self.compression}" if self.kind.compressed else ""
+        return f"leaves: {self.phase.leaves}{form}"
 
 
 def list_size_checks() -> tuple[Check, ...]:
-    """Return one check for each kind of message."""
-    rounds: list[tuple[str, str, Values, Compression]] = [
-        (f"leaves: update, {kind}", "train", {"round": 1}, kind) for kind in get_args(Compression)
+    """Return one check for each kind of message, part of the images and form of an update."""
+    rows = [
+        _Row(name, phase, compression)
+        for name, kind in KINDS.items()
+        for phase in kind.phases
+        for compression in (get_args(Compression) if kind.compressed else ("none",))
     ]
-    rounds += [
-        (f"leaves: {part} tables", "evaluate", {"round": 1, "part": part}, "none") for part in ("validation", "test")
-    ]
-    rounds += [
-        ("leaves: BatchNorm sums", "evaluate.recalibrate", {"round": 1}, "none"),
-        ("leaves: sums for the temperature", "evaluate.calibrate", {"round": 1}, "none"),
-        ("leaves: own model", "train.local", {"round": 1}, "none"),
-    ]
-    checks = [Check("leaves: description", partial(_check_reply, "query", {}, "none"), _NEEDS)]
-    checks += [Check(name, partial(_check_reply, kind, values, how), _NEEDS) for name, kind, values, how in rounds]
-    checks.append(Check("leaves: comparison", _check_comparison, _NEEDS))
-    return tuple(checks)
+    return tuple(Check(row.title, partial(_CHECKS_BY_HAND.get(row.name, _check_reply), row), _NEEDS) for row in rows)
 
 
-def _check_comparison(bench: Bench, name: str) -> CheckResult:
+def _check_comparison(row: _Row, bench: Bench, name: str) -> CheckResult:
     """Say what leaves before the release; in the form of a reply, since there is nothing to compare yet."""
     # Imported late: it imports the ONNX runtime.
     from fedmed.export.compare import FormComparison  # noqa: PLC0415
     from fedmed.export.release_form import describe_comparison  # noqa: PLC0415
 
-    refusals = check_test(bench.config.policy, "test")
+    refusals = check_test(bench.config.policy, row.phase.part)
     if refusals:
         return CheckResult(name, "ok", f"nothing: {refusals[0]}")
     form = Comparison("float32", 1e-6, 10.0, 0, 0, 0)
     told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(bench.get_plan().classes)))
-    content = make_content(REPORT, {"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": told})
-    parts = "; ".join(map(_describe_part, list_parts(content)))
-    return CheckResult(
-        name, "ok", f"{parts}, about: largest differences between the forms of the model, and counts of test images"
-    )
+    report = FormsReport(model_sha256="0" * 64, artefact_sha256="0" * 64, comparison=told)
+    parts = "; ".join(map(_describe_part, list_parts(make_content(REPORT, report.to_values()))))
+    return CheckResult(name, "ok", f"{parts}, about: {row.kind.about}")
 
 
-def _check_reply(kind: str, values: Values, compression: Compression, bench: Bench, name: str) -> CheckResult:
+_CHECKS_BY_HAND = {"release": _check_comparison}
+"""Kinds whose request cannot be made before the federation has ended."""
+
+
+def _check_reply(row: _Row, bench: Bench, name: str) -> CheckResult:
     """Build one reply and list its parts."""
-    asked = _find_plan(kind, bench)
+    asked = _find_plan(row.name, bench)
     if isinstance(asked, str):
         return CheckResult(name, "ok", f"nothing: {asked}")
-    # A prompt of few images is not told anyway, and its steps take long.
-    fopro = without_prompt_steps(asked.fopro)
-    plan = asked.model_copy(update={"run_id": _RUN_ID, "compression": compression, "fopro": fopro})
-    folder = bench.folder / (WHOLE if kind == "query" else _SMALL)
+    folder = bench.folder / (_SMALL if row.kind.counted_as else WHOLE)
     if folder.name == _SMALL:
         _shrink_site(bench, folder)
     try:
         with use_threads(bench.config.threads):
-            reply = _ask(kind, values, plan, bench, folder)
+            reply = _ask(row, asked, bench, folder)
     except PolicyError as error:
         return CheckResult(name, "ok", f"nothing: {error}")
     parts = "; ".join(map(_describe_part, list_parts(reply.content)))
-    if kind == "query":
-        return CheckResult(name, "ok", f"{parts}: {json.dumps(read_values(reply, REPORT))}")
-    in_use = " (the plan's)" if kind == "train" and compression == bench.get_plan().compression else ""
-    if TABLES not in reply.content:
-        return CheckResult(name, "ok", f"{parts}{in_use}{_explain(kind, reply)}")
-    return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(values['part']), bench)}")
+    told = read_values(reply, REPORT)
+    if not row.kind.counted_as:
+        return CheckResult(name, "ok", f"{parts}: {json.dumps(told)}")
+    if TABLES in reply.content:
+        return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(row.phase.part), bench)}")
+    is_planned = row.kind.compressed and row.compression == bench.get_plan().compression
+    in_use = " (the plan's)" if is_planned else ""
+    return CheckResult(name, "ok", f"{parts}{in_use}{_explain(row.kind, reply)}")
 
 
 def _find_plan(kind: str, bench: Bench) -> Plan | str:
     """Return the plan of the network that a request is about; or why there is no such request."""
-    plan, small = bench.get_plan(), find_small(bench)
-    if kind == "train.local" and not plan.benefit:
-        return "the plan foresees no model of this site alone (benefit: false)"
-    if kind == "evaluate.recalibrate" and plan.batch_norm != "recalibrate":
+    plan, small, setting = bench.get_plan(), find_small(bench), KINDS[kind].setting
+    if setting is not None and not getattr(plan, setting):
+        return f"the plan foresees no model of this site alone ({setting}: false)"
+    if kind == "recalibrate" and plan.batch_norm != "recalibrate":
         return "the plan asks for none (batch_norm)" if small is None else small.plan
+    if kind == "distil":
+        if small is None or not small.is_trained_here:
+            return "the server plans no small network that the sites train"
+        return small.plan
     return plan
 
 
-def _explain(kind: str, reply: Message) -> str:
+def _explain(kind: Kind, reply: Message) -> str:
     """Say what the numbers of a reply are, where its parts do not."""
-    if kind == "train.local":
-        if read_values(reply, REPORT).get("declined"):
-            return "; policy.benefit is false: this site trains no model of its own, and says so"
-        return "; how far this site's own model is, which itself never leaves"
-    return _EXPLAINED.get(kind, "") if SUMS in reply.content else ""
+    told = read_values(reply, REPORT)
+    if told.get("declined"):
+        return f"; policy.{kind.setting} is false: this site trains no model of its own, and says so"
+    return f"; {kind.about}" if kind.about and kind.is_answered(reply.content, told) else ""
 
 
-def _ask(kind: str, values: Values, plan: Plan, bench: Bench, folder: Path) -> Message:
+def _ask(row: _Row, asked: Plan, bench: Bench, folder: Path) -> Message:
     """Return the ClientApp's reply to a request as the server would make it."""
-    model = None if kind == "query" else get_network(plan).pack()
-    request = {**values, "plan": plan.model_dump(mode="json"), "best_round": None}
-    message = make_local_message(make_content(REQUEST, request, model=model), kind)
+    plan = _settle(asked, row.compression)
+    request, model, packed = Request(plan=plan), None, None
+    if row.kind.counted_as:
+        request = Request(plan=plan, round=1, part=row.phase.part)
+        model = get_network(plan).pack()
+    if row.name == "distil":
+        large = _settle(bench.get_plan(), "none")
+        packed = get_network(large).pack()
+        other = OtherModel(name=TEACHER, plan=large, sha256=hashlib.sha256(packed).hexdigest())
+        request = Request(plan=plan, round=1, other=other, distil=_DISTIL)
+    content = make_content(REQUEST, request.to_values(), model=model, other_model=packed)
+    message = make_local_message(content, row.kind.flower)
     settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
     context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
     return app(message, context)
+
+
+def _settle(plan: Plan, compression: Compression) -> Plan:
+    """Return a plan for the run of these checks; a prompt of few images is not told anyway, and takes long."""
+    changes = {"run_id": _RUN_ID, "compression": compression, "fopro": without_prompt_steps(plan.fopro)}
+    return plan.model_copy(update=changes)
 
 
 def _write_settings(config: ClientConfig, folder: Path) -> Path:
@@ -184,7 +215,7 @@ def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[
     return chosen
 
 
-def _describe_part(part: dict[str, Any]) -> str:
+def _describe_part(part: Part) -> str:
     keys = f" ({', '.join(part['keys'])})" if part.get("keys") else ""
     return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
 

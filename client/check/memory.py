@@ -10,8 +10,9 @@ from client.check.bench import Bench, CheckResult
 from client.check.teacher import find_small
 from fedmed.config import Plan
 from fedmed.distillation import Teacher, get_teacher
+from fedmed.distillation.network import get_network
 from fedmed.training.devices import select_device
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 GIB = 2**30
 _TIGHT, _TOO_MUCH = 0.8, 1.5

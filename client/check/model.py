@@ -16,10 +16,11 @@ from client.guard.policy import Refusal, check_disk, check_hours, check_plan, ch
 from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
 from fedmed.config import FoproPlan, Plan
-from fedmed.data import ImagePart
+from fedmed.data import ImagePart, count_batches
+from fedmed.distillation.network import get_network
 from fedmed.training.devices import select_device, use_threads
 from fedmed.training.fit import fit
-from fedmed.training.network import Network, get_network
+from fedmed.training.network import Network
 
 _SLOW_STEP_S = 20.0
 _SPARE_DISK_BYTES = 512 * 2**20
@@ -109,7 +110,8 @@ def check_step(bench: Bench, name: str) -> CheckResult:
     """Train on one batch, and say how long an epoch will take."""
     plan, site = bench.get_plan(), bench.get_site()
     device = select_device(bench.config.device)
-    size = min(plan.training.batch_size, len(site.data.train))
+    steps = count_batches(len(site.data.train), plan.training.batch_size)
+    size = math.ceil(len(site.data.train) / steps)
     with use_threads(bench.config.threads):
         try:
             step_s, peak = _time_step(bench.get_network(), site.data.train, size, plan, device)
@@ -118,7 +120,6 @@ def check_step(bench: Bench, name: str) -> CheckResult:
                 f"The memory is not enough for one batch of {size} images.",
                 "Close other programs, or ask the coordinating site for a smaller training.batch_size.",
             ) from None
-    steps = math.ceil(len(site.data.train) / plan.training.batch_size)
     epochs = plan.training.epochs_per_round
     round_s = step_s * steps * epochs
     found = (
@@ -159,7 +160,7 @@ def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device:
         indices = [(first + place * len(part) // size) % len(part) for place in range(size)]
         images = select_images(part, indices)
         result = fit(
-            network.trainee, images, one_step, site="check", round_number=1, device=device, prompt=network.prompt
+            network.trainee, images, one_step, site="check", round_number=1, device=device, objective=network.objective
         )
         seconds = min(seconds, result.train_s)
         if seconds > _SLOW_STEP_S:

@@ -3,7 +3,6 @@
 import re
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedmed.config import Plan
 from fedmed.config.addresses import split_address
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConnectionRefusedByServerError
+from fedmed.versions import DISTRIBUTION, SOFTWARE, find_versions
 
 WARN_DAYS = 30
 CLOCK_WARNING_S = 3.0
@@ -99,7 +99,7 @@ def check_clock(bench: Bench, name: str) -> CheckResult:
 def check_versions(bench: Bench, name: str) -> CheckResult:
     """Compare the versions of fedmed, flwr and torch with the server's."""
     told = (bench.hello or {}).get("versions", {})
-    own = {package: metadata.version(package) for package in _PACKAGES}
+    own = find_versions(*_PACKAGES)
     other = {package: str(told.get(package, "unknown")) for package in _PACKAGES}
     differing = [package for package in _PACKAGES if other[package] != own[package]]
     if not differing:
@@ -107,7 +107,7 @@ def check_versions(bench: Bench, name: str) -> CheckResult:
     found = "; ".join(f"{package} {own[package]} here, {other[package]} at the server" for package in differing)
     exact = [package for package in differing if package in _EXACT_PACKAGES]
     if exact:
-        wanted = " ".join(f"{package}=={other[package]}" for package in exact)
+        wanted = " ".join(f"{DISTRIBUTION if package == SOFTWARE else package}=={other[package]}" for package in exact)
         return CheckResult(name, "failed", found, f"Install the server's version here: {wanted}.")
     return CheckResult(
         name, "warning", found, "Training works; results may differ in the last bits. Best install the same version."

@@ -5,7 +5,6 @@ trust as the connection that is used later.
 """
 
 import contextlib
-import errno
 import re
 import socket
 import ssl
@@ -19,12 +18,10 @@ from cryptography import x509
 
 from client.check.results import CheckFailedError
 from client.supernode.connection import make_tls_context
+from client.supernode.failures import find_tls_fault
 
 TIMEOUT_S = 10.0
 _MAX_HEAD_BYTES = 16384
-
-# OpenSSL's codes for a refused certificate (openssl/x509_vfy.h).
-_NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,11 @@ class Certificate:
     """Host names and addresses that it is for."""
     begins: datetime
     ends: datetime
+
+    def __str__(self) -> str:
+        """Return it in one sentence."""
+        span = f"from {self.begins:%Y-%m-%d %H:%M} to {self.ends:%Y-%m-%d %H:%M} UTC"
+        return f"It is for: {', '.join(self.names) or 'no name'}; valid {span}; signed by '{self.issuer}'."
 
 
 def find_addresses(host: str, port: int) -> list[str]:
@@ -120,11 +122,17 @@ def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S)
                 data = secure.getpeercert(binary_form=True)
                 assert data is not None, "a verified connection has a certificate"
                 return str(secure.version()), _read_certificate(data)
-        except ssl.SSLCertVerificationError as error:
-            presented = _look_at_certificate(host, port, timeout_s)
-            raise _explain_refusal(error, host, presented) from None
-        except (ssl.SSLError, OSError) as error:
-            raise _explain_handshake(error, host, port, timeout_s) from None
+        except TimeoutError:
+            raise CheckFailedError(
+                f"{host} port {port} accepts the connection but says nothing within {timeout_s:g} s.",
+                "A firewall that inspects TLS often does this; ask IT to exempt this address. Otherwise the port is "
+                "wrong.",
+            ) from None
+        except OSError as error:
+            fault = find_tls_fault(error, f"{host}:{port}")
+            is_refused = isinstance(error, ssl.SSLCertVerificationError)
+            presented = _look_at_certificate(host, port, timeout_s) if is_refused else None
+            raise CheckFailedError(f"{fault.found}{f' {presented}' if presented else ''}", fault.advice) from None
 
 
 def read_date(host: str, port: int, ca_file: Path | None, timeout_s: float = TIMEOUT_S) -> datetime | None:
@@ -184,56 +192,4 @@ def _read_certificate(data: bytes) -> Certificate:
         names=(*names.get_values_for_type(x509.DNSName), *addresses),
         begins=certificate.not_valid_before_utc,
         ends=certificate.not_valid_after_utc,
-    )
-
-
-def _explain_refusal(error: ssl.SSLCertVerificationError, host: str, presented: Certificate | None) -> CheckFailedError:
-    """Return why a certificate was refused, in words."""
-    code = error.verify_code
-    if code == _EXPIRED:
-        when = f" on {presented.ends:%Y-%m-%d %H:%M} UTC" if presented else ""
-        return CheckFailedError(
-            f"The server's certificate expired{when}.",
-            "Ask the coordinating site to renew it; the kit of this site stays as it is. If it should be valid, check "
-            "this machine's date and time.",
-        )
-    if code == _NOT_YET_VALID:
-        when = f" before {presented.begins:%Y-%m-%d %H:%M} UTC" if presented else " yet"
-        return CheckFailedError(
-            f"The server's certificate is not valid{when}.",
-            "Check this machine's date and time; they are probably behind.",
-        )
-    if code in {_WRONG_HOST, _WRONG_ADDRESS}:
-        names = f" It is for: {', '.join(presented.names) or 'no name'}." if presented else ""
-        return CheckFailedError(
-            f"The server's certificate is not for the name '{host}'.{names}",
-            "Write one of these names in `server`, or ask the coordinating site to add the name "
-            "(`alternative_names` in server.yaml).",
-        )
-    signer = f" It is signed by '{presented.issuer}'." if presented else ""
-    return CheckFailedError(
-        f"The server's certificate is not signed by the authority in `ca` ({error.verify_message}).{signer}",
-        "If the signer named is a product of your hospital's network (TLS inspection), ask IT to exempt this address. "
-        "Otherwise ca.pem is of another federation: ask the coordinating site for this site's kit.",
-    )
-
-
-def _explain_handshake(error: OSError, host: str, port: int, timeout_s: float) -> CheckFailedError:
-    if isinstance(error, TimeoutError):
-        return CheckFailedError(
-            f"{host} port {port} accepts the connection but says nothing within {timeout_s:g} s.",
-            "A firewall that inspects TLS often does this; ask IT to exempt this address. Otherwise the port is wrong.",
-        )
-    cut = isinstance(error, ssl.SSLEOFError | ConnectionError) or error.errno == errno.ECONNRESET
-    if cut:
-        return CheckFailedError(
-            f"The connection to {host} port {port} was cut during the TLS handshake.",
-            "A firewall that inspects TLS often does this; ask IT to exempt this address. Otherwise ask the "
-            "coordinating site whether flower-server is running.",
-        )
-    reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
-    return CheckFailedError(
-        f"{host} port {port} does not speak TLS as expected ({reason}).",
-        "Compare the port in `server` with that of the coordinating site. Another program may be listening there, or "
-        "the server runs with `insecure: true`.",
     )

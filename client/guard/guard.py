@@ -1,6 +1,6 @@
 """Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
 
-What may leave is listed in :mod:`client.guard.leaving`. A reply with anything else in it is not sent. Every message
+What may leave is listed in :mod:`fedmed.protocol.kinds`. A reply with anything else in it is not sent. Every message
 leaves a trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent``
 with name, bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the
 log goes.
@@ -19,12 +19,12 @@ from typing import Any
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import ARRIVING, ARRIVING_TOO, LEAVING, find_bands_breach
+from client.guard.leaving import find_bands_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
 from client.guard.outside_code import check_extensions
 from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, refuse
-from client.guard.requests import Request, message_kind, read_request, try_plan
+from client.guard.requests import Request, read_request, try_plan
 from client.hospital.site_data import Hospital, choose_release, find_hospital
 from fedmed.aggregation.divergence_rule import find_divergence_breach
 from fedmed.config.client import PolicyConfig
@@ -33,7 +33,19 @@ from fedmed.export import release_form
 from fedmed.extensions import allow_only
 from fedmed.fairness.disclosure.tables import find_breach
 from fedmed.fairness.figures.group_losses import find_loss_breach
-from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, SUMS, TABLES, read_tables, read_values
+from fedmed.protocol.kinds import (
+    KINDS,
+    MODEL,
+    REPORT,
+    REQUEST,
+    SUMS,
+    TABLES,
+    Kind,
+    list_flower_types,
+    name_kind,
+)
+from fedmed.protocol.messages import read_tables, read_values
+from fedmed.protocol.reports import FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
 from fedmed.storage.audit import AuditLog
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -83,8 +95,12 @@ class Guard:
             request = read_request(message)
         except WireError as error:
             problem = error
-        agreed = (*ARRIVING, *ARRIVING_TOO.get(message_kind(message), ()))
-        if any(part["name"] not in agreed or part["sha256"] is None for part in parts):
+        kind = KINDS.get(name_kind(message.metadata.message_type))
+        agreed = (REQUEST, MODEL, *(() if kind is None else kind.brings))
+        if kind is None:
+            found, allowed = tame(message.metadata.message_type, 60), ", ".join(list_flower_types())
+            problem = WireError(f"Requests '{found}' are not answered here. Allowed: {allowed}.")
+        elif any(part["name"] not in agreed or part["sha256"] is None for part in parts):
             problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(agreed)}.")
         self._audit.append("received", **_describe(message, request), parts=[shorten_part(part) for part in parts])
         if problem is not None or request is None:
@@ -129,8 +145,7 @@ class Guard:
         if problem is not None:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
-        told = _is_comparison(request, reply) or _is_progress(request, reply)
-        if told or any(part in reply.content for part in (MODEL, TABLES, SUMS)):
+        if KINDS[request.kind].is_answered(reply.content, read_values(reply, REPORT)):
             tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
             self._ledger.note(request, tested)
         self._audit.append("sent", **_describe(message, request), parts=parts)
@@ -151,40 +166,40 @@ class Guard:
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_extensions(policy, plan)),
             *check_test(policy, request.part),
-            *(check_hours(policy, self._clock()) if _trains(policy, request) else []),
+            *(check_hours(policy, self._clock()) if _trains(policy, KINDS[request.kind]) else []),
             *check_disk(policy, self._state_dir),
             *check_size(policy, sum(part["bytes"] for part in parts)),
             *self._ledger.check(request, arrived[0] if arrived else request.model_sha256),
         ]
 
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
-        if _is_comparison(request, reply):
-            return self._find_breach_of_comparison(request, reply)
-        if request.kind == "calibrate" and SUMS in reply.content:
-            return self._find_breach_of_sums(reply)
-        if request.kind == "train":
-            told = read_values(reply, REPORT)
-            k = self._policy.suppression.k
-            return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
-        return self._find_breach_of_tables(request, reply, site) if TABLES in reply.content else None
+        """Return why what is on the list must not leave this time; every number is checked, whatever was asked for."""
+        k = self._policy.suppression.k
+        try:
+            told = KINDS[request.kind].read_report(read_values(reply, REPORT))
+        except WireError:  # its text quotes what must not leave
+            return "its report is malformed"
+        match told:
+            case TrainReport():
+                return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
+            case FormsReport():
+                return self._find_breach_of_comparison(request, told)
+            case TemperatureReport() if SUMS in reply.content and told.n < k:
+                return f"its sums are over fewer than k = {k} images"
+        return self._find_breach_of_tables(request, reply, told, site) if TABLES in reply.content else None
 
-    def _find_breach_of_tables(self, request: Request, reply: Message, site: str) -> str | None:
+    def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:
         tables, k = read_tables(reply), self._policy.suppression.k
         breach = find_breach(tables, choose_release(self._policy, request.part), site)
         if breach is not None:
             return f"its tables must not leave, because {breach}"
-        if read_values(reply, REPORT).get(MISMATCH) is None or tables.site.counts.sum() >= k:
+        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.counts.sum() >= k:
             return None
         return f"its distance is of fewer than k = {k} images"
 
-    def _find_breach_of_sums(self, reply: Message) -> str | None:
-        n, k = read_values(reply, REPORT).get("n"), self._policy.suppression.k
-        return None if isinstance(n, int) and n >= k else f"its sums are over fewer than k = {k} images"
-
-    def _find_breach_of_comparison(self, request: Request, reply: Message) -> str | None:
-        compared = read_values(reply, REPORT)["comparison"]
+    def _find_breach_of_comparison(self, request: Request, told: FormsReport) -> str | None:
         try:
-            found = release_form.read_answer(compared, len(request.plan.classes))
+            found = release_form.read_answer(told.comparison, len(request.plan.classes))
         except WireError:
             return "its comparison of the model's forms is malformed"
         if isinstance(found, str):  # words of ours about what the server has sent
@@ -248,7 +263,7 @@ def _find_guard(hospital: Hospital) -> Guard:
 
 def _describe(message: Message, request: Request | None) -> dict[str, Any]:
     """Return what an entry says of the message that it is about."""
-    about: dict[str, Any] = {"kind": tame(message_kind(message), 60)}
+    about: dict[str, Any] = {"kind": tame(name_kind(message.metadata.message_type), 60)}
     if request is not None:
         about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
     return about
@@ -256,24 +271,16 @@ def _describe(message: Message, request: Request | None) -> dict[str, Any]:
 
 def _find_stranger(kind: str, parts: list[Part]) -> str | None:
     """Return what in a reply is not on the list; without its name, which might tell something itself."""
-    allowed = LEAVING[kind]
+    allowed = KINDS[kind].leaving
     if not parts or any(part["name"] not in allowed or part["sha256"] is None for part in parts):
         return "it holds a part that is not on the list of what may leave, or none"
     strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
     return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
 
 
-def _is_comparison(request: Request, reply: Message) -> bool:
-    return request.kind == "release" and "comparison" in read_values(reply, REPORT)
-
-
-def _is_progress(request: Request, reply: Message) -> bool:
-    return request.kind == "local" and "rounds_done" in read_values(reply, REPORT)
-
-
-def _trains(policy: PolicyConfig, request: Request) -> bool:
-    """Return whether an answer takes training: not where the site's own model is asked for and it makes none."""
-    return request.kind in {"train", "distil"} or (request.kind == "local" and policy.benefit)
+def _trains(policy: PolicyConfig, kind: Kind) -> bool:
+    """Return whether an answer takes training: not where the site's policy declines it."""
+    return kind.trains and (kind.setting is None or bool(getattr(policy, kind.setting)))
 
 
 def _explain(error: BaseException) -> BaseException:

@@ -14,6 +14,7 @@ from client.guard.policy import Refusal
 from client.guard.requests import Request
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import RunFolderError
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import write_atomically
 
 COUNTS_FILE = "counts.json"
@@ -26,9 +27,6 @@ MAX_RUNS = 100
 """Runs of a study."""
 _SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
 """More updates than rounds that leave, since a round is repeated when the server was started anew in it."""
-_COUNTED = {"train", "distil", "recalibrate", "calibrate"}
-"""Not ``local``, which is bounded by itself: a site trains its own model for the rounds of the plan and never again in
-that run, however often it is asked."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,16 @@ class Ledger:
         model_sha256 : str, optional
             The model that it is about.
         """
-        if request.kind == "query" or not request.plan.run_id:
+        counted_as = KINDS[request.kind].counted_as
+        if counted_as is None or not request.plan.run_id:
             return []
         counts = self._read(self._runs / request.plan.run_id / COUNTS_FILE)
         if counts is None:
             return self._check_runs(request)
-        if request.kind in _COUNTED:
+        if counted_as == "trained":
             return self._check_trained(counts)
         refusals = _check_tested(counts, _list_tested(request, model_sha256))
-        return refusals + (_check_compared(counts, request) if request.kind == "release" else [])
+        return refusals + (_check_compared(counts, request) if counted_as == "compared" else [])
 
     def note(self, request: Request, model_sha256: str | None) -> None:
         """Count an answer that is about to leave; it is on the disk when this returns.
@@ -94,7 +93,7 @@ class Ledger:
         tested = _list_tested(request, model_sha256)
         new = Counts(
             study=old.study,
-            trained=old.trained + (request.kind in _COUNTED),
+            trained=old.trained + (KINDS[request.kind].counted_as == "trained"),
             tested=tuple(dict.fromkeys([*old.tested, *tested])),
             compared=tuple(dict.fromkeys([*old.compared, *filter(None, [request.artefact_sha256])])),
         )

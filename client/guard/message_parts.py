@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -10,8 +10,20 @@ from fedmed.errors import tame
 from fedmed.protocol.messages import MODEL, STYPE
 from fedmed.training.network import hash_model
 
-Part = dict[str, Any]
 _MOST_KEYS = 40  # of an arriving part, in the audit log
+
+
+class Part(TypedDict):
+    """One part of a message, as the audit log has it."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+    """None for a part of an unknown form."""
+    keys: NotRequired[list[str]]
+    """Of a request or report."""
+    num_keys: NotRequired[int]
+    """Where these are only some of them."""
 
 
 def list_parts(content: RecordDict) -> list[Part]:
@@ -27,13 +39,13 @@ def _describe_part(name: str, record: object) -> Part:
     part: Part = {"name": tame(name, 60), "bytes": 0 if data is None else len(data), "sha256": None}
     if data is not None:
         part["sha256"] = hash_model(data) if name == MODEL else hashlib.sha256(data).hexdigest()
-    return part if keys is None else part | {"keys": keys}
+    return part if keys is None else {**part, "keys": keys}
 
 
 def shorten_part(part: Part) -> Part:
     """Return a part that arrived, with no more of its keys than a log should hold."""
     keys = part.get("keys", [])
-    return part if len(keys) <= _MOST_KEYS else part | {"keys": keys[:_MOST_KEYS], "num_keys": len(keys)}
+    return part if len(keys) <= _MOST_KEYS else {**part, "keys": keys[:_MOST_KEYS], "num_keys": len(keys)}
 
 
 def _read_record(record: object) -> tuple[bytes | None, list[str] | None]:

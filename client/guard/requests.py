@@ -1,73 +1,44 @@
 """What the server asks of a site: read, checked, and with the model that it is about.
 
-Nothing that arrives is trusted: each value is checked for its type and range, and what a plan names must be something
-that is installed here. All errors here may be told to the server, since they speak only of what it sent.
+Nothing that arrives is trusted: :mod:`fedmed.protocol.requests` checks each value for its type and range, and here it
+is checked that they fit the plan and each other, and that what a plan names is something that is installed here. All
+errors here may be told to the server, since they speak only of what it sent.
 """
 
 import functools
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from flwr.app import Message
-from pydantic import ValidationError
 
 from client.guard.outside_code import check_code
-from client.guard.second_model import DistilSettings, OtherModel, check_other, read_distil, read_other
+from client.guard.second_model import check_other
 from fedmed.config import LOCAL_MODEL_OPTIONS, Plan
 from fedmed.data import make_eval_transform, make_train_transform
+from fedmed.distillation.network import get_network
 from fedmed.errors import ConfigError, ExtensionFailedError, FedmedError, TeacherUnavailableError, WireError, tame
 from fedmed.losses import build_loss
-from fedmed.metrics.packing import MOST_GROUPS
-from fedmed.metrics.site_tables import COMPARED_MODELS
-from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fedmed.protocol.kinds import KINDS, ScoredPart, name_kind
 from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
-from fedmed.training.network import get_network, hash_model
+from fedmed.protocol.requests import NEEDS_DISTIL
+from fedmed.protocol.requests import Request as SentRequest
+from fedmed.training.network import hash_model
 
 _logger = logging.getLogger("fedmed.client")
 
-PARTS = ("validation", "test")
-_ACTIONS = {"train": ("local", "distil"), "evaluate": ("recalibrate", "release", "calibrate")}
-"""What for Flower is a kind of training or of evaluation."""
-_NEED_ROUND = ("train", "local", "distil")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _IMAGE_SIZES = range(16, 1025)
 _CANNOT = "The server's plan cannot be carried out here"
-_LARGEST_WEIGHT = 1e6
 _MOST_OF_ERROR = 1000  # it lists what is allowed
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request of the server."""
+class Request(SentRequest):
+    """One request of the server, checked."""
 
     kind: str
-    """``query``, ``train``, ``local``, ``distil``, ``evaluate``, ``recalibrate``, ``calibrate`` or ``release``."""
-    plan: Plan
-    round: int = 0
-    """From 1 in training; 0 is the model at the start."""
-    part: str | None = None
-    """Which images to score: ``validation`` or ``test``."""
-    best_round: int | None = None
-    model_sha256: str | None = None
-    """Hash of the model, also where the message does not bring it."""
-    remember: bool = False
-    """Whether the model should be kept in memory for the next request."""
-    artefact_sha256: str | None = None
-    """Hash of the files that are compared with the model before a release."""
-    temperature: float | None = None
-    """By what the model's outputs are divided in a test."""
-    compare: tuple[str, ...] = ()
-    """Models with which the federation's is compared in a test, see :mod:`client.answers.compared_models`."""
-    group_weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of an image of each patient group in the training; 1 for groups that are not named."""
-    other: OtherModel | None = None
-    """The second model."""
-    distil: DistilSettings | None = None
-    """How the first model learns from the second."""
+    """Name of one of :data:`fedmed.protocol.kinds.KINDS`."""
+    round: int
+    """From 1 in training; 0 is the model at the start, and the round of a query."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -83,43 +54,25 @@ def read_request(message: Message) -> Request:
     WireError
         With the value found and what is allowed.
     """
-    kind = message_kind(message)
-    try:
-        values = read_values(message, REQUEST)
-    except RecursionError:
-        raise WireError("The request is nested too deeply to be read.") from None
-    plan = _read_plan(values)
-    request = Request(
-        kind=kind,
-        plan=plan,
-        round=_read_round(values, plan) if kind != "query" else 0,
-        part=_read_part(values, kind),
-        best_round=_read_optional_count(values, "best_round"),
-        model_sha256=_read_hash(values, "model_sha256"),
-        remember=values.get("remember", False) is True,
-        artefact_sha256=_read_hash(values, "artefact_sha256") if kind == "release" else None,
-        temperature=_read_temperature(values),
-        compare=_read_compare(values),
-        group_weights=_read_group_weights(values),
-        other=read_other(values, plan, _read_plan),
-        distil=read_distil(values, kind),
-    )
-    if kind in _NEED_ROUND and request.round == 0:
+    kind = name_kind(message.metadata.message_type)
+    sent = SentRequest.read(read_values(message, REQUEST))
+    _check_plan(sent.plan)
+    checked = {"kind": kind, "round": _find_round(sent, kind), "part": _find_part(sent, kind)}
+    request = Request.model_construct(**{**dict(sent), **checked})
+    if kind in KINDS and KINDS[kind].needs_round and request.round == 0:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
-    if kind == "local" and not plan.benefit:
+    if kind == "local" and not request.plan.benefit:
         raise WireError("The request is to train a model of this site alone, which the plan does not foresee.")
     if (request.temperature is not None or request.compare) and (kind, request.part) != ("evaluate", "test"):
         raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
-    if request.group_weights and (kind != "train" or plan.losses != "groups"):
+    if request.group_weights and (kind != "train" or request.plan.losses != "groups"):
         raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
-    check_other(kind, request.part, request.other)
+    if kind == "distil" and request.distil is None:
+        raise WireError(NEEDS_DISTIL)
+    if request.other is not None:
+        _check_plan(request.other.plan)
+    check_other(kind, request.part, request.plan, request.other)
     return request
-
-
-def message_kind(message: Message) -> str:
-    """Return ``query``, ``train``, ``evaluate``, or what for Flower is a kind of the latter two."""
-    kind, _, action = message.metadata.message_type.partition(".")
-    return action if action in _ACTIONS.get(kind, ()) else kind
 
 
 def check_classes(request: Request, own: tuple[str, ...]) -> None:
@@ -213,13 +166,7 @@ class ModelMemory:
         return packed
 
 
-def _read_plan(values: Mapping[str, Any]) -> Plan:
-    try:
-        plan = Plan.model_validate(values["plan"])
-    except (KeyError, ValidationError, RecursionError):
-        raise WireError(
-            "The server's plan cannot be read here. Server and site must run the same version of fedmed."
-        ) from None
+def _check_plan(plan: Plan) -> None:
     for option in LOCAL_MODEL_OPTIONS:
         if option in plan.model.options:
             raise WireError(
@@ -241,76 +188,26 @@ def _read_plan(values: Mapping[str, Any]) -> Plan:
             f"The server's plan has the run_id {_show(plan.run_id)}. Allowed: up to 100 letters, digits, '_', '-' and "
             "'.', beginning with a letter or digit; it names a folder here."
         )
-    return plan
 
 
-def _read_round(values: Mapping[str, Any], plan: Plan) -> int:
-    number = _read_optional_count(values, "round")
-    if number is None or number > plan.rounds:
+def _find_round(request: SentRequest, kind: str) -> int:
+    number, last = request.round, request.plan.rounds
+    if kind == "query":
+        return 0
+    if number is None or number > last:
         raise WireError(
             f"The request is for round {tame(str(number), 30)}. Allowed: up to the plan's last round, "
-            f"{tame(str(plan.rounds), 30)}."
+            f"{tame(str(last), 30)}."
         )
     return number
 
 
-def _read_optional_count(values: Mapping[str, Any], key: str) -> int | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: a whole number from 0.")
-    return value
-
-
-def _read_part(values: Mapping[str, Any], kind: str) -> str | None:
-    """Return which images to score; the forms of a model are compared on test images only."""
-    allowed = {"evaluate": PARTS, "release": ("test",)}.get(kind)
-    return None if allowed is None else _read_choice(values, "part", allowed)
-
-
-def _read_choice(values: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-    value = values.get(key)
-    if not isinstance(value, str) or value not in allowed:
-        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: {', '.join(allowed)}.")
-    return value
-
-
-def _read_temperature(values: Mapping[str, Any]) -> float | None:
-    value = values.get("temperature")
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
-        allowed = f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
-        raise WireError(f"The request's 'temperature' is {_show(value)}. Allowed: {allowed}.")
-    return float(value)
-
-
-def _read_compare(values: Mapping[str, Any]) -> tuple[str, ...]:
-    names = values.get("compare", [])
-    if not isinstance(names, list) or any(name not in COMPARED_MODELS for name in names):
-        raise WireError(f"The request's 'compare' is {_show(names)}. Allowed: a list of {', '.join(COMPARED_MODELS)}.")
-    return tuple(dict.fromkeys(names))
-
-
-def _read_group_weights(values: Mapping[str, Any]) -> dict[str, float]:
-    weights = values.get("group_weights", {})
-    if not isinstance(weights, dict) or len(weights) > MOST_GROUPS:
-        raise WireError(f"The request's 'group_weights' is {_show(weights)}. Allowed: at most {MOST_GROUPS} groups.")
-    for value in weights.values():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST_WEIGHT:
-            raise WireError(f"A weight in the request is {_show(value)}. Allowed: 0 to {_LARGEST_WEIGHT:g}.")
-    return {group: float(value) for group, value in weights.items()}
-
-
-def _read_hash(values: Mapping[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise WireError(f"The request's '{key}' is {_show(value)}. Allowed: 64 hexadecimal digits.")
-    return value
+def _find_part(request: SentRequest, kind: str) -> ScoredPart | None:
+    """Return which images to score; None where a kind scores none."""
+    allowed = [phase.part for phase in KINDS[kind].phases if phase.part is not None] if kind in KINDS else []
+    if allowed and request.part not in allowed:
+        raise WireError(f"The request's 'part' is {request.part!r}. Allowed: {', '.join(allowed)}.")
+    return request.part if allowed else None
 
 
 def _show(value: object) -> str:

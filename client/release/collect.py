@@ -27,9 +27,6 @@ from typing import Protocol
 from client.guard.audit import open_site_audit
 from client.release.content import (
     ASK,
-    HISTORY_FILE,
-    MANIFEST_FILE,
-    SIGNATURE_FILE,
     Manifest,
     ReleaseError,
     parse_manifest,
@@ -40,11 +37,12 @@ from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import FedmedError, tame
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
+from fedmed.protocol.release import HISTORY_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, SIGNATURE_FILE
 from fedmed.storage.atomic_files import hash_file, replace_folder, sync_path
+from fedmed.storage.history import RoundRecord
 
 _PARTIAL = ".release.partial"
 _SPARE_BYTES = 64 * 2**20
-_MAX_MANIFEST_BYTES = 2**24
 _logger = logging.getLogger("fedmed.client")
 
 
@@ -121,7 +119,7 @@ def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, ann
 def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path, announced: str | None) -> Manifest:
     """Fetch the manifest and check its signature before anything in it is believed."""
     for name in (MANIFEST_FILE, SIGNATURE_FILE):
-        fleet.download_release(name, folder / name, _MAX_MANIFEST_BYTES)
+        fleet.download_release(name, folder / name, MAX_MANIFEST_BYTES)
     data = (folder / MANIFEST_FILE).read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     if announced is not None and sha256 != announced:
@@ -226,7 +224,7 @@ def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Pa
     from client.release.own_report import write_own_report  # noqa: PLC0415
 
     try:
-        history = json.loads(history_file.read_text(encoding="utf-8"))
+        history = [RoundRecord.model_validate(line) for line in json.loads(history_file.read_text(encoding="utf-8"))]
         has_figures = write_own_report(config, manifest.content, history, manifest.sha256)
     except OwnReportError as error:
         _logger.error("%s", error)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -11,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.errors import FedmedError
+from fedmed.protocol.release import (
+    ARTEFACT_FILES,
+    HISTORY_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PLAIN_NAME,
+    REPORT_DATA_FILE,
+    REPORT_FILE,
+    SHA256,
+    SIGNATURE_FILE,
+)
 from fedmed.storage.atomic_files import write_atomically
 
-MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
-MODEL_FILE, REPORT_FILE, REPORT_DATA_FILE, HISTORY_FILE = (
-    "model.safetensors",
-    "report.html",
-    "report.json",
-    "history.json",
-)
-ARTEFACT_FILES = ("model.onnx", "proof.json", "model_card.md", "requirements.txt")
-"""With the deploy form, beside the model's weights."""
 PROGRAMS = {"predict.py": "predict.py", "load_model.py": "export/torch_loader.py"}
 """Programs beside the deploy form -> where they lie in the package that is installed here. None of them travels."""
 ASK = "Nothing was put in place. Try again: flower-client --fetch-model; if it stays, tell the coordinating site."
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _logger = logging.getLogger("fedmed.client")
 
 
@@ -92,7 +91,7 @@ def parse_manifest(data: bytes, sha256: str) -> Manifest:
         ) from None
     missing = [name for name in manifest.wanted if name not in files]
     hashes = [manifest.model_sha256, *(digest for digest, _ in files.values())]
-    sound = all(map(_SHA256.fullmatch, hashes)) and _PLAIN_NAME.fullmatch(manifest.run_id)
+    sound = all(map(SHA256.fullmatch, hashes)) and PLAIN_NAME.fullmatch(manifest.run_id)
     if missing or not sound:
         problem = f"it lacks {', '.join(missing)}" if missing else "it holds names or hashes that are none"
         raise ReleaseError(f"The manifest of the release cannot be used: {problem}. {ASK}")

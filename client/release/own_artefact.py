@@ -9,9 +9,10 @@ from pathlib import Path
 from client.guard.outside_code import check_extensions
 from client.guard.policy import refuse
 from client.hospital.hospital_images import load_hospital_data
-from client.release.content import MODEL_FILE, Manifest, ReleaseError
+from client.release.content import Manifest, ReleaseError
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
+from fedmed.distillation.network import strip_state
 from fedmed.export import release_form
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.check import is_artefact_of
@@ -19,6 +20,7 @@ from fedmed.export.manifest import read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.extensions import allow_only, check_installed
+from fedmed.protocol.release import MODEL_FILE
 from fedmed.storage.site_state import SiteState
 from fedmed.training.devices import use_threads
 from fedmed.training.network import Network
@@ -60,7 +62,7 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
     report = read_report(state_dir / "federation_report")
     with allow_only(config.policy.extensions, config.own_code), use_threads(config.threads):
         network = Network(plan)
-        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), kept[0])
+        network.fill((state_dir / "model" / MODEL_FILE).read_bytes(), strip_state(kept[0]))
         data = load_hospital_data(config).current()
         settings = ArtefactSettings(
             plan=plan,

@@ -16,6 +16,7 @@ from fedmed.protocol.messages import unpack_tables
 from fedmed.report import ReportContent, write_report
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
+from fedmed.storage.history import RoundRecord
 
 _STAYS = (
     "This page is for {site} alone and must not leave it: it holds figures of small groups and rare classes that the "
@@ -32,7 +33,7 @@ _NO_TABLES = (
 
 
 def write_own_report(
-    config: ClientConfig, manifest: Mapping[str, Any], history: list[dict[str, Any]], manifest_sha256: str
+    config: ClientConfig, manifest: Mapping[str, Any], history: list[RoundRecord], manifest_sha256: str
 ) -> bool:
     """Write ``state_dir/report/index.html`` and ``report.json``.
 
@@ -44,7 +45,7 @@ def write_own_report(
         Settings of this site.
     manifest : mapping
         Content of the released model's ``manifest.json``.
-    history : list of dict
+    history : list of RoundRecord
         The federation's rounds, without what they say about single sites.
     manifest_sha256 : str
         Hash of the manifest, the name of the release.

@@ -21,12 +21,9 @@ from client.supernode.patience import Patience, Tell
 from client.supernode.worker_process import Reply, WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError, tame
+from fedmed.protocol.kinds import list_flower_types
 
 ALLOWED_APP = "fedmed/fedmed"
-ALLOWED_KINDS = (
-    "query", "train", "train.local", "train.distil",
-    "evaluate", "evaluate.recalibrate", "evaluate.calibrate", "evaluate.release",
-)  # fmt: skip
 
 _logger = logging.getLogger("fedmed.supernode")
 
@@ -116,8 +113,9 @@ class Assignment:
         app = self._persist_get_app()
         if app != ALLOWED_APP:
             raise PolicyError(f"the run is one of the app '{app[:80]}'; this site runs '{ALLOWED_APP}' only")
-        if self.kind not in ALLOWED_KINDS:
-            raise PolicyError(f"requests '{self.kind[:80]}' are not answered here; {', '.join(ALLOWED_KINDS)} are")
+        allowed = list_flower_types()
+        if self.kind not in allowed:
+            raise PolicyError(f"requests '{self.kind[:80]}' are not answered here; {', '.join(allowed)} are")
 
     def _persist_get_app(self) -> str:
         site = self._site

@@ -24,10 +24,9 @@ from client.supernode.failures import FleetError, Outlook
 from fedmed.config.addresses import is_loopback, split_address
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, KeyFileError
+from fedmed.protocol.http import RELEASE_PATH
 
 MAX_ANSWER_BYTES = 64 * 2**20
-RELEASE_PATH = "/v1/fedmed/release/"
-"""Below it are the files of the released model, the only answers that may be longer."""
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _TIMEOUT = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
 # The server keeps a silent connection for two minutes.

@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -15,8 +16,6 @@ from fedmed.errors import ConnectionRefusedByServerError
 
 # What Flower's node authentication allows: the site's clock 5 s ahead, 305 s behind.
 _MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
-# OpenSSL's codes for a refused certificate (openssl/x509_vfy.h).
-_NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 _SERVER_BUSY, _BUSY = range(500, 600), {408, 425, 429}
 _UNAUTHORIZED, _FORBIDDEN, _PROXY_LOGIN, _PRECONDITION_FAILED, _TOO_LARGE = 401, 403, 407, 412, 413
 
@@ -59,6 +58,78 @@ class FleetError(ConnectionRefusedByServerError):
         return self.outlook in {Outlook.RETRY, Outlook.RETRY_SLOWLY}
 
 
+@dataclass(frozen=True)
+class TlsFault:
+    """What is wrong with the server's TLS, for a site that connects and for ``--check``."""
+
+    found: str
+    advice: str
+    outlook: Outlook = Outlook.RETRY
+
+
+# The keys are OpenSSL's codes for a refused certificate (openssl/x509_vfy.h).
+_REFUSED_CERTIFICATES = {
+    9: TlsFault(
+        "The certificate of {server} is not valid yet by the clock of this machine.",
+        "Check this machine's date and time (NTP).",
+        Outlook.RETRY_SLOWLY,
+    ),
+    10: TlsFault(
+        "The certificate of {server} has expired.",
+        "Ask the coordinating site to renew it (starting flower-server again does); this site's kit stays as it is. If "
+        "it should be valid, check this machine's date and time.",
+        Outlook.RETRY_SLOWLY,
+    ),
+    62: TlsFault(
+        "The certificate of {server} is for another name than '{host}'.",
+        "Write one of its names after 'server' in client.yaml (flower-client --check lists them), or have the name "
+        "added: alternative_names in server.yaml.",
+        Outlook.FATAL,
+    ),
+}
+_REFUSED_CERTIFICATES[64] = _REFUSED_CERTIFICATES[62]  # the same of an IP address
+_OTHER_AUTHORITY = TlsFault(
+    "The certificate of {server} is not signed by the authority in the file 'ca' of client.yaml ({reason}).",
+    "If its signer is a product of the hospital's network (TLS inspection), ask IT to exempt this address. Otherwise "
+    "ca.pem is of another federation: ask the coordinating site for this site's kit.",
+    Outlook.FATAL,
+)
+_CUT = TlsFault(
+    "The connection to {server} was cut during the TLS handshake.",
+    "A firewall that inspects TLS often does this; ask IT to exempt this address. Otherwise ask the coordinating site "
+    "whether flower-server is running.",
+)
+_NO_TLS = TlsFault(
+    "{server} does not speak TLS as expected ({reason}).",
+    "Compare the port in 'server' with that of the coordinating site. Another program may be listening there, or the "
+    "server runs with 'insecure: true'.",
+)
+
+
+def find_tls_fault(error: OSError, server: str) -> TlsFault:
+    """Return what a TLS handshake that failed means.
+
+    Parameters
+    ----------
+    error : OSError
+        What was raised.
+    server : str
+        ``host:port``.
+    """
+    reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+    fault = _NO_TLS
+    if isinstance(error, ssl.SSLCertVerificationError):
+        fault, reason = _REFUSED_CERTIFICATES.get(error.verify_code, _OTHER_AUTHORITY), error.verify_message
+    elif isinstance(error, ssl.SSLEOFError | ConnectionError):
+        fault = _CUT
+    return replace(fault, found=fault.found.format(server=server, host=server.rpartition(":")[0], reason=reason))
+
+
+def _to_error(fault: TlsFault) -> FleetError:
+    again = {Outlook.RETRY: " Trying again.", Outlook.RETRY_SLOWLY: " Trying again from time to time."}
+    return FleetError(f"{fault.found} {fault.advice}{again.get(fault.outlook, '')}", fault.outlook)
+
+
 def explain_transport(error: httpx.RequestError, server: str, proxy: str | None) -> FleetError:
     """Return what a failed connection means.
 
@@ -73,12 +144,12 @@ def explain_transport(error: httpx.RequestError, server: str, proxy: str | None)
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return _explain_certificate(cause, server)
+            return _to_error(find_tls_fault(cause, server))
     way = f"{server} through the proxy {proxy}" if proxy else server
     if isinstance(error, httpx.ProxyError):
         return _explain_proxy(error, server, proxy)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return FleetError(f"{_explain_connect(error, server, proxy)} Trying again.", Outlook.RETRY)
+        return _explain_connect(error, server, proxy)
     if isinstance(error, httpx.TimeoutException):
         return FleetError(f"The connection to {way} stalled; trying again.", Outlook.RETRY)
     return FleetError(f"The connection to {way} was cut; trying again.", Outlook.RETRY)
@@ -158,35 +229,6 @@ def _explain_unauthorized(response: httpx.Response, server: str, fingerprint: st
     return FleetError(text, Outlook.UNKNOWN_SITE)
 
 
-def _explain_certificate(error: ssl.SSLCertVerificationError, server: str) -> FleetError:
-    code = error.verify_code
-    if code == _EXPIRED:
-        return FleetError(
-            f"The certificate of {server} has expired. Ask the coordinating site to renew it (starting flower-server "
-            "again does); this site's kit stays as it is. Trying again from time to time.",
-            Outlook.RETRY_SLOWLY,
-        )
-    if code == _NOT_YET_VALID:
-        return FleetError(
-            f"The certificate of {server} is not valid yet by the clock of this machine. Set the clock (NTP). "
-            "Trying again from time to time.",
-            Outlook.RETRY_SLOWLY,
-        )
-    if code in {_WRONG_HOST, _WRONG_ADDRESS}:
-        host = server.rpartition(":")[0]
-        return FleetError(
-            f"The certificate of {server} is for another name than '{host}'. Write one of its names after 'server' in "
-            "client.yaml (flower-client --check lists them), or have the name added: alternative_names in server.yaml.",
-            Outlook.FATAL,
-        )
-    return FleetError(
-        f"The certificate of {server} is not signed by the authority in the file 'ca' of client.yaml "
-        f"({error.verify_message}). Either this kit is of another federation: ask for this site's kit. Or a proxy of "
-        "the hospital opens TLS connections: ask IT to exempt this address.",
-        Outlook.FATAL,
-    )
-
-
 def _explain_proxy(error: httpx.ProxyError, server: str, proxy: str | None) -> FleetError:
     # The text of the error is the proxy's answer, such as "407 Proxy Authentication Required"; it holds no password.
     if str(error).startswith(str(_PROXY_LOGIN)):
@@ -200,19 +242,19 @@ def _explain_proxy(error: httpx.ProxyError, server: str, proxy: str | None) -> F
     )
 
 
-def _explain_connect(error: httpx.RequestError, server: str, proxy: str | None) -> str:
+def _explain_connect(error: httpx.RequestError, server: str, proxy: str | None) -> FleetError:
     target = f"the proxy {proxy}" if proxy else server
+    text = f"{target} cannot be reached."
+    if isinstance(error, httpx.ConnectTimeout):
+        text = f"No answer from {target}: a firewall may block the way."
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
-            return f"No address is known for {target}: the name is wrong, or this machine has no DNS."
-        if isinstance(cause, ConnectionRefusedError):
-            return f"Nothing listens at {target}: flower-server is not running, or a firewall refuses the connection."
-        if isinstance(cause, ssl.SSLError):
-            reason = cause.reason or "cut"
-            return f"{server} does not complete the TLS handshake ({reason}); is the port right?"
-    if isinstance(error, httpx.ConnectTimeout):
-        return f"No answer from {target}: a firewall may block the way."
-    return f"{target} cannot be reached."
+            text = f"No address is known for {target}: the name is wrong, or this machine has no DNS."
+        elif isinstance(cause, ConnectionRefusedError):
+            text = f"Nothing listens at {target}: flower-server is not running, or a firewall refuses the connection."
+        elif isinstance(cause, ssl.SSLError):
+            return _to_error(find_tls_fault(cause, server))
+    return FleetError(f"{text} Trying again.", Outlook.RETRY)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

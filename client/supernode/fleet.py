@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import ssl
 import threading
 import time
@@ -25,20 +24,20 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client.supernode.connection import RELEASE_PATH, make_http_client, store_answer
+from client.supernode.connection import make_http_client, store_answer
 from client.supernode.failures import FleetError, Outlook, explain_status, explain_transport
 from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.keys import fingerprint, read_private_key
+from fedmed.protocol.http import COLLECTED_PATH, HELLO_PATH, PULL_TIMEOUT_S, RELEASE_HEADER, RELEASE_PATH
+from fedmed.protocol.release import SHA256
 
-RELEASE_HEADER = "x-fedmed-release"
 _PULL_MESSAGES, _DEACTIVATE = "/flwr.proto.Fleet/PullMessages", "/flwr.proto.Fleet/DeactivateNode"
-# The server holds an empty answer back for 20 s; a site that leaves shall not wait for a server that is gone.
-_READ_TIMEOUTS_S = {_PULL_MESSAGES: 35.0, _DEACTIVATE: 5.0}
+# A site that leaves shall not wait for a server that is gone.
+_READ_TIMEOUTS_S = {_PULL_MESSAGES: PULL_TIMEOUT_S, _DEACTIVATE: 5.0}
 _NUM_CONNECTIONS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")
 
@@ -153,7 +152,7 @@ class Fleet:
         response = call_next(context)
         if context.rpc_method == _PULL_MESSAGES:
             release = response.headers.get(RELEASE_HEADER, "")
-            self._release = release if _SHA256.fullmatch(release) else None
+            self._release = release if SHA256.fullmatch(release) else None
         return response
 
     def activate(self) -> int:
@@ -259,7 +258,7 @@ class Fleet:
         """Return what the server says about itself and the federation."""
 
         def ask() -> dict[str, Any]:
-            answer = self._post("hello", {}).json()
+            answer = self._post(HELLO_PATH, {}).json()
             if not isinstance(answer, dict):
                 raise ValueError("not an object")
             return answer
@@ -295,10 +294,10 @@ class Fleet:
 
     def report_collected(self, manifest_sha256: str) -> None:
         """Tell the server that this site has the released model."""
-        self._call(lambda: self._post("collected", {"manifest_sha256": manifest_sha256}))
+        self._call(lambda: self._post(COLLECTED_PATH, {"manifest_sha256": manifest_sha256}))
 
-    def _post(self, name: str, values: Mapping[str, Any]) -> httpx.Response:
-        return self._http.post(f"{self._url}/v1/fedmed/{name}", content=json.dumps(values)).raise_for_status()
+    def _post(self, path: str, values: Mapping[str, Any]) -> httpx.Response:
+        return self._http.post(f"{self._url}{path}", content=json.dumps(values)).raise_for_status()
 
     def _call(self, send: Callable[[], _T]) -> _T:
         try:

@@ -5,7 +5,6 @@ memory. It has no network connection: messages come and go through an inherited 
 """
 
 import argparse
-import importlib
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from client.supernode.objects import inflate_message, take_apart
 from client.supernode.pipe import Blob, Pipe
 from fedmed.errors import FedmedError, describe_error
 from fedmed.processes import set_up_logging, watch_parent
+from fedmed.protocol.apps import load_app, warm_up
 
 _logger = logging.getLogger("fedmed.worker")
 
@@ -113,47 +113,10 @@ def explain_locally(error: BaseException) -> str:
     return text if isinstance(error, FedmedError) and text else type(error).__name__
 
 
-def load_client_app(client_app: str) -> ClientApp:
-    """Import a ``ClientApp`` by its ``module:attribute``.
-
-    Raises
-    ------
-    TypeError
-        If the attribute is something else.
-    """
-    module, _, attribute = client_app.partition(":")
-    app = getattr(importlib.import_module(module), attribute)
-    if not isinstance(app, ClientApp):
-        raise TypeError(f"'{client_app}' is a {type(app).__name__}, not a ClientApp.")
-    return app
-
-
-def warm_up(threads: int, device_wish: str = "auto") -> None:
-    """Import PyTorch, set its threads and take one optimizer step, which imports more than PyTorch itself does.
-
-    Parameters
-    ----------
-    threads : int
-        PyTorch threads.
-    device_wish : str
-        ``device`` of client.yaml; with ``cpu`` the GPU is not touched.
-    """
-    # Here and not above: others import this module for its names, and need not have torch.
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    device = "cuda" if device_wish != "cpu" and torch.cuda.is_available() else "cpu"
-    # Zeros, so that torch's global random generator stays untouched.
-    kernel = torch.zeros(8, 3, 3, 3, device=device, requires_grad=True)
-    optimizer = torch.optim.SGD([kernel], lr=0.1)
-    torch.nn.functional.conv2d(torch.zeros(2, 3, 16, 16, device=device), kernel).sum().backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
 def serve(pipe: Pipe, client_app: str, threads: int, device_wish: str = "auto") -> int:
     """Answer tasks until the other end is gone; return the exit code."""
     try:
-        worker = Worker(load_client_app(client_app))
+        worker = Worker(load_app(client_app, ClientApp))
         warm_up(threads, device_wish)
     except (Exception, SystemExit) as error:
         _logger.exception("The app cannot be loaded.")

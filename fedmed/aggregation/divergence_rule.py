@@ -14,19 +14,17 @@ takes 1 / v_kc for v_kc first. Neither l_i nor anything by class leaves the site
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule, normalise
 from fedmed.config import DivergenceConfig
 from fedmed.errors import FederationError
+from fedmed.protocol.reports import TrainReport
 
-MAS_WEIGHT = "mas_weight"
-"""Name of r_k in a site's report."""
 SMALLEST_DISTANCE = 1e-6
 """Distances below it count as it, so that none is divided by 0; float32 cannot tell ``2 - 2 cos`` from 0 there."""
 
-SMALLEST_DIVERGENCE = 1e-12
-"""No site with fewer than thousands of classes comes near it; the powers of what is smaller would be lost."""
+MAS_WEIGHT = "mas_weight"
+"""Name of r_k in a site's report, see :class:`fedmed.protocol.reports.TrainReport`."""
 
 ClassMeans = Sequence[float | None]
 """(K,) means by class; None for a class without images."""
@@ -125,28 +123,8 @@ class Divergence(Rule):
 make_rule.register(DivergenceConfig, Divergence)
 
 
-def read_divergence(value: object) -> float:
-    """Return r_k that a site has told.
-
-    Raises
-    ------
-    ValueError
-        If it is no number in (0, 1].
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not SMALLEST_DIVERGENCE <= value <= 1:
-        raise ValueError("The divergence from the teacher ('mas_weight') is no number above 0 and at most 1.")
-    return float(value)
-
-
-def find_divergence_breach(report: Mapping[str, Any], k: int) -> str | None:
+def find_divergence_breach(report: TrainReport, k: int) -> str | None:
     """Return why a site's report must not leave for the sake of r_k, or None: it is of fewer than ``k`` images."""
-    if MAS_WEIGHT not in report:
-        return None
-    try:
-        read_divergence(report[MAS_WEIGHT])
-    except ValueError:
-        return "its divergence from the teacher is not one number"
-    num_images = report.get("num_images")
-    if not isinstance(num_images, int) or num_images < k:
+    if report.mas_weight is not None and report.num_images < k:
         return f"its divergence from the teacher is of fewer than k = {k} images"
     return None

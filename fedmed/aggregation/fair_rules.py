@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule, normalise, weighted_mean
 from fedmed.config import AgnosticConfig, GapToLocalConfig, QFedAvgConfig
+from fedmed.data import count_batches
 from fedmed.training.schedules import learning_rate
 
 _SMALLEST = 1e-12
@@ -105,7 +106,9 @@ def step_length(updates: RoundUpdates) -> float:
     rate = learning_rate(training.schedule, optimizer.lr, last_epoch, updates.num_rounds * epochs)
     momentum = optimizer.momentum if optimizer.name == "sgd" else 0.0
     images = {u.site: u.images or 1 for u in updates.updates}
-    steps = math.fsum(share * math.ceil(images[site] / training.batch_size) for site, share in updates.shares.items())
+    steps = math.fsum(
+        share * count_batches(images[site], training.batch_size) for site, share in updates.shares.items()
+    )
     return rate * epochs * steps / (1 - momentum)
 
 

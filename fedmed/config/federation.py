@@ -64,8 +64,6 @@ class FederationConfig(Section):
     whether it is better off in the federation. That model stays at the site."""
     calibrate: bool = True
     """Whether one temperature is fitted on the validation images of all sites; the released model applies it."""
-    share_class_counts: bool = False
-    """Whether a site tells its class counts to the server. A simulation always shows them."""
     release: Literal["automatic", "manual"] = "automatic"
     """``automatic``: the finished and proven model is released. ``manual``: it waits until a person has typed
     ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""

@@ -28,6 +28,9 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "server_step": ("kind", ServerStepConfig),
 }
 """Sections that come in several kinds: their place -> the key that names the kind, and the kinds."""
+REMOVED = frozenset({"share_class_counts"})
+"""Settings that had no effect: files and run folders of older versions have them, and are opened without. Those of
+``client.yaml`` are others."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,10 +133,12 @@ def validate_settings(
     ConfigError
         With the file, the key, the value found, what is allowed and the nearest valid key.
     """
+    origins = origins or {}
+    removed = REMOVED - model.model_fields.keys() - origins.keys()
     try:
-        return model.model_validate(content)
+        return model.model_validate({key: value for key, value in content.items() if key not in removed})
     except ValidationError as error:
-        raise ConfigError(_describe_all(error, model, source, origins or {})) from None
+        raise ConfigError(_describe_all(error, model, source, origins)) from None
 
 
 def apply_override(content: dict[str, Any], override: str) -> str:

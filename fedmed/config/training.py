@@ -39,6 +39,7 @@ class TrainingConfig(Section):
 
     epochs_per_round: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=2)] = 32
+    """Most images at a time, spread evenly; below 15 sometimes a few more, see :func:`fedmed.data.make_batches`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Annotated[float, Field(gt=0)] | None = None

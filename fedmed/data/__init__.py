@@ -1,6 +1,6 @@
 """Images and labels of the sites: sources, checks, partition, splits and augmentation."""
 
-from fedmed.data.batches import make_batches
+from fedmed.data.batches import FEWEST_IN_BATCH, count_batches, make_batches
 from fedmed.data.datasets import ImagePart, SiteData, count_classes, load_site
 from fedmed.data.prepare import Prepared, describe_left_out, list_classes, prepare_data
 from fedmed.data.transforms import (
@@ -14,11 +14,13 @@ from fedmed.data.transforms import (
 )
 
 __all__ = [
+    "FEWEST_IN_BATCH",
     "NUM_VIEWS",
     "ImagePart",
     "Prepared",
     "SiteData",
     "Transform",
+    "count_batches",
     "count_classes",
     "describe_left_out",
     "draw_views",

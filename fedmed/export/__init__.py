@@ -5,7 +5,6 @@ In train form, for sites that go on from it: :func:`write_model`. As an artefact
 only where something is exported, because they need the ONNX runtime.
 """
 
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
 from fedmed.export.model_folder import load_model, write_model
 
-__all__ = ["MANIFEST_FILE", "MODEL_FILE", "ONNX_FILE", "load_model", "write_model"]
+__all__ = ["load_model", "write_model"]

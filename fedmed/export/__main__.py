@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fedmed.config import RunConfig
 from fedmed.errors import FedmedError, RunFolderError
-from fedmed.export.manifest import MANIFEST_FILE
+from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.run_folder import RunFolder
+from fedmed.versions import add_version_option
 
 EPILOG = """\
 examples:
@@ -50,6 +51,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="reproduce the logged test figures with the exported model"
     )
+    add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(arguments)
 

@@ -25,24 +25,28 @@ from fedmed.export import torch_loader
 from fedmed.export.compare import FormComparison, choose_batch_size, compare_outputs
 from fedmed.export.manifest import (
     FORMAT,
-    MANIFEST_FILE,
-    MODEL_FILE,
     NOTICE,
-    ONNX_FILE,
     describe_preprocessing,
     describe_temperature,
     digest_plan,
     make_requirements,
 )
 from fedmed.export.measure import describe_sizes
-from fedmed.export.model_card import CARD_FILE, write_model_card
+from fedmed.export.model_card import write_model_card
 from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
+from fedmed.protocol.release import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    ONNX_FILE,
+    PROOF_FILE,
+    REQUIREMENTS_FILE,
+)
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.reparameterization import Proof, convert, verify, verify_blocks
 from fedmed.seeding import seeded_torch
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 
-PROOF_FILE, REQUIREMENTS_FILE = "proof.json", "requirements.txt"
 PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
 SEEDED_IMAGES = 16
 _GROSS = 0.01
@@ -191,7 +195,7 @@ def _summarise(proof: Proof, places: Any, comparison: FormComparison, source: st
 
 
 def _summarise_comparison(comparison: Any) -> dict[str, Any]:
-    keys = ("max_abs_error", "largest_logit", "num_images", "num_ties", "num_agreeing")
+    keys = ("max_abs_error", "largest_logit", "max_probability_error", "num_images", "num_ties", "num_agreeing")
     return {key: getattr(comparison, key) for key in keys}
 
 

@@ -12,9 +12,10 @@ from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import CheckpointError
 from fedmed.export.compare import open_session, read_batches, run_onnx
-from fedmed.export.manifest import MANIFEST_FILE, find_changed_files
+from fedmed.export.manifest import find_changed_files
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import EvaluationTables, combine_tables, tables_from_logits
+from fedmed.protocol.release import MANIFEST_FILE
 
 FIGURES = ("balanced_accuracy", "accuracy", "macro_f1", "auc")
 

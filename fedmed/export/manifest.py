@@ -12,9 +12,6 @@ from fedmed.storage.atomic_files import encode_json, hash_file
 
 FORMAT = 2
 """Of an artefact; a folder in train form has 1."""
-ONNX_FILE = "model.onnx"
-MODEL_FILE = "model.safetensors"
-MANIFEST_FILE = "manifest.json"
 NOTICE = "Research software, not a medical device."
 _RUNTIME = ("numpy", "pillow", "onnxruntime")
 

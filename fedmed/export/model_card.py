@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CARD_FILE = "model_card.md"
 FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
 BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
 _MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})
@@ -111,6 +110,7 @@ def _describe_teacher(teacher: Mapping[str, Any]) -> str:
     )
 
 
+_ALLOWED = "allowed: 1e-4 or, if that is more, 2e-6 of the largest logit; probabilities 1e-4"
 _RANGES = ("width", "height", "mean", "std")
 
 
@@ -150,7 +150,7 @@ def _describe_proof(manifest: Mapping[str, Any]) -> str:
         "What was deployed",
         f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])} "
         f"the logits of the ONNX file differ from those of the trained network by {onnx['max_abs_error']:.1e} at most "
-        f"(allowed: 1e-4); the class is the same for {onnx['num_agreeing']} of the "
+        f"({_ALLOWED}); the class is the same for {onnx['num_agreeing']} of the "
         f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. `{proof['details']}` has the details.",
         _table(["form", "parameters", "MiB", "ms for one image"], rows),
         f"Times on a CPU ({machine['processor']}, {machine['threads']} threads), which may have been busy.",
@@ -171,8 +171,9 @@ def _describe_comparison(pooled: Mapping[str, Any]) -> str:
     return (
         f"{pooled['num_sites']} sites compared train form, deploy form and ONNX file on {pooled['num_images']} of "
         f"their own test images before the release. The largest difference of a logit was {onnx['max_abs_error']:.1e} "
-        f"(allowed: 1e-4); {onnx['num_agreeing']} of the {onnx['num_images'] - onnx['num_ties']} images that are no "
-        f"ties have the same class; {changed} images are right in one form and wrong in the other.{others}"
+        f"({_ALLOWED}, at each site); {onnx['num_agreeing']} of the "
+        f"{onnx['num_images'] - onnx['num_ties']} images that are no ties have the same class; {changed} images "
+        f"are right in one form and wrong in the other.{others}"
     )
 
 

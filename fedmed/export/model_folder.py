@@ -12,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from fedmed.config import Plan
+from fedmed.distillation.network import strip_packed
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, NOTICE, describe_preprocessing, describe_temperature
+from fedmed.export.manifest import NOTICE, describe_preprocessing, describe_temperature
+from fedmed.protocol.release import MANIFEST_FILE, MODEL_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
-from fedmed.training.network import Network, strip_packed
+from fedmed.training.network import Network
 
 
 def write_model(

@@ -10,49 +10,45 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmed.errors import WireError, tame
-from fedmed.export.manifest import MANIFEST_FILE, MODEL_FILE, ONNX_FILE
-from fedmed.export.model_card import CARD_FILE, write_model_card
+from fedmed.export.model_card import write_model_card
 from fedmed.fairness.disclosure.tables import Release, counts_may_leave
+from fedmed.protocol.release import CARD_FILE, MANIFEST_FILE
+from fedmed.protocol.reports import FormDifference, FormsCompared, FormsProblem
 from fedmed.reparameterization import Comparison, join
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_atomically
 
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.compare import FormComparison
 
-LIMITS = {MANIFEST_FILE: 2**24, MODEL_FILE: 2**31, ONNX_FILE: 2**31}
-"""Files that a site needs for the comparison, and the most bytes of each. Programs never travel."""
-PROBLEM = "problem"
 _FORMS = ("deploy", "onnx")
-_FLOATS, _COUNTS = ("max_abs_error", "largest_logit"), ("num_images", "num_ties", "num_agreeing")
-_MOST_IMAGES = 10**8
+_FLOATS = ("max_abs_error", "largest_logit", "max_probability_error")
+_COUNTS = ("num_images", "num_ties", "num_agreeing")
 _MOST_LETTERS = 500
 
 
-def describe_comparison(comparison: "FormComparison") -> dict[str, Any]:
-    """Return a comparison as it leaves a site: plain JSON, floats rounded up to two digits, infinity as None."""
-    values = comparison.to_values()
-    for form in _FORMS:
-        values[form] |= {name: _round_up(values[form][name]) for name in _FLOATS}
-    return values
+def describe_comparison(comparison: "FormComparison") -> FormsCompared:
+    """Return a comparison as it leaves a site: floats rounded up to two digits, infinity as None."""
+    deploy, onnx = map(_describe, (comparison.deploy, comparison.onnx))
+    return FormsCompared(deploy=deploy, onnx=onnx, paired=comparison.paired)
 
 
-def describe_problem(text: str) -> dict[str, Any]:
+def describe_problem(text: str) -> FormsProblem:
     """Return what a site says of an artefact that it does not run at all."""
-    return {PROBLEM: tame(text, _MOST_LETTERS - 1)}
+    return FormsProblem(problem=tame(text, _MOST_LETTERS - 1))
 
 
-def read_answer(values: object, num_classes: int) -> "FormComparison | str":
-    """Read what :func:`describe_comparison` or :func:`describe_problem` gave; nothing that arrives is believed.
+def read_answer(told: FormsCompared | FormsProblem, num_classes: int) -> "FormComparison | str":
+    """Read what :func:`describe_comparison` or :func:`describe_problem` gave.
 
     Parameters
     ----------
-    values : object
+    told : FormsCompared or FormsProblem
         As it arrived.
     num_classes : int
         K.
@@ -65,22 +61,15 @@ def read_answer(values: object, num_classes: int) -> "FormComparison | str":
     Raises
     ------
     WireError
-        If the values are none of both, or contradict themselves.
+        If it has another number of classes.
     """
-    from fedmed.export.compare import read_comparison  # noqa: PLC0415
+    from fedmed.export.compare import FormComparison  # noqa: PLC0415
 
-    if isinstance(values, dict) and set(values) == {PROBLEM} and isinstance(values[PROBLEM], str):
-        return tame(values[PROBLEM], _MOST_LETTERS)
-    malformed = WireError("The comparison that arrived is malformed. Server and site must run the same version.")
-    if not isinstance(values, dict) or set(values) != {*_FORMS, "paired"}:
-        raise malformed
-    rows = values["paired"]
-    if not isinstance(rows, list) or len(rows) != num_classes or not all(map(_is_row, rows)):
-        raise malformed
-    if not all(_is_form(values[form], sum(map(sum, rows))) for form in _FORMS):
-        raise malformed
-    forms = {form: {name: _to_float(value) for name, value in values[form].items()} for form in _FORMS}
-    return read_comparison({**forms, "paired": rows})
+    if isinstance(told, FormsProblem):
+        return tame(told.problem, _MOST_LETTERS)
+    if len(told.paired) != num_classes:
+        raise WireError(f"The comparison that arrived is malformed: {len(told.paired)} classes, not {num_classes}.")
+    return FormComparison(_read(told.deploy), _read(told.onnx), told.paired)
 
 
 def find_breach(comparison: "FormComparison", release: Release) -> str | None:
@@ -154,31 +143,38 @@ def _show(comparison: Comparison) -> dict[str, Any]:
     return {name: getattr(comparison, name) for name in (*_FLOATS, *_COUNTS)}
 
 
+def _describe(comparison: Comparison) -> FormDifference:
+    probability = comparison.max_probability_error
+    told = {} if probability is None else {"max_probability_error": _round_up(probability)}
+    return FormDifference(
+        precision="float32",
+        max_abs_error=_round_up(comparison.max_abs_error),
+        largest_logit=_round_up(comparison.largest_logit),
+        **told,
+        num_images=comparison.num_images,
+        num_ties=comparison.num_ties,
+        num_agreeing=comparison.num_agreeing,
+    )
+
+
+def _read(told: FormDifference) -> Comparison:
+    is_told = "max_probability_error" in told.model_fields_set
+    return Comparison(
+        told.precision,
+        _or_infinite(told.max_abs_error),
+        _or_infinite(told.largest_logit),
+        told.num_images,
+        told.num_ties,
+        told.num_agreeing,
+        max_probability_error=_or_infinite(told.max_probability_error) if is_told else None,
+    )
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
 def _round_up(value: float) -> float | None:
     if not math.isfinite(value):
         return None
     return float(Context(prec=2, rounding=ROUND_UP).create_decimal(repr(value)))
-
-
-def _to_float(value: Any) -> Any:
-    return math.inf if value is None else value
-
-
-def _is_row(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 4 and all(map(_is_count, row))
-
-
-def _is_form(values: object, num_images: int) -> bool:
-    if not isinstance(values, dict) or set(values) != {"precision", *_FLOATS, *_COUNTS}:
-        return False
-    if values["precision"] != "float32" or not all(_is_count(values[name]) for name in _COUNTS):
-        return False
-    numbers: Sequence[object] = [values[name] for name in _FLOATS]
-    if not all(one is None or (isinstance(one, float) and math.isfinite(one) and one >= 0) for one in numbers):
-        return False
-    fits: bool = values["num_ties"] + values["num_agreeing"] <= values["num_images"] == num_images
-    return fits
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_IMAGES

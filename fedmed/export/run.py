@@ -9,20 +9,21 @@ from typing import Any
 from fedmed.config import ModelConfig, Plan, RunConfig
 from fedmed.config.server import ServerConfig
 from fedmed.data import SiteData, load_site
+from fedmed.distillation.network import add_last_layer, strip_packed, strip_state
 from fedmed.errors import CheckpointError, DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
-from fedmed.export.manifest import MANIFEST_FILE
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.protocol.messages import unpack_tables
+from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.phase_records import find_recalibrated
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.site_state import SiteState
-from fedmed.training.network import Network, add_last_layer, strip_packed
+from fedmed.training.network import Network
 
 MOST_IMAGES, FEWEST_IMAGES, MOST_PIXELS = 256, 16, 64 * 64 * 64
 """Of the proof: 64 images of 64 x 64 pixels, more or fewer where they are smaller or larger. They run through two
@@ -133,7 +134,7 @@ def load_network(run: RunFolder, config: RunConfig | ServerConfig, chosen: int, 
     kept = RunCheckpoints(run.checkpoints).load(chosen)
     recalibrated = find_recalibrated(run.recalibrated, kept.model_sha256)
     model_path = recalibrated[0] if recalibrated else kept.model_path
-    own = state[0] if state else {}
+    own = strip_state(state[0]) if state else {}
     packed = strip_packed(model_path.read_bytes(), plan)
     network.fill(add_last_layer(packed, network, own) if own else packed, own)
     return network

@@ -8,12 +8,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
 from fedmed.metrics.site_tables import MODELS, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 
-MOST_ATTRIBUTES = 40
-MOST_GROUPS = 200
-LONGEST_NAME = 200
 _CONTENTS = "contents"
 
 

@@ -5,10 +5,12 @@ Letters: G groups, K classes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
+from fedmed.metrics.limits import UNKNOWN
 from fedmed.metrics.tables import POOLED_GROUP, EvaluationTables, combine_tables, find_group
 from fedmed.metrics.values import Array
 
@@ -26,6 +28,7 @@ __all__ = [
     "TEACHER",
     "UNCALIBRATED",
     "UNKNOWN",
+    "ComparedModel",
     "PairedTables",
     "SiteTables",
     "combine_attribute",
@@ -37,24 +40,23 @@ FEDERATED = "federated"
 """The model as it is released, with its temperature."""
 UNCALIBRATED = "uncalibrated"
 """The same without the temperature."""
-BATCH_NORM = "batch_norm"
+BATCH_NORM: Final = "batch_norm"
 """The federated model with BatchNorm's statistics of the site's training images."""
-FINE_TUNED = "fine_tuned"
+FINE_TUNED: Final = "fine_tuned"
 """The federated model, trained on for one round at the site."""
-LOCAL = "local"
+LOCAL: Final = "local"
 """A model that was trained on the site's images alone."""
-COMPARED_MODELS = (BATCH_NORM, FINE_TUNED, LOCAL)
+ComparedModel = Literal["batch_norm", "fine_tuned", "local"]
+COMPARED_MODELS: tuple[ComparedModel, ...] = (BATCH_NORM, FINE_TUNED, LOCAL)
 """Models with which the federated one is compared, image by image."""
-STUDENT = "student"
+STUDENT: Final = "student"
 """A compact network that was distilled from the federated model, which is asked whether it may take its place."""
-TEACHER = "teacher"
+TEACHER: Final = "teacher"
 """The network from which the federated model was distilled, where a compact one took its place."""
 OTHER_MODELS = (STUDENT, TEACHER)
 """Models that travel beside the federated one, to be compared with it image by image."""
 PAIRED_MODELS = (*COMPARED_MODELS, *OTHER_MODELS)
 MODELS = (FEDERATED, UNCALIBRATED, *PAIRED_MODELS)
-UNKNOWN = "unknown"
-"""Group of the images for which an attribute is not known; shown, and left out of gaps."""
 
 
 @dataclass(frozen=True, eq=False)

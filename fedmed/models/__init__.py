@@ -40,6 +40,8 @@ MODELS.register("hemf")(hemf)
 MODELS.register("came")(came)
 for _variant in VARIANTS:
     MODELS.register(f"hifuse_{_variant}")(partial(hifuse, _variant))
+# A network with a teacher inside is built where teachers are, which stands above this package.
+MODELS.register_lazily("frozen_teacher", "fedmed.distillation.teachers.frozen_classifier:build_frozen_teacher")
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 
 from fedmed.native import native_form
 from fedmed.native.build import LIBRARY, build_library
+from fedmed.versions import add_version_option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build the library beside this file and say what it will run."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         "python -m fedmed.native", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(arguments)
+    )
+    add_version_option(parser)
+    parser.parse_args(arguments)
     problem = build_library()
     if problem:
         sys.stderr.write(f"The native kernels were not built: {problem}. Training works without them, but slower.\n")

@@ -1,4 +1,4 @@
-"""One process at a time, one listener a port, and pauses between attempts."""
+"""One process at a time."""
 
 import fcntl
 import os
@@ -47,3 +47,11 @@ def single_instance(lock_file: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def wait_for_lock(lock_file: Path) -> Iterator[None]:
+    """Hold a lock for as long as the block runs; wait until nobody else does."""
+    with lock_file.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -15,36 +15,53 @@ unpickled.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import JsonValue
 
 from fedmed.errors import WireError, tame
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import SiteTables
+from fedmed.protocol.kinds import ARTEFACT, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
+from fedmed.protocol.reading import Told
+from fedmed.protocol.reports import MissingModel
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 
+__all__ = [
+    "ARTEFACT",
+    "MODEL",
+    "OTHER_MODEL",
+    "REPORT",
+    "REQUEST",
+    "STYPE",
+    "SUMS",
+    "TABLES",
+    "lacks_model",
+    "make_content",
+    "pack_files",
+    "read_artefact",
+    "read_model",
+    "read_other_model",
+    "read_report",
+    "read_sums",
+    "read_tables",
+    "read_values",
+    "unpack_files",
+    "unpack_tables",
+]
+
 STYPE = "safetensors"
-MODEL = "model"
-OTHER_MODEL = "other_model"
-TABLES = "tables"
-SUMS = "sums"
-ARTEFACT = "artefact"
-REQUEST = "request"
-REPORT = "report"
-MISMATCH = "mismatch"
-"""Key of a report: how far a site's images are from a network's BatchNorm statistics."""
-COMPARE_FORMS = "evaluate.release"
-"""Flower's message type of the request to compare the forms of a model before it is released."""
+T = TypeVar("T", bound=Told)
 
 
 def make_content(
     kind: str,
-    values: Mapping[str, Any],
+    values: Mapping[str, JsonValue],
     *,
     model: bytes | None = None,
     tables: SiteTables | None = None,
@@ -59,7 +76,7 @@ def make_content(
     kind : {"request", "report"}
         Which way it goes.
     values : mapping
-        JSON values.
+        JSON values, see :meth:`fedmed.protocol.reading.Told.to_values`.
     model : bytes, optional
         From :func:`pack_tensors`.
     tables : SiteTables, optional
@@ -85,7 +102,26 @@ def make_content(
     return content
 
 
-def read_values(message: Message, kind: str) -> dict[str, Any]:
+def read_report(message: Message, form: type[T]) -> T:
+    """Return a site's report.
+
+    Raises
+    ------
+    WireError
+        If it is missing or another than the form; with what was found and what is allowed.
+    """
+    return form.read(read_values(message, REPORT))
+
+
+def lacks_model(message: Message) -> bool:
+    """Return whether a site answers that it lacks the model that it is asked about."""
+    try:
+        return MissingModel.fits(read_values(message, REPORT))
+    except WireError:
+        return False
+
+
+def read_values(message: Message, kind: str) -> dict[str, JsonValue]:
     """Return the JSON values of a request or report.
 
     Raises

@@ -1,14 +1,13 @@
 """Structural reparameterization as pure functions on (kernel, bias), in float64.
 
-A convolution in eval mode is linear, and so are a BatchNorm with frozen statistics, an identity, an average pooling,
-and sums and chains of them: each is one convolution with another kernel. Chains are in
-:mod:`fedmed.reparameterization.chains`. The functions take tensors of any floating type, compute and return float64,
-change nothing and keep the gradient, so that a kernel can also be trained through them. A bias may be ``None``, which
-counts as 0.
+A convolution in eval mode is linear, and so are a BatchNorm with frozen statistics and sums of them: each is one
+convolution with another kernel. The functions take tensors of any floating type, compute and return float64, change
+nothing and keep the gradient, so that a kernel can also be trained through them. A bias may be ``None``, which counts
+as 0.
 
 Sources: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021; Wu et al., arXiv 2505.13039 (bags).
-Shape letters: O output channels, I input channels, G groups, M channels between two convolutions. A kernel is
-(O, I/G, kh, kw); a bias is (O,). Kernels correlate, as torch's convolutions do: they are not flipped.
+Shape letters: O output channels, I input channels, G groups. A kernel is (O, I/G, kh, kw); a bias is (O,). Kernels
+correlate, as torch's convolutions do: they are not flipped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -117,6 +116,39 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> Kernel:
     return fold_scale(weight, bias, *batch_norm_factors(norm))
 
 
+def fold_batch_norm_before(
+    norm: Any, weight: Tensor, bias: Tensor | None, *, groups: int = 1, padded: bool = False
+) -> Kernel:
+    """Fold the BatchNorm in front of a convolution or linear layer into it.
+
+    Parameters
+    ----------
+    norm : module
+        See :func:`batch_norm_factors`; of I channels.
+    weight, bias
+        (O, I/G, ...) and (O,) or ``None``.
+    groups : int
+        G of the convolution.
+    padded : bool
+        Whether the convolution pads with zeros: exact only if the BatchNorm's shift is 0.
+
+    Raises
+    ------
+    ReparameterizationError
+        If the norm cannot be merged, or the border would be wrong.
+    """
+    weight, bias = widen(weight, bias)
+    scale, shift = batch_norm_factors(norm)
+    if padded:
+        _check_border(shift)
+    split = weight.reshape(groups, -1, *weight.shape[1:])  # (O,I/G,...) -> (G,O/G,I/G,...)
+    tail = (1,) * (weight.dim() - 2)
+    factors = [values.reshape(groups, 1, -1, *tail) for values in (scale, shift)]  # (I,) -> (G,1,I/G,1...)
+    folded = (split * factors[0]).reshape(weight.shape)
+    constant = (split * factors[1]).flatten(2).sum(dim=2).flatten()  # (G,O/G,...) -> (O,)
+    return folded, bias + constant
+
+
 def pad_kernel(weight: Tensor, height: int, width: int) -> Tensor:
     """Return the kernel in the middle of a larger one of zeros.
 
@@ -180,77 +212,9 @@ def merge_parallel(pairs: Sequence[Pair]) -> Kernel:
     return add_kernels((pad_kernel(weight, height, width), bias) for weight, bias in pairs)
 
 
-def concatenate_kernels(pairs: Sequence[Pair]) -> Kernel:
-    """Return the convolution that equals convolutions side by side, their outputs concatenated over channels.
-
-    Parameters
-    ----------
-    pairs : sequence of (weight, bias)
-        As for :func:`merge_parallel`, but O may differ. Either all read the same input with one group; or each reads
-        its own slice of the input, in order, with groups of one size, and the merged one has the sum of their groups
-        (mixed depthwise convolutions).
-    """
-    height = max(weight.shape[-2] for weight, _ in pairs)
-    width = max(weight.shape[-1] for weight, _ in pairs)
-    kernels = [widen(pad_kernel(weight, height, width), bias) for weight, bias in pairs]
-    weights, biases = zip(*kernels, strict=True)
-    return torch.cat(weights), torch.cat(biases)
-
-
-def identity_kernel(channels: int, groups: int = 1, size: int | tuple[int, int] = 1) -> Kernel:
-    """Return the convolution that changes nothing.
-
-    Parameters
-    ----------
-    channels, groups : int
-        C and G; G divides C.
-    size : int or (int, int)
-        Odd; the convolution pads by half of it. With stride s it picks every s-th position.
-
-    Returns
-    -------
-    weight, bias : Tensor
-        (C, C/G, kh, kw), (C,).
-
-    Raises
-    ------
-    ValueError
-        If a side is even or the groups do not divide the channels.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if height % 2 == 0 or width % 2 == 0:
-        raise ValueError(f"an identity of size {height}×{width} has no centre; allowed: odd sides")
-    return widen(pad_kernel(_diagonal(channels, groups)[:, :, None, None], height, width), None)
-
-
-def average_pool_kernel(channels: int, groups: int = 1, size: int | tuple[int, int] = 2) -> Kernel:
-    """Return the convolution that equals an average pooling, with the same stride and padding.
-
-    Parameters
-    ----------
-    channels, groups : int
-        C and G of the convolution; G divides C.
-    size : int or (int, int)
-        Of the window.
-
-    Returns
-    -------
-    weight, bias : Tensor
-        (C, C/G, kh, kw), (C,).
-
-    Notes
-    -----
-    Equal if the pooling counts padded zeros (``count_include_pad``, torch's default) or does not pad, rounds sizes down
-    (``ceil_mode=False``) and divides by the window's size. Without ``count_include_pad`` the divisor depends on the
-    position, and no convolution equals it at the border.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    diagonal = _diagonal(channels, groups)[:, :, None, None]  # (C,C/G) -> (C,C/G,1,1)
-    return widen((diagonal / (height * width)).repeat(1, 1, height, width), None)
-
-
-def _diagonal(channels: int, groups: int) -> Tensor:
-    """Return the 1x1 identity, (C, C/G)."""
-    if channels % groups:
-        raise ValueError(f"{groups} groups do not divide {channels} channels")
-    return torch.eye(channels // groups, dtype=torch.float64).repeat(groups, 1)
+def _check_border(shift: Tensor) -> None:
+    if bool((shift != 0).any()):
+        raise ReparameterizationError(
+            "The BatchNorm's shift is not 0 and the convolution behind pads with zeros: near the border the merged "
+            "form would differ."
+        )

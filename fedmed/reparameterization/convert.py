@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmed.errors import FedmedError
-from fedmed.reparameterization.algebra import Kernel, fold_batch_norm
-from fedmed.reparameterization.chains import fold_batch_norm_before
+from fedmed.reparameterization.algebra import Kernel, fold_batch_norm, fold_batch_norm_before
 from fedmed.reparameterization.places import Place, is_bag, keeps_activation, plan_folding
 
 NOT_ASKED = "BatchNorms are folded only with fold_bn=True"

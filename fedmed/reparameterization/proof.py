@@ -13,10 +13,20 @@ from fedmed.errors import ReparameterizationError
 
 RELATIVE_FLOAT64 = 1e-5
 """Largest difference allowed in float64, in units of the largest logit (of a block: of its largest output)."""
-ABSOLUTE_FLOAT32 = 1e-4
-"""Largest difference of a logit allowed in float32."""
+ABSOLUTE_FLOAT32, RELATIVE_FLOAT32 = 1e-4, 2e-6
+"""Largest difference of a logit allowed in float32, and the same in units of the largest logit; the larger counts.
+Between 256 and 512 the neighbours of a float32 are 3e-5 apart, and a logit is the sum of many."""
+PROBABILITY_FLOAT32 = 1e-4
+"""Largest difference of a class's probability allowed in float32."""
 TIE_MARGIN = 2 * ABSOLUTE_FLOAT32
-"""Two logits that may each move by the allowed difference can change places only if they are closer than this."""
+"""Two logits that may each move by the allowed difference can change places only if they are closer than twice that;
+this is it where no logit is above 50, and in float64."""
+
+
+def allowed_difference(largest_logit: float) -> float:
+    """Return by how much a logit may differ in float32, from the largest absolute logit of all images."""
+    scale = largest_logit if math.isfinite(largest_logit) else 0.0
+    return max(ABSOLUTE_FLOAT32, RELATIVE_FLOAT32 * scale)
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,10 @@ class Comparison:
     max_abs_error, largest_logit : float
         Largest difference of a logit; largest absolute value of a logit before merging.
     num_images, num_ties, num_agreeing : int
-        All images; those whose two largest logits are closer than :data:`TIE_MARGIN` before merging; those of the
-        others whose class is the same after.
+        All images; those whose two largest logits are closer before merging than twice what :func:`allowed_difference`
+        gives, in float64 than :data:`TIE_MARGIN`; those of the others whose class is the same after.
+    max_probability_error : float, optional
+        Largest difference of a class's probability; None in what was written before this was compared.
     """
 
     precision: str
@@ -64,6 +76,7 @@ class Comparison:
     num_images: int
     num_ties: int
     num_agreeing: int
+    max_probability_error: float | None = None
 
     @property
     def relative_error(self) -> float:
@@ -79,11 +92,23 @@ class Comparison:
                 f"{where} the logits differ by {self.relative_error:.2e} of the largest logit; "
                 f"allowed: {RELATIVE_FLOAT64:g}."
             )
-        if self.precision == "float32" and not self.max_abs_error <= ABSOLUTE_FLOAT32:
-            found.append(f"{where} a logit differs by {self.max_abs_error:.2e}; allowed: {ABSOLUTE_FLOAT32:g}.")
+        if self.precision == "float32":
+            found += self._float32_failures(where)
         others = self.num_images - self.num_ties - self.num_agreeing
         if others:
             found.append(f"{where} the class differs for {others} of them, ties not counted; allowed: 0.")
+        return found
+
+    def _float32_failures(self, where: str) -> list[str]:
+        found, allowed = [], allowed_difference(self.largest_logit)
+        if not self.max_abs_error <= allowed:
+            found.append(
+                f"{where} a logit differs by {self.max_abs_error:.2e}; allowed: {allowed:g}, the larger of "
+                f"{ABSOLUTE_FLOAT32:g} and {RELATIVE_FLOAT32:g} of the largest logit."
+            )
+        probability = self.max_probability_error
+        if probability is not None and not probability <= PROBABILITY_FLOAT32:
+            found.append(f"{where} a probability differs by {probability:.2e}; allowed: {PROBABILITY_FLOAT32:g}.")
         return found
 
 
@@ -143,7 +168,12 @@ class Proof:
     def to_json(self) -> str:
         """Return the proof as JSON text, with the tolerances and whether it passes."""
         content = asdict(self) | {
-            "tolerances": {"relative_float64": RELATIVE_FLOAT64, "absolute_float32": ABSOLUTE_FLOAT32},
+            "tolerances": {
+                "relative_float64": RELATIVE_FLOAT64,
+                "absolute_float32": ABSOLUTE_FLOAT32,
+                "relative_float32": RELATIVE_FLOAT32,
+                "probability_float32": PROBABILITY_FLOAT32,
+            },
             "tie_margin": TIE_MARGIN,
             "passes": self.passes(),
         }
@@ -195,14 +225,17 @@ def compare_logits(before: Tensor, after: Tensor, precision: str) -> Comparison:
         raise ValueError(
             f"logits of shapes {tuple(before.shape)} and {tuple(after.shape)}; needed: (N,K) twice, K >= 2"
         )
+    error, largest = largest_difference(before, after)
+    margin = 2 * allowed_difference(largest) if precision == "float32" else TIE_MARGIN
     top_N2 = before.double().topk(2, dim=1).values
     # Also true where a logit is not finite: then nothing agrees, and the image is no tie.
-    clear_N = ~((top_N2[:, 0] - top_N2[:, 1]) < TIE_MARGIN)
+    clear_N = ~((top_N2[:, 0] - top_N2[:, 1]) < margin)
     same_N = (
         (before.argmax(dim=1) == after.argmax(dim=1)) & torch.isfinite(before).all(1) & torch.isfinite(after).all(1)
     )
-    error, largest = largest_difference(before, after)
-    return Comparison(precision, error, largest, len(before), int((~clear_N).sum()), int((clear_N & same_N).sum()))
+    num_ties, num_agreeing = int((~clear_N).sum()), int((clear_N & same_N).sum())
+    probability, _ = largest_difference(before.double().softmax(dim=1), after.double().softmax(dim=1))
+    return Comparison(precision, error, largest, len(before), num_ties, num_agreeing, probability)
 
 
 def join(comparisons: Sequence[Comparison]) -> Comparison:
@@ -219,11 +252,16 @@ def join(comparisons: Sequence[Comparison]) -> Comparison:
     """
     if len({comparison.precision for comparison in comparisons}) != 1:
         raise ValueError("comparisons to join need one precision, and there must be at least one")
+    probabilities = [comparison.max_probability_error for comparison in comparisons]
+    known = [probability for probability in probabilities if probability is not None]
     return Comparison(
         comparisons[0].precision,
         max(comparison.max_abs_error for comparison in comparisons),
         min(comparison.largest_logit for comparison in comparisons),
-        *(sum(getattr(item, name) for item in comparisons) for name in ("num_images", "num_ties", "num_agreeing")),
+        sum(comparison.num_images for comparison in comparisons),
+        sum(comparison.num_ties for comparison in comparisons),
+        sum(comparison.num_agreeing for comparison in comparisons),
+        max(known) if len(known) == len(probabilities) else None,
     )
 
 
@@ -274,5 +312,5 @@ def _without_nan(value: Any) -> Any:
 
 
 def _with_infinity(item: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = ("max_abs_error", "largest_output", "largest_logit")
-    return {key: float(value) if key in numbers else value for key, value in item.items()}
+    numbers = ("max_abs_error", "largest_output", "largest_logit", "max_probability_error")
+    return {key: float(value) if key in numbers and value is not None else value for key, value in item.items()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedmed.metrics.site_tables import SiteTables
+from fedmed.storage.history import RoundRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -27,7 +28,7 @@ class ReportContent:
         The round whose model was tested.
     rounds_done : int
         Rounds that were run.
-    history : list of dict
+    history : list of RoundRecord
         The records of ``history.jsonl``.
     validation, test : dict of str to SiteTables
         The chosen model's tables, by site. A site that returned none is absent. Without test tables (the run is still
@@ -68,7 +69,7 @@ class ReportContent:
     classes: tuple[str, ...]
     chosen_round: int
     rounds_done: int
-    history: list[dict[str, Any]]
+    history: list[RoundRecord]
     validation: Mapping[str, SiteTables]
     test: Mapping[str, SiteTables]
     composition: Mapping[str, Mapping[str, list[int]]] | None

@@ -1,6 +1,6 @@
 """The report as data: ``report.json``. The page shows numbers of this document and no others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmed.metrics.calibration import reliability
@@ -14,9 +14,8 @@ from fedmed.report.figures.compression import describe_compression
 from fedmed.report.figures.describe import describe_tables, make_empty_tables, name_classes
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
-from fedmed.storage.history import to_plain_json
+from fedmed.storage.history import Participation, RoundRecord, to_plain_json
 
-HISTORY_FIGURES = ("loss", "learning_rate", "wall_s", "coverage_images")
 _DERIVED = ("worst_group_", "es_")
 
 
@@ -95,9 +94,9 @@ def _find_course_figure(content: ReportContent) -> str:
     return rule
 
 
-def _last_attempts(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _last_attempts(history: Sequence[RoundRecord]) -> list[RoundRecord]:
     """Return one record a round: of a round that was tried again, the last attempt."""
-    by_round = {int(record["round"]): record for record in history}
+    by_round = {record.round: record for record in history}
     return [by_round[number] for number in sorted(by_round)]
 
 
@@ -106,7 +105,7 @@ def _pool_sites(tables: Mapping[str, SiteTables], num_classes: int) -> Evaluatio
     return combine_tables(parts).pool() if parts else make_empty_tables(num_classes)
 
 
-def _describe_sites(content: ReportContent, records: list[dict[str, Any]], groups: Groups) -> dict[str, Any]:
+def _describe_sites(content: ReportContent, records: Sequence[RoundRecord], groups: Groups) -> dict[str, Any]:
     """Return the figures of every site that trained or answered, with intervals for the part that the report is on."""
     train_images = _count_train_images(content, records)
     names = sorted({*train_images, *content.validation, *content.test})
@@ -120,63 +119,65 @@ def _describe_sites(content: ReportContent, records: list[dict[str, Any]], group
     return sites
 
 
-def _count_train_images(content: ReportContent, records: list[dict[str, Any]]) -> dict[str, int | None]:
+def _count_train_images(content: ReportContent, records: Sequence[RoundRecord]) -> dict[str, int | None]:
     """Return training images by site, as the sites reported them with their updates where no composition is given."""
     if content.composition is not None:
         return {site: sum(parts["train"]) for site, parts in content.composition.items()}
     images: dict[str, int | None] = {}
     for record in records:
-        for entry in record.get("participation", ()):
-            images[entry["site"]] = entry.get("images") or images.get(entry["site"])
+        for entry in record.participation:
+            images[entry.site] = entry.images or images.get(entry.site)
     return images
 
 
-def _describe_round(record: Mapping[str, Any], content: ReportContent, groups: Groups) -> dict[str, Any]:
-    validation = record.get("validation") or {}
-    sites, figure = validation.get("sites") or {}, _find_course_figure(content)
-    statuses = [entry["status"] for entry in record.get("participation", ())]
+def _describe_round(record: RoundRecord, content: ReportContent, groups: Groups) -> dict[str, Any]:
+    sites, figure = record.validation.sites, _find_course_figure(content)
+    statuses = [entry.status for entry in record.participation]
     return {
-        "round": record["round"],
-        **{key: record.get(key) for key in HISTORY_FIGURES},
+        "round": record.round,
+        "loss": record.loss,
+        "learning_rate": record.learning_rate,
+        "wall_s": record.wall_s,
+        "coverage_images": record.coverage_images,
         "accepted_sites": statuses.count("accepted"),
         "validation": {
-            "pooled": validation.get("pooled") or {},
+            "pooled": record.validation.pooled,
             "sites": {site: {figure: sites[site].get(figure)} for site in sorted(sites)},
             **describe_course(record, figure, content, groups),
         },
     }
 
 
-def _describe_participation(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _describe_participation(records: Sequence[RoundRecord]) -> dict[str, Any]:
     """Return for every site its status by round, its mean share of a model's weight and why it was left out."""
-    by_round = [{entry["site"]: entry for entry in record.get("participation", ())} for record in records]
+    by_round = [{entry.site: entry for entry in record.participation} for record in records]
     sites = {}
     for name in sorted({site for entries in by_round for site in entries}):
-        statuses = [entries[name]["status"] if name in entries else "absent" for entries in by_round]
-        shares = [entries[name].get("share") or 0.0 if name in entries else 0.0 for entries in by_round]
+        statuses = [entries[name].status if name in entries else "absent" for entries in by_round]
+        shares = [entries[name].share or 0.0 if name in entries else 0.0 for entries in by_round]
         sites[name] = {
             "accepted_rounds": statuses.count("accepted"),
             "missed_rounds": len(statuses) - statuses.count("accepted"),
             "mean_share": sum(shares) / len(shares),
-            "update_bytes": sum(entries[name].get("update_bytes") or 0 for entries in by_round if name in entries),
+            "update_bytes": sum(entries[name].update_bytes or 0 for entries in by_round if name in entries),
             "statuses": statuses,
             "reasons": _group_reasons(records, [entries.get(name) for entries in by_round]),
         }
     return {
-        "rounds": [record["round"] for record in records],
-        "bytes_to_sites": sum(record.get("bytes_to_sites") or 0 for record in records),
-        "bytes_from_sites": sum(record.get("bytes_from_sites") or 0 for record in records),
+        "rounds": [record.round for record in records],
+        "bytes_to_sites": sum(record.bytes_to_sites for record in records),
+        "bytes_from_sites": sum(record.bytes_from_sites for record in records),
         "sites": sites,
     }
 
 
-def _group_reasons(records: list[dict[str, Any]], entries: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+def _group_reasons(records: Sequence[RoundRecord], entries: Sequence[Participation | None]) -> list[dict[str, Any]]:
     """Return why a site was left out, each cause with its rounds, the most frequent first."""
     rounds: dict[tuple[str, str], list[int]] = {}
     for record, entry in zip(records, entries, strict=True):
-        if entry is not None and entry["status"] != "accepted":
-            cause = (entry["status"], entry.get("reason") or "no reason given")
-            rounds.setdefault(cause, []).append(record["round"])
+        if entry is not None and entry.status != "accepted":
+            cause = (entry.status, entry.reason or "no reason given")
+            rounds.setdefault(cause, []).append(record.round)
     causes = sorted(rounds, key=lambda cause: -len(rounds[cause]))
     return [{"status": status, "reason": reason, "rounds": rounds[status, reason]} for status, reason in causes]
 

@@ -42,12 +42,17 @@ def write_report(run_dir: Path, content: ReportContent) -> Path:
     Path
         ``run_dir/report/index.html``.
     """
-    document = build_document(content)
+    return save_report(run_dir, build_document(content))
+
+
+def save_report(run_dir: Path, document: dict[str, Any]) -> Path:
+    """Write a document of :func:`fedmed.report.document.build_document` and its page, as :func:`write_report` does."""
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    rendered = render_page(document)
     write_text_atomically(folder / "report.json", json.dumps(document, allow_nan=False) + "\n")
     page = folder / "index.html"
-    write_text_atomically(page, render_page(document))
+    write_text_atomically(page, rendered)
     return page
 
 

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.errors import CheckpointError
 from fedmed.storage.atomic_files import (
@@ -58,7 +59,7 @@ class Checkpoint:
 
     round: int
     folder: Path
-    state: dict[str, Any]
+    state: dict[str, JsonValue]
     best_round: int | None
     model_sha256: str
     has_moments: bool
@@ -107,7 +108,7 @@ class RunCheckpoints:
         self,
         round_number: int,
         tensors: Mapping[str, Array] | Iterable[tuple[str, Array]] | Path,
-        state: Mapping[str, Any],
+        state: Mapping[str, JsonValue],
         *,
         best_round: int | None = None,
         layout: Mapping[str, TensorSpec] | None = None,
@@ -142,7 +143,7 @@ class RunCheckpoints:
             If the disk is full or cannot be written; older checkpoints are untouched.
         """
         assert round_number >= 0, "rounds count from 0, the model at the start"
-        body: dict[str, Any] = {
+        body: dict[str, JsonValue] = {
             "format": _FORMATS[0] if moments is None else _FORMATS[1],
             "round": round_number,
             "best_round": best_round,
@@ -231,7 +232,7 @@ class RunCheckpoints:
                 shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _seal(body: dict[str, Any]) -> bytes:
+def _seal(body: Mapping[str, JsonValue]) -> bytes:
     return encode_json({**body, "sha256": hashlib.sha256(encode_json(body).encode()).hexdigest()}).encode()
 
 

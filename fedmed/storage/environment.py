@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from fedmed.versions import find_version
+
 _PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
 
 
@@ -17,7 +19,7 @@ def describe_environment() -> dict[str, object]:
     versions = {}
     for package in _PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            versions[package] = find_version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {

@@ -38,8 +38,6 @@ from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
 
 LOCK_FILE = "server.lock"
-MANIFEST_FILE = "manifest.json"
-"""Describes a model that is given away, and in a release everything that goes with it."""
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 

@@ -1,4 +1,6 @@
-"""What stays at a site: BatchNorm under the policy ``local`` (FedBN, Li et al. 2021, https://arxiv.org/abs/2102.07623).
+"""BatchNorm at a site: what of it stays there, and when its statistics rest.
+
+Under the policy ``local`` it stays (FedBN, Li et al. 2021, https://arxiv.org/abs/2102.07623).
 
 BatchNorm is found by the module's type, never by a name: a layer may be called ``bn1``, ``norm`` or ``2``.
 """
@@ -7,6 +9,8 @@ from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedmed.data import FEWEST_IN_BATCH
 
 
 def batch_norm_names(model: nn.Module) -> frozenset[str]:
@@ -59,3 +63,23 @@ def shared_names(model: nn.Module, policy: Literal["average", "local", "recalibr
         raise ValueError(f"batch_norm is {policy!r}; allowed are 'average', 'local' and 'recalibrate'")
     kept = batch_norm_names(model) if policy == "local" else frozenset()
     return [name for name in model.state_dict() if name not in kept]
+
+
+def set_train_mode(model: nn.Module, num_images: int) -> None:
+    """Put a model in train mode, in place; for few images with BatchNorm in eval mode.
+
+    It then normalises by the running statistics that came with the model and does not change them, while its scale and
+    shift learn as ever.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; BatchNorm is found as by :func:`batch_norm_names`.
+    num_images : int
+        Training images; few are fewer than :data:`fedmed.data.FEWEST_IN_BATCH`, of which no batch is large enough.
+    """
+    model.train()
+    if num_images < FEWEST_IN_BATCH:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

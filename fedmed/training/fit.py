@@ -8,20 +8,18 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedmed.config import Plan
-from fedmed.data import ImagePart, count_classes, make_batches, make_train_transform
-from fedmed.distillation import DistillationStudent, FourierPrompt
-from fedmed.distillation.at_sites.objective import DistillationReport, SiteRound
+from fedmed.data import ImagePart, make_batches
 from fedmed.errors import TrainingError
-from fedmed.losses import build_loss
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.training.batch_norm_policy import set_train_mode
 from fedmed.training.devices import use_channels_last
+from fedmed.training.objective import LocalObjective, MakeObjective, PlainObjective, Told
 from fedmed.training.optimizers import collect_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 
 
@@ -39,18 +37,8 @@ class FitResult:
     """Seconds of training."""
     optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
     """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
-    distillation: DistillationReport | None = None
-    """Of the distillation from a teacher, where the plan has one."""
-
-    def to_values(self) -> dict[str, Any]:
-        """Return what is told to the server."""
-        return {
-            "num_images": self.num_images,
-            "loss": self.loss,
-            "learning_rate": self.learning_rate,
-            "train_s": self.train_s,
-            **(self.distillation.to_values() if self.distillation else {}),
-        }
+    told: Told = field(default_factory=dict)
+    """What the objective has to tell beside."""
 
 
 def fit(
@@ -63,15 +51,15 @@ def fit(
     device: torch.device,
     optimizer_state: dict[str, torch.Tensor] | None = None,
     image_weights: torch.Tensor | None = None,
-    prompt: FourierPrompt | None = None,
+    objective: MakeObjective = PlainObjective,
 ) -> FitResult:
     """Train ``model`` in place on one site's images for one round.
 
     Parameters
     ----------
     model : nn.Module
-        Holds the global model's values; logits (B, K) from images (B, 3, S, S). A
-        :class:`fedmed.distillation.DistillationStudent` where the plan has a teacher.
+        Holds the global model's values; what it maps to what is between it and the objective. For a
+        :class:`PlainObjective` logits (B, K) from images (B, 3, S, S).
     part : ImagePart
         The site's training images, at least one.
     plan : Plan
@@ -85,10 +73,9 @@ def fit(
     optimizer_state : dict of str to Tensor, optional
         What an earlier round's :attr:`FitResult.optimizer_state` held.
     image_weights : Tensor, shape (N,), optional
-        Weight of each training image in the loss, see :class:`fedmed.losses.CombinedLoss`. A distillation's own terms
-        have no such weights.
-    prompt : FourierPrompt, optional
-        With a teacher: the global prompt, a reconstruction; learned in place before the model is trained.
+        Weight of each training image in the loss, see :class:`fedmed.losses.CombinedLoss`.
+    objective : callable
+        Makes what is minimised: for the model of a network its :attr:`fedmed.training.network.Network.objective`.
 
     Returns
     -------
@@ -101,25 +88,21 @@ def fit(
 
     Notes
     -----
+    Batches are those of :func:`fedmed.data.make_batches`. With fewer than 8 images BatchNorm is frozen, see
+    :func:`fedmed.training.batch_norm_policy.set_train_mode`.
+
     FedProx (Li et al., MLSys 2020) adds ``mu/2 ||w - w_global||^2`` to the loss; its gradient ``mu (w - w_global)`` is
     added to the loss's own before clipping.
     """
     start = time.perf_counter()
     settings = plan.training
-    use_channels_last(model).to(device).train()
-    loss_function = build_loss(plan.loss, count_classes(part, len(plan.classes))).to(device)
+    set_train_mode(use_channels_last(model).to(device), len(part))
     optimizer = make_optimizer(model, settings.optimizer)
     if optimizer_state:
         restore_optimizer(optimizer, model, optimizer_state)
-    distillation = None
-    if plan.fopro is not None:
-        assert isinstance(model, DistillationStudent), "a plan with a teacher has a student"
-        assert prompt is not None, "and a prompt"
-        distillation = SiteRound(
-            model, prompt, loss_function, part, plan, site=site, round_number=round_number, device=device
-        )
-        distillation.explore()
-    step = _Step(model, loss_function, optimizer, plan, device=device, distillation=distillation)
+    chosen = objective(model, part, plan, site=site, round_number=round_number, device=device)
+    chosen.begin()
+    step = _Step(model, chosen, optimizer, plan, device=device)
     rate = settings.optimizer.lr
     total = 0.0
     with seeded_torch(plan.seed, site, round_number, "fit"):
@@ -134,8 +117,8 @@ def fit(
             "Lower training.optimizer.lr or set training.clip_norm, for example to 1.0."
         )
     kept = collect_optimizer(optimizer, model) if settings.keep_momentum else {}
-    report = distillation.report() if distillation is not None else None
-    return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept, report)
+    told = chosen.report()
+    return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, kept, told)
 
 
 class _Step:
@@ -144,16 +127,13 @@ class _Step:
     def __init__(
         self,
         model: nn.Module,
-        loss: nn.Module,
+        objective: LocalObjective,
         optimizer: torch.optim.Optimizer,
         plan: Plan,
         *,
         device: torch.device,
-        distillation: SiteRound | None,
     ) -> None:
-        self.model, self.loss, self.optimizer, self.device = model, loss, optimizer, device
-        self.distillation = distillation
-        self.transform = make_train_transform(plan.augmentation, plan.image_size)
+        self.objective, self.optimizer, self.device = objective, optimizer, device
         self.clip_norm = plan.training.clip_norm
         self.mu = plan.training.proximal_mu
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -170,12 +150,10 @@ class _Step:
         weights_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the mean loss of the batch of these indices, detached, and update the model."""
-        if self.distillation is not None and self.distillation.has_views:
-            x_BCHW, keys = self.distillation.prepare(images, indices)
-        else:
-            x_BCHW, keys = self.transform(list(images)), None
+        x_BCHW, keys = self.objective.load(images, indices)
         x_BCHW, target = x_BCHW.to(self.device, memory_format=torch.channels_last), target.to(self.device)
-        loss = self._compute_loss(x_BCHW, target, weights_B, keys)
+        with self._autocast():
+            loss = self.objective.loss(x_BCHW, target, weights_B, keys)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -183,17 +161,6 @@ class _Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
-
-    def _compute_loss(
-        self, x_BCHW: torch.Tensor, target: torch.Tensor, weights_B: torch.Tensor | None, keys: list[int] | None
-    ) -> torch.Tensor:
-        if self.distillation is not None:
-            with self._autocast():
-                return self.distillation.compute_loss(x_BCHW, target, weights_B, keys)
-        with self._autocast():
-            logits_BK = self.model(x_BCHW)
-        loss: torch.Tensor = self.loss(logits_BK.float(), target, weights_B)
-        return loss
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.half is None:
@@ -213,9 +180,7 @@ class _Step:
 def _train_epoch(step: _Step, part: ImagePart, batches: list[list[int]], image_weights: torch.Tensor | None) -> float:
     """Return the sum over images of their batch's mean loss."""
     total = torch.zeros((), dtype=torch.float64, device=step.device)
-    num_trained = 0
     for indices in batches:
         weights_B = None if image_weights is None else image_weights[indices].to(step.device)
         total += step(part.images(indices), indices, part.labels[indices], weights_B) * len(indices)
-        num_trained += len(indices)
-    return float(total) * len(part) / num_trained
+    return float(total)

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from fedmed.config.server import ServerConfig
+from fedmed.distillation.network import strip_packed
 from fedmed.errors import FederationError
-from fedmed.export import MODEL_FILE, ONNX_FILE, release_form, write_model
+from fedmed.export import release_form, write_model
 from fedmed.export.model_card import read_report
 from fedmed.protocol.messages import pack_files
+from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.network import Network, strip_packed
+from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
-from server.finish.compare_forms import Findings, compare_at_sites
+from server.finish.compare_forms import Findings, KeptFindings, compare_at_sites
 from server.rounds.session import Session
 
 COMPARISON_FILE = "release.json"
@@ -69,8 +71,8 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
     findings = _read_findings(run, files, len(session.plan.classes))
     if findings is None:
         findings = _ask_sites(session, model, best_round)
-        told = {"files": files, **findings.to_values()}
-        write_atomically(run.tables / COMPARISON_FILE, json.dumps(told, indent=1).encode())
+        kept = findings.keep(files).to_values()
+        write_atomically(run.tables / COMPARISON_FILE, json.dumps(kept, indent=1).encode())
     pooled = release_form.pool(findings.comparisons) | {"num_silent": len(findings.silent)}
     release_form.change_manifest(run.model, read_shared_report(run), {"proof": {"sites": pooled}})
 
@@ -113,19 +115,19 @@ def _hash_candidate(folder: Path) -> dict[str, str]:
 def _read_findings(run: RunFolder, files: dict[str, str], num_classes: int) -> Findings | None:
     """Return what the sites found about this very candidate at an earlier start; None if they were not asked yet."""
     try:
-        told = json.loads((run.tables / COMPARISON_FILE).read_text(encoding="utf-8"))
+        kept = KeptFindings.model_validate_json((run.tables / COMPARISON_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return Findings.from_values(told, num_classes) if told.get("files") == files else None
+    return kept.restore(num_classes) if kept.files == files else None
 
 
 def _ask_sites(session: Session, model: ChosenModel, best_round: int | None) -> Findings:
     """Ask the sites, write down who said what, and insist that nobody has found a difference."""
     folder = session.run.model
-    packed = pack_files({name: (folder / name).read_bytes() for name in release_form.LIMITS})
+    packed = pack_files({name: (folder / name).read_bytes() for name in COMPARED_FILES})
     findings = compare_at_sites(session, model, best_round, packed)
     for site, comparison in findings.comparisons.items():
-        session.audit.append("compared", site=site, **release_form.describe_comparison(comparison))
+        session.audit.append("compared", site=site, **release_form.describe_comparison(comparison).to_values())
     for site, problem in findings.problems.items():
         session.audit.append("comparison_failed", site=site, problem=problem)
     if findings.problems:

@@ -11,7 +11,9 @@ from flwr.app import Message
 from fedmed.errors import WireError
 from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
 from fedmed.metrics.values import Array
-from fedmed.protocol.messages import REPORT, read_sums, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import read_report, read_sums
+from fedmed.protocol.reports import TemperatureReport
 from fedmed.storage.atomic_files import write_atomically
 from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
@@ -78,24 +80,22 @@ def _describe(found: Temperature, num_sites: int) -> str:
 def _collect(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Sums]:
     """Return the sums of the sites that have answered with some that can be used, in the order of their names."""
     declared = session.attendance.num_images("validation")
-    session.listener.on_phase("calibrate", model.round, len(session.attendance.descriptions))
 
     def read(message: Message, site: str) -> Sums:
         return _read(message, model.model_sha256, declared[site])
 
-    sums = ask_sums(session, "evaluate.calibrate", model, best_round, read, what="sums for the temperature")
+    sums = ask_sums(session, KINDS["calibrate"], model, best_round, read)
     return {site: of_site for site, of_site in sums.items() if of_site[0]}
 
 
 def _read(message: Message, sha256: str, most_images: int) -> Sums:
     """Return a site's sums; what cannot be true is refused."""
-    told = read_values(message, REPORT)
-    if told.get("model_sha256") != sha256:
+    told = read_report(message, TemperatureReport)
+    if told.model_sha256 != sha256:
         raise WireError("The sums are of another model than the one that was sent.")
-    n = told.get("n")
-    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= most_images:
+    if told.n > most_images:
         raise WireError("The sums are of more images than the site declared.")
-    if n == 0:
+    if told.n == 0:
         return 0, np.zeros((len(GRID), 2))
     sums = read_sums(message).get("temperature")
     if sums is None or tuple(sums.shape) != (len(GRID), 2) or not bool(torch.isfinite(sums).all()):
@@ -106,4 +106,4 @@ def _read(message: Message, sha256: str, most_images: int) -> Sums:
     room = _ROUNDING * (1 + np.abs(values_J2).max())
     if values_J2[:, 0].min() < -room or np.diff(slopes_J).min() < -room:
         raise WireError("The sums cannot be true: a negative likelihood, or a slope that falls.")
-    return n, values_J2
+    return told.n, values_J2

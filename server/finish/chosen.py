@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from flwr.app import Message
 
+from fedmed.protocol.kinds import Kind
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.session import Session
 
@@ -24,12 +25,10 @@ class ChosenModel:
 
 def ask_sums(
     session: Session,
-    message_type: str,
+    kind: Kind,
     model: ChosenModel,
     best_round: int | None,
     read: Callable[[Message, str], T],
-    *,
-    what: str,
 ) -> dict[str, T]:
     """Ask all joined sites for sums over their images.
 
@@ -37,7 +36,7 @@ def ask_sums(
     ----------
     session : Session
         The federation.
-    message_type : str
+    kind : Kind
         What is asked for.
     model : ChosenModel
         What the sums are of.
@@ -45,8 +44,6 @@ def ask_sums(
         As the sites are told.
     read : callable
         Gives the sums in a message of a site, or raises an error if they cannot be true.
-    what : str
-        What the sums are, in words.
 
     Returns
     -------
@@ -54,6 +51,8 @@ def ask_sums(
         By site, in the order of their names, of those that have answered with some that can be used.
     """
     found: dict[str, T] = {}
+    what = kind.phases[0].leaves
+    session.listener.on_phase(kind.phase_name(), model.round, len(session.attendance.descriptions))
 
     def take(answer: Answer) -> None:
         sums, problem = open_answer(answer, lambda message: read(message, answer.site))
@@ -64,7 +63,7 @@ def ask_sums(
             found[answer.site] = sums
 
     missing = session.courier.ask(
-        message_type,
+        kind.flower,
         session.make_request(model.round, best_round=best_round),
         model.model_path,
         model.model_sha256,

@@ -2,13 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
 from fedmed.errors import WireError
 from fedmed.export.release_form import describe_comparison, read_answer
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import read_report
+from fedmed.protocol.reading import Told
+from fedmed.protocol.reports import FormsCompared, FormsReport
 from server.finish.chosen import ChosenModel
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.session import Session
@@ -38,17 +41,25 @@ class Findings:
         if failures:
             self.problems[site] = " ".join(failures)
 
-    def to_values(self) -> dict[str, Any]:
-        """Return plain JSON."""
+    def keep(self, files: dict[str, str]) -> "KeptFindings":
+        """Return what is kept of a candidate without problems, whose files have these hashes."""
         compared = {site: describe_comparison(comparison) for site, comparison in self.comparisons.items()}
-        return {"sites": compared, "silent": self.silent}
+        return KeptFindings(files=files, sites=compared, silent=self.silent)
 
-    @classmethod
-    def from_values(cls, values: dict[str, Any], num_classes: int) -> "Findings":
-        """Read what :meth:`to_values` gave for a candidate without problems."""
-        found = {site: read_answer(told, num_classes) for site, told in values["sites"].items()}
+
+class KeptFindings(Told):
+    """What the sites have said about a candidate without problems; ``release.json`` of the run folder."""
+
+    files: dict[str, str]
+    """Hashes of the candidate's files."""
+    sites: dict[str, FormsCompared]
+    silent: dict[str, str]
+
+    def restore(self, num_classes: int) -> Findings:
+        """Return the findings of which this was kept."""
+        found = {site: read_answer(told, num_classes) for site, told in self.sites.items()}
         comparisons = {site: one for site, one in found.items() if not isinstance(one, str)}
-        return cls(comparisons=comparisons, silent=dict(values["silent"]))
+        return Findings(comparisons=comparisons, silent=self.silent)
 
 
 def compare_at_sites(session: Session, model: ChosenModel, best_round: int | None, packed: bytes) -> Findings:
@@ -69,8 +80,8 @@ def compare_at_sites(session: Session, model: ChosenModel, best_round: int | Non
     sites = sorted(session.attendance.descriptions)
     listener, findings = session.listener, Findings()
     sha256 = hashlib.sha256(packed).hexdigest()
-    hashes = {"model_sha256": model.model_sha256, "artefact_sha256": sha256}
-    expected = _Expected(hashes, len(session.plan.classes), session.attendance.num_images("test"))
+    num_images = session.attendance.num_images("test")
+    expected = _Expected(model.model_sha256, sha256, len(session.plan.classes), num_images)
 
     def take(answer: Answer) -> None:
         found, problem = open_answer(answer, lambda message: _read(message, answer.site, expected))
@@ -80,11 +91,12 @@ def compare_at_sites(session: Session, model: ChosenModel, best_round: int | Non
         else:
             findings.add(answer.site, found)
 
-    listener.on_phase("release", model.round, len(sites))
-    request = session.make_request(model.round, part="test", best_round=best_round) | {"artefact_sha256": sha256}
+    kind = KINDS["release"]
+    listener.on_phase(kind.phase_name("test"), model.round, len(sites))
+    request = session.make_request(model.round, part="test", best_round=best_round, artefact_sha256=sha256)
     deadline_s = session.config.round_deadline_s
     missing = session.courier.ask(
-        COMPARE_FORMS,
+        kind.flower,
         request,
         model.model_path,
         model.model_sha256,
@@ -112,17 +124,18 @@ def _find_tested(session: Session) -> set[str]:
 class _Expected:
     """What an answer must fit."""
 
-    hashes: dict[str, str]
+    model_sha256: str
+    artefact_sha256: str
     num_classes: int
     num_images: dict[str, int]
     """Test images that each site declared."""
 
 
 def _read(message: Message, site: str, expected: _Expected) -> "FormComparison | str":
-    values = read_values(message, REPORT)
-    if {key: values.get(key) for key in expected.hashes} != expected.hashes:
+    told = read_report(message, FormsReport)
+    if (told.model_sha256, told.artefact_sha256) != (expected.model_sha256, expected.artefact_sha256):
         raise WireError("The comparison is of another model or artefact than the one that was sent.")
-    found = read_answer(values.get("comparison"), expected.num_classes)
+    found = read_answer(told.comparison, expected.num_classes)
     if not isinstance(found, str) and found.onnx.num_images > expected.num_images[site]:
         raise WireError("The comparison counts more images than the site declared.")
     return found

@@ -29,6 +29,7 @@ from fedmed.distillation import (
     distil_compact,
     measure_mismatch,
 )
+from fedmed.distillation.network import build_network
 from fedmed.distillation.pixels import PixelModel, held_still
 from fedmed.distillation.teachers.teacher import read_mobilenet_features
 from fedmed.errors import FedmedError
@@ -96,7 +97,7 @@ def distil_at_server(
         return done
     assert session.config.fopro is not None, "there is a compression"
     session.listener.on_phase("distil", model.round, 0)
-    large = Network(session.plan)
+    large = build_network(session.plan)
     large.fill(model.model_path.read_bytes(), {})
     student, not_copied = build_student(session, settings)
     if earlier is not None:
@@ -202,7 +203,7 @@ def describe_size(plan: Plan, path: Path) -> dict[str, Any]:
         ``name``, ``parameters``, ``bytes`` and, where it can be merged, ``deployed_parameters`` and
         ``deployed_mib`` (float32).
     """
-    network = Network(plan)
+    network = build_network(plan)
     network.fill(path.read_bytes(), {})
     size: dict[str, Any] = {
         "name": plan.model.name,

@@ -18,6 +18,9 @@ from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.processes import Backoff
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.reading import explained
+from fedmed.protocol.requests import DistilSettings, Request
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import RECORD_FILE, read_record
@@ -93,7 +96,7 @@ class _Rounds:
         )
         self._save(target)
         for line in collector.to_records():
-            session.audit.append("distil_update", round=number, **line)
+            session.audit.append("distil_update", round=number, **line.to_json())
         self._path = target / MODEL_FILE
         session.listener.on_info(
             f"Distillation at the sites, round {number} of {self._settings.rounds}: loss {collector.mean_loss():.3f}, "
@@ -165,12 +168,14 @@ class _Rounds:
         )
 
     def _ask(self, number: int) -> UpdateCollector:
-        settings = {"temperature": self._settings.temperature, "feature_weight": self._settings.feature_weight}
-        request = {"plan": self._plan.model_dump(mode="json"), "round": number, "part": None, "best_round": None}
+        with explained(DistilSettings, FederationError):
+            settings = DistilSettings(
+                temperature=self._settings.temperature, feature_weight=self._settings.feature_weight
+            )
         return train_at_sites(
             self._session,
-            "train.distil",
-            {**request, "distil": settings},
+            KINDS["distil"],
+            Request(plan=self._plan, round=number, distil=settings),
             self._path,
             hash_file(self._path),
             parameters=self._student.parameter_names,

@@ -10,19 +10,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Message
 
 from fedmed.config import LOCAL_MODEL_OPTIONS
+from fedmed.distillation.network import build_network
 from fedmed.errors import WireError
-from fedmed.fairness.figures.group_losses import read_start_loss
-from fedmed.metrics.site_tables import COMPARED_MODELS, LOCAL, SiteTables
+from fedmed.metrics.site_tables import COMPARED_MODELS, LOCAL, ComparedModel, SiteTables
 from fedmed.processes import Backoff
-from fedmed.protocol.messages import REPORT, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, read_report, read_values
+from fedmed.protocol.reports import Declined, LocalReport
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.network import Network
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.local_record import LOCAL_FILE, LocalRecord, read_local
 from server.rounds.session import Session
@@ -43,7 +43,7 @@ def write_initial(session: Session) -> Path:
     if not path.is_file():
         options = session.config.model.options
         local = {name: options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
-        write_atomically(path, Network(session.plan, **local).pack())
+        write_atomically(path, build_network(session.plan, **local).pack())
     return path
 
 
@@ -110,9 +110,9 @@ def explain_missing(run: RunFolder, test: Mapping[str, SiteTables]) -> dict[str,
     return reasons
 
 
-def compared_models(session: Session) -> list[str]:
+def compared_models(session: Session) -> tuple[ComparedModel, ...]:
     """Return the models with which the sites compare the federation's in the test."""
-    return list(COMPARED_MODELS) if session.plan.benefit else []
+    return COMPARED_MODELS if session.plan.benefit else ()
 
 
 class _Calls:
@@ -131,9 +131,10 @@ class _Calls:
         if not sites:
             return False
         before = dict(record.sites)
-        session.listener.on_phase("local", last_round, len(sites))
+        kind = KINDS["local"]
+        session.listener.on_phase(kind.phase_name(), last_round, len(sites))
         missing = session.courier.ask(
-            "train.local",
+            kind.flower,
             session.make_request(last_round, best_round=None),
             self._initial,
             self._sha256,
@@ -183,23 +184,23 @@ class _Calls:
             self._note(answer.site, problem or "")
             return
         self._record.problems.pop(answer.site, None)
-        if told.get("declined") is True:
+        if isinstance(told, Declined):
             self._record.declined = sorted({*self._record.declined, answer.site})
             self._session.listener.on_info(f"{answer.site} trains no model of its own, as its policy says.")
             return
-        self._record.sites[answer.site] = told["rounds_done"]
-        if "loss" in told:
-            self._record.losses[answer.site] = read_start_loss(told["loss"])
+        self._record.sites[answer.site] = told.rounds_done
+        if told.loss is not None:
+            self._record.losses[answer.site] = told.loss
 
-    def _read(self, message: Message) -> dict[str, Any]:
-        told = read_values(message, REPORT)
-        if told.get("declined") is True:
-            return told
-        done = told.get("rounds_done")
-        if not isinstance(done, int) or isinstance(done, bool) or not 0 < done <= self._session.plan.rounds:
-            raise WireError("It does not say how many rounds of its own model are trained.")
-        if "loss" in told:
-            read_start_loss(told["loss"])
+    def _read(self, message: Message) -> LocalReport | Declined:
+        if Declined.fits(read_values(message, REPORT)):
+            return read_report(message, Declined)
+        told = read_report(message, LocalReport)
+        if told.rounds_done > self._session.plan.rounds:
+            raise WireError(
+                f"It says that {told.rounds_done} rounds of its own model are trained, and the plan has "
+                f"{self._session.plan.rounds}."
+            )
         return told
 
     def _note(self, site: str, problem: str) -> None:

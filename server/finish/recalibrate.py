@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
+from fedmed.distillation.network import build_network
 from fedmed.errors import ReparameterizationError, WireError
-from fedmed.protocol.messages import REPORT, read_sums, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import read_report, read_sums
+from fedmed.protocol.reports import NormSumsReport
 from fedmed.reparameterization import apply_sums, pool_sums
 from fedmed.reparameterization.statistics import Sums, tracked_norms
 from fedmed.storage.atomic_files import hash_file, write_atomically
@@ -70,7 +73,7 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
     """
     began = time.monotonic()
     session.listener.on_phase("recalibrate", model.round, len(session.attendance.descriptions))
-    network = Network(session.plan)
+    network = build_network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
     sums = _collect(session, model, network, best_round)
     if not sums:
@@ -109,12 +112,12 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
     def read(message: Message, site: str) -> Sums:
         return _read(message, model.model_sha256, shapes, most_values[site])
 
-    return ask_sums(session, "evaluate.recalibrate", model, best_round, read, what="BatchNorm sums")
+    return ask_sums(session, KINDS["recalibrate"], model, best_round, read)
 
 
 def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:
     """Return a site's sums; what cannot be true of its images is refused."""
-    if read_values(message, REPORT).get("model_sha256") != sha256:
+    if read_report(message, NormSumsReport).model_sha256 != sha256:
         raise WireError("The sums are of another model than the one that was sent.")
     sums = read_sums(message)
     if {name: tuple(values.shape) for name, values in sums.items()} != shapes:

@@ -1,17 +1,23 @@
 """What a run folder shows for itself: its report, from what lies on the disk alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
+from fedmed.processes.locks import wait_for_lock
+from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
-from fedmed.storage.history import read_history
+from fedmed.report.document import build_document
+from fedmed.report.page import save_report
+from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
 from server.rounds.attendance import load_sites
 from server.rounds.scoring import load_tables, round_folder
 
+_REPORT_LOCK = "report.lock"
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
 
 
@@ -21,17 +27,25 @@ def write_final_report(run: RunFolder, chosen_round: int) -> None:
     Of a real federation there are two: ``report/`` for the coordinating site, and ``shared/report/`` without the
     reasons why single hospitals were left out, which goes to all of them.
     """
-    content = build_content(run, chosen_round, tested=True)
-    write_report(run.path, content)
+    document = build_document(build_content(run, chosen_round, tested=True))
+    with wait_for_lock(run.path / _REPORT_LOCK):
+        save_report(run.path, document)
     if isinstance(run.read_settings(), ServerConfig):
         write_report(run.path / "shared", build_content(run, chosen_round, tested=True, with_reasons=False))
 
 
 def write_interim_report(run: RunFolder) -> None:
-    """Write the report of a run that is still going on, as far as it has come."""
+    """Write the report of a run that is still going on, as far as it has come.
+
+    Drawing takes seconds, in which the run may have ended: what is final is not written over.
+    """
     history = read_history(run.history_file)
-    if history:
-        write_report(run.path, build_content(run, int(history[-1]["round"]), tested=False))
+    if not history:
+        return
+    document = build_document(build_content(run, history[-1].round, tested=False))
+    with wait_for_lock(run.path / _REPORT_LOCK):
+        if not load_tables(run.tables / "test"):
+            save_report(run.path, document)
 
 
 def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reasons: bool = True) -> ReportContent:
@@ -74,7 +88,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         seed=config.seed,
         thresholds=_find_thresholds(sites),
         single_sites=not isinstance(config, ServerConfig),
-        agreed=frozenset(site for site, told in sites.items() if told.get("show_alone") is True),
+        agreed=frozenset(site for site, told in sites.items() if told.show_alone),
         temperature=run.read_temperature() if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},
@@ -85,7 +99,12 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
 
 
 def _make_notes(
-    config: FederationConfig, sites: dict[str, Any], answered: set[str], rounds_done: int, *, tested: bool
+    config: FederationConfig,
+    sites: Mapping[str, SiteDescription],
+    answered: set[str],
+    rounds_done: int,
+    *,
+    tested: bool,
 ) -> list[str]:
     if not tested:
         return [
@@ -95,26 +114,30 @@ def _make_notes(
     return [f"No test answer from: {', '.join(untested)}."] if untested else []
 
 
-def _drop_reasons(record: dict[str, Any]) -> dict[str, Any]:
-    lines = [line | {"reason": None} for line in record["participation"]]
-    return record | {"participation": lines}
+def _drop_reasons(record: RoundRecord) -> RoundRecord:
+    lines = [line.model_copy(update={"reason": None}) for line in record.participation]
+    return record.model_copy(update={"participation": lines})
 
 
-def _find_composition(sites: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[int]]] | None:
+def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[str, list[int]]] | None:
     """Return site -> part -> images by class for the sites that share it, None if no site does."""
-    shared = {site: told["class_counts"] for site, told in sorted(sites.items()) if told.get("class_counts")}
+    shared = {
+        site: {str(part): counts for part, counts in told.class_counts.items()}
+        for site, told in sorted(sites.items())
+        if told.class_counts is not None
+    }
     return shared or None
 
 
-def _find_thresholds(sites: dict[str, dict[str, Any]]) -> dict[str, int]:
+def _find_thresholds(sites: Mapping[str, SiteDescription]) -> dict[str, int]:
     """Return the largest thresholds below which a site withholds its tables."""
-    told = [site["thresholds"] for site in sites.values() if "thresholds" in site]
-    return {key: max((int(one[key]) for one in told), default=1) for key in ("k", "k_row")}
+    told = [site.thresholds for site in sites.values()]
+    return {"k": max((one.k for one in told), default=1), "k_row": max((one.k_row for one in told), default=1)}
 
 
-def _is_synthetic(config: FederationConfig, sites: dict[str, dict[str, Any]]) -> bool:
+def _is_synthetic(config: FederationConfig, sites: Mapping[str, SiteDescription]) -> bool:
     declared = config.data.synthetic if isinstance(config.data, SitesData) else config.data.source == "phantom"
-    return declared or any(told.get("synthetic") is True for told in sites.values())
+    return declared or any(told.synthetic for told in sites.values())
 
 
 def _shown_settings(config: FederationConfig) -> dict[str, Any]:

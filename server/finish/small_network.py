@@ -21,12 +21,13 @@ from typing import Any
 
 from fedmed.config import StudentConfig
 from fedmed.distillation import GateDecision, GateLimits, decide_gate, describe_distance
+from fedmed.distillation.network import build_network
 from fedmed.errors import ConfigError, FederationError
 from fedmed.metrics.site_tables import STUDENT, TEACHER, PairedTables, SiteTables, combine_paired
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import write_atomically
+from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import find_recalibrated
-from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import (
     build_student,
@@ -178,7 +179,7 @@ def _compress(session: Session, model: ChosenModel, settings: StudentConfig, bes
     else:
         distilled = distil_at_sites(session, model, settings, folder / "distilled")
     with_student = _with_student(session, settings)
-    raw = ChosenModel(model.round, folder / "distilled" / "model.safetensors", str(distilled["model_sha256"]))
+    raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, str(distilled["model_sha256"]))
     small, seconds = _recalibrate(with_student, raw, best_round)
     scores, gate_s = _ask_gate(session, model, with_student, small, best_round)
     decision = decide_gate(_combine(scores.tables), tuple(session.plan.classes), _make_limits(settings))
@@ -208,7 +209,7 @@ def _compress(session: Session, model: ChosenModel, settings: StudentConfig, bes
 def _recalibrate(session: Session, model: ChosenModel, best_round: int | None) -> tuple[ChosenModel, float]:
     """Return the student with the sites' BatchNorm statistics, and the seconds that it took now or before."""
     folder = session.run.compression / "recalibrated"
-    if not tracked_norms(Network(session.plan).model):
+    if not tracked_norms(build_network(session.plan).model):
         return model, 0.0
     done = find_recalibrated(folder, model.model_sha256)
     small = ChosenModel(model.round, *done) if done else recalibrate(session, model, best_round, folder)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from fedmed.errors import ConfigError, FederationError, FedmedError
 from fedmed.processes import single_instance
+from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
-from fedmed.storage.run_folder import MANIFEST_FILE, RunFolder
+from fedmed.storage.run_folder import RunFolder
 from server.release.publish import find_release
 
 DECISION_FILE, LOCK_FILE = "release_decision.json", "decision.lock"

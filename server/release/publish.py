@@ -19,16 +19,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from fedmed.errors import KeyFileError
 from fedmed.keys import check_signature, sign
+from fedmed.protocol.release import (
+    HISTORY_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    MODEL_FILES,
+    REPORT_DATA_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+)
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
-from fedmed.storage.history import read_history
-from fedmed.storage.run_folder import MANIFEST_FILE, RunFolder
-
-SIGNATURE_FILE = "manifest.sig"
-MODEL_FILES = ("model.safetensors", "model.onnx", "proof.json", "model_card.md", "requirements.txt")
-"""What of a model is handed out, as far as it is there."""
+from fedmed.storage.history import Validation, read_history
+from fedmed.storage.run_folder import RunFolder
 
 
 def release_folder(run: RunFolder) -> Path:
@@ -93,15 +100,15 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
         if (run.model / name).is_file():
             _place(run.model / name, folder / name)
     shared = run.path / "shared" / "report"  # the one without reasons that concern single hospitals
-    _place(shared / "index.html", folder / "report.html")
-    _place(shared / "report.json", folder / "report.json")
-    write_atomically(folder / "history.json", json.dumps(_share_history(run)).encode())
+    _place(shared / "index.html", folder / REPORT_FILE)
+    _place(shared / "report.json", folder / REPORT_DATA_FILE)
+    write_atomically(folder / HISTORY_FILE, json.dumps(_share_history(run)).encode())
     manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
     manifest |= {
         "run_id": run.read_run_id(),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         # By the hash of the train form a site finds its own tables of the test.
-        "model_sha256": manifest.get("trained_sha256") or manifest["sha256"]["model.safetensors"],
+        "model_sha256": manifest.get("trained_sha256") or manifest["sha256"][MODEL_FILE],
         "release": manifest.get("release") or {"kind": "automatic"},
         "files": {
             path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
@@ -153,12 +160,10 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _share_history(run: RunFolder) -> list[dict[str, Any]]:
+def _share_history(run: RunFolder) -> list[dict[str, JsonValue]]:
     """Return the rounds without what they say about single sites."""
     shared = []
     for record in read_history(run.history_file):
-        line = {key: value for key, value in record.items() if key not in {"participation", "validation"}}
-        line["validation"] = {"pooled": record["validation"]["pooled"], "sites": {}}
-        line["participation"] = []
-        shared.append(line)
+        validation = Validation(pooled=record.validation.pooled, sites={})
+        shared.append(record.model_copy(update={"participation": [], "validation": validation}).to_json())
     return shared

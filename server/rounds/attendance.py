@@ -9,24 +9,25 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
+from pydantic import TypeAdapter, ValidationError
 
 from fedmed.config import Plan
 from fedmed.distillation import check_same_teacher
-from fedmed.errors import FedmedError, tame
-from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
+from fedmed.errors import FedmedError, RunFolderError, tame
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REQUEST, make_content, read_report
+from fedmed.protocol.reports import Part, SiteDescription, TeacherDescription
+from fedmed.protocol.requests import Request
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
+from fedmed.versions import find_versions
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
 
-_PARTS = ("train", "validation", "test")
-_LARGEST_SITE = 100_000_000
 _PROBE_EVERY_S = 5.0
-_MOST_ATTRIBUTES, _LONGEST_NAME = 40, 200
+_SITES_FILE = "sites.json"
 _NEEDS_SCORES = (
     "the rule choose_by needs histograms of validation scores from every site, and this site does not let them leave. "
     "Choose another rule in server.yaml, for example balanced_accuracy, or set policy.validation_scores: true in the "
@@ -44,16 +45,16 @@ class Attendance:
         Sent to every site that joins.
     model_digest : str
         Digest of the model's definition at the server; a site with another one is refused.
-    teacher : mapping, optional
+    teacher : TeacherDescription, optional
         What the server says of its teacher; a site with another one is refused.
     """
 
     plan: Plan
     model_digest: str
-    teacher: Mapping[str, Any] | None = None
+    teacher: TeacherDescription | None = None
     missed: dict[str, int] = field(default_factory=dict)
     """Rounds missed in a row, by site; part of the checkpoint."""
-    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    descriptions: dict[str, SiteDescription] = field(default_factory=dict)
     """What each joined site said of itself."""
     needs_scores: bool = False
     """Whether the best round is chosen by a figure that needs histograms of validation scores from every site."""
@@ -76,10 +77,10 @@ class Attendance:
         new = [site for site in strangers if site not in self.silent]
         if not new:
             return
-        listener.on_phase("join", round_number, len(new))
+        listener.on_phase(KINDS["query"].phase_name(), round_number, len(new))
         request = self._make_request()
         missing = exchange.ask(
-            "query",
+            KINDS["query"].flower,
             lambda site: request,
             new,
             deadline_s=deadline_s,
@@ -95,7 +96,7 @@ class Attendance:
         if description is None:
             self._turn_away(answer.site, problem or "no reason given", listener)
             return
-        if self.needs_scores and not description["validation_scores"]:
+        if self.needs_scores and not description.validation_scores:
             self.without_scores.add(answer.site)
             self._turn_away(answer.site, _NEEDS_SCORES, listener)
             return
@@ -106,9 +107,9 @@ class Attendance:
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
 
-    def _read(self, message: Message, site: str) -> dict[str, Any]:
-        description = read_values(message, REPORT)
-        _check_teacher(description.get("teacher"), self.teacher, site)
+    def _read(self, message: Message, site: str) -> SiteDescription:
+        description = read_report(message, SiteDescription)
+        _check_teacher(description.teacher, self.teacher, site)
         _check_description(description, site, self.model_digest, len(self.plan.classes))
         return description
 
@@ -161,79 +162,72 @@ class Attendance:
     @property
     def agreed(self) -> frozenset[str]:
         """Sites that agree to show patient groups that are theirs alone."""
-        return frozenset(site for site, told in self.descriptions.items() if told["show_alone"])
+        return frozenset(site for site, told in self.descriptions.items() if told.show_alone)
 
     @property
     def attributes(self) -> frozenset[str]:
         """Attributes that any site tells apart."""
-        return frozenset(name for told in self.descriptions.values() for name in told["attributes"])
+        return frozenset(name for told in self.descriptions.values() for name in told.attributes)
 
-    def num_images(self, part: str) -> dict[str, int]:
+    def num_images(self, part: Part) -> dict[str, int]:
         """Return the images of a part that each site stated."""
-        return {site: int(told["num_images"][part]) for site, told in self.descriptions.items()}
+        return {site: told.num_images[part] for site, told in self.descriptions.items()}
 
-    def _make_request(self) -> Any:
-        return make_content(REQUEST, {"plan": self.plan.model_dump(mode="json")})
+    def _make_request(self) -> RecordDict:
+        return make_content(REQUEST, Request(plan=self.plan).to_values())
 
 
-def _check_teacher(told: object, own: Mapping[str, Any] | None, site: str) -> None:
+def _check_teacher(told: TeacherDescription | None, own: TeacherDescription | None, site: str) -> None:
     """Refuse a site whose teacher is another: neither features nor projectors would be comparable."""
     if own is None:
         return
-    if not isinstance(told, dict) or set(told) != set(own) or not all(isinstance(v, str | int) for v in told.values()):
+    if told is None:
         raise FedmedError("It does not say which teacher it has. Install the same version of fedmed on both sides.")
-    check_same_teacher({"(server)": own, site: {key: tame(str(value), 100) for key, value in told.items()}})
+    tamed = {key: tame(str(value), 100) for key, value in told}
+    check_same_teacher({"(server)": dict(own), site: tamed})
 
 
-def _check_description(description: dict[str, Any], site: str, model_digest: str, num_classes: int) -> None:
-    if description.get("site") != site:
-        raise FedmedError(f"It calls itself {tame(repr(description.get('site')))}, the roster calls it '{site}'.")
-    own = {package: metadata.version(package) for package in ("fedmed", "flwr")}
-    told = description.get("versions")
-    if not isinstance(told, dict) or {package: told.get(package) for package in own} != own:
+def _check_description(description: SiteDescription, site: str, model_digest: str, num_classes: int) -> None:
+    if description.site != site:
+        raise FedmedError(f"It calls itself {tame(repr(description.site))}, the roster calls it '{site}'.")
+    own = find_versions("fedmed", "flwr")
+    if {package: description.versions.get(package) for package in own} != own:
         raise FedmedError(
-            f"It runs {tame(str(told))}, this server {own}. Install the same version of fedmed on both sides."
+            f"It runs {tame(str(description.versions))}, this server {own}. Install the same version of fedmed on both "
+            "sides."
         )
-    if description.get("model_digest") != model_digest:
+    if description.model_digest != model_digest:
         raise FedmedError(
             "Its definition of the model differs from the server's. Install the same version of fedmed on both sides; "
-            f"it runs {tame(str(description.get('versions')))}."
+            f"it runs {tame(str(description.versions))}."
         )
-    images = description.get("num_images")
-    if not isinstance(images, dict) or not all(_is_count(images.get(part)) for part in _PARTS):
-        raise FedmedError("Its numbers of images are missing or no plausible counts.")
-    counts = description.get("class_counts")
-    thresholds = description.get("thresholds", {"k": 1, "k_row": 1})
-    if not isinstance(thresholds, dict) or not all(_is_count(thresholds.get(key)) for key in ("k", "k_row")):
-        raise FedmedError("Its thresholds for small numbers are no plausible counts.")
-    if not all(isinstance(description.get(key), bool) for key in ("validation_scores", "show_alone")):
-        raise FedmedError("It does not say whether validation scores may leave and groups be shown alone.")
-    attributes = description.get("attributes")
-    if not isinstance(attributes, list) or len(attributes) > _MOST_ATTRIBUTES or not all(map(_is_name, attributes)):
-        raise FedmedError(f"Its attributes are no list of at most {_MOST_ATTRIBUTES} names.")
-    if counts is not None and not (
-        isinstance(counts, dict)
-        and all(isinstance(counts.get(part), list) and len(counts[part]) == num_classes for part in _PARTS)
-        and all(_is_count(count) for part in _PARTS for count in counts[part])
-    ):
+    if any(len(counts) != num_classes for counts in (description.class_counts or {}).values()):
         raise FedmedError("Its class counts do not have one plausible count for every class and part.")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_SITE
+_DESCRIPTIONS = TypeAdapter(dict[str, SiteDescription])
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
-
-
-def save_sites(run: RunFolder, descriptions: dict[str, dict[str, Any]]) -> None:
+def save_sites(run: RunFolder, descriptions: Mapping[str, SiteDescription]) -> None:
     """Keep what sites have told of themselves, for the report and for a restart."""
-    write_atomically(run.tables / "sites.json", json.dumps(descriptions, sort_keys=True).encode())
+    told = {site: description.to_values() for site, description in descriptions.items()}
+    write_atomically(run.tables / _SITES_FILE, json.dumps(told, sort_keys=True).encode())
 
 
-def load_sites(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what :func:`save_sites` has kept; empty before the first round."""
-    file = run.tables / "sites.json"
-    content: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
-    return content
+def load_sites(run: RunFolder) -> dict[str, SiteDescription]:
+    """Return what :func:`save_sites` has kept; empty before the first round.
+
+    Raises
+    ------
+    RunFolderError
+        If the file is damaged.
+    """
+    file = run.tables / _SITES_FILE
+    try:
+        return _DESCRIPTIONS.validate_json(file.read_bytes()) if file.is_file() else {}
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RunFolderError(
+            f"{file}, what the sites have told of themselves, cannot be read ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}). Put the file of a backup in its place."
+        ) from None

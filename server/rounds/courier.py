@@ -4,17 +4,17 @@ After the evaluation of a round every site holds the model from which the next r
 down and one update up for each site. A site that was restarted says that it lacks the model and is sent it again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 
 from fedmed.config import Plan
-from fedmed.errors import FedmedError
-from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_values
+from fedmed.protocol.messages import REQUEST, lacks_model, make_content
+from fedmed.protocol.requests import OtherModel, Request
 from server.rounds.exchange import Answer, Exchange, Unanswered
 
 
@@ -22,15 +22,15 @@ from server.rounds.exchange import Answer, Exchange, Unanswered
 class SecondModel:
     """A model that goes with a request beside the one that the request is about."""
 
-    name: str
+    name: Literal["student", "teacher"]
     """``student`` or ``teacher``, as the sites call it in their tables."""
     plan: Plan
     path: Path
     sha256: str
 
-    def to_values(self) -> dict[str, Any]:
+    def describe(self) -> OtherModel:
         """Return what a request says of it."""
-        return {"name": self.name, "plan": self.plan.model_dump(mode="json"), "sha256": self.sha256}
+        return OtherModel(name=self.name, plan=self.plan, sha256=self.sha256)
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Courier:
     def ask(
         self,
         kind: str,
-        values: Mapping[str, Any],
+        request: Request,
         model_file: Path,
         model_sha256: str,
         sites: Sequence[str],
@@ -70,9 +70,9 @@ class Courier:
         Parameters
         ----------
         kind : str
-            Flower's message type, which begins with ``train`` or ``evaluate``.
-        values : mapping
-            The request.
+            Flower's message type of a kind of message.
+        request : Request
+            All but what is said of the models.
         model_file : Path
             The model as it travels.
         model_sha256 : str
@@ -91,10 +91,13 @@ class Courier:
         Unanswered
             Sites that have not answered.
         """
-        told = {**values, "model_sha256": model_sha256, "remember": self.remember}
+        about = {
+            "model_sha256": model_sha256,
+            "remember": self.remember,
+            "other": None if other is None else other.describe(),
+        }
+        told = request.model_copy(update=about).to_values()
         other_bytes = None if other is None else other.path.read_bytes()
-        if other is not None:
-            told["other"] = other.to_values()
 
         @cache
         def with_model() -> RecordDict:
@@ -110,7 +113,7 @@ class Courier:
             return with_model()
 
         def take(answer: Answer) -> RecordDict | None:
-            if answer.message is not None and answer.site not in resent and _lacks_model(answer.message):
+            if answer.message is not None and answer.site not in resent and lacks_model(answer.message):
                 resent.add(answer.site)
                 return send_model()
             if answer.message is not None and self.remember and (answer.site in resent or not on_demand):
@@ -131,10 +134,3 @@ class Courier:
         """Return how many bytes of models were sent since the last call."""
         count, self._num_bytes = self._num_bytes, 0
         return count
-
-
-def _lacks_model(message: Message) -> bool:
-    try:
-        return read_values(message, REPORT).get("missing_model") is True
-    except FedmedError:
-        return False

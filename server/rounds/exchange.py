@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmed.errors import FedmedError, tame
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -128,8 +129,8 @@ class Exchange:
 
         Parameters
         ----------
-        kind : {"query", "train", "evaluate"}
-            Flower's message type.
+        kind : str
+            Flower's message type of a kind of message.
         content : callable
             Gives a site's request; requests that are the same object are stored once by the engine.
         sites : sequence of str
@@ -170,7 +171,7 @@ class Exchange:
     def probe(self, content: RecordDict, sites: Sequence[str], ttl: float) -> None:
         """Send a request without waiting for its answer; see :meth:`collect_probes`."""
         free = [site for site in sites if site not in self._probes.values()]
-        self._probes.update(self._push("query", lambda site: content, free, ttl=ttl))
+        self._probes.update(self._push(KINDS["query"].flower, lambda site: content, free, ttl=ttl))
 
     def collect_probes(self) -> list[Answer]:
         """Return the answers to probes that have come in so far, without waiting."""

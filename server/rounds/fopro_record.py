@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,12 +10,11 @@ import torch
 from fedmed.config import Plan
 from fedmed.distillation import make_prompt
 from fedmed.distillation.at_sites.objective import summarize_static
+from fedmed.distillation.network import PROMPT
 from fedmed.protocol.tensors import load_state
+from fedmed.storage.history import RoundDistillation, SiteDistillation
 from fedmed.storage.tensor_files import TensorFile
-from fedmed.training.network import PROMPT
 
-MOST_BANDS = 8
-_LARGEST_GAIN = 1e6
 LARGEST_PROMPT_VALUE = 20.0
 """Of a prompt, a reconstruction, in either direction. Its gains are ``exp(ln g_max tanh(u))``, and in float32 ``tanh``
 is 1 from u = 9.02: what lies beyond changes no gain and has no gradient, so no honest training goes there. Averaged, it
@@ -29,15 +28,6 @@ class Told(Protocol):
     images: int | None
     ekd: float | None
     prompt_bands: list[float | None] | None
-
-
-def read_bands(value: object) -> list[float | None] | None:
-    """Return a site's gain by band, or None where it sent none or something else; it is only shown."""
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_BANDS:
-        return None
-    if not all(gain is None or _is_gain(gain) for gain in value):
-        return None
-    return [None if gain is None else float(gain) for gain in value]
 
 
 def check_prompt(update: TensorFile) -> str | None:
@@ -57,7 +47,7 @@ def check_prompt(update: TensorFile) -> str | None:
     return None
 
 
-def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> dict[str, Any]:
+def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> RoundDistillation:
     """Return the entry ``fopro`` of a round's record.
 
     Parameters
@@ -71,7 +61,7 @@ def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> dict[
 
     Returns
     -------
-    dict
+    RoundDistillation
         ``teacher``; ``ekd``, the mean over the sites weighted by images; ``bands``, the gain of the averaged prompt, a
         reconstruction, by band (``low`` and ``high`` in shares of the Nyquist frequency), None unless it is static; and
         ``sites``: by site ``ekd`` and ``bands``, the gains alone, as far as they were told.
@@ -79,12 +69,12 @@ def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> dict[
     assert plan.fopro is not None, "the plan has a teacher"
     parts = [(u.images, u.ekd) for u in updates if u.images is not None and u.ekd is not None]
     total = sum(images for images, _ in parts)
-    return {
-        "teacher": plan.fopro.teacher.name,
-        "ekd": sum(images * ekd for images, ekd in parts) / total if total else None,
-        "bands": _summarise_average(plan, averaged),
-        "sites": {u.site: {"ekd": u.ekd, "bands": u.prompt_bands} for u in updates},
-    }
+    return RoundDistillation(
+        teacher=plan.fopro.teacher.name,
+        ekd=sum(images * ekd for images, ekd in parts) / total if total else None,
+        bands=_summarise_average(plan, averaged),
+        sites={u.site: SiteDistillation(ekd=u.ekd, bands=u.prompt_bands) for u in updates},
+    )
 
 
 def _summarise_average(plan: Plan, averaged: Path) -> list[dict[str, float | None]] | None:
@@ -94,7 +84,3 @@ def _summarise_average(plan: Plan, averaged: Path) -> list[dict[str, float | Non
     names = list(prompt.state_dict())
     load_state(prompt, {name: torch.from_numpy(file.load(PROMPT + name)) for name in names}, names)
     return summarize_static(prompt, plan.image_size)
-
-
-def _is_gain(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LARGEST_GAIN

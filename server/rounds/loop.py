@@ -8,22 +8,22 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from fedmed.aggregation import GlobalModel, RuleState, average_updates, make_rule, make_step
+from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.processes import Backoff
+from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import hash_file
-from fedmed.storage.checkpoints import MODEL_FILE, MOMENTS_FILE, Checkpoint, RunCheckpoints
-from fedmed.storage.history import append_record, read_history, to_plain_json, write_metrics_csv
+from fedmed.storage.checkpoints import Checkpoint
+from fedmed.storage.history import Alarm, RoundRecord, append_record, read_history, write_metrics_csv
 from fedmed.storage.tensor_files import TensorFile, write_tensors
 from server.rounds.attendance import save_sites
 from server.rounds.fopro_record import describe_round
 from server.rounds.local_record import read_local
+from server.rounds.loop_state import LoopState, save_checkpoint
 from server.rounds.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
 from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
@@ -39,20 +39,6 @@ _COVERAGE_DROP = 0.1
 _SPARE_BYTES = 64 * 2**20
 
 
-@dataclass
-class LoopState:
-    """What the loop must remember from round to round; part of every checkpoint."""
-
-    best_round: int | None = None
-    best_value: float | None = None
-    recent_norms: list[float] = field(default_factory=list)
-    missed: dict[str, int] = field(default_factory=dict)
-    record: dict[str, Any] | None = None
-    audit_head: str | None = None
-    fair: RuleState = field(default_factory=dict)
-    """What the rule of ``aggregation.fair`` remembers."""
-
-
 class RoundLoop:
     """Runs the rounds that are left.
 
@@ -62,15 +48,20 @@ class RoundLoop:
         The federation.
     start : Checkpoint
         Round 0 with the initial model, or the newest round.
+    state : LoopState
+        What it remembers.
     on_closed : callable, optional
         Called with the number of every closed round, its model's file and hash.
     """
 
     def __init__(
-        self, session: Session, start: Checkpoint, on_closed: Callable[[int, Path, str], None] | None = None
+        self,
+        session: Session,
+        start: Checkpoint,
+        state: LoopState,
+        on_closed: Callable[[int, Path, str], None] | None = None,
     ) -> None:
-        self.session, self._on_closed = session, on_closed
-        self.state = LoopState(**start.state)
+        self.session, self.state, self._on_closed = session, state, on_closed
         self._next_round = start.round + 1
         self._model, self._model_sha256 = GlobalModel(start.model_path, start.moments_path), start.model_sha256
         self._step = make_step(session.config.server_step)
@@ -104,24 +95,24 @@ class RoundLoop:
         scores = self.session.score(
             round_number, following.model, sha256, sorted(answered), part="validation", best_round=self.state.best_round
         )
-        record = {
-            "round": round_number,
-            "attempt": attempt,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_s": time.monotonic() - began,
-            "loss": collector.mean_loss(),
-            "learning_rate": next((u.learning_rate for u in collector.accepted()), None),
-            "model_sha256": sha256,
-            "bytes_to_sites": self.session.courier.take_count(),
-            "bytes_from_sites": sum(update.update_bytes or 0 for update in collector.updates.values()),
-            "coverage_images": self._coverage(collector),
-            "weights": weights,
-            "participation": collector.to_records(),
-            "validation": summarise(scores.tables, self.session.attendance.agreed),
-        }
+        record = RoundRecord(
+            round=round_number,
+            attempt=attempt,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            wall_s=time.monotonic() - began,
+            loss=collector.mean_loss(),
+            learning_rate=next((u.learning_rate for u in collector.accepted()), None),
+            model_sha256=sha256,
+            bytes_to_sites=self.session.courier.take_count(),
+            bytes_from_sites=sum(update.update_bytes or 0 for update in collector.updates.values()),
+            coverage_images=self._coverage(collector),
+            weights=weights,
+            participation=collector.to_records(),
+            validation=summarise(scores.tables, self.session.attendance.agreed),
+        )
         if self.session.plan.fopro is not None:
-            record["fopro"] = describe_round(self.session.plan, collector.accepted(), following.model)
-        record["alarms"] = self._find_alarms(record)
+            record.fopro = describe_round(self.session.plan, collector.accepted(), following.model)
+        record.alarms = self._find_alarms(record)
         self._warn_of_coverage(record)
         self._close(record, collector, scores, following)
 
@@ -183,8 +174,12 @@ class RoundLoop:
         rule = make_rule(session.config.aggregation.fair)
         collector = train_at_sites(
             session,
-            "train",
-            session.make_request(round_number, best_round=self.state.best_round) | rule.to_request(self.state.fair),
+            KINDS["train"],
+            session.make_request(
+                round_number,
+                best_round=self.state.best_round,
+                group_weights=rule.to_request(self.state.fair).get("group_weights"),
+            ),
             self._model.model,
             self._model_sha256,
             parameters=session.parameters,
@@ -194,7 +189,7 @@ class RoundLoop:
         )
         self._changed |= collector.changed
         for line in collector.to_records():
-            session.audit.append("update", round=round_number, **line)
+            session.audit.append("update", round=round_number, **line.to_json())
         return collector
 
     def _average(self, collector: UpdateCollector, round_number: int) -> tuple[Path, dict[str, float]]:
@@ -221,36 +216,36 @@ class RoundLoop:
             collector.declared.values()
         )
 
-    def _find_alarms(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+    def _find_alarms(self, record: RoundRecord) -> list[Alarm]:
         """Compare the groups of a round with those of the best round before, and say what a person should know."""
         history = self._history
-        best = next((before for before in history if before["round"] == self.state.best_round), None)
+        best = next((before for before in history if before.round == self.state.best_round), None)
         alarms = find_alarms(history, record, best, num_rounds=self.session.config.rounds)
-        known = {_name_alarm(alarm) for alarm in (history[-1].get("alarms") or [] if history else [])}
+        known = {_name_alarm(alarm) for alarm in (history[-1].alarms if history else [])}
         for alarm in alarms:
             if _name_alarm(alarm) not in known:  # what goes on is told once
-                self.session.listener.on_note(f"Alarm: {alarm['text']}")
+                self.session.listener.on_note(f"Alarm: {alarm.text}")
         return alarms
 
-    def _warn_of_coverage(self, record: dict[str, Any]) -> None:
+    def _warn_of_coverage(self, record: RoundRecord) -> None:
         """Say when clearly fewer training images stand behind a round than behind the one before."""
-        before = 1.0 if self.state.record is None else float(self.state.record["coverage_images"])
-        if record["coverage_images"] < before - _COVERAGE_DROP:
+        before = 1.0 if self.state.record is None else self.state.record.coverage_images
+        if record.coverage_images < before - _COVERAGE_DROP:
             self.session.listener.on_note(
-                f"Round {record['round']} rests on {record['coverage_images']:.0%} of the sites' training images, the "
+                f"Round {record.round} rests on {record.coverage_images:.0%} of the sites' training images, the "
                 f"round before on {before:.0%}. The participation table says who was left out and why."
             )
 
     def _close(
         self,
-        record: dict[str, Any],
+        record: RoundRecord,
         collector: UpdateCollector,
         scores: Scores,
         following: GlobalModel,
     ) -> None:
         """Save the round: from here on it is never trained again."""
-        session, state, round_number = self.session, self.state, int(record["round"])
-        value = choice_value(session.config, record["validation"])
+        session, state, round_number = self.session, self.state, record.round
+        value = choice_value(session.config, record.validation)
         if value is not None and (state.best_value is None or value > state.best_value):
             state.best_round, state.best_value = round_number, value
         norms = [update.update_norm for update in collector.accepted() if update.update_norm is not None]
@@ -259,28 +254,18 @@ class RoundLoop:
         session.attendance.count_round(statuses, scores.missing)
         state.missed = dict(session.attendance.missed)
         state.record = record
-        session.audit.append("round", round=round_number, model_sha256=record["model_sha256"])
+        session.audit.append("round", round=round_number, model_sha256=record.model_sha256)
         state.audit_head = session.audit.head
         save_sites(session.run, session.attendance.descriptions)
         save_tables(round_folder(session.run.tables, round_number), scores.tables)
         self._model = save_checkpoint(session.checkpoints, round_number, following, state)
         prune_site_models(session, {round_number, state.best_round or round_number})
-        self._model_sha256 = str(record["model_sha256"])
+        self._model_sha256 = record.model_sha256
         append_record(session.run.history_file, record)
-        self._history.append(to_plain_json(record))
+        self._history.append(RoundRecord.model_validate(record.to_json()))
         write_metrics_csv(self._history, session.run.metrics_file)
         prune_tables(session.run.tables, {round_number, state.best_round or round_number})
         session.listener.on_round(record)
-
-
-def save_checkpoint(
-    checkpoints: RunCheckpoints, round_number: int, model: GlobalModel, state: LoopState
-) -> GlobalModel:
-    """Save a round whose model is a tensor file already, and return it where it is in the checkpoint."""
-    folder = checkpoints.save(
-        round_number, model.model, asdict(state), best_round=state.best_round, moments=model.moments
-    )
-    return GlobalModel(folder / MODEL_FILE, None if model.moments is None else folder / MOMENTS_FILE)
 
 
 def _list_reasons(collector: UpdateCollector) -> str:
@@ -291,5 +276,5 @@ def _list_reasons(collector: UpdateCollector) -> str:
     return "Left out: " + "; ".join(reasons[:5]) + more + "."
 
 
-def _name_alarm(alarm: dict[str, Any]) -> tuple[str, str, str]:
-    return alarm["kind"], alarm["attribute"], alarm["group"]
+def _name_alarm(alarm: Alarm) -> tuple[str, str, str]:
+    return alarm.kind, alarm.attribute, alarm.group

@@ -4,6 +4,8 @@ import json
 import logging
 from typing import Any, Protocol
 
+from fedmed.storage.history import RoundRecord
+
 _logger = logging.getLogger("fedmed.server")
 
 
@@ -11,16 +13,12 @@ class Listener(Protocol):
     """Is told what happens, as it happens."""
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
-        """Hear that a phase begins.
-
-        They are ``join``, ``train``, ``evaluate``, ``local`` (the sites' models of their own), ``distil`` (into a
-        small network; at no site where the server does it), ``recalibrate``, ``calibrate``, ``test`` and ``release``.
-        """
+        """Hear that a phase of :data:`fedmed.protocol.kinds.KINDS` begins; at no site where the server works alone."""
 
     def on_answer(self, site: str, problem: str | None) -> None:
         """Hear that a site has answered; ``problem`` says why its answer does not count."""
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Hear that a round is closed; ``record`` is its line of ``history.jsonl``."""
 
     def on_info(self, text: str) -> None:
@@ -44,9 +42,9 @@ class LogListener:
         else:
             _logger.info("%s: answered", site)
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Log the round's figures."""
-        _logger.info("round %d closed, loss %s", record["round"], record["loss"])
+        _logger.info("round %d closed, loss %s", record.round, record.loss)
 
     def on_info(self, text: str) -> None:
         """Log the text."""
@@ -70,10 +68,10 @@ class EventListener(LogListener):
         super().on_answer(site, problem)
         _print_event("answer", site=site, problem=problem)
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Write the closed round."""
         super().on_round(record)
-        _print_event("round", record=record)
+        _print_event("round", record=record.to_json())
 
     def on_info(self, text: str) -> None:
         """Write the text."""

@@ -4,20 +4,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Message
 
 from fedmed.errors import WireError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
-from fedmed.protocol.messages import MISMATCH, REPORT, read_tables, read_values, unpack_tables
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import read_report, read_tables, unpack_tables
+from fedmed.protocol.reports import ScoreReport
+from fedmed.protocol.requests import Request
 from fedmed.storage.atomic_files import atomic_folder, write_atomically
 from server.rounds.courier import Courier, SecondModel
 from server.rounds.exchange import Answer, open_answer
 from server.rounds.progress import Listener
-
-_LARGEST_MISMATCH = 1e12
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scores:
 
 def collect_tables(
     courier: Courier,
-    request: Mapping[str, Any],
+    request: Request,
     model_file: Path,
     model_sha256: str,
     sites: Sequence[str],
@@ -53,7 +53,7 @@ def collect_tables(
     ----------
     courier : Courier
         Way to the sites.
-    request : mapping
+    request : Request
         What to score.
     model_file : Path
         The model.
@@ -80,10 +80,14 @@ def collect_tables(
         most_images = num_images[answer.site]
 
         def read(message: Message) -> SiteTables:
-            tables = _read(message, answer.site, num_classes, model_sha256, most_images)
+            tables, told = read_tables(message), read_report(message, ScoreReport)
+            if told.model_sha256 != model_sha256:
+                raise WireError("The tables are of another model than the one that was sent.")
+            _check(tables, answer.site, num_classes, most_images)
             if other is not None and SITE_ATTRIBUTE not in tables.paired.get(other.name, {}):
                 raise WireError(f"The tables hold no comparison with the model '{other.name}'.")
-            mismatches.update(_read_mismatch(message, answer.site))
+            if told.mismatch is not None:
+                mismatches[answer.site] = told.mismatch
             return tables
 
         tables, problem = open_answer(answer, read)
@@ -95,7 +99,14 @@ def collect_tables(
             listener.on_note(f"{answer.site} gave no evaluation: {problem}")
 
     missing = courier.ask(
-        "evaluate", request, model_file, model_sha256, sites, deadline_s=deadline_s, on_answer=take, other=other
+        KINDS["evaluate"].flower,
+        request,
+        model_file,
+        model_sha256,
+        sites,
+        deadline_s=deadline_s,
+        on_answer=take,
+        other=other,
     )
     for site in missing.late:
         listener.on_note(f"{site} gave no evaluation within {deadline_s:g} s.")
@@ -129,19 +140,8 @@ def prune_tables(root: Path, keep: set[int]) -> None:
             shutil.rmtree(folder)
 
 
-def _read_mismatch(message: Message, site: str) -> dict[str, float]:
-    """Return a site's distance; empty where it tells none, or what cannot be one."""
-    value = read_values(message, REPORT).get(MISMATCH)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST_MISMATCH:
-        return {}
-    return {site: float(value)}
-
-
-def _read(message: Message, site: str, num_classes: int, model_sha256: str, most_images: int) -> SiteTables:
-    """Return a site's tables; what cannot be true of its images is refused."""
-    tables = read_tables(message)
-    if read_values(message, REPORT).get("model_sha256") != model_sha256:
-        raise WireError("The tables are of another model than the one that was sent.")
+def _check(tables: SiteTables, site: str, num_classes: int, most_images: int) -> None:
+    """Refuse tables that cannot be true of a site's images."""
     for by_attribute in tables.models.values():
         for attribute, own in by_attribute.items():
             if own.num_classes != num_classes or (attribute == SITE_ATTRIBUTE and not set(own.groups) <= {site}):
@@ -152,4 +152,3 @@ def _read(message: Message, site: str, num_classes: int, model_sha256: str, most
         for pair in paired.values():
             if pair.cells.shape[1] != num_classes or pair.cells.sum() > most_images:
                 raise WireError("The paired tables have another number of classes, or more images than declared.")
-    return tables

@@ -1,13 +1,16 @@
 """What one federation has at hand while it runs, and how it waits for its sites."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
 from fedmed.errors import FederationError
+from fedmed.metrics.site_tables import ComparedModel
+from fedmed.protocol.kinds import KINDS, ScoredPart
+from fedmed.protocol.reading import explained
+from fedmed.protocol.requests import Request
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.run_folder import RunFolder
@@ -38,14 +41,35 @@ class Session:
     patient: bool = False
     """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
 
-    def make_request(self, round_number: int, *, part: str | None = None, best_round: int | None) -> dict[str, Any]:
-        """Return what a request says beside the model."""
-        return {
-            "plan": self.plan.model_dump(mode="json"),
-            "round": round_number,
-            "part": part,
-            "best_round": best_round,
-        }
+    def make_request(
+        self,
+        round_number: int,
+        *,
+        best_round: int | None,
+        part: ScoredPart | None = None,
+        temperature: float | None = None,
+        compare: Sequence[ComparedModel] = (),
+        group_weights: Mapping[str, float] | None = None,
+        artefact_sha256: str | None = None,
+    ) -> Request:
+        """Return what a request says beside the model.
+
+        Raises
+        ------
+        FederationError
+            If the sites would refuse it.
+        """
+        with explained(Request, FederationError):
+            return Request(
+                plan=self.plan,
+                round=round_number,
+                part=part,
+                best_round=best_round,
+                temperature=temperature,
+                compare=list(compare),
+                group_weights=dict(group_weights or {}),
+                artefact_sha256=artefact_sha256,
+            )
 
     def score(
         self,
@@ -54,10 +78,10 @@ class Session:
         model_sha256: str,
         sites: list[str],
         *,
-        part: str,
+        part: ScoredPart,
         best_round: int | None,
         temperature: float | None = None,
-        compare: Sequence[str] = (),
+        compare: Sequence[ComparedModel] = (),
         other: SecondModel | None = None,
     ) -> Scores:
         """Return the sites' tables of a model on one part of their images.
@@ -65,11 +89,10 @@ class Session:
         In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``; on
         either part it may be compared with a second model that is sent along.
         """
-        self.listener.on_phase("test" if part == "test" else "evaluate", round_number, len(sites))
+        self.listener.on_phase(KINDS["evaluate"].phase_name(part), round_number, len(sites))
         return collect_tables(
             self.courier,
-            self.make_request(round_number, part=part, best_round=best_round)
-            | {"temperature": temperature, "compare": list(compare)},
+            self.make_request(round_number, part=part, best_round=best_round, temperature=temperature, compare=compare),
             model_file,
             model_sha256,
             sites,

@@ -19,10 +19,10 @@ from torch import nn
 
 from fedmed.config import FederationConfig
 from fedmed.distillation import Ensemble
+from fedmed.distillation.network import build_network
 from fedmed.errors import CheckpointError
 from fedmed.storage.atomic_files import atomic_folder, find_rounds, hash_file, sync_path, write_atomically
 from fedmed.storage.run_folder import RunFolder
-from fedmed.training.network import Network
 from server.rounds.session import Session
 
 ROUNDS_KEPT = 2
@@ -97,7 +97,7 @@ def _load(session: Session, round_number: int, site: str, sha256: str) -> nn.Mod
         raise _explain(session.run, round_number, str(error)) from None
     if hashlib.sha256(packed).hexdigest() != sha256:
         raise _explain(session.run, round_number, f"'{path}' is damaged")
-    network = Network(session.plan)
+    network = build_network(session.plan)
     network.fill(packed, {})
     return network.model
 

@@ -1,11 +1,12 @@
 """One round's training at the sites: asked for, received, checked, and accounted for site by site."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedmed.config import Compression
+from fedmed.protocol.kinds import Kind
+from fedmed.protocol.requests import Request
 from fedmed.storage.tensor_files import TensorFile
 from server.rounds.courier import SecondModel
 from server.rounds.exchange import Answer
@@ -15,8 +16,8 @@ from server.rounds.updates import UpdateCollector
 
 def train_at_sites(
     session: Session,
-    message_type: str,
-    request: Mapping[str, Any],
+    kind: Kind,
+    request: Request,
     model_file: Path,
     model_sha256: str,
     *,
@@ -32,9 +33,9 @@ def train_at_sites(
     ----------
     session : Session
         The federation; its folder of updates is emptied.
-    message_type : str
-        ``train`` or ``train.distil``, which is also the name of the phase after the point.
-    request : mapping
+    kind : Kind
+        A kind of message with which a site returns an update.
+    request : Request
         What is asked for; has the ``round``.
     model_file, model_sha256 : Path, str
         The model to train.
@@ -57,14 +58,14 @@ def train_at_sites(
         session.run.updates, TensorFile(model_file), attendance.num_images("train"), parameters, compression
     )
     collector.mark(dormant, "dormant", dormant_note)
-    session.listener.on_phase(message_type.rpartition(".")[2], request["round"], len(sites))
+    session.listener.on_phase(kind.phase_name(), request.round or 0, len(sites))
 
     def take(answer: Answer) -> None:
         update = collector.take(answer)
         session.listener.on_answer(update.site, update.reason)
 
     missing = session.courier.ask(
-        message_type,
+        kind.flower,
         request,
         model_file,
         model_sha256,

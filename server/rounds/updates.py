@@ -3,29 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flwr.app import Message
 
 from fedmed.aggregation import check_num_images, check_update, compare_norms, site_weights
-from fedmed.aggregation.divergence_rule import MAS_WEIGHT, read_divergence
 from fedmed.config import Compression
 from fedmed.errors import WireError
-from fedmed.fairness.figures.group_losses import (
-    GROUP_LOSSES,
-    START_LOSS,
-    GroupLosses,
-    read_group_losses,
-    read_start_loss,
-)
-from fedmed.protocol.messages import REPORT, read_model, read_values
+from fedmed.protocol.messages import read_model, read_report
 from fedmed.protocol.quantisation import CompressionError, decompress_update
+from fedmed.protocol.reports import GroupLosses, TrainReport
 from fedmed.storage.atomic_files import explain_write_failure
+from fedmed.storage.history import Participation
 from fedmed.storage.tensor_files import TensorFile
 from server.rounds.exchange import MALFORMATIONS, Answer, explain_malformation
-from server.rounds.fopro_record import check_prompt, read_bands
-
-_LARGEST_NUMBER = 1e300
+from server.rounds.fopro_record import check_prompt
 
 
 @dataclass
@@ -53,19 +45,19 @@ class Update:
     prompt_bands: list[float | None] | None = None
     """Gain of the site's prompt by band of frequencies."""
 
-    def to_record(self, share: float | None) -> dict[str, Any]:
+    def to_record(self, share: float | None) -> Participation:
         """Return the site's line of the participation table."""
-        return {
-            "site": self.site,
-            "status": self.status,
-            "reason": self.reason,
-            "images": self.images,
-            "share": share,
-            "train_s": self.train_s,
-            "update_mib": self.update_mib,
-            "update_bytes": self.update_bytes,
-            "update_norm": self.update_norm,
-        }
+        return Participation(
+            site=self.site,
+            status=self.status,
+            reason=self.reason,
+            images=self.images,
+            share=share,
+            train_s=self.train_s,
+            update_mib=self.update_mib,
+            update_bytes=self.update_bytes,
+            update_norm=self.update_norm,
+        )
 
 
 @dataclass
@@ -139,7 +131,7 @@ class UpdateCollector:
         total = sum(images for images, _ in parts)
         return sum(images * loss for images, loss in parts) / total if total else None
 
-    def to_records(self) -> list[dict[str, Any]]:
+    def to_records(self) -> list[Participation]:
         """Return the participation table, one line a site, in the order of their names."""
         total = sum(update.images or 0 for update in self.accepted())
         lines = []
@@ -150,18 +142,16 @@ class UpdateCollector:
         return lines
 
     def _read(self, site: str, message: Message) -> Update:
-        values = read_values(message, REPORT)
-        packed = read_model(message)
+        told, packed = read_report(message, TrainReport), read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))
-        reason = check_num_images(values.get("num_images"), self.declared[site])
-        if values.get("num_images") != self.declared[site]:
+        reason = check_num_images(told.num_images, self.declared[site])
+        if told.num_images != self.declared[site]:
             self.changed.add(site)
         if reason is None:
-            update.images = int(values["num_images"])
-            update.loss, update.train_s = _read_number(values, "loss"), _read_number(values, "train_s")
-            update.learning_rate = _read_number(values, "learning_rate")
-            _read_losses(values, update)
-            update.ekd, update.prompt_bands = _read_number(values, "ekd"), read_bands(values.get("prompt_bands"))
+            update.images, update.loss, update.train_s = told.num_images, told.loss, told.train_s
+            update.learning_rate, update.ekd, update.prompt_bands = told.learning_rate, told.ekd, told.prompt_bands
+            update.start_loss, update.group_losses = told.start_loss, told.group_losses
+            update.divergence = told.mas_weight
             self._write(site, packed)
             check = check_update(self.file_of(site), self.reference, measured=self.parameters)
             update.update_norm, reason = check.norm, check.reason or check_prompt(TensorFile(self.file_of(site)))
@@ -180,24 +170,3 @@ class UpdateCollector:
         if arrived != path:
             decompress_update(arrived, self.reference, path)
             arrived.unlink()
-
-
-def _read_losses(values: Mapping[str, Any], update: Update) -> None:
-    """Take what a fair aggregation works with; a number that cannot be true costs the site its part."""
-    try:
-        if START_LOSS in values:
-            update.start_loss = read_start_loss(values[START_LOSS])
-        if GROUP_LOSSES in values:
-            update.group_losses = read_group_losses(values[GROUP_LOSSES], update.images or 0)
-        if MAS_WEIGHT in values:
-            update.divergence = read_divergence(values[MAS_WEIGHT])
-    except ValueError as error:
-        raise WireError(str(error)) from None
-
-
-def _read_number(values: Mapping[str, Any], key: str) -> float | None:
-    """Return a number that is only shown, or None where the site sent something else."""
-    value = values.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST_NUMBER:
-        return None
-    return float(value)

@@ -1,7 +1,6 @@
 """A round's validation figures as the history keeps them: of all images, by site and by patient group."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from fedmed.config import FederationConfig
 from fedmed.fairness.chance.compare_groups import compute_gaps
@@ -9,10 +8,11 @@ from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_o
 from fedmed.metrics.classification import Figure, compute_figures
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables, combine_attribute
 from fedmed.metrics.tables import EvaluationTables
+from fedmed.storage.history import Figures, Validation
 
 
-def summarise(sites: Mapping[str, SiteTables], agreed: Collection[str] = ()) -> dict[str, Any]:
-    """Return the scalar figures of a round.
+def summarise(sites: Mapping[str, SiteTables], agreed: Collection[str] = ()) -> Validation:
+    """Return the scalar figures of a round; of hidden groups there is nothing but that they are hidden.
 
     Parameters
     ----------
@@ -21,45 +21,35 @@ def summarise(sites: Mapping[str, SiteTables], agreed: Collection[str] = ()) -> 
     agreed : collection of str
         Sites that agree to show patient groups that are theirs alone.
 
-    Returns
-    -------
-    dict
-        ``pooled``: figures of all images. ``sites``: site -> figures. ``groups``: attribute -> group -> figures and
-        ``n``, as far as they may be shown. ``hidden``: attribute -> groups that may not, of which nothing else is here
-        either. ``gaps``: attribute -> figures that compare its groups. ``counts``: attribute -> group -> images (``n``)
-        and right answers (``right``) by class, for alarms.
     """
     by_site = combine_attribute(sites, SITE_ATTRIBUTE)
     if by_site is None:
-        return {"pooled": {}, "sites": {}, "groups": {}, "hidden": {}, "gaps": {}, "counts": {}}
+        return Validation(pooled={}, sites={}, groups={}, hidden={}, gaps={}, counts={})
     hidden = find_hidden_groups(sites, agreed)
     told = {SITE_ATTRIBUTE: by_site}
     for attribute in hidden:
         pooled = combine_attribute(sites, attribute)
         assert pooled is not None, "some site has told this attribute"
         told[attribute] = leave_out(pooled, hidden[attribute])
-    return {
-        "pooled": _to_values(compute_figures(by_site)),
-        "sites": {site: _to_values(compute_figures(sites[site].site)) for site in sites},
-        "groups": {name: _describe_groups(tables) for name, tables in told.items() if name != SITE_ATTRIBUTE},
-        "hidden": {name: sorted(groups) for name, groups in hidden.items()},
-        "gaps": {name: {key: gap.value for key, gap in compute_gaps(tables).items()} for name, tables in told.items()},
-        "counts": {name: _count_right(tables) for name, tables in told.items()},
-    }
+    return Validation(
+        pooled=_to_values(compute_figures(by_site)),
+        sites={site: _to_values(compute_figures(sites[site].site)) for site in sites},
+        groups={name: _describe_groups(tables) for name, tables in told.items() if name != SITE_ATTRIBUTE},
+        hidden={name: sorted(groups) for name, groups in hidden.items()},
+        gaps={name: {key: gap.value for key, gap in compute_gaps(tables).items()} for name, tables in told.items()},
+        counts={name: _count_right(tables) for name, tables in told.items()},
+    )
 
 
-def choice_value(config: FederationConfig, validation: Mapping[str, Any]) -> float | None:
+def choice_value(config: FederationConfig, validation: Validation) -> float | None:
     """Return the figure by which ``choose_by`` compares rounds, None where a round does not have it."""
     if config.chooses_by_group:
-        figures = (validation.get("gaps") or {}).get(config.choose_attribute) or {}
-    else:
-        figures = validation.get("pooled") or {}
-    value: float | None = figures.get(config.choose_by)
-    return value
+        return validation.gaps.get(config.choose_attribute, {}).get(config.choose_by)
+    return validation.pooled.get(config.choose_by)
 
 
-def _describe_groups(tables: EvaluationTables) -> dict[str, Any]:
-    described = {}
+def _describe_groups(tables: EvaluationTables) -> dict[str, Figures]:
+    described: dict[str, Figures] = {}
     for group in tables.groups:
         own = tables.select(group)
         described[group] = {"n": own.num_images, **_to_values(compute_figures(own))}
@@ -73,5 +63,5 @@ def _count_right(tables: EvaluationTables) -> dict[str, dict[str, list[int]]]:
     }
 
 
-def _to_values(figures: dict[str, Figure]) -> dict[str, float | None]:
+def _to_values(figures: dict[str, Figure]) -> Figures:
     return {key: figure.value for key, figure in figures.items()}

@@ -7,7 +7,10 @@ from pathlib import Path
 from fedmed.aggregation import RoundUpdates, RuleState, WeightedUpdate, Weights, make_rule
 from fedmed.aggregation.extension import check_weights
 from fedmed.aggregation.rule import normalise
-from fedmed.config import ExtensionRuleConfig, FederationConfig
+from fedmed.config import (
+    ExtensionRuleConfig,
+    FederationConfig,
+)
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import SiteTables
 from server.rounds.updates import UpdateCollector

@@ -1,20 +1,11 @@
-"""The few words of ASGI, the interface between a web server and an application, and a bell for those who wait."""
+"""What Starlette lacks for a gate: bodies with a limit of bytes and time, and a bell for those who wait."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.responses import Response
+from starlette.types import Message, Receive
 
-DROP_PATH = "/v1/fedmed/drop"
-"""Where the ServerApp says which answers it does not want any more."""
-OPEN_PATH = "/v1/fedmed/open"
-"""Where the supervisor says that the list of sites is the present one, and that they may come in."""
 STALL_S = 120.0
 """For how long a body may make no progress, in either direction."""
 
@@ -73,33 +64,10 @@ class TooSlow(Exception):  # noqa: N818  (whoever reads the request answers it)
     """A body has made no progress."""
 
 
-async def answer(
-    send: Send, status: int, body: bytes = b"", *, close: bool = False, retry_after_s: int | None = None
-) -> None:
-    """Send a short answer.
-
-    Parameters
-    ----------
-    send : Send
-        ASGI's.
-    status : int
-        HTTP status.
-    body : bytes
-        JSON, or nothing.
-    close : bool
-        Whether the connection ends, because the body of the request was not read.
-    retry_after_s : int, optional
-        When to ask again.
-    """
-    headers = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
-    if body:
-        headers.append((b"content-type", b"application/json"))
-    if close:
-        headers.append((b"connection", b"close"))
-    if retry_after_s is not None:
-        headers.append((b"retry-after", str(retry_after_s).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def refuse(status: int, content: bytes | None = None, *, retry_after_s: int | None = None) -> Response:
+    """Return an answer after which the connection ends, because the body of the request was not read."""
+    again = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    return Response(content, status, {"connection": "close"} | again, None if content is None else "application/json")
 
 
 async def read_body(receive: Receive, most_bytes: int) -> bytes | None:
@@ -128,9 +96,9 @@ async def read_body(receive: Receive, most_bytes: int) -> bytes | None:
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that gives a body that was read already, and then what comes after it."""
-    request: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+    request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Event:
+    async def again() -> Message:
         return request.pop() if request else await receive()
 
     return again

@@ -36,7 +36,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from fedmed.errors import FederationError, KeyFileError, ProcessError
-from server.superlink.asgi import OPEN_PATH
+from fedmed.protocol.http import OPEN_PATH
 
 APP_ID = "fedmed/fedmed"
 SERVER_APP = "server.federation:app"

@@ -6,7 +6,6 @@ line; everything else goes to the log.
 """
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.processes import Stopped, raise_on_signals, read_secret, set_up_logging, watch_parent
+from fedmed.protocol.apps import load_app
 from server.superlink.grid import DeploymentGrid
 
 DONE, EXPLAINED, FAILED = 0, 3, 4
@@ -139,21 +139,6 @@ class Task:
         self._grid.close()
 
 
-def load_server_app(reference: str) -> ServerApp:
-    """Import the ServerApp that is installed here.
-
-    Parameters
-    ----------
-    reference : str
-        ``module:attribute``.
-    """
-    module, _, attribute = reference.partition(":")
-    server_app = getattr(importlib.import_module(module), attribute)
-    if not isinstance(server_app, ServerApp):
-        raise TypeError(f"{reference} is no ServerApp")
-    return server_app
-
-
 def run_task(launch: Launch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
     """Take the task from the SuperLink and run the ServerApp on it."""
     token = acquire_task(launch.address, read_secret(Path(launch.superexec_secret_file)))
@@ -183,7 +168,7 @@ def main() -> int:
         import torch  # noqa: PLC0415  (seconds; after the watch over the parent and the log)
 
         torch.set_num_threads(launch.threads)
-        server_app = load_server_app(launch.server_app)
+        server_app = load_app(launch.server_app, ServerApp)
         run_task(launch, lambda grid, context: server_app(grid=grid, context=context))
     except FedmedError as error:
         log.warning("%s", error, exc_info=True)

@@ -1,4 +1,4 @@
-"""What stands between the network and Flower's SuperLink, as plain ASGI.
+"""What stands between the network and Flower's SuperLink, as ASGI.
 
 The public side lets through Flower's Fleet API and a few questions of our own, from known sites only, and says no
 before it has read anything of a request but its head. A site that asks for a message and gets none is answered as soon
@@ -18,20 +18,16 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedmed.protocol.http import DROP_PATH, HOLD_S, OPEN_PATH, OWN_PATHS, RELEASE_HEADER, RELEASED_HOLD_S
 from server.superlink.admission import RefusalLog, Visitor, identify
 from server.superlink.asgi import (
-    DROP_PATH,
-    OPEN_PATH,
-    App,
     Bell,
-    Event,
-    Receive,
-    Scope,
-    Send,
     TooSlow,
-    answer,
     read_body,
+    refuse,
     replay,
     wait_for_end,
 )
@@ -42,10 +38,7 @@ from server.superlink.state import DeploymentLinkState
 
 MAX_BODY_BYTES = 2**20
 _MAX_OWN_BODY_BYTES = 64 * 2**20  # from our own processes
-HOLD_S = 20.0
-RELEASED_HOLD_S = 1.0
-RELEASE_HEADER = b"x-fedmed-release"
-_FLEET, _OWN = "/v1/fleet/", "/v1/fedmed/"
+_FLEET = "/v1/fleet/"
 _PULL, _PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 _ACTIVATE = "/v1/fleet/activate-node"
 _PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
@@ -62,7 +55,7 @@ class PrivateGate:
 
     Parameters
     ----------
-    app : App
+    app : ASGIApp
         Flower's SuperLink.
     state : DeploymentLinkState
         Knows the ServerApp's token and the messages.
@@ -78,7 +71,7 @@ class PrivateGate:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         state: DeploymentLinkState,
         bell: Bell,
         parts: PartsDesk,
@@ -93,45 +86,42 @@ class PrivateGate:
         """Handle one request."""
         path = scope.get("path")
         if path == OPEN_PATH:
-            await self._open(scope, send)
+            await self._open(scope)(scope, receive, send)
             return
         if path in {DROP_PATH, _PUSH_OWN_PART, _PULL_OWN_PART}:
             run_id = await asyncio.to_thread(self._state.find_run, _read_token(scope))
             if run_id is None:
-                await answer(send, 401, close=True)
+                await refuse(401)(scope, receive, send)
             elif path == DROP_PATH:
-                await self._drop(receive, send)
+                await (await self._drop(receive))(scope, receive, send)
             elif path == _PUSH_OWN_PART:
                 await self._parts.take(scope, receive, send, SUPERLINK_NODE_ID, run_id)
             else:
                 await self._parts.give(scope, receive, send, SUPERLINK_NODE_ID, run_id)
             return
         await self._app(scope, receive, send)
-        if path in {
-            _SEND,
-            _REVOKE,
-        }:  # a revoked site shall hear of it, and not when its question has been held for long
+        if path in {_SEND, _REVOKE}:  # a revoked site shall hear of it, and not when its question was held for long
             self._bell.ring()
 
-    async def _open(self, scope: Scope, send: Send) -> None:
+    def _open(self, scope: Scope) -> Response:
         """Let the sites in from now on."""
         shown: bytes = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(shown, self._authorization):
-            await answer(send, 401, close=True)
-        elif scope["method"] != "POST":
-            await answer(send, 405, close=True)
-        else:
-            if not self._opened.is_set():
-                log.info("sites may come in")
-            self._opened.set()
-            await answer(send, 204)
+            return refuse(401)
+        if scope["method"] != "POST":
+            return refuse(405)
+        if not self._opened.is_set():
+            log.info("sites may come in")
+        self._opened.set()
+        return Response(status_code=204)
 
-    async def _drop(self, receive: Receive, send: Send) -> None:
+    async def _drop(self, receive: Receive) -> Response:
         """Remove messages whose answers the ServerApp does not want any more."""
         body = await read_body(receive, _MAX_OWN_BODY_BYTES)
-        if body is not None:
-            await asyncio.to_thread(self._state.drop_messages, json.loads(body)["message_ids"])
-            await answer(send, 204)
+        if body is None:
+            return refuse(413)
+        await asyncio.to_thread(self._state.drop_messages, json.loads(body)["message_ids"])
+        return Response(status_code=204)
 
 
 class PublicGate:
@@ -139,7 +129,7 @@ class PublicGate:
 
     Parameters
     ----------
-    app : App
+    app : ASGIApp
         Flower's SuperLink.
     state : DeploymentLinkState
         Knows the sites' keys.
@@ -157,7 +147,7 @@ class PublicGate:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         state: DeploymentLinkState,
         bell: Bell,
         *,
@@ -175,30 +165,30 @@ class PublicGate:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
-        status = check_length(scope) if path.startswith((_FLEET, _OWN)) else 404
+        status = check_length(scope) if path.startswith((_FLEET, OWN_PATHS)) else 404
         if status is not None:
-            await answer(send, status, close=True)
+            await refuse(status)(scope, receive, send)
             return
         if not self._opened.is_set():
-            await answer(send, 503, close=True, retry_after_s=1)
+            await refuse(503, retry_after_s=1)(scope, receive, send)
             return
         visitor = await asyncio.to_thread(identify, self._state, scope["headers"])
         if visitor.problem is not None:
-            await self._refuse(scope, visitor, visitor.problem)
-            await answer(send, 401, _UNKNOWN, close=True)
+            await self._note_refusal(scope, visitor, visitor.problem)
+            await refuse(401, _UNKNOWN)(scope, receive, send)
             return
         try:
             with self._turnstile.count(visitor.number, waits=path == _PULL):
                 await self._serve(scope, receive, send, visitor)
         except TooManyRequests:
-            await answer(send, 429, close=True)
+            await refuse(429)(scope, receive, send)
         except TooSlow:
-            await answer(send, 408, close=True)
+            await refuse(408)(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
         """Handle a request of a known site."""
         path = scope["path"]
-        if path.startswith(_OWN):
+        if path.startswith(OWN_PATHS):
             await self._reception.serve(scope, receive, send, visitor)
         elif path == _PUSH_PART:
             await self._parts.take(scope, receive, send, visitor.number, None)
@@ -214,7 +204,7 @@ class PublicGate:
                 await self._activate(scope, replay(body, receive), send, visitor)
             elif path == _PUSH and not _is_own_reply(body, visitor.number):
                 log.warning("refused what is no reply of the site with key %s", visitor.fingerprint)
-                await answer(send, 400)
+                await Response(status_code=400)(scope, receive, send)
             else:
                 await self._app(scope, replay(body, receive), send)
 
@@ -237,38 +227,38 @@ class PublicGate:
         for event in events:
             await send(self._mark(event))
 
-    async def _ask(self, scope: Scope, body: bytes) -> list[Event]:
+    async def _ask(self, scope: Scope, body: bytes) -> list[Message]:
         """Return Flower's answer to a request that was read already."""
-        events: list[Event] = []
-        never: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        events: list[Message] = []
+        never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
-        async def forever() -> Event:
+        async def forever() -> Message:
             return await never
 
-        async def send(event: Event) -> None:
+        async def send(event: Message) -> None:
             events.append(event)
 
         await self._app(scope, replay(body, forever), send)
         return events
 
-    def _mark(self, event: Event) -> Event:
+    def _mark(self, event: Message) -> Message:
         """Tell the site of the release, if there is one."""
         released = self._reception.release_sha256
         if event["type"] == "http.response.start" and released is not None:
-            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER, released.encode())]
+            event["headers"] = [*event.get("headers", []), (RELEASE_HEADER.encode(), released.encode())]
         return event
 
     async def _activate(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
         """Pass on the start of a site's process; note if its identity is in use already."""
 
-        async def watch(event: Event) -> None:
+        async def watch(event: Message) -> None:
             if event["type"] == "http.response.start" and event["status"] >= 400:
-                await self._refuse(scope, visitor, "another process with this key is connected")
+                await self._note_refusal(scope, visitor, "another process with this key is connected")
             await send(event)
 
         await self._app(scope, receive, watch)
 
-    async def _refuse(self, scope: Scope, visitor: Visitor, reason: str) -> None:
+    async def _note_refusal(self, scope: Scope, visitor: Visitor, reason: str) -> None:
         client = scope.get("client")
         await asyncio.to_thread(self._refusals.add, str(client[0]) if client else "unknown", visitor, reason)
 
@@ -303,5 +293,5 @@ def _is_own_reply(body: bytes, node_id: int) -> bool:
     return metadata.src_node_id == node_id and bool(metadata.reply_to_message_id)
 
 
-def _is_empty(event: Event) -> bool:
+def _is_empty(event: Message) -> bool:
     return event["status"] == 200 and dict(event.get("headers", [])).get(b"content-length") == b"0"

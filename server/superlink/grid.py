@@ -38,8 +38,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no stubs
 
+from fedmed.protocol.http import DROP_PATH
 from server.rounds.exchange import MALFORMATIONS
-from server.superlink.asgi import DROP_PATH
 
 _CONNECTIONS = 4
 _MAX_ARRAY_BYTES = 2 * 2**30

@@ -1,16 +1,18 @@
 """The public port, before a request is one: how many connections a source may hold, and how long it may talk.
 
-uvicorn trusts whoever connects: its parser takes a head of any length and waits for its end for ever.
+This is here because no proxy is needed in front: uvicorn takes a head of any length and waits for its end for ever, and
+its own limit of connections counts all sources as one, so that one stranger could keep every hospital out.
 """
 
 import asyncio
-import importlib.util
 import ipaddress
 import logging
 import socket
 import time
 from collections import Counter
 from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 32 * 2**10
 HEAD_S = 15.0
@@ -142,19 +144,18 @@ class HeadTooLong(Exception):  # noqa: N818  (it never leaves the parser)
     """The head of a request is longer than allowed, or requests are sent without waiting for answers."""
 
 
-class ImpatientProtocol(asyncio.Protocol):
-    """What is added to either of uvicorn's protocols: a deadline for the head of every request."""
+class ImpatientProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a deadline and a limit for the head of every request."""
 
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
-    cycle: Any
-    """uvicorn's request under way or answered last."""
     _deadline: asyncio.TimerHandle | None = None
     _unfinished_bytes = 0
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock."""
-        super().connection_made(transport)
+        super().connection_made(transport)  # type: ignore[arg-type]
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -176,6 +177,32 @@ class ImpatientProtocol(asyncio.Protocol):
         elif self._unfinished_bytes > MAX_HEAD_BYTES:
             self.transport.abort()
 
+    def on_message_begin(self) -> None:
+        """Begin to count; one request may wait for the answer to the one before, a queue may not."""
+        if self.pipeline:
+            self._give_up()
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header, or what follows a body in the same form."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.transport.abort()
+        raise HeadTooLong  # ends the parsing
+
     def _start_clock(self) -> None:
         self._deadline = self.loop.call_later(HEAD_S, self.transport.abort)
 
@@ -183,62 +210,3 @@ class ImpatientProtocol(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-
-def choose_protocol(*, with_httptools: bool | None = None) -> type[asyncio.Protocol]:
-    """Return the HTTP protocol for uvicorn.
-
-    Parameters
-    ----------
-    with_httptools : bool, optional
-        Whether to parse with httptools, which is faster. Default: if it is installed.
-    """
-    if with_httptools is None:
-        with_httptools = importlib.util.find_spec("httptools") is not None
-    return _make_fast_protocol() if with_httptools else _make_plain_protocol()
-
-
-def _make_plain_protocol() -> type[asyncio.Protocol]:
-    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415  (only one of the two is used)
-
-    class PlainProtocol(ImpatientProtocol, H11Protocol):
-        """h11 limits heads itself, see ``h11_max_incomplete_event_size`` of uvicorn."""
-
-    return PlainProtocol
-
-
-def _make_fast_protocol() -> type[asyncio.Protocol]:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415  (may be missing)
-
-    class FastProtocol(ImpatientProtocol, HttpToolsProtocol):
-        """httptools calls for every piece of the head; an exception ends the parsing."""
-
-        _head_bytes = 0
-
-        def on_message_begin(self) -> None:
-            """Begin to count; one request may wait for the answer to the one before, a queue may not."""
-            if self.pipeline:
-                self._give_up()
-            self._head_bytes = 0
-            super().on_message_begin()
-
-        def on_url(self, url: bytes) -> None:
-            """Count the address."""
-            self._count(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            """Count a header, or what follows a body in the same form."""
-            self._count(len(name) + len(value))
-            super().on_header(name, value)
-
-        def _count(self, num_bytes: int) -> None:
-            self._head_bytes += num_bytes + 4
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._give_up()
-
-        def _give_up(self) -> None:
-            self.transport.abort()
-            raise HeadTooLong
-
-    return FastProtocol

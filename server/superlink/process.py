@@ -29,7 +29,7 @@ from server.superlink.admission import RefusalLog
 from server.superlink.asgi import Bell
 from server.superlink.flower_app import Launch, make_app
 from server.superlink.gate import PrivateGate, PublicGate
-from server.superlink.listener import MAX_HEAD_BYTES, Guests, choose_protocol, open_doors
+from server.superlink.listener import Guests, ImpatientProtocol, open_doors
 from server.superlink.object_transfer import PartsDesk
 from server.superlink.routes import Reception
 
@@ -80,8 +80,7 @@ class SuperLink:
         private = PrivateGate(app, self._state, self._bell, parts, opened=opened, control_token=token)
         self._private = Server(_configure(private, host="127.0.0.1", port=launch.private_port, lifespan="on"))
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
-        limits = {"http": choose_protocol(), "h11_max_incomplete_event_size": MAX_HEAD_BYTES}
-        config = _configure(public, lifespan="off", **limits, **tls)
+        config = _configure(public, lifespan="off", http=ImpatientProtocol, **tls)
         config.load()
         self._certificate = None if config.ssl is None else Certificate(config.ssl, launch)
         self._public = Server(config)

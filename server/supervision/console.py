@@ -4,25 +4,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedmed.protocol.kinds import Bar, describe_phase, find_phase
+from fedmed.storage.history import RoundRecord
 from server.rounds.progress import Listener
 
-_PHASES = {
-    "join": "sites get ready",
-    "train": "training",
-    "evaluate": "validation",
-    "local": "training of each site alone",
-    "distil": "distillation into a small network",
-    "recalibrate": "BatchNorm statistics",
-    "calibrate": "temperature",
-    "test": "test",
-    "release": "comparison of the forms",
-}
-_BARS = {"train": "rounds", "evaluate": "rounds", "local": "local"}
+_SPANS = {"train": (0.0, 0.9), "evaluate": (0.9, 0.1)}
+"""Where in a round's part of the bar a phase begins, and its share; training is most of a round's work."""
 
 
 @contextmanager
@@ -69,29 +60,33 @@ class BarListener:
         self._num_rounds, self._progress = num_rounds, progress
         self._task: TaskID = progress.add_task(beginning, total=float(num_rounds), figures="")
         self._round, self._phase, self._num_sites, self._num_done = 0, "", 0, 0
-        self._bar, self._alone = "rounds", 0
+        self._bar: Bar = "rounds"
+        self._moves: Bar | None = None
+        self._alone = 0
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Show the new phase; the rounds of the sites' own models have a bar of their own."""
-        if phase in _BARS and _BARS[phase] != self._bar:
-            self._bar, self._alone = _BARS[phase], 0
+        known, moved = find_phase(phase), self._moves
+        self._moves = None if known is None else known.bar
+        if self._moves is not None and self._moves != self._bar:
+            self._bar, self._alone = self._moves, 0
             self._progress.reset(self._task, total=float(self._num_rounds))
-        if self._phase == "local":
+        if moved == "local":
             self._alone = self._round
         self._round, self._phase, self._num_sites, self._num_done = round_number, phase, num_sites, 0
         self._draw()
 
     def on_answer(self, site: str, problem: str | None) -> None:
-        """Move the bar by one site; training is most of a round's work."""
+        """Move the bar by one site."""
         self._num_done += 1
         if problem:
             self.on_note(f"{site}: {problem}")
         self._draw()
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Print the closed round above the bar."""
         self._progress.console.print(describe_round(record, self._num_rounds), highlight=False)
-        self._progress.update(self._task, completed=record["round"], figures=_describe_figures(record))
+        self._progress.update(self._task, completed=record.round, figures=_describe_figures(record))
 
     def on_info(self, text: str) -> None:
         """Print the text above the bar."""
@@ -103,15 +98,15 @@ class BarListener:
 
     def _draw(self) -> None:
         done = self._num_done / max(1, self._num_sites)
-        part = {"train": 0.9 * done, "evaluate": 0.9 + 0.1 * done}.get(self._phase, 0.0)
-        before = self._round - 1 if self._phase in {"train", "evaluate"} else self._round
-        if self._phase == "local":  # a call may be for several rounds
+        begin, share = _SPANS.get(self._phase, (0.0, 0.0))
+        before, part = self._round - 1 if self._moves == "rounds" else self._round, begin + share * done
+        if self._moves == "local":  # a call may be for several rounds
             before, part = self._alone, (self._round - self._alone) * done
         asked = f"{self._num_done}/{self._num_sites} sites" if self._num_sites else "at the server"
         self._progress.update(
             self._task,
             completed=before + part,
-            description=f"round {self._round}/{self._num_rounds} {_PHASES.get(self._phase, self._phase)}: {asked}",
+            description=f"round {self._round}/{self._num_rounds} {describe_phase(self._phase)}: {asked}",
         )
 
 
@@ -130,20 +125,22 @@ class PlainListener:
 
     def on_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         """Say what takes time outside the rounds."""
-        if phase == "local":
-            _print(f"{_PHASES[phase]}: up to round {round_number}/{self._num_rounds}, {num_sites} sites")
-        elif phase not in _BARS:
-            _print(f"{_PHASES[phase]}: {num_sites} sites" if num_sites else f"{_PHASES[phase]}: at the server")
+        known, title = find_phase(phase), describe_phase(phase)
+        bar = None if known is None else known.bar
+        if bar == "local":
+            _print(f"{title}: up to round {round_number}/{self._num_rounds}, {num_sites} sites")
+        elif bar is None:
+            _print(f"{title}: {num_sites} sites" if num_sites else f"{title}: at the server")
 
     def on_answer(self, site: str, problem: str | None) -> None:
         """Print problems only."""
         if problem:
             _print(f"{site}: {problem}")
 
-    def on_round(self, record: dict[str, Any]) -> None:
+    def on_round(self, record: RoundRecord) -> None:
         """Print the closed round and how long the rest will take."""
-        self._seconds.append(record["wall_s"])
-        left = (self._num_rounds - record["round"]) * sum(self._seconds) / len(self._seconds)
+        self._seconds.append(record.wall_s)
+        left = (self._num_rounds - record.round) * sum(self._seconds) / len(self._seconds)
         _print(f"{describe_round(record, self._num_rounds)}  {timedelta(seconds=round(left))} left")
 
     def on_info(self, text: str) -> None:
@@ -155,19 +152,19 @@ class PlainListener:
         _print(text)
 
 
-def describe_round(record: dict[str, Any], num_rounds: int) -> str:
+def describe_round(record: RoundRecord, num_rounds: int) -> str:
     """Return one line about a closed round."""
-    statuses = [line["status"] for line in record["participation"]]
+    statuses = [line.status for line in record.participation]
     left_out = f", {len(statuses) - statuses.count('accepted')} left out" if set(statuses) != {"accepted"} else ""
     return (
-        f"round {record['round']}/{num_rounds}  {_describe_figures(record)}  "
-        f"{statuses.count('accepted')} sites{left_out}  {record['wall_s']:.1f} s"
+        f"round {record.round}/{num_rounds}  {_describe_figures(record)}  "
+        f"{statuses.count('accepted')} sites{left_out}  {record.wall_s:.1f} s"
     )
 
 
-def _describe_figures(record: dict[str, Any]) -> str:
-    accuracy = record["validation"]["pooled"].get("balanced_accuracy")
-    return f"loss {_format(record['loss'])}  balanced accuracy {_format(accuracy)}"
+def _describe_figures(record: RoundRecord) -> str:
+    accuracy = record.validation.pooled.get("balanced_accuracy")
+    return f"loss {_format(record.loss)}  balanced accuracy {_format(accuracy)}"
 
 
 def _format(value: float | None) -> str:

@@ -5,12 +5,12 @@ except taking part.
 """
 
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fedmed.config.server import ServerConfig
 from fedmed.storage.atomic_files import write_atomically
+from fedmed.versions import find_versions
 from server.finish.small_plans import make_distil_plan, make_student_plan
 
 
@@ -31,7 +31,7 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         old = json.loads(path.read_text())
         known = {key: old.get(key) for key in known}
     content = {
-        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        "versions": find_versions("fedmed", "flwr", "torch"),
         "study": config.study.model_dump(),
         "plan": config.make_plan().model_dump(mode="json"),
         "small_network": _describe_small(config),

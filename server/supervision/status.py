@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmed.errors import FedmedError, RunFolderError
-from fedmed.storage.history import read_history, to_plain_json
+from fedmed.protocol.kinds import KINDS, find_phase
+from fedmed.storage.history import RoundRecord, read_history, to_plain_json
 from server.supervision.status_view import ENDED, STATUS_FILE, process_start, read_status, render_status
 
 __all__ = ["STATUS_FILE", "State", "StatusFile", "read_status", "render_status"]
@@ -160,10 +161,9 @@ class StatusFile:
 
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
-        if phase in {"recalibrate", "calibrate", "test", "release"}:
-            self._content["state"] = "proving" if phase == "release" else "testing"
-        elif phase in {"train", "evaluate", "local"}:
-            self._content["state"] = "round"
+        known = find_phase(phase)
+        if known is not None and known.state is not None:
+            self._content["state"] = known.state
 
     def _take_answer(self, site: str, problem: str | None) -> None:
         self._content["answered"] += 1
@@ -172,7 +172,7 @@ class StatusFile:
             self._update_site(site, joined=True)
         else:
             self._content["message"] = f"{site}: {problem}"
-            if self._content["phase"] == "join":
+            if self._content["phase"] == KINDS["query"].phase_name():
                 self._update_site(site, joined=False)
 
     def _update_site(self, site: str, **values: Any) -> None:
@@ -187,7 +187,7 @@ class StatusFile:
             _logger.warning("participation is not up to date: %s", error)
             return
         if history:
-            self._content["round"] = max(self._content["round"], history[-1]["round"])
+            self._content["round"] = max(self._content["round"], history[-1].round)
         for site, entry in self._content["sites"].items():
             entry.update(_count_rounds(history, site))
 
@@ -209,15 +209,16 @@ class StatusFile:
             _logger.warning("%s could not be written: %s", STATUS_FILE, error.strerror or error)
 
 
-def _count_rounds(history: Iterable[Mapping[str, Any]], site: str) -> dict[str, Any]:
+def _count_rounds(history: Iterable[RoundRecord], site: str) -> dict[str, int | float | str | None]:
     """Return a site's newest line of the participation tables, and how many updates of it were accepted."""
-    found: dict[str, Any] = {"last_round": None, "last_status": None, "last_share": None, "rounds_taken": 0}
-    for record in history:
-        for line in record.get("participation", ()):
-            if line["site"] == site:
-                found |= {"last_round": record["round"], "last_status": line["status"], "last_share": line.get("share")}
-                found["rounds_taken"] += line["status"] == "accepted"
-    return found
+    lines = [(record.round, line) for record in history for line in record.participation if line.site == site]
+    number, newest = lines[-1] if lines else (None, None)
+    return {
+        "last_round": number,
+        "last_status": None if newest is None else newest.status,
+        "last_share": None if newest is None else newest.share,
+        "rounds_taken": sum(line.status == "accepted" for _, line in lines),
+    }
 
 
 def _read_last_seen(run_dir: Path) -> dict[str, str | None]:

@@ -14,20 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmed.errors import RunFolderError
+from fedmed.protocol.kinds import describe_phase
 
 STATUS_FILE = "status.json"
 ENDED = {"finished", "stopped", "failed"}
-_PHASES = {
-    "join": "sites describe themselves",
-    "train": "training",
-    "evaluate": "validation",
-    "local": "training of each site alone",
-    "distil": "distillation into a small network",
-    "recalibrate": "BatchNorm statistics",
-    "calibrate": "temperature",
-    "test": "test",
-    "release": "comparison of the forms",
-}
 _TITLES = ("site", "connected", "last seen", "joined", "last round", "status", "share", "rounds", "model")
 
 
@@ -111,7 +101,7 @@ def _describe_state(status: Mapping[str, Any], now: datetime) -> str:
     state, rounds = status["state"], f"round {status['round']} of {status['rounds']}"
     updated = _describe_age(status["updated"], now)
     if status["phase"]:
-        rounds += f", {_PHASES.get(status['phase'], status['phase'])}"
+        rounds += f", {describe_phase(status['phase'])}"
         if status["asked"]:  # no site is, while the server itself computes
             rounds += f": {status['answered']} of {status['asked']} sites have answered"
     if state in ENDED:

@@ -15,6 +15,7 @@ from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessErr
 from fedmed.health import HealthService
 from fedmed.processes import check_port_free
 from fedmed.storage.audit import AuditLog
+from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
 from server.provisioning.provision import renew_certificate
 from server.release.decision import check_decided, describe_command, read_decision
@@ -250,7 +251,7 @@ def _tell(listener: Listener, event: dict[str, Any]) -> None:
         case "answer":
             listener.on_answer(event["site"], event["problem"])
         case "round":
-            listener.on_round(event["record"])
+            listener.on_round(RoundRecord.model_validate(event["record"]))
         case "info":
             listener.on_info(event["text"])
         case "note":

@@ -274,6 +274,8 @@ def _start_ray(object_store_mib: int) -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            # Later Ray puts the working directory first on a worker's path, and with it a user's client.py.
+            runtime_env={"worker_process_setup_hook": "fedmed.own_packages.import_own_packages"},
         )
     return True
 

@@ -5,7 +5,6 @@ Flower's arrays therefore travel as numpy views of themselves, apart from the re
 """
 
 import copy
-import importlib
 import logging
 import signal
 import time
@@ -32,7 +31,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed.errors import FedmedError
+from fedmed.errors import describe_error
+from fedmed.protocol.apps import load_app, warm_up
 
 _logger = logging.getLogger(__name__)
 
@@ -159,8 +159,8 @@ class Worker:
         Exception
             Whatever importing the app raises.
         """
-        self._app = load_client_app(self._client_app)
-        _warm_up(self._threads)
+        self._app = load_app(self._client_app, ClientApp)
+        warm_up(self._threads)
 
     def handle(self, envelope: Envelope, *packed: PackedArrays) -> Parcel:
         """Answer one message; what the app raises becomes an error reply."""
@@ -205,38 +205,3 @@ class Worker:
                 run_config=dict(self._run_config),
             )
         return self._contexts[node_id]
-
-
-def describe_error(error: BaseException) -> str:
-    """Say what happened in words that may leave the site: only our own errors are known to hold no patient data."""
-    name = type(error).__name__
-    lines = str(error).splitlines()
-    return f"{name}: {lines[0]}" if isinstance(error, FedmedError) and lines else name
-
-
-def load_client_app(client_app: str) -> ClientApp:
-    """Import a ``ClientApp`` by its ``module:attribute``.
-
-    Raises
-    ------
-    TypeError
-        If the attribute is something else.
-    """
-    module, _, attribute = client_app.partition(":")
-    app = getattr(importlib.import_module(module), attribute)
-    if not isinstance(app, ClientApp):
-        raise TypeError(f"'{client_app}' is a {type(app).__name__}, not a ClientApp.")
-    return app
-
-
-def _warm_up(threads: int) -> None:
-    # Here and not above: the driver imports this module too, and need not have torch.
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Zeros, so that torch's global random generator stays untouched.
-    kernel = torch.zeros(8, 3, 3, 3, device=device, requires_grad=True)
-    optimizer = torch.optim.SGD([kernel], lr=0.1)
-    torch.nn.functional.conv2d(torch.zeros(2, 3, 16, 16, device=device), kernel).sum().backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

@@ -12,12 +12,12 @@ from client.hospital.site_data import Site, open_site
 from client.site import app
 from fedmed.config import Plan, RunConfig
 from fedmed.data import prepare_data
+from fedmed.distillation.network import get_network
 from fedmed.metrics.classification import compute_figures
 from fedmed.models import MODELS
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.evaluate import evaluate
 from fedmed.training.fit import fit
-from fedmed.training.network import get_network
 
 __all__ = ["app", "stock_app"]
 

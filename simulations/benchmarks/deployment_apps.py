@@ -17,6 +17,7 @@ from fedmed.fairness.disclosure.tables import release_site_tables
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import MODELS
 from fedmed.protocol.messages import REPORT, make_content
+from fedmed.protocol.reports import DistilReport, MissingModel, ScoreReport
 from fedmed.seeding import make_rng
 from fedmed.training.network import hash_model
 
@@ -57,8 +58,9 @@ def train(message: Message, context: Context) -> Message:
     packed = _memory.take(message, request)
     if packed is None:
         return _ask_for_model(message)
-    values = {"num_images": len(site.data.train), "loss": 1.0, "learning_rate": 0.0, "train_s": 0.0}
-    return Message(make_content(REPORT, values, model=change_model(packed, site, request)), reply_to=message)
+    told = DistilReport(num_images=len(site.data.train), loss=1.0, learning_rate=0.0, train_s=0.0)
+    content = make_content(REPORT, told.to_values(), model=change_model(packed, site, request))
+    return Message(content, reply_to=message)
 
 
 @client_app.evaluate()
@@ -72,7 +74,8 @@ def score(message: Message, context: Context) -> Message:
     part, counted = getattr(site.data, name), site.count_part(name, request.plan.fairness)
     logits = {FEDERATED: torch.zeros(len(part), len(request.plan.classes))}
     tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
-    return Message(make_content(REPORT, {"model_sha256": hash_model(packed)}, tables=tables), reply_to=message)
+    told = ScoreReport(model_sha256=hash_model(packed))
+    return Message(make_content(REPORT, told.to_values(), tables=tables), reply_to=message)
 
 
 def change_model(packed: bytes, site: Site, request: Request) -> bytes:
@@ -88,4 +91,4 @@ def change_model(packed: bytes, site: Site, request: Request) -> bytes:
 
 
 def _ask_for_model(message: Message) -> Message:
-    return Message(make_content(REPORT, {"missing_model": True}), reply_to=message)
+    return Message(make_content(REPORT, MissingModel(missing_model=True).to_values()), reply_to=message)

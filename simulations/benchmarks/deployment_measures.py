@@ -153,10 +153,10 @@ def read_parts(log: str, num_timed: int) -> dict[str, float]:
 def _read_bytes(run: RunFolder, case: Case) -> int:
     """Return the bytes that every timed round sent to one site, which are those that it got back."""
     records = read_history(run.history_file)[1 : case.num_timed + 1]
-    counts = {record[key] for record in records for key in ("bytes_to_sites", "bytes_from_sites")}
+    counts = {number for record in records for number in (record.bytes_to_sites, record.bytes_from_sites)}
     if len(counts) != 1:
         raise SystemExit(f"a round should send each site one model and get one update; bytes were {sorted(counts)}")
-    return int(counts.pop()) // case.num_sites
+    return counts.pop() // case.num_sites
 
 
 def _provision(case: Case, folder: Path, address: Address, ports: list[int]) -> list[Path]:

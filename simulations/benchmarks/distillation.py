@@ -30,12 +30,12 @@ import torch
 
 from fedmed.config import Plan
 from fedmed.data import ImagePart
+from fedmed.distillation.network import build_network
 from fedmed.errors import FedmedError
 from fedmed.models import list_models
 from fedmed.seeding import make_rng
 from fedmed.training.devices import select_device
 from fedmed.training.fit import fit
-from fedmed.training.network import Network
 
 NUM_CLASSES = 7
 STUDENTS = ("resnet18", "shufflenet_v2_x1_0_erohprf")
@@ -160,7 +160,7 @@ class Contender:
     def __init__(self, variant: Variant, setting: Setting, part: ImagePart, device: torch.device) -> None:
         self.variant, self._part, self._device = variant, part, device
         self._plan = setting.make_plan(variant)
-        self._network = Network(self._plan)
+        self._network = build_network(self._plan)
 
     def run(self, turn: int) -> float:
         """Return the seconds of one round."""
@@ -174,7 +174,7 @@ class Contender:
             site=site,
             round_number=turn + 1,
             device=self._device,
-            prompt=self._network.prompt,
+            objective=self._network.objective,
         )
         return time.process_time() - began if self._device.type == "cpu" else result.train_s
 

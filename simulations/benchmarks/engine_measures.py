@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if kind == "memory":
         return _measure_memory(run)
     run_simulation(run, run.read_config(), LogListener(), client_app="simulations.benchmarks.apps:app")
-    return {"rounds_s": [record["wall_s"] for record in read_history(run.history_file)]}
+    return {"rounds_s": [record.wall_s for record in read_history(run.history_file)]}
 
 
 def _run_plain(run: RunFolder, names: list[str]) -> list[float]:

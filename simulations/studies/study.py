@@ -185,7 +185,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), results: Path | None =
 
 def default_results(name: str) -> Path:
     """Return the folder of a study's results: in a checkout ``simulations/results``, else ``results`` here."""
-    own = Path(__file__).resolve().parent
+    own = Path(__file__).resolve().parents[1]
     is_checkout = (own.parent / "pyproject.toml").is_file()
     return (own / "results" if is_checkout else Path("results").absolute()) / name
 

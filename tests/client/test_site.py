@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from client.hospital.site_data import open_site
 from client.site import app
 from fedmed.config import Plan
+from fedmed.distillation.network import build_network, get_network
 from fedmed.errors import FedmedError, RunFolderError, WireError
 from fedmed.fairness.disclosure.rows import plan_release
 from fedmed.fairness.disclosure.tables import Release, release_site_tables
@@ -22,7 +23,7 @@ from fedmed.protocol.messages import REPORT, REQUEST, make_content, read_model, 
 from fedmed.protocol.quantisation import decompress_update
 from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.evaluate import compute_logits
-from fedmed.training.network import Network, get_network, hash_model
+from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import FILE, PATIENT, POLICY, HospitalSite, make_rows
 from tests.support.federation import Federation
 
@@ -36,7 +37,7 @@ class Site:
         self.plan = federation.config.make_plan()
         self.grid = federation.grid()  # sets Flower's identity of this process
         self.config = self.grid._configs[number + 1]
-        self.model = Network(self.plan).pack()
+        self.model = build_network(self.plan).pack()
 
     def ask(self, kind: str, model: bytes | None = None, plan: Plan | None = None, **values: Any) -> Message:
         values["plan"] = (plan or self.plan).model_dump(mode="json")

@@ -47,6 +47,14 @@ def test_round_trip_gives_an_equal_config(tmp_path: Path) -> None:
     assert load_run_config(write(tmp_path, dump_config(config))) == config
 
 
+def test_a_setting_that_had_no_effect_is_opened_and_not_taken_from_set(tmp_path: Path) -> None:
+    old = load_run_config(write(tmp_path, "sites: 2\nshare_class_counts: false"))
+    assert old == load_run_config(write(tmp_path, "sites: 2"))
+    assert message(write(tmp_path, "sites: 2"), "share_class_counts=true").startswith(
+        "--set share_class_counts=true: there is no key 'share_class_counts'"
+    )
+
+
 def test_overrides_reach_nested_keys_and_numbers_in_exponent_form(tmp_path: Path) -> None:
     config = load_run_config(write(tmp_path, "sites: 2"), ["training.optimizer.lr=1e-3", "data.image_size=32"])
     assert config.training.optimizer.lr == 0.001

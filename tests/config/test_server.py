@@ -260,6 +260,11 @@ def test_a_wrong_key_names_the_file_the_value_and_the_nearest(refuse_server: Cal
     assert "no key 'study.number'" in refuse_server(study={"number": 1})
 
 
+def test_a_server_file_of_an_older_version_loads_and_a_sites_own_setting_counts(tmp_path: Path) -> None:
+    assert server_with(tmp_path, share_class_counts=True) == server_with(tmp_path)
+    assert client_with(tmp_path, share_class_counts=True).share_class_counts
+
+
 def test_what_belongs_to_a_simulation_is_refused(refuse_server: Callable[..., str]) -> None:
     assert "no key 'workers'" in refuse_server(workers=2)
     assert "'data.source' is 'phantom'. Allowed: 'sites'." in refuse_server(data={"source": "phantom"})

@@ -277,7 +277,7 @@ def test_comparison_counts_by_hand() -> None:
     assert (found.onnx.num_images, found.onnx.num_ties, found.onnx.num_agreeing) == (5, 1, 3)
     # Rows: true class. Columns: right in both, only in the train form, only in the ONNX file, in neither.
     assert found.paired == [[1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0]]
-    assert [text.split(":")[0] for text in found.failures()] == ["ONNX file", "ONNX file"]
+    assert [text.split(":")[0] for text in found.failures()] == ["ONNX file"] * 3  # a logit, a probability, a class
     assert read_comparison(json.loads(json.dumps(found.to_values()))) == found
 
 

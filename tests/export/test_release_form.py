@@ -21,35 +21,58 @@ from fedmed.export.release_form import (
 )
 from fedmed.fairness.disclosure.tables import Release
 from fedmed.protocol.messages import pack_files, unpack_files
+from fedmed.protocol.reports import FormsCompared, FormsProblem, FormsReport
 from fedmed.reparameterization import Comparison
 
 
 def make(error: float = 1.23456e-7, agreeing: int = 9) -> FormComparison:
     """Ten images of two classes, one a tie."""
-    one = Comparison("float32", error, 3.14159, 10, 1, agreeing)
+    one = Comparison("float32", error, 3.14159, 10, 1, agreeing, error / 4)
     return FormComparison(one, one, [[4, 0, 0, 1], [3, 1, 0, 1]])
 
 
 def test_floats_are_rounded_up_to_two_digits() -> None:
     told = describe_comparison(make())
-    assert (told["onnx"]["max_abs_error"], told["onnx"]["largest_logit"]) == (1.3e-7, 3.2)
-    assert describe_comparison(make(1e-4))["deploy"]["max_abs_error"] == 1e-4
-    assert describe_comparison(make(1.0000001e-4))["deploy"]["max_abs_error"] == 1.1e-4
-    assert describe_comparison(make(0.0))["deploy"]["max_abs_error"] == 0.0
+    assert (told.onnx.max_abs_error, told.onnx.largest_logit) == (1.3e-7, 3.2)
+    assert describe_comparison(make(1e-4)).deploy.max_abs_error == 1e-4
+    assert describe_comparison(make(1.0000001e-4)).deploy.max_abs_error == 1.1e-4
+    assert describe_comparison(make(0.0)).deploy.max_abs_error == 0.0
+
+
+def read(comparison: object, num_classes: int = 2) -> FormComparison | str:
+    """Read the comparison in a report as it arrives."""
+    told = FormsReport.read({"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": comparison})
+    return read_answer(told.comparison, num_classes)
+
+
+def to_json(told: FormsCompared | FormsProblem) -> object:
+    return json.loads(json.dumps(told.to_values(), allow_nan=False))
 
 
 def test_answer_comes_back_through_json() -> None:
-    told = json.loads(json.dumps(describe_comparison(make()), allow_nan=False))
-    found = read_answer(told, 2)
+    told = describe_comparison(make())
+    found = read(to_json(told))
     assert describe_comparison(found) == told
     assert found.failures() == []
-    bad = read_answer(json.loads(json.dumps(describe_comparison(make(math.inf)), allow_nan=False)), 2)
-    assert len(bad.failures()) == 2
-    assert read_answer(describe_problem("It is\nbroken." + "x" * 1000), 2).startswith("It is?broken.x")
+    bad = read(to_json(describe_comparison(make(math.inf))))
+    assert len(bad.failures()) == 4  # a logit and a probability, of either form
+    assert read(to_json(describe_problem("It is\nbroken." + "x" * 1000))).startswith("It is?broken.x")
+    with pytest.raises(WireError, match="malformed: 2 classes, not 3"):
+        read(to_json(told), 3)
+
+
+def test_answer_of_a_version_without_probabilities_is_read() -> None:
+    told = describe_comparison(make()).to_values()
+    for form in ("deploy", "onnx"):
+        del told[form]["max_probability_error"]
+    found = read(told)
+    assert isinstance(found, FormComparison)
+    assert found.onnx.max_probability_error is None
+    assert describe_comparison(found).to_values() == told
 
 
 def malform(**changes: Any) -> dict[str, Any]:
-    told = copy.deepcopy(describe_comparison(make()))
+    told = copy.deepcopy(describe_comparison(make()).to_values())
     for key, value in changes.items():
         form, _, name = key.partition("_of_")
         (told[name] if name else told)[form] = value
@@ -71,6 +94,7 @@ def malform(**changes: Any) -> dict[str, Any]:
         malform(paired=[[4, 0, 0, 1], [3, 1, 0, True]]),
         malform(paired=[[4, 0, 0, 1], [6, -2, 0, 1]]),
         malform(max_abs_error_of_onnx="0"),
+        malform(max_probability_error_of_deploy=-1e-9),
         malform(max_abs_error_of_onnx=-1.0),
         malform(max_abs_error_of_onnx=0),
         malform(max_abs_error_of_onnx=math.nan),
@@ -83,7 +107,7 @@ def malform(**changes: Any) -> dict[str, Any]:
 )
 def test_malformed_answer_is_refused(values: object) -> None:
     with pytest.raises(WireError, match="malformed"):
-        read_answer(values, 2)
+        read(values)
 
 
 def test_small_numbers_do_not_leave() -> None:

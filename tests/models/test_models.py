@@ -1,6 +1,8 @@
 """ADSR-Net and its hosts, each at full width; ``test_every_model.py`` has what all networks have in common."""
 
 import copy
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -35,6 +37,16 @@ def test_names() -> None:
     others = {"mobilenet_v2_erohprf", "mixnet_s_erohprf", "hemf", "came", "hifuse_tiny", "hifuse_small", "hifuse_base"}
     assert {*NAMES, *LARGE, *shufflenets, *others} <= set(list_models())
     assert sorted(list_models()) == list_models()
+
+
+def test_names_do_not_depend_on_what_was_imported() -> None:
+    """In a fresh interpreter, where no other test has imported anything."""
+    program = (
+        "import sys; from fedmed.models import list_models; before = list_models(); "
+        "assert 'frozen_teacher' in before; assert 'fedmed.distillation' not in sys.modules; "
+        "import fedmed.distillation; assert list_models() == before, list_models()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

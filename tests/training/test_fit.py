@@ -1,6 +1,7 @@
 """Local training against loops written out here."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,24 +11,25 @@ import torch
 from torch import nn
 
 from fedmed.config import Plan
-from fedmed.data import make_batches
 from fedmed.errors import TrainingError
 from fedmed.metrics.tables import tables_from_logits
-from fedmed.seeding import make_rng
+from fedmed.models import create_model
+from fedmed.seeding import make_rng, seeded_torch
 from fedmed.training.devices import select_device
 from fedmed.training.evaluate import compute_logits, evaluate
 from fedmed.training.fit import fit
 
 CPU = torch.device("cpu")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SIZE = 16
 
 
 class Part:
     """Images in memory, with the interface of ImagePart."""
 
-    def __init__(self, num_images: int, num_classes: int = 3) -> None:
+    def __init__(self, num_images: int, num_classes: int = 3, size: int = SIZE) -> None:
         rng = np.random.default_rng(0)
-        self.pixels = torch.from_numpy(rng.integers(0, 256, (num_images, 3, SIZE, SIZE), dtype=np.uint8))
+        self.pixels = torch.from_numpy(rng.integers(0, 256, (num_images, 3, size, size), dtype=np.uint8))
         self.labels = torch.from_numpy(rng.integers(0, num_classes, num_images))
         self.attributes: dict[str, tuple[str, ...]] = {}
 
@@ -192,7 +194,7 @@ def test_loss_is_the_mean_over_images_before_each_step() -> None:
     order = make_rng(plan.seed, "site", 1, 0, "order").permutation(12).tolist()
     total = sum(
         float(nn.functional.cross_entropy(model(part.normalised(b)), part.labels[b]).detach()) * len(b)
-        for b in (order[:5], order[5:10], order[10:])
+        for b in (order[:4], order[4:8], order[8:])  # three batches at least, of 5 at most: 4 each
     )
     assert run_fit(make_model(), part, plan).loss == pytest.approx(total / 12, abs=1e-6)
 
@@ -205,22 +207,126 @@ def test_loss_that_is_no_number_is_explained() -> None:
         run_fit(model, Part(8), make_plan())
 
 
-@pytest.mark.parametrize("num_images", [1, 2, 3, 9, 17])
-def test_every_image_is_used_and_no_batch_has_one(num_images: int) -> None:
-    batches = make_batches(np.arange(num_images)[::-1], 8)
-    assert min(map(len, batches)) >= 2
-    assert max(map(len, batches)) <= 9
-    flat = [index for batch in batches for index in batch]
-    assert sorted(set(flat)) == list(range(num_images))
-    assert len(flat) == max(2, num_images)
-
-
 @pytest.mark.parametrize("num_images", [1, 9])
 def test_batch_of_one_is_handled(num_images: int) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, SIZE), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
     result = run_fit(model, Part(num_images), make_plan())
     assert result.num_images == num_images
     assert np.isfinite(result.loss)
+
+
+def cut(order: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Batches as they must not be: 32 images and a rest."""
+    return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]
+
+
+def measure_update(num_images: int) -> float:
+    """Length of the first update of a ResNet-18 whose last maps have one position."""
+    plan = make_plan(batch_size=32).model_copy(update={"image_size": 32})
+    with seeded_torch(0, "model"):
+        model = create_model("resnet18", 3)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    run_fit(model, Part(num_images, size=32), plan)
+    return math.sqrt(
+        sum(float((p.detach() - b).square().sum()) for p, b in zip(model.parameters(), before, strict=True))
+    )
+
+
+def test_no_rest_of_an_epoch_makes_a_step_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps with momentum 0.9 are (1 + 1 + 0.9) times one; a rest of two images is the negative control."""
+    one_step = measure_update(32)
+    assert measure_update(34) < 10 * one_step
+    monkeypatch.setattr("fedmed.training.fit.make_batches", cut)
+    assert measure_update(34) > 100 * one_step
+
+
+@pytest.mark.parametrize(("num_images", "is_frozen"), [(1, True), (5, True), (7, True), (8, False)])
+def test_statistics_of_batch_norm_rest_with_few_images(num_images: int, is_frozen: bool) -> None:
+    plan, model = make_plan(epochs_per_round=3), make_model()
+    with torch.no_grad():
+        model[1].running_mean.copy_(torch.tensor([0.5, -0.5, 0.0, 1.0]))  # type: ignore[union-attr]
+        model[1].running_var.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]))  # type: ignore[union-attr]
+    before = state(model)
+    run_fit(model, Part(num_images), plan)
+    changed = {name for name, tensor in state(model).items() if not tensor.equal(before[name])}
+    trained = {"0.weight", "0.bias", "1.weight", "1.bias", "5.weight", "5.bias"}
+    assert changed == trained | (set() if is_frozen else {f"1.{name}" for name in STATISTICS})
+
+
+def test_few_images_are_normalised_by_the_running_statistics() -> None:
+    """Five images, one step by hand: (x - m) / sqrt(v + eps) * g + b in BatchNorm, with m and v that came."""
+    part, plan = Part(5), make_plan(optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0})
+    model = make_model()
+    mean, variance = torch.tensor([0.5, -0.5, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 3.0])
+    model[1].running_mean.copy_(mean)  # type: ignore[union-attr,operator]
+    model[1].running_var.copy_(variance)  # type: ignore[union-attr,operator]
+    expected = copy.deepcopy(model)
+    conv, norm, *rest = expected.children()
+    shape = (1, 4, 1, 1)
+    y = (conv(part.normalised(range(5))) - mean.view(shape)) / (variance.view(shape) + 1e-5).sqrt()
+    y = y * norm.weight.view(shape) + norm.bias.view(shape)  # type: ignore[union-attr,operator]
+    loss = nn.functional.cross_entropy(nn.Sequential(*rest)(y), part.labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    result = run_fit(model, part, plan)
+    assert result.loss == pytest.approx(float(loss.detach()), abs=1e-6)
+    for (name, trained), start in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert start.grad is not None
+        torch.testing.assert_close(trained, start - 0.05 * start.grad, msg=name, rtol=1e-4, atol=1e-6)
+
+
+class Shrink:
+    """An objective that is none of this package's: the mean square of the outputs, whatever the labels."""
+
+    def __init__(
+        self, model: nn.Module, part: Any, plan: Plan, *, site: str, round_number: int, device: torch.device
+    ) -> None:
+        self.model, self.part, self.calls = model, part, [f"{site} {round_number} {model.training}"]
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def load(self, images: Sequence[torch.Tensor], indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        self.calls.append(f"load {len(images)}")
+        return self.part.normalised(indices), list(indices)
+
+    def loss(
+        self, x_BCHW: torch.Tensor, target_B: torch.Tensor, weights_B: torch.Tensor | None, keys: list[int] | None
+    ) -> torch.Tensor:
+        assert keys is not None
+        assert target_B.equal(self.part.labels[keys])
+        assert weights_B is not None
+        assert weights_B.tolist() == keys
+        return self.model(x_BCHW).square().mean()  # type: ignore[no-any-return]
+
+    def report(self) -> dict[str, float]:
+        return {"calls": float(len(self.calls))}
+
+
+def test_any_objective_can_be_minimised() -> None:
+    """A round of three batches of eight: one step each along its own gradient, against a loop written out here."""
+    part, made = Part(24), []
+    plan = make_plan(optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0})
+    model, expected = make_model(), make_model().train()
+
+    def make(*arguments: Any, **options: Any) -> Shrink:
+        made.append(Shrink(*arguments, **options))
+        return made[0]
+
+    result = run_fit(model, part, plan, 2, objective=make, image_weights=torch.arange(24.0))
+    order, losses = make_rng(plan.seed, "site", 2, 0, "order").permutation(24).tolist(), []
+    for first in (0, 8, 16):
+        expected.zero_grad()
+        loss = expected(part.normalised(order[first : first + 8])).square().mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        with torch.no_grad():
+            for parameter in expected.parameters():
+                assert parameter.grad is not None
+                parameter.add_(parameter.grad, alpha=-0.05)
+    assert_same(state(model), state(expected), atol=1e-6)
+    assert result.loss == pytest.approx(sum(losses) / 3, abs=1e-6)
+    assert [objective.calls for objective in made] == [["site 2 True", "begin", "load 8", "load 8", "load 8"]]
+    assert result.told["calls"] == 5
 
 
 def test_evaluate_gives_the_tables_of_the_logits() -> None:

@@ -1,12 +1,10 @@
-"""One round of distillation at a site: what a training loop needs to know about it.
+"""What a site minimises in a round of distillation, as :class:`fedmed.training.objective.LocalObjective`.
 
 First the prompt, a reconstruction, is learned with the student frozen; then it is frozen, and the student learns.
 Letters: B batch, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from fedmed.data import (
     count_classes,
     draw_views,
     make_eval_transform,
+    make_train_transform,
     make_view_transform,
     normalisation,
 )
@@ -37,34 +36,12 @@ from fedmed.distillation.teachers.cache import get_teacher
 from fedmed.distillation.teachers.feature_cache import FeatureCache
 from fedmed.distillation.teachers.self_teacher import SelfTeacher
 from fedmed.distillation.teachers.teacher import Teacher
+from fedmed.losses import build_loss
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.training.objective import Keys, Told
 
 _FEATURE_BYTES = 2
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class DistillationReport:
-    """What a site tells about its distillation.
-
-    Attributes
-    ----------
-    ekd : float, optional
-        Mean distance of features over the round, before its weight; None where nothing was distilled.
-    bands : list of float or None, optional
-        Gain of the learned prompt by band of frequencies; None where it is the global one, or stays at the site.
-    divergence: float, optional
-        r_k of :mod:`fedmed.aggregation.divergence_rule`; None where it is not asked for, or nothing was distilled.
-    """
-
-    ekd: float | None
-    bands: list[float | None] | None
-    divergence: float | None = None
-
-    def to_values(self) -> dict[str, Any]:
-        """Return the entries of the site's report."""
-        values = {"ekd": self.ekd, "prompt_bands": self.bands, MAS_WEIGHT: self.divergence}
-        return {key: value for key, value in values.items() if value is not None}
 
 
 class _MainLoss(nn.Module):
@@ -81,53 +58,53 @@ class _MainLoss(nn.Module):
         return result
 
 
-class SiteRound:
+class DistillationObjective:
     """The distillation of one site in one round.
 
     Parameters
     ----------
-    student : DistillationStudent
-        On its device.
-    prompt : FourierPrompt
-        A reconstruction; changed by :meth:`explore` alone.
-    main_loss : nn.Module
-        From logits, targets and image weights to a scalar. Image weights act through it alone.
+    model : nn.Module
+        A :class:`DistillationStudent`, on its device.
     part : ImagePart
         The site's training images.
     plan : Plan
-        With ``fopro``.
+        With ``fopro``. Image weights act through its loss alone.
     site : str
         Part of the names of random streams.
     round_number : int
         From 1.
     device : torch.device
         Where to compute.
+    prompt : FourierPrompt
+        A reconstruction; changed by :meth:`begin` alone.
     """
 
     def __init__(
         self,
-        student: DistillationStudent,
-        prompt: FourierPrompt,
-        main_loss: nn.Module,
+        model: nn.Module,
         part: ImagePart,
         plan: Plan,
         *,
         site: str,
         round_number: int,
         device: torch.device,
+        prompt: FourierPrompt,
     ) -> None:
         assert plan.fopro is not None, "the plan has a teacher"
+        assert isinstance(model, DistillationStudent), "and its model is a student"
         self.part, self.plan, self.fopro, self.site, self.round = part, plan, plan.fopro, site, round_number
         self.device, self.prompt = device, prompt.to(device)
-        self._main = _MainLoss(main_loss)
-        teacher = _make_teacher(student, plan).to(device)
+        class_counts = count_classes(part, len(plan.classes))
+        self._main = _MainLoss(build_loss(plan.loss, class_counts).to(device))
+        self._transform = make_train_transform(plan.augmentation, plan.image_size)
+        teacher = _make_teacher(model, plan).to(device)
         self._views = make_view_transform(plan.augmentation, plan.image_size) if self._repeats else None
         self.distiller = SiteDistiller(
-            student,
+            model,
             teacher,
             self.prompt,
             self._main,
-            class_counts=count_classes(part, len(plan.classes)),
+            class_counts=class_counts,
             statistics=normalisation(plan.augmentation),
             settings=DistillationSettings(
                 weight=self.fopro.weight,
@@ -162,7 +139,7 @@ class SiteRound:
         epochs = self.plan.training.epochs_per_round * (1 if self._learns else self.plan.rounds)
         return epochs > num_views
 
-    def explore(self) -> None:
+    def begin(self) -> None:
         """Learn the prompt, a reconstruction, and compute what must be known before the student learns.
 
         That is the features of all views that repeat and, where it is asked for, the distances of the global model.
@@ -185,40 +162,47 @@ class SiteRound:
         if self.plan.divergence != "none" and self.distiller.is_active:
             self._before = self._measure_distances()
 
-    def prepare(self, images: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, list[int] | None]:
+    def load(self, images: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, Keys | None]:
         """Return a batch, (B,3,S,S), as the training recipe draws it, and which views they are where these repeat."""
-        assert self._views is not None, "the views repeat"
+        if self._views is None:
+            return self._transform(list(images)), None
         views = draw_views(self.plan.augmentation, len(images))
         num_views = NUM_VIEWS[self.plan.augmentation]
         keys = [index * num_views + view for index, view in zip(indices, views.tolist(), strict=True)]
         return self._views(images, views), keys
 
-    @property
-    def has_views(self) -> bool:
-        """Whether :meth:`prepare` is to be used."""
-        return self._views is not None
-
-    def compute_loss(
-        self, x_B3HW: Tensor, target_B: Tensor, weights_B: Tensor | None, keys: list[int] | None
-    ) -> Tensor:
+    def loss(self, x_BCHW: Tensor, target_B: Tensor, weights_B: Tensor | None, keys: Keys | None) -> Tensor:
         """Return the loss of a batch, a scalar."""
         self._main.weights_B = weights_B
-        parts = self.distiller(x_B3HW, target_B, keys)
+        parts = self.distiller(x_BCHW, target_B, keys)
         if parts.ekd is not None:
-            self._ekd += parts.ekd.detach() * len(x_B3HW)
-            self._num_images += len(x_B3HW)
+            self._ekd += parts.ekd.detach() * len(x_BCHW)
+            self._num_images += len(x_BCHW)
         if self._before is not None and parts.distances is not None:
             self._during.add(parts.distances, target_B)
         return parts.total
 
-    def report(self) -> DistillationReport:
-        """Return what the site tells about this round."""
-        ekd = float(self._ekd) / self._num_images if self._num_images else None
-        divergence = None
+    def report(self) -> Told:
+        """Return what the site tells of its distillation in this round; what there is none of is left out.
+
+        Returns
+        -------
+        dict
+            ``ekd``, the mean distance of features, before its weight; ``prompt_bands``, the learned prompt's gain by
+            band of frequencies, unless it stays at the site; r_k of :mod:`fedmed.aggregation.divergence_rule`, where
+            it is asked for.
+        """
+        told: dict[str, float | list[float | None]] = {}
+        if self._num_images:
+            told["ekd"] = float(self._ekd) / self._num_images
+        if self._bands is not None:
+            told["prompt_bands"] = self._bands
         if self._before is not None:
             is_inverse = self.plan.divergence == "inverse"
             divergence = compute_divergence(self._before, self._during.to_list(), inverse=is_inverse)
-        return DistillationReport(ekd, self._bands, divergence)
+            if divergence is not None:
+                told[MAS_WEIGHT] = divergence
+        return told
 
     def _measure_distances(self) -> list[float | None]:
         """Return the mean distance by class of the model that came, over all images without augmentation."""

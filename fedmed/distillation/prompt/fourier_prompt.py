@@ -210,22 +210,6 @@ def share_outside(images: Tensor) -> float:
     return float(((images < 0) | (images > 1)).double().mean())
 
 
-def randomize_prompt(prompt: FourierPrompt, generator: torch.Generator) -> None:
-    """Set a static prompt to random gains in its range, for the control that must not help; of the reconstruction.
-
-    Parameters
-    ----------
-    prompt : FourierPrompt
-        Of mode ``static``; changed in place. Each value of theta is normal with standard deviation 1.
-    generator : torch.Generator
-        On the CPU.
-    """
-    if prompt.theta is None or prompt.mode != "static":
-        raise ConfigError(f"A prompt of mode '{prompt.mode}' was to be random. Allowed: mode 'static'.")
-    with torch.no_grad():
-        prompt.theta.copy_(torch.randn(prompt.theta.shape, generator=generator))
-
-
 def make_prompt(options: Mapping[str, Any]) -> FourierPrompt:
     """Build the prompt of a config, a reconstruction; draws from torch's global generator unless static.
 

@@ -21,6 +21,7 @@ from fedmed.distillation.small_network.losses import Targets, balance_prediction
 from fedmed.distillation.small_network.proxy_images import ProxyImages
 from fedmed.distillation.teachers.classifier import find_classifier
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.training.batch_norm_policy import set_train_mode
 
 Progress = Callable[[int, Mapping[str, float]], None]
 """Called with the step and ``train_loss``, ``held_out_loss`` and ``agreement`` at every evaluation."""
@@ -103,7 +104,7 @@ class CompactTraining:
         best, best_step, best_state = self._evaluate()[0], 0, copy.deepcopy(self.model.state_dict())
         total, since = 0.0, 0
         with seeded_torch(self.seed, "compact", "train"):
-            network.train()
+            set_train_mode(network, len(self.trained))
             for step, indices in enumerate(
                 draw_batches(rng, self.trained, settings.batch_size, settings.steps), start=1
             ):

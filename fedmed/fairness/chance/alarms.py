@@ -7,38 +7,37 @@ Letters: K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from fedmed.metrics.values import Array
+from fedmed.storage.history import Alarm, RoundRecord
 
 LEVEL = 0.05
 FIGURE = "balanced_accuracy"
 _GRID = 10_000  # steps in which a fall from 100 % to 0 % is told
 _TINY = 1e-15
 
-Record = Mapping[str, Any]
 Counts = Mapping[str, list[int]]
 
 
 def find_alarms(
-    history: Sequence[Record],
-    record: Record,
-    reference: Record | None,
+    history: Sequence[RoundRecord],
+    record: RoundRecord,
+    reference: RoundRecord | None,
     num_rounds: int | None = None,
     level: float = LEVEL,
-) -> list[dict[str, Any]]:
+) -> list[Alarm]:
     """Compare the groups of a round with the same groups of a reference round.
 
     Parameters
     ----------
-    history : sequence of records
+    history : sequence of RoundRecord
         Of the rounds before, as in ``history.jsonl``; only their number matters.
-    record : record
-        Of the round; ``record["validation"]["counts"]`` maps attribute to group to ``{"n": [K], "right": [K]}``, the
+    record : RoundRecord
+        Of the round; ``record.validation.counts`` maps attribute to group to ``{"n": [K], "right": [K]}``, the
         attribute ``site`` included.
-    reference : record or None
+    reference : RoundRecord or None
         Of an earlier round, usually the best one so far. Without one there are no alarms.
     num_rounds : int, optional
         Rounds that are to be compared in the whole run. Without it the t-th comparison gets 1 / (t (t + 1)) of the
@@ -48,7 +47,7 @@ def find_alarms(
 
     Returns
     -------
-    list of dict
+    list of Alarm
         With ``kind`` ("fall" or "coverage"), ``attribute``, ``group``, ``figure``, ``value``, ``reference``,
         ``reference_round``, ``p_value`` (None for coverage) and ``text`` in plain words. Of a fall, value and reference
         are the recall averaged over the classes with images in both rounds; of coverage, numbers of images.
@@ -140,8 +139,8 @@ def _test_fall(then: Counts, current: Counts) -> tuple[float, float, float] | No
     return value, former, 1.0 if value >= former else fall_p_value(right, n, right_before, n_before)
 
 
-def _read_counts(record: Record) -> dict[tuple[str, str], Counts]:
-    found = (record.get("validation") or {}).get("counts") or {}
+def _read_counts(record: RoundRecord) -> dict[tuple[str, str], Counts]:
+    found = record.validation.counts
     return {(attribute, group): counts for attribute, groups in found.items() for group, counts in groups.items()}
 
 
@@ -150,48 +149,46 @@ def _count_images(counts: Counts) -> int:
 
 
 def _report_fall(
-    key: tuple[str, str], record: Record, reference: Record, *, value: float, former: float, p_value: float
-) -> dict[str, Any]:
+    key: tuple[str, str], record: RoundRecord, reference: RoundRecord, *, value: float, former: float, p_value: float
+) -> Alarm:
     attribute, group = key
     text = (
         f"{_name(attribute, group)}: the share of right answers, averaged over the classes, fell from {former:.1%} in "
-        f"round {reference['round']} to {value:.1%} in round {record['round']}. Chance alone would show such a fall in "
+        f"round {reference.round} to {value:.1%} in round {record.round}. Chance alone would show such a fall in "
         f"{_in_words(p_value)}, all groups and rounds of this run considered."
     )
-    return _make_alarm(
-        "fall",
-        key,
-        text,
+    return Alarm(
+        kind="fall",
+        attribute=attribute,
+        group=group,
         figure=FIGURE,
         value=value,
         reference=former,
-        reference_round=reference["round"],
+        reference_round=reference.round,
         p_value=p_value,
+        text=text,
     )
 
 
-def _report_coverage(key: tuple[str, str], then: Counts, record: Record, reference: Record) -> dict[str, Any]:
+def _report_coverage(key: tuple[str, str], then: Counts, record: RoundRecord, reference: RoundRecord) -> Alarm:
     attribute, group = key
     number = _count_images(then)
     text = (
-        f"{_name(attribute, group)}: no image was checked in round {record['round']}; in round {reference['round']} "
+        f"{_name(attribute, group)}: no image was checked in round {record.round}; in round {reference.round} "
         f"there were {number}. The model's quality for {'this site' if attribute == 'site' else 'this group'} is not "
         "known in this round."
     )
-    return _make_alarm(
-        "coverage",
-        key,
-        text,
+    return Alarm(
+        kind="coverage",
+        attribute=attribute,
+        group=group,
         figure="images",
         value=0,
         reference=number,
-        reference_round=reference["round"],
+        reference_round=reference.round,
         p_value=None,
+        text=text,
     )
-
-
-def _make_alarm(kind: str, key: tuple[str, str], text: str, **rest: Any) -> dict[str, Any]:
-    return {"kind": kind, "attribute": key[0], "group": key[1], **rest, "text": text}
 
 
 def _name(attribute: str, group: str) -> str:

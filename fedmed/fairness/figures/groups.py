@@ -5,7 +5,7 @@ from itertools import combinations
 
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig
 from fedmed.errors import ConfigError, DataError, suggest_nearest
-from fedmed.metrics.packing import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
+from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
 from fedmed.metrics.site_tables import UNKNOWN
 
 CROSS = " x "

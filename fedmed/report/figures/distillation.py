@@ -1,12 +1,13 @@
 """What a report holds about the distillation from a teacher at the sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fedmed.report.content import ReportContent
+from fedmed.storage.history import RoundDistillation, RoundRecord
 
 
-def describe_distillation(content: ReportContent, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def describe_distillation(content: ReportContent, records: Sequence[RoundRecord]) -> dict[str, Any] | None:
     """Return the entry ``distillation`` of a report, None where nothing was distilled.
 
     Returns
@@ -17,24 +18,23 @@ def describe_distillation(content: ReportContent, records: Sequence[Mapping[str,
         and ``sites``, by name ``ekd`` and ``gains`` as far as they were told.
     """
     settings = content.config.get("fopro") or {}
-    told = [record for record in records if record.get("fopro")]
+    told = [(record.round, record.fopro) for record in records if record.fopro is not None]
     if not told:
         return None
-    bands = next((record["fopro"]["bands"] for record in told if record["fopro"]["bands"]), None)
+    bands = next((fopro.bands for _, fopro in told if fopro.bands), None)
     return {
         "teacher": {key: value for key, value in (settings.get("teacher") or {}).items() if key != "path"},
         "weight": settings.get("weight"),
         "mode": (settings.get("prompt") or {}).get("mode"),
         "bands": None if bands is None else [{key: band[key] for key in ("low", "high")} for band in bands],
-        "rounds": [_describe_round(record) for record in told],
+        "rounds": [_describe_round(number, fopro) for number, fopro in told],
     }
 
 
-def _describe_round(record: Mapping[str, Any]) -> dict[str, Any]:
-    fopro = record["fopro"]
+def _describe_round(number: int, fopro: RoundDistillation) -> dict[str, Any]:
     return {
-        "round": record["round"],
-        "ekd": fopro["ekd"],
-        "gains": None if fopro["bands"] is None else [band["gain"] for band in fopro["bands"]],
-        "sites": {site: {"ekd": of["ekd"], "gains": of["bands"]} for site, of in sorted(fopro["sites"].items())},
+        "round": number,
+        "ekd": fopro.ekd,
+        "gains": None if fopro.bands is None else [band["gain"] for band in fopro.bands],
+        "sites": {site: {"ekd": of.ekd, "gains": of.bands} for site, of in sorted(fopro.sites.items())},
     }

@@ -1,7 +1,7 @@
 """The fairness part of ``report.json``: figures by group, gaps between groups, and what of them chance explains."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups
@@ -11,6 +11,7 @@ from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, SiteTables, comb
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.content import ReportContent
 from fedmed.report.figures.describe import describe_tables, name_classes
+from fedmed.storage.history import RoundRecord
 
 LEADING_GAPS = ("gap_balanced_accuracy", "gap_accuracy")
 COURSE_GAPS = ("gap_balanced_accuracy", "gap_accuracy", "gap_macro_f1", "gap_auc", "worst_group_balanced_accuracy")
@@ -63,7 +64,7 @@ def _combine_sites(sites: Mapping[str, SiteTables]) -> EvaluationTables:
 
 
 def describe_fairness(
-    content: ReportContent, groups: Groups, site_figures: Mapping[str, dict[str, Any]], records: list[dict[str, Any]]
+    content: ReportContent, groups: Groups, site_figures: Mapping[str, dict[str, Any]], records: Sequence[RoundRecord]
 ) -> dict[str, Any]:
     """Compute figures by group, gaps and findings.
 
@@ -75,7 +76,7 @@ def describe_fairness(
         From :func:`pool_groups`.
     site_figures : mapping of str to dict
         The figures of every site on ``groups.part``, as they are described already.
-    records : list of dict
+    records : sequence of RoundRecord
         The rounds.
 
     Returns
@@ -153,20 +154,20 @@ def _describe_gap(gap: GapFigure, classes: tuple[str, ...]) -> dict[str, Any]:
     return described
 
 
-def _list_alarms(records: Iterable[Mapping[str, Any]], groups: Groups) -> Iterable[dict[str, Any]]:
+def _list_alarms(records: Iterable[RoundRecord], groups: Groups) -> Iterable[dict[str, Any]]:
     for record in records:
-        for alarm in record.get("alarms") or ():
-            if alarm.get("group") not in groups.hidden.get(str(alarm.get("attribute")), {}):
-                yield {"round": record["round"], **alarm}
+        for alarm in record.alarms:
+            if alarm.group not in groups.hidden.get(alarm.attribute, {}):
+                yield {"round": record.round, **alarm.to_json()}
 
 
-def describe_course(record: Mapping[str, Any], figure: str, content: ReportContent, groups: Groups) -> dict[str, Any]:
+def describe_course(record: RoundRecord, figure: str, content: ReportContent, groups: Groups) -> dict[str, Any]:
     """Return the validation figures by group and the gaps of one round, as far as they may be shown.
 
     Parameters
     ----------
-    record : mapping
-        A record of ``history.jsonl``.
+    record : RoundRecord
+        The round.
     figure : str
         Key of the figure by group.
     content : ReportContent
@@ -174,10 +175,9 @@ def describe_course(record: Mapping[str, Any], figure: str, content: ReportConte
     groups : Groups
         Says which groups are hidden.
     """
-    validation = record.get("validation") or {}
-    by_group, gaps = validation.get("groups") or {}, validation.get("gaps") or {}
+    by_group, gaps = record.validation.groups, record.validation.gaps
     # Who contributed to a group may differ from round to round; only the server that wrote the record knew.
-    if not content.single_sites and "hidden" not in validation:
+    if not content.single_sites and record.validation.hidden is None:
         by_group = {}
         gaps = {name: own for name, own in gaps.items() if name == SITE_ATTRIBUTE}
     return {

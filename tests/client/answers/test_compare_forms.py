@@ -15,8 +15,11 @@ from client.hospital.site_data import open_site
 from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
 from fedmed.export.artefact import ArtefactSettings, build_artefact
-from fedmed.export.release_form import LIMITS, read_answer
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, make_content, pack_files, read_values
+from fedmed.export.release_form import read_answer
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, make_content, pack_files, read_report, read_values
+from fedmed.protocol.release import COMPARED_FILES
+from fedmed.protocol.reports import FormsReport
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import PATIENT, PLAN, HospitalSite
@@ -31,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("artefact") / "model"
     plan = Plan.model_validate(PLAN)
     build_artefact(Network(plan).model, ArtefactSettings(plan, 1), folder)
-    return {name: (folder / name).read_bytes() for name in LIMITS}
+    return {name: (folder / name).read_bytes() for name in COMPARED_FILES}
 
 
 def change_manifest(files: Files, change: Callable[[dict[str, Any]], None]) -> None:
@@ -50,7 +53,7 @@ def replace(files: Files, name: str, content: bytes) -> None:
 
 
 def read(reply: Message) -> Any:
-    return read_answer(read_values(reply, REPORT)["comparison"], 3)
+    return read_answer(read_report(reply, FormsReport).comparison, 3)
 
 
 def test_comparison_counts_what_may_be_counted_and_nothing_else(tmp_path: Path, files: Files) -> None:
@@ -208,6 +211,6 @@ def test_comparison_of_few_images_is_not_sent(tmp_path: Path) -> None:
             return Message(make_content(REPORT, values), reply_to=message)
 
         values = {"plan": PLAN, "round": 1, "part": "test", "artefact_sha256": "0" * 64}
-        message = site.message(COMPARE_FORMS, site.model, values, b"x")
+        message = site.message(KINDS["release"].flower, site.model, values, b"x")
         with pytest.raises(PolicyError, match=problem):
             guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)

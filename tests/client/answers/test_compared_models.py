@@ -30,7 +30,7 @@ class Case:
         self.site: Site = open_site(federation.grid()._configs[1])
         self.plan: Plan = federation.config.make_plan()
         self.network = self.make_final()
-        self.request = Request("evaluate", self.plan, round=2, part="test", compare=COMPARED_MODELS)
+        self.request = Request(kind="evaluate", plan=self.plan, round=2, part="test", compare=list(COMPARED_MODELS))
 
     def make_final(self) -> Network:
         network = Network(self.plan)
@@ -40,7 +40,9 @@ class Case:
         return network
 
     def compare(self, *names: str, site: Site | None = None) -> dict[str, torch.Tensor]:
-        return compute_compared_logits(self.network, replace(self.request, compare=names), site or self.site)
+        return compute_compared_logits(
+            self.network, self.request.model_copy(update={"compare": names}), site or self.site
+        )
 
     def logits(self, network: Network) -> torch.Tensor:
         return compute_logits(network.model, self.site.data.test, self.plan, device=self.site.device)
@@ -68,7 +70,9 @@ def test_batch_norm_is_that_of_the_training_images(case: Case) -> None:
 
 def test_fine_tuned_is_one_more_round_like_the_last(case: Case) -> None:
     """Whatever round was chosen. Cosine over two epochs: the second has half of the base rate."""
-    found = compute_compared_logits(case.network, replace(case.request, round=1, compare=(FINE_TUNED,)), case.site)
+    found = compute_compared_logits(
+        case.network, case.request.model_copy(update={"round": 1, "compare": [FINE_TUNED]}), case.site
+    )
     network = case.make_final()
     training = case.plan.training.model_copy(update={"proximal_mu": 0.0})
     plan = case.plan.model_copy(update={"training": training})

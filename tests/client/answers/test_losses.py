@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 from client.answers.losses import weigh_images
 from client.hospital.site_data import open_site
 from fedmed.config import FoproConfig, Plan
+from fedmed.distillation.network import build_network, get_network
 from fedmed.errors import WireError
 from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.training.evaluate import compute_logits
-from fedmed.training.network import Network, get_network
 from tests.client.support.hospital import CLASSES, HospitalSite, make_rows
 from tests.client.test_site import Site
 from tests.support.fopro import make_fopro
@@ -70,7 +70,7 @@ def test_a_hospital_with_few_images_tells_no_distance(tmp_path, k, is_told):
     site = hospital(tmp_path, 0, suppression={"k": k, "k_row": 1})
     fopro = FoproConfig.model_validate(make_fopro()).make_plan().model_dump()
     plan = {"divergence": "plain", "fopro": fopro}
-    model = Network(Plan.model_validate(site.plan.model_dump() | plan)).pack()
+    model = build_network(Plan.model_validate(site.plan.model_dump() | plan)).pack()
     told = read_values(site.ask("train", model, plan, round=1), REPORT)
     assert ("mas_weight" in told) == is_told
     (sent,) = [part for part in site.events("sent")[-1]["parts"] if part["name"] == REPORT]

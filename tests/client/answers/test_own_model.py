@@ -209,9 +209,9 @@ def test_loss_is_told_only_where_the_aggregation_needs_it(case: Case) -> None:
     """Of the best state, on the training images: here by torch's cross-entropy."""
     progress = case.training().train(case.initial, 2, LONG)
     assert progress is not None
-    assert case.training().describe(progress) == {"rounds_done": 2, "train_s": progress.train_s}
+    assert case.training().describe(progress).to_values() == {"rounds_done": 2, "train_s": progress.train_s}
     plan = case.plan.model_copy(update={"losses": "site"})
-    told = LocalTraining(case.site, plan).describe(progress)
+    told = LocalTraining(case.site, plan).describe(progress).to_values()
     network = Network(case.plan)
     load_state(network.model, case.best(), list(network.model.state_dict()))
     part = case.site.data.train

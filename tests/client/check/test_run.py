@@ -153,7 +153,7 @@ def test_fault_of_a_check_becomes_its_result(config: ClientConfig, monkeypatch: 
     broken, after, apart = run_preflight(config)
     assert broken.status == "failed"
     assert re.fullmatch(
-        r"The check itself ended with ZeroDivisionError \(test_preflight.py, line \d+\): by zero", broken.found
+        r"The check itself ended with ZeroDivisionError \(test_run.py, line \d+\): by zero", broken.found
     )
     assert "not foreseen" in broken.advice
     assert (after.status, after.found) == ("skipped", "Not run, because 'a' failed.")

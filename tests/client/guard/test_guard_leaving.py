@@ -11,14 +11,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client.guard import audit as site_audit
 from client.guard.guard import guard_messages
-from client.guard.leaving import LEAVING
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
+from fedmed.distillation.network import build_network
 from fedmed.errors import FedmedError, PolicyError, describe_error
 from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.metrics.site_tables import FEDERATED
+from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_tables
-from fedmed.training.network import Network
 from tests.client.support import second_model
 from tests.client.support.hospital import FILE, PATIENT, PLAN, HospitalSite
 from tests.support.fopro import make_fopro
@@ -94,6 +94,37 @@ def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Chang
     )
     assert [entry["reason"] for entry in site.events("withheld")] == [problem]
     assert [part["name"] for entry in site.events("sent") for part in entry["parts"]] == ["error"]
+    assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
+
+
+TOLD = {"num_images": 500, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"num_images": 500, "prompt_bands": [1.0]},
+        TOLD | {"prompt_bands": [1.0] * 9},
+        TOLD | {"prompt_bands": [[1.0]]},
+        TOLD | {"prompt_bands": PATIENT},
+        TOLD | {"mas_weight": [0.5]},
+        TOLD | {"mas_weight": 1e-300},
+        TOLD | {"group_losses": {"a": [9, PATIENT]}},
+        TOLD | {"group_losses": [9]},
+        TOLD | {"start_loss": {PATIENT: 1}},
+        TOLD | {"loss": PATIENT},
+    ],
+)
+def test_what_a_number_may_not_be_does_not_leave_in_its_place(tmp_path: Path, told: dict[str, Any]) -> None:
+    site = HospitalSite(tmp_path)
+
+    def answer(message: Message, context: Context) -> Message:
+        return Message(make_content(REPORT, told, model=site.model), reply_to=message)
+
+    message = site.message("train", site.model, {"plan": PLAN, "round": 1})
+    with pytest.raises(PolicyError, match="its report is malformed") as caught:
+        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+    assert PATIENT not in str(caught.value)
     assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
 
 
@@ -176,7 +207,7 @@ def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.Log
 def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     """A key that is on the list but never sent would be a hole that nobody needs."""
     site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
-    sent: dict[str, set[str]] = {kind: set() for kind in LEAVING}
+    sent: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
         replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
         if kind != "query":
@@ -199,7 +230,7 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         reply = site.ask("train", site.model, plan, round=1)
         sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     plan = {"fopro": make_fopro(), "divergence": "plain"}
-    network = Network(Plan.model_validate(PLAN | plan))
+    network = build_network(Plan.model_validate(PLAN | plan))
     reply = site.ask("train", network.pack(), plan, round=1)
     sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for kind, reply in (
@@ -210,5 +241,5 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
         sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    assert sent == {kind: set(parts[REPORT]) for kind, parts in LEAVING.items()}
+    assert sent == {name: set(kind.report) for name, kind in KINDS.items()}
     assert site_audit.AUDIT_FILE == "audit.jsonl"

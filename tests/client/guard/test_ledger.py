@@ -25,7 +25,8 @@ def other_models(site: HospitalSite, number: int) -> list[bytes]:
 
 
 def request(kind: str, run: str = "run1", study: str = "skin", part: str | None = None) -> Request:
-    return Request(kind, Plan.model_validate(PLAN | {"run_id": run, "study": study}), 1, part)
+    plan = Plan.model_validate(PLAN | {"run_id": run, "study": study})
+    return Request(kind=kind, plan=plan, round=1, part=part)
 
 
 def test_answers_are_counted(tmp_path: Path) -> None:

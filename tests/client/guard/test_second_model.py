@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from client import site as app
-from client.guard.leaving import LEAVING
 from client.guard.ledger import COUNTS_FILE
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
+from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, TEACHER
-from fedmed.protocol.messages import MISMATCH, MODEL, REPORT, REQUEST, read_model, read_tables, read_values
-from fedmed.training.network import Network, get_network
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import MODEL, REPORT, REQUEST, read_model, read_tables, read_values
+from fedmed.training.network import Network
 from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.client.support.second_model import DISTIL, SMALL, SMALL_MODEL, ask, distil
 
@@ -31,14 +32,14 @@ def test_both_networks_are_scored_on_the_same_images(site: HospitalSite) -> None
     assert set(tables.models) == {FEDERATED, STUDENT}
     assert set(tables.paired) == {STUDENT}
     assert (tables.paired[STUDENT]["site"].cells.sum(axis=(2, 3)) == tables.site.counts.sum(axis=-1)).all()
-    assert read_values(reply, REPORT)[MISMATCH] > 0
+    assert read_values(reply, REPORT)["mismatch"] > 0
     received = site.events("received")[-1]["parts"]
     assert [part["name"] for part in received] == [REQUEST, MODEL, "other_model"]
 
 
 def test_distance_is_told_of_enough_images_only(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path, policy=POLICY | {"suppression": {"k": 500, "k_row": 5}})
-    assert read_values(ask(site), REPORT)[MISMATCH] is None
+    assert read_values(ask(site), REPORT)["mismatch"] is None
 
 
 def test_guard_holds_a_distance_of_few_images_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +51,7 @@ def test_guard_holds_a_distance_of_few_images_back(tmp_path: Path, monkeypatch: 
 
 def test_student_is_trained_and_only_that_leaves(site: HospitalSite) -> None:
     reply = distil(site)
-    assert set(read_values(reply, REPORT)) == set(LEAVING["distil"][REPORT]) - {"missing_model"}
+    assert set(read_values(reply, REPORT)) == set(KINDS["distil"].report) - {"missing_model"}
     assert [part["name"] for part in list_parts(reply.content)] == [REPORT, MODEL]
     before, after = (
         Network(Plan.model_validate(SMALL)),
@@ -115,10 +116,16 @@ def test_policy_is_asked_about_both_networks(tmp_path: Path) -> None:
         ask(site, other=other)
 
 
-@pytest.mark.parametrize("values", [{"distil": None}, {"distil": {"temperature": 0.0, "feature_weight": 1.0}}])
-def test_distillation_says_how(site: HospitalSite, values: dict[str, Any]) -> None:
-    with pytest.raises(WireError, match="'distil' cannot be read"):
-        distil(site, **values)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (None, "'distil' cannot be read. Needed: temperature and feature_weight"),
+        ({"temperature": 0.0, "feature_weight": 1.0}, r"'distil\.temperature' is 0\.0\. Allowed: above 0, up to 100"),
+    ],
+)
+def test_distillation_says_how(site: HospitalSite, settings: dict[str, float] | None, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        distil(site, distil=settings)
 
 
 def test_distillation_needs_a_teacher_and_a_round(site: HospitalSite) -> None:
@@ -140,6 +147,6 @@ def test_tested_once_with_its_teacher(site: HospitalSite) -> None:
     assert set(first.paired) == {TEACHER}
     again = read_tables(ask(site, **test))
     assert (first.site.counts == again.site.counts).all()
-    assert MISMATCH not in read_values(ask(site, **test), REPORT)
+    assert "mismatch" not in read_values(ask(site, **test), REPORT)
     counts = json.loads((site.state / "runs" / "run1" / COUNTS_FILE).read_text())
     assert len(counts["tested"]) == 2  # the teacher's test tables have left as well

@@ -1,5 +1,6 @@
 """Frames between the SuperNode and its worker."""
 
+import resource
 import socket
 import threading
 import time
@@ -58,13 +59,26 @@ def test_frames_keep_their_order_in_both_directions(ends):
     assert [first.receive() for _ in range(3)] == [({"back": n}, {}) for n in range(3)]
 
 
-def test_byte_strings_beyond_what_one_system_call_reads(ends, monkeypatch):
-    monkeypatch.setattr(pipe_module, "_MAX_READ_BYTES", 1000)
-    first, second = ends
-    data = bytes(i % 251 for i in range(12_345))
+def test_byte_strings_beyond_what_one_system_call_reads(monkeypatch):
+    monkeypatch.setattr(pipe_module, "_BUFFER_BYTES", 1000)
+    first, second = (Pipe(end, stall_s=5) for end in socket.socketpair())
+    data = bytes(i % 251 for i in range(123_456))
     thread = send_in_thread(first, {}, {"data": data})
     assert second.receive() == ({}, {"data": data})
     thread.join()
+    first.close()
+    second.close()
+
+
+def test_a_frame_may_come_in_two():
+    raw, other = socket.socketpair()
+    pipe = Pipe(other, stall_s=5)
+    frame = b'\0\0\0\x0e[{"a": 1}, []]'
+    threading.Timer(0.05, raw.sendall, (frame[9:],)).start()
+    raw.sendall(frame[:9])
+    assert pipe.receive() == ({"a": 1}, {})
+    raw.close()
+    pipe.close()
 
 
 def test_waiting_ends_with_a_frame_the_end_or_the_time(ends):
@@ -119,6 +133,20 @@ def test_what_is_no_frame_is_refused_before_memory_is_taken():
     raw.sendall(b"GET / HTTP/1.1\r\n")
     with pytest.raises(EOFError, match="frames"):
         pipe.receive()
+    raw.close()
+    pipe.close()
+
+
+@pytest.mark.parametrize("length", [b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff" + b"\x10" + bytes(7)])
+@pytest.mark.parametrize("before", [b"", b'\0\0\0\x0b[{}, ["a"]]'], ids=["header", "byte string"])
+def test_a_length_that_is_a_lie_takes_no_memory(length, before):
+    raw, other = socket.socketpair()
+    pipe = Pipe(other, stall_s=0.1)
+    raw.sendall(before + length + b"x")
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EOFError, match="frames"):
+        pipe.receive()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < 100_000
     raw.close()
     pipe.close()
 

@@ -16,10 +16,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import deflate_message, take_announcement
-from client.supernode.worker import Worker, load_client_app
+from client.supernode.worker import Worker
 from client.supernode.worker_process import WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.errors import DataError, PolicyError, ProcessError, describe_error
-from simulations.backend import worker as ray_worker
 from tests.client.support.apps import app, flip, make_request, read_data, read_report
 from tests.client.support.waiting import is_alive, wait_until
 
@@ -131,34 +130,6 @@ class TestWorker:
         assert describe_error(PolicyError("a\nb")) == "PolicyError: a"
         assert describe_error(PolicyError("")) == "PolicyError at the site; its log says more"
         assert describe_error(DataError("secret")) == "DataError at the site; its log says more"
-
-    def test_only_a_client_app_is_loaded(self):
-        assert load_client_app(APP) is app
-        with pytest.raises(TypeError, match="is a object, not a ClientApp"):
-            load_client_app("tests.client.support.apps:not_an_app")
-
-
-def test_same_torch_settings_as_in_a_simulation():
-    """Both warm up with the same code: a difference in PyTorch's settings would change bits."""
-    import inspect
-
-    from client.supernode import worker
-
-    ours, theirs = (inspect.getsource(function) for function in (worker.warm_up, ray_worker._warm_up))
-    ours, theirs = (
-        [line.strip() for line in code.splitlines()[-8:] if "is_available" not in line] for code in (ours, theirs)
-    )
-    assert len(ours) == 7
-    assert ours == theirs
-
-
-def test_the_gpu_is_left_alone_where_the_site_says_cpu(monkeypatch):
-    import torch
-
-    from client.supernode.worker import warm_up
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("the GPU was looked at"))
-    warm_up(torch.get_num_threads(), "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 import tests.support.federation  # noqa: F401  (registers the network "tiny")
 from client.site import app
 from fedmed.config import Plan
-from fedmed.protocol.messages import COMPARE_FORMS, REQUEST, make_content
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.storage.audit import verify_audit
 from fedmed.training.network import Network
 from tests.data.conftest import write_csv, write_image
@@ -105,7 +106,7 @@ class HospitalSite:
             "artefact_sha256": hashlib.sha256(artefact or b"").hexdigest(),
         } | changes
         values["plan"] = PLAN | (plan or {})
-        return self.send(self.message(COMPARE_FORMS, self.model if with_model else None, values, artefact))
+        return self.send(self.message(KINDS["release"].flower, self.model if with_model else None, values, artefact))
 
     def audit(self) -> list[dict[str, Any]]:
         """Return the audit log's entries, after checking its chain."""

@@ -66,7 +66,7 @@ def make_table(root: Path, rows: list[dict[str, object]], **settings: Any) -> di
 
 def make_hello(plan: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """Return what the server of one study answers."""
-    from fedmed.training.network import Network
+    from fedmed.distillation.network import build_network
 
     wanted = Plan.model_validate(PLAN | (plan or {}))
     answer = {
@@ -75,7 +75,7 @@ def make_hello(plan: dict[str, Any] | None = None, **changes: Any) -> dict[str, 
         "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
         "study": {"id": wanted.study, "approval": wanted.approval},
         "plan": wanted.model_dump(mode="json"),
-        "model_digest": Network(wanted).digest(),
+        "model_digest": build_network(wanted).digest(),
         "expected_mean": None,
         "expected_std": None,
         "round": 0,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import FoproConfig, Plan
 from fedmed.data import NUM_VIEWS, draw_views, make_train_transform, make_view_transform
 from fedmed.distillation import DistillationStudent, FourierPrompt, get_teacher
 from fedmed.distillation.at_sites import ekd as feature_distillation
-from fedmed.distillation.at_sites import objective as site_round
+from fedmed.distillation.at_sites.objective import DistillationObjective
+from fedmed.distillation.network import DistilledNetwork, build_network
 from fedmed.training.fit import FitResult, fit
 from fedmed.training.network import Network
 from tests.support.fopro import PROMPT, TEACHER, make_fopro
@@ -40,7 +42,7 @@ def train(network: Network, plan: Plan, part: Part, round_number: int = 1, **opt
         site="north",
         round_number=round_number,
         device=CPU,
-        prompt=network.prompt,
+        objective=network.objective,
         **options,
     )
 
@@ -77,7 +79,7 @@ def measure_ekd(network: Network, plan: Plan, part: Part) -> float:
 def test_loss_of_a_batch_by_hand() -> None:
     """One step: cross-entropy + balanced softmax on the auxiliary head + 3 x mean(2 - 2 cos)."""
     plan, part = fopro_plan({"batch_size": 32}, prompt=FIXED), Part(12)
-    network = Network(plan)
+    network = DistilledNetwork(plan)
     student = copy.deepcopy(network.trainee)
     assert isinstance(student, DistillationStudent)
     with torch.no_grad():
@@ -91,8 +93,7 @@ def test_loss_of_a_batch_by_hand() -> None:
     auxiliary = float(cross_entropy(outputs.auxiliary + share.log(), part.labels))
     result = train(network, plan, part)
     assert result.loss == pytest.approx(main + auxiliary + 3 * ekd, abs=1e-4)
-    assert result.distillation is not None
-    assert result.distillation.ekd == pytest.approx(ekd, abs=1e-4)
+    assert result.told["ekd"] == pytest.approx(ekd, abs=1e-4)
 
 
 def mean_by_class(distances: Tensor, labels: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def test_divergence_from_the_teacher_by_hand(divergence: str) -> None:
     """One step on all images: v is of the same weights as w, but with the batch's statistics in BatchNorm."""
     plan, part = fopro_plan({"batch_size": 32}, prompt=FIXED), Part(12)
     plan = plan.model_copy(update={"divergence": divergence})
-    network, features = Network(plan), teach_by_hand(plan, part)
+    network, features = DistilledNetwork(plan), teach_by_hand(plan, part)
     means = []
     for is_training in (False, True):
         student = copy.deepcopy(network.trainee)
@@ -116,20 +117,19 @@ def test_divergence_from_the_teacher_by_hand(divergence: str) -> None:
         means.append(mean_by_class(2 - 2 * cosine, part.labels).double())
     w, v = means[0], means[1] if divergence == "plain" else 1 / means[1]
     result = train(network, plan, part)
-    assert result.distillation is not None
-    assert result.distillation.divergence == pytest.approx(float((w / w.sum()) @ (v / v.sum())), abs=1e-6)
+    assert result.told["mas_weight"] == pytest.approx(float((w / w.sum()) @ (v / v.sum())), abs=1e-6)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "adsr"])
 def test_measuring_the_divergence_changes_no_bit(augmentation: str) -> None:
     plan, part = fopro_plan({"epochs_per_round": 2}, augmentation=augmentation), Part(11)  # "none" repeats its views
-    networks = [Network(plan), Network(plan)]
+    networks = [DistilledNetwork(plan), DistilledNetwork(plan)]
     plain = train(networks[0], plan, part)
     asked = train(networks[1], plan.model_copy(update={"divergence": "plain"}), part)
     assert_same(state(networks[0].whole), state(networks[1].whole))
     assert plain.loss == asked.loss
-    assert "mas_weight" not in plain.to_values()
-    assert 0 < asked.to_values()["mas_weight"] <= 1
+    assert MAS_WEIGHT not in plain.told
+    assert 0 < asked.told[MAS_WEIGHT] <= 1
 
 
 def test_the_model_as_it_came_teaches_by_hand() -> None:
@@ -138,7 +138,7 @@ def test_the_model_as_it_came_teaches_by_hand() -> None:
     """
     fopro = FoproConfig.model_validate({"teacher": "self", "hidden": 8, "auxiliary": False}).make_plan()
     plan, part = fopro_plan({"batch_size": 32}).model_copy(update={"fopro": fopro}), Part(12)
-    network, x = Network(plan), Part(12).normalised(range(12))
+    network, x = DistilledNetwork(plan), Part(12).normalised(range(12))
     for round_number in (1, 2):
         student = copy.deepcopy(network.trainee)
         assert isinstance(student, DistillationStudent)
@@ -155,7 +155,7 @@ def test_the_model_as_it_came_teaches_by_hand() -> None:
 def test_a_site_with_one_class_has_no_divergence() -> None:
     plan, part = fopro_plan().model_copy(update={"divergence": "plain"}), Part(12)
     part.labels = torch.zeros(12, dtype=torch.int64)
-    assert "mas_weight" not in train(Network(plan), plan, part).to_values()
+    assert MAS_WEIGHT not in train(DistilledNetwork(plan), plan, part).told
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flips", "hifuse"])
@@ -163,7 +163,7 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit(augmentation: str) -
     plan = fopro_plan({"clip_norm": 1.0}, augmentation=augmentation, weight=0.0, auxiliary=False)
     plain = plan.model_copy(update={"fopro": None})
     part = Part(19)
-    networks = [Network(plan), Network(plain)]
+    networks = [build_network(plan), build_network(plain)]
     results = [train(network, each, part) for network, each in zip(networks, (plan, plain), strict=True)]
     assert_same(state(networks[0].model), state(networks[1].model))
     assert results[0].loss == results[1].loss
@@ -172,7 +172,7 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit(augmentation: str) -
 def test_teacher_stays_as_it_is_and_in_eval_mode() -> None:
     plan, part = fopro_plan(), Part(20)
     assert plan.fopro is not None
-    before, network = teacher_hash(plan), Network(plan)
+    before, network = teacher_hash(plan), DistilledNetwork(plan)
     network.whole.train()
     train(network, plan, part)
     teacher = get_teacher(plan.fopro.teacher)
@@ -184,8 +184,7 @@ def test_teacher_stays_as_it_is_and_in_eval_mode() -> None:
 def test_student_sees_the_image_and_the_teacher_the_prompted_one() -> None:
     plan = fopro_plan({"batch_size": 32}, prompt=PROMPT | {"steps": 0, "first_steps": 0})
     assert plan.fopro is not None
-    part, network = Part(12), Network(plan)
-    assert network.prompt is not None
+    part, network = Part(12), DistilledNetwork(plan)
     assert network.prompt.theta is not None
     with torch.no_grad():
         network.prompt.theta.fill_(0.4)
@@ -220,25 +219,25 @@ def test_student_sees_the_image_and_the_teacher_the_prompted_one() -> None:
 
 def test_prompt_is_learned_first_and_stays_in_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, part = fopro_plan(), Part(20)
-    network = Network(plan)
-    assert network.prompt is not None
+    network = DistilledNetwork(plan)
     digests, moved = [], []
-    compute = site_round.SiteRound.compute_loss
+    compute = DistillationObjective.loss
 
-    def spy(self: site_round.SiteRound, *args: Any) -> Tensor:
+    def spy(self: DistillationObjective, *args: Any) -> Tensor:
         digests.append(self.prompt.digest())
         moved.append(any(parameter.requires_grad for parameter in self.prompt.parameters()))
         return compute(self, *args)
 
-    monkeypatch.setattr(site_round.SiteRound, "compute_loss", spy)
+    monkeypatch.setattr(DistillationObjective, "loss", spy)
     before = network.prompt.digest()
     student = state(network.trainee)
     result = train(network, plan, part)
     assert set(digests) == {network.prompt.digest()} != {before}
     assert not any(moved)
     assert any(not tensor.equal(student[name]) for name, tensor in state(network.trainee).items())
-    assert result.distillation is not None
-    gains = [gain for gain in result.distillation.bands or [] if gain is not None]
+    bands = result.told["prompt_bands"]
+    assert isinstance(bands, list)
+    gains = [gain for gain in bands if gain is not None]
     assert gains
     assert all(0.5 <= gain <= 2.0 for gain in gains)
 
@@ -246,13 +245,12 @@ def test_prompt_is_learned_first_and_stays_in_the_epochs(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("num_images", [1, 2, 5, 9])
 def test_few_images_still_train_and_tell_nothing_of_their_prompt(num_images: int) -> None:
     plan, part = fopro_plan(), Part(num_images)
-    network = Network(plan)
+    network = DistilledNetwork(plan)
     before = state(network.model)
     result = train(network, plan, part)
     assert np.isfinite(result.loss)
     assert any(not tensor.equal(before[name]) for name, tensor in state(network.model).items())
-    assert result.distillation is not None
-    assert result.distillation.bands is None
+    assert "prompt_bands" not in result.told
     assert all(torch.isfinite(tensor).all() for tensor in network.whole.state_dict().values())
 
 
@@ -262,7 +260,7 @@ def check_that_it_distils() -> None:
     found = {}
     for weight in (0.0, 3.0):
         plan = fopro_plan({"epochs_per_round": 6}, weight=weight, prompt=FIXED)
-        network = Network(plan)
+        network = DistilledNetwork(plan)
         train(network, plan, part)
         found[weight] = measure_ekd(network, plan, part)
     assert found[3.0] < found[0.0] - 0.3
@@ -299,7 +297,7 @@ def test_cached_features_make_no_difference_beyond_rounding(monkeypatch: pytest.
     for cache_mib in (0, 64):
         plan = fopro_plan({"epochs_per_round": 6}, augmentation="flips", cache_mib=cache_mib)
         assert plan.fopro is not None
-        networks[cache_mib] = Network(plan)
+        networks[cache_mib] = DistilledNetwork(plan)
         seen: list[int] = []
         with monkeypatch.context() as patch:
             teach = feature_distillation.SiteDistiller.teach
@@ -317,10 +315,10 @@ def test_cached_features_make_no_difference_beyond_rounding(monkeypatch: pytest.
 def test_weights_of_images_act_through_the_main_loss() -> None:
     plan, part = fopro_plan({"batch_size": 32}, prompt=FIXED), Part(12)
     plain, doubled = (
-        train(Network(plan), plan, part),
-        train(Network(plan), plan, part, image_weights=torch.full((12,), 2.0)),
+        train(DistilledNetwork(plan), plan, part),
+        train(DistilledNetwork(plan), plan, part, image_weights=torch.full((12,), 2.0)),
     )
-    network = Network(plan)
+    network = DistilledNetwork(plan)
     with torch.no_grad():
         logits = network.model.train()(part.normalised(range(12)))
     assert doubled.loss - plain.loss == pytest.approx(float(cross_entropy(logits, part.labels)), abs=1e-4)
@@ -328,7 +326,7 @@ def test_weights_of_images_act_through_the_main_loss() -> None:
 
 def test_network_without_and_with_a_teacher_begins_alike() -> None:
     plan = fopro_plan()
-    network, plain = Network(plan), Network(plan.model_copy(update={"fopro": None}))
+    network, plain = DistilledNetwork(plan), Network(plan.model_copy(update={"fopro": None}))
     assert_same(state(network.model), state(plain.model))
     assert isinstance(network.prompt, FourierPrompt)
     assert {name.split(".")[0] for name in network.shared} == {"model", "projector", "auxiliary", "fpg"}
@@ -350,7 +348,7 @@ def test_network_without_and_with_a_teacher_begins_alike() -> None:
 )
 def test_every_choice_trains_and_has_the_same_bits_again(changes: dict[str, Any]) -> None:
     plan, part = fopro_plan(augmentation="flips", **changes), Part(20)
-    networks = [Network(plan), Network(plan)]
+    networks = [DistilledNetwork(plan), DistilledNetwork(plan)]
     before = state(networks[0].whole)
     results = [train(network, plan, part, round_number=4) for network in networks]
     assert_same(state(networks[0].whole), state(networks[1].whole))

@@ -27,12 +27,11 @@ from fedmed.distillation.at_sites.losses import (
     ramp_weight,
 )
 from fedmed.distillation.pixels import normalize, restore_pixels
-from fedmed.distillation.prompt.fourier_prompt import randomize_prompt
 from fedmed.distillation.teachers.classifier import find_classifier, run_with_features
 from fedmed.errors import ConfigError
 from fedmed.losses import build_loss
 from fedmed.models import create_model, list_models
-from tests.distillation.support.helpers import STATISTICS, SmallNet, hash_state, make_teacher
+from tests.distillation.support.helpers import STATISTICS, SmallNet, hash_state, make_teacher, randomize_prompt
 
 CLASSES = 3
 COUNTS = [10, 5, 1]
@@ -154,7 +153,7 @@ def test_without_its_terms_it_is_plain_training_bit_for_bit() -> None:
 
 def test_the_student_sees_the_image_and_the_teacher_the_prompted_one() -> None:
     prompt = FourierPrompt(grid=4)
-    randomize_prompt(prompt, torch.Generator().manual_seed(0))
+    randomize_prompt(prompt)
     distiller = make_distiller(prompt=prompt)
     seen: dict[str, Tensor] = {}
     distiller.student.model.register_forward_pre_hook(lambda _, args: seen.update(student=args[0]))

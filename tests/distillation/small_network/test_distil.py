@@ -3,8 +3,10 @@
 import copy
 import math
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ from fedmed.distillation.small_network.training import CompactTraining
 from tests.distillation.support.helpers import SmallNet, hash_state
 
 CLASSES, SIZE = 4, 16
+CPU = torch.device("cpu")
 
 
 def make_proxy(num: int = 96, seed: int = 0) -> ProxyImages:
@@ -228,6 +231,31 @@ def test_training_stops_when_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) 
     assert [row["step"] for row in result.history] == [10, 20]
     assert result.best_step == 0
     assert hash_state(student) == before
+
+
+@pytest.mark.parametrize(("num_images", "is_frozen"), [(9, True), (10, False)])
+def test_statistics_of_batch_norm_rest_with_few_proxy_images(num_images: int, is_frozen: bool) -> None:
+    """Two are held out, so that 7 and 8 are left to train on."""
+    proxy, student = make_proxy(num_images), make_small()
+    targets, seen = compute_targets(make_large(), make_prompt({"mode": "none"}), proxy, batch_size=16, device=CPU), []
+    training = CompactTraining(
+        student, make_prompt({"mode": "none"}), proxy, targets, settings=replace(FAST, steps=5), seed=0, device=CPU
+    )
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    step = training._train_step
+
+    def look(*arguments: Any) -> float:
+        loss = step(*arguments)
+        seen.append({name for name, tensor in student.state_dict().items() if not tensor.equal(before[name])})
+        return loss
+
+    training._train_step = look  # type: ignore[method-assign]
+    training.run(None)
+    assert len(training.trained) == num_images - 2
+    statistics = {name for name in before if "running" in name or "tracked" in name}
+    assert statistics
+    assert seen[-1] & statistics == (set() if is_frozen else statistics)
+    assert seen[-1] - statistics == {name for name, _ in student.named_parameters()}
 
 
 def test_no_proxy_names_the_remedy(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedmed.distillation import FourierPrompt
 from fedmed.distillation.teachers.teacher import Teacher, TeacherUnavailableError, load_teacher
 
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -58,3 +59,11 @@ def real_teacher(name: str, **options: object) -> Teacher:
         return load_teacher({"name": name, **options})
     except TeacherUnavailableError as error:
         pytest.skip(str(error))
+
+
+def randomize_prompt(prompt: FourierPrompt, seed: int = 0) -> None:
+    """Set a static prompt to random gains in its range: each value of theta is normal with standard deviation 1."""
+    assert prompt.mode == "static"
+    assert prompt.theta is not None
+    with torch.no_grad():
+        prompt.theta.copy_(torch.randn(prompt.theta.shape, generator=torch.Generator().manual_seed(seed)))

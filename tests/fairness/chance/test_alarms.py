@@ -4,6 +4,7 @@ from scipy.stats import fisher_exact
 
 from fedmed.fairness import find_alarms
 from fedmed.fairness.chance.alarms import fall_p_value
+from fedmed.storage.history import RoundRecord, Validation
 
 
 def make_record(number, **attributes):
@@ -12,7 +13,7 @@ def make_record(number, **attributes):
         attribute: {group: {"n": list(n), "right": list(right)} for group, (n, right) in groups.items()}
         for attribute, groups in attributes.items()
     }
-    return {"round": number, "validation": {"counts": counts}}
+    return RoundRecord(round=number, validation=Validation(counts=counts))
 
 
 def alarms_of(reference, record, history_length=1, **options):
@@ -50,14 +51,14 @@ def test_a_fall_is_told_in_plain_words():
     reference = make_record(5, site={"site_01": ([100, 50], [90, 40])}, sex={"f": ([80, 40], [72, 32])})
     record = make_record(9, site={"site_01": ([100, 50], [89, 41])}, sex={"f": ([80, 40], [40, 16])})
     (alarm,) = alarms_of(reference, record, num_rounds=20)
-    assert (alarm["kind"], alarm["attribute"], alarm["group"]) == ("fall", "sex", "f")
-    assert (alarm["figure"], alarm["reference_round"]) == ("balanced_accuracy", 5)
-    assert alarm["value"] == pytest.approx((0.5 + 0.4) / 2)
-    assert alarm["reference"] == pytest.approx((0.9 + 0.8) / 2)
+    assert (alarm.kind, alarm.attribute, alarm.group) == ("fall", "sex", "f")
+    assert (alarm.figure, alarm.reference_round) == ("balanced_accuracy", 5)
+    assert alarm.value == pytest.approx((0.5 + 0.4) / 2)
+    assert alarm.reference == pytest.approx((0.9 + 0.8) / 2)
     n = np.array([80, 40])
     raw = fall_p_value(np.array([40, 16]), n, np.array([72, 32]), n)
-    assert alarm["p_value"] == pytest.approx(raw * 2 * 20)  # two groups, twenty rounds
-    assert alarm["text"] == (
+    assert alarm.p_value == pytest.approx(raw * 2 * 20)  # two groups, twenty rounds
+    assert alarm.text == (
         "Patients with sex f: the share of right answers, averaged over the classes, fell from 85.0% in round 5 to "
         "45.0% in round 9. Chance alone would show such a fall in fewer than 1 of 1,000 runs, all groups and rounds of "
         "this run considered."
@@ -68,12 +69,12 @@ def test_lost_coverage_is_told():
     reference = make_record(2, site={"a": ([5, 5], [4, 4]), "b": ([6, 6], [5, 5])}, sex={"m": ([9, 0], [8, 0])})
     record = make_record(3, site={"a": ([5, 5], [4, 4])}, sex={"m": ([0, 0], [0, 0])})
     alarms = alarms_of(reference, record)
-    assert [(a["kind"], a["attribute"], a["group"], a["value"], a["reference"]) for a in alarms] == [
+    assert [(a.kind, a.attribute, a.group, a.value, a.reference) for a in alarms] == [
         ("coverage", "site", "b", 0, 12),
         ("coverage", "sex", "m", 0, 9),
     ]
-    assert alarms[0]["p_value"] is None
-    assert alarms[0]["text"] == (
+    assert alarms[0].p_value is None
+    assert alarms[0].text == (
         "Site b: no image was checked in round 3; in round 2 there were 12. The model's quality for this site is not "
         "known in this round."
     )
@@ -89,18 +90,18 @@ def test_more_rounds_and_groups_need_a_larger_fall():
     reference = make_record(1, site={"a": ([50, 50], [40, 40])})
     record = make_record(2, site={"a": ([50, 50], [30, 30])})
     (alarm,) = alarms_of(reference, record, num_rounds=10)
-    assert alarm["p_value"] < 0.05
+    assert alarm.p_value < 0.05
     assert alarms_of(reference, record, num_rounds=100_000) == []
     # Without a planned number the t-th comparison counts t (t + 1) times.
     (third,) = alarms_of(reference, record, history_length=3)
-    assert third["p_value"] == pytest.approx(alarm["p_value"] / 10 * 12)
+    assert third.p_value == pytest.approx(alarm.p_value / 10 * 12)
 
 
 def test_only_classes_of_both_rounds_are_compared():
     """Class 1 is held back now; class 0 has not changed."""
     reference = make_record(1, site={"a": ([50, 50], [40, 50])})
     assert alarms_of(reference, make_record(2, site={"a": ([50, 0], [40, 0])})) == []
-    assert alarms_of(reference, make_record(2, site={"a": ([0, 0], [0, 0])}))[0]["kind"] == "coverage"
+    assert alarms_of(reference, make_record(2, site={"a": ([0, 0], [0, 0])}))[0].kind == "coverage"
     apart = make_record(1, site={"a": ([50, 0], [50, 0])})
     assert alarms_of(apart, make_record(2, site={"a": ([0, 50], [0, 0])})) == []
 
@@ -108,8 +109,10 @@ def test_only_classes_of_both_rounds_are_compared():
 def test_without_a_reference_or_counts_there_are_no_alarms():
     record = make_record(1, site={"a": ([50, 50], [0, 0])})
     assert find_alarms([], record, None) == []
-    assert find_alarms([{"round": 1}], record, {"round": 1}) == []
-    assert find_alarms([{"round": 1}], record, {"round": 1, "validation": None}) == []
+    assert find_alarms([RoundRecord(round=1)], record, RoundRecord(round=1)) == []
+    assert (
+        find_alarms([RoundRecord(round=1)], record, RoundRecord.model_validate({"round": 1, "validation": None})) == []
+    )
 
 
 def test_new_groups_are_no_alarm():
@@ -127,8 +130,8 @@ def test_runs_in_which_nothing_changes_have_few_alarms():
         for number in range(20):
             right = rng.binomial(n, recalls, size=(4, 3))
             record = make_record(number, site={f"site_{i}": (n.tolist(), right[i].tolist()) for i in range(4)})
-            record["score"] = (right / n).mean()
-            best = max(history, key=lambda r: r["score"], default=None)
+            record.validation.pooled["score"] = float((right / n).mean())
+            best = max(history, key=lambda r: r.validation.pooled["score"], default=None)
             alarmed = alarmed or bool(find_alarms(history, record, best, num_rounds=20))
             history.append(record)
         with_alarm += alarmed

@@ -174,7 +174,7 @@ class Deployment:
 
     def history(self) -> list[dict[str, Any]]:
         file = self.run_folder.history_file
-        return read_history(file) if file.is_file() else []
+        return [record.to_json() for record in read_history(file)]
 
     def statuses(self, round_number: int) -> dict[str, str]:
         record = next(record for record in self.history() if record["round"] == round_number)

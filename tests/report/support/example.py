@@ -8,6 +8,7 @@ import torch
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from fedmed.report import ReportContent
+from fedmed.storage.history import RoundRecord
 
 
 def make_tables(
@@ -86,7 +87,9 @@ def make_content(**changes: Any) -> ReportContent:
         "notes": ["a note"],
         "seed": 0,
     }
-    return ReportContent(**values | changes)
+    values |= changes
+    values["history"] = [RoundRecord.model_validate(record) for record in values["history"]]
+    return ReportContent(**values)
 
 
 def make_large_content(num_sites: int, num_rounds: int, num_classes: int) -> ReportContent:

@@ -19,7 +19,8 @@ from fedmed.errors import ConfigError, FederationError, FedmedError, WireError
 from fedmed.export import load_model
 from fedmed.export.check import check_hashes
 from fedmed.keys import make_release_key
-from fedmed.protocol.messages import COMPARE_FORMS, REPORT, make_content, read_values
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, make_content, read_values
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.audit import AuditLog, verify_audit
@@ -69,7 +70,7 @@ def events(hospitals: Hospitals, name: str) -> list[dict[str, Any]]:
 
 
 def test_sites_compare_after_the_test_and_the_pooled_result_is_in_manifest_and_card(finished: Hospitals) -> None:
-    assert finished.sent[-2:] == [("site_01", COMPARE_FORMS), ("site_02", COMPARE_FORMS)]
+    assert finished.sent[-2:] == [("site_01", KINDS["release"].flower), ("site_02", KINDS["release"].flower)]
     told = read(finished.run.tables / "release.json")
     assert (sorted(told["sites"]), told["silent"]) == (["site_01", "site_02"], {})
     manifest = manifest_of(finished)
@@ -108,7 +109,7 @@ def test_what_was_done_is_not_done_again(finished: Hospitals, tmp_path: Path, mo
 def test_only_the_comparison_is_repeated(tested: Hospitals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidate, "_build", lambda *_: pytest.fail("built again"))
     sent = tested.go().sent
-    assert [kind for _, kind in sent] == ["query", "query", COMPARE_FORMS, COMPARE_FORMS]
+    assert [kind for _, kind in sent] == ["query", "query", KINDS["release"].flower, KINDS["release"].flower]
     assert tested.run.finished_file.is_file()
 
 
@@ -171,7 +172,7 @@ def test_without_any_answer_the_proof_without_images_counts_and_the_card_says_so
 
 def test_answer_that_makes_no_sense_does_not_count(tested: Hospitals) -> None:
     def tamper(site: str, request: Message, reply: Message) -> Message:
-        if site == "site_02" and request.metadata.message_type == COMPARE_FORMS:
+        if site == "site_02" and request.metadata.message_type == KINDS["release"].flower:
             values = read_values(reply, REPORT) | {"comparison": {"deploy": {}}}
             reply.content[REPORT] = make_content(REPORT, values)[REPORT]
         return reply
@@ -197,14 +198,14 @@ def test_answer_must_fit_what_was_asked(changes: dict[str, Any], num_images: int
     form |= {"num_images": 10, "num_ties": 0, "num_agreeing": 10}
     compared = {"deploy": form, "onnx": form, "paired": [[5, 0, 0, 0], [5, 0, 0, 0]]}
     content = make_content(REPORT, {**hashes, "comparison": compared} | changes)
-    message = Message(content, dst_node_id=1, message_type=COMPARE_FORMS)
+    message = Message(content, dst_node_id=1, message_type=KINDS["release"].flower)
     findings = Findings()
     if expected is None:
-        findings.add("a", _read(message, "a", _Expected(hashes, 2, {"a": num_images})))
+        findings.add("a", _read(message, "a", _Expected(**hashes, num_classes=2, num_images={"a": num_images})))
         assert list(findings.comparisons) == ["a"]
         return
     with pytest.raises(WireError, match=expected):
-        _read(message, "a", _Expected(hashes, 2, {"a": num_images}))
+        _read(message, "a", _Expected(**hashes, num_classes=2, num_images={"a": num_images}))
 
 
 # --- a person's decision
@@ -329,7 +330,7 @@ def test_with_local_batch_norm_each_site_makes_its_own_artefact(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hospitals = Hospitals(tmp_path / "fed", batch_norm="local")
-    assert COMPARE_FORMS not in {kind for _, kind in hospitals.go().sent}
+    assert KINDS["release"].flower not in {kind for _, kind in hospitals.go().sent}
     assert manifest_of(hospitals)["form"] == "train"
     config, fleet = release_to(hospitals, "site_01", tmp_path)
     folder = collect(config, fleet)

@@ -258,9 +258,9 @@ class StoppedError(Exception):
 
 
 PHASES = {
-    "distilled": ("compression", "_recalibrate"),
-    "recalibrated": ("compression", "_ask_gate"),
-    "judged": ("compression", "decide_gate"),
+    "distilled": ("finish.small_network", "_recalibrate"),
+    "recalibrated": ("finish.small_network", "_ask_gate"),
+    "judged": ("finish.small_network", "decide_gate"),
     "concluded": ("federation", "train_local"),
 }
 

@@ -54,7 +54,7 @@ def run_with_a_boast(federation, **told):
         return reply
 
     federation.go(federation.grid(boast))
-    return read_history(federation.run.history_file)[0]["participation"][0]
+    return read_history(federation.run.history_file)[0].participation[0]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -68,12 +68,12 @@ def test_every_rule_trains_and_goes_on_where_it_stopped(make_federation, rule):
     assert killed.final_model() == undisturbed.final_model()
     records = read_history(undisturbed.run.history_file)
     for record in records:
-        weights = record["weights"]
+        weights = record.weights
         assert set(weights) == set(undisturbed.sites)
         assert all(weight >= 0 for weight in weights.values())
         total = sum(weights.values())
         assert 0 < total < 1 if rule == "q_fedavg" else total == pytest.approx(1.0)
-    assert [record["weights"] for record in read_history(killed.run.history_file)] == [r["weights"] for r in records]
+    assert [record.weights for record in read_history(killed.run.history_file)] == [r.weights for r in records]
 
 
 def test_rules_give_other_models_than_fedavg(make_federation):
@@ -89,8 +89,8 @@ def test_a_loss_that_cannot_be_true_costs_a_site_its_part(make_federation):
     federation = make_federation(**settings_of("agnostic"))
 
     line = run_with_a_boast(federation, start_loss=-5.0)
-    assert line["status"] == "quarantined"
-    assert "no number from 0" in line["reason"]
+    assert line.status == "quarantined"
+    assert "no number from 0" in str(line.reason)
 
 
 @pytest.mark.parametrize("size_power", [0.0, 1.0])
@@ -108,7 +108,7 @@ def test_weights_by_divergence_are_those_of_the_numbers_that_the_sites_told(make
     federation.go(federation.grid(look))
     numbers = {site: values["num_images" if size_power else "mas_weight"] for site, values in told.items()}
     total = sum(numbers.values())
-    weights = read_history(federation.run.history_file)[0]["weights"]
+    weights = read_history(federation.run.history_file)[0].weights
     assert weights == pytest.approx({site: number / total for site, number in numbers.items()})
     assert len({values["mas_weight"] for values in told.values()}) == 3
     assert all(0 < values["mas_weight"] <= 1 for values in told.values())
@@ -118,8 +118,8 @@ def test_a_divergence_that_cannot_be_true_costs_a_site_its_part(make_federation)
     federation = make_federation(**settings_of("divergence") | {"rounds": 1})
 
     line = run_with_a_boast(federation, mas_weight=50.0)
-    assert line["status"] == "quarantined"
-    assert "'mas_weight'" in line["reason"]
+    assert line.status == "quarantined"
+    assert "'mas_weight'" in str(line.reason)
 
 
 def test_an_attribute_that_no_site_has_stops_the_run_at_the_start(make_federation):

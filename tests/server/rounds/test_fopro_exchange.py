@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fedmed.distillation.network import build_network
 from fedmed.export.onnx_file import ExportError
 from fedmed.export.run import load_network
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.history import read_history
-from fedmed.training.network import Network
 from tests.support.federation import Federation
 from tests.support.fopro import make_fopro
 
@@ -44,7 +44,7 @@ def state_of(federation: Federation, site: str, round_number: int) -> dict[str, 
 @pytest.mark.parametrize("exchange", HEADS)
 def test_a_head_stays_at_the_site_and_goes_on_learning(make_federation: Make, exchange: str) -> None:
     federation = go(make_federation, exchange, exchange=exchange)
-    initial = Network(federation.config.make_plan())
+    initial = build_network(federation.config.make_plan())
     everything = set(initial.whole.state_dict())
     kept = {name for name in everything if name.rpartition(".")[0] in HEADS[exchange]}
     assert set(model_of(federation, 2)) == everything - kept
@@ -55,14 +55,14 @@ def test_a_head_stays_at_the_site_and_goes_on_learning(make_federation: Make, ex
         assert not first[weight].equal(initial.whole.state_dict()[weight])
         assert not first[weight].equal(second[weight])
     assert not states["site_01"][1][weight].equal(states["site_02"][1][weight])
-    network = Network(federation.config.make_plan())
+    network = build_network(federation.config.make_plan())
     path = RunCheckpoints(federation.run.checkpoints).load(2).model_path
     network.fill(path.read_bytes(), {f"local/{name}": tensor for name, tensor in states["site_01"][1].items()})
     assert network.whole.state_dict()[weight].equal(states["site_01"][1][weight])
 
 
 def test_by_default_everything_travels(make_federation: Make) -> None:
-    network = Network(make_federation(fopro=make_fopro()).config.make_plan())
+    network = build_network(make_federation(fopro=make_fopro()).config.make_plan())
     assert set(network.shared) == set(network.whole.state_dict())
     assert network.local == []
 
@@ -94,9 +94,9 @@ def test_a_federation_can_be_its_own_teacher(make_federation: Make) -> None:
     assert plan.fopro is not None
     assert (plan.fopro.teacher.name, plan.fopro.weight, plan.fopro.prompt.mode) == ("self", 1.0, "none")
     federation.go()
-    told = [record["fopro"] for record in read_history(federation.run.history_file)]
-    assert [record["teacher"] for record in told] == ["self", "self"]
-    assert all(0 < record["ekd"] <= 4 and record["bands"] is None for record in told)
+    told = [record.fopro for record in read_history(federation.run.history_file)]
+    assert [record.teacher for record in told] == ["self", "self"]
+    assert all(0 < record.ekd <= 4 and record.bands is None for record in told)
     assert not any(name.startswith("fpg.") for name in model_of(federation, 2))
     assert federation.run.read_distillation() == {"fopro": "self", "teacher": None}
     assert "which is not FoPro-KD" in (federation.run.report / "index.html").read_text()

@@ -15,7 +15,16 @@ from fedmed.errors import CheckpointError, FederationError, FedmedError
 from fedmed.export import load_model
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import combine_tables
-from fedmed.protocol.messages import MODEL, REPORT, TABLES, make_content, read_model, read_tables, read_values
+from fedmed.protocol.messages import (
+    MODEL,
+    REPORT,
+    TABLES,
+    make_content,
+    read_model,
+    read_report,
+    read_tables,
+    read_values,
+)
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.history import read_history
@@ -45,12 +54,12 @@ def scale(tensors: dict[str, Any], factor: float) -> dict[str, Any]:
 
 def statuses(federation: Federation, round_number: int) -> dict[str, str]:
     record = read_history(federation.run.history_file)[round_number - 1]
-    return {line["site"]: line["status"] for line in record["participation"]}
+    return {line.site: line.status for line in record.participation}
 
 
 def reason(federation: Federation, round_number: int, site: str) -> str:
     record = read_history(federation.run.history_file)[round_number - 1]
-    return next(line["reason"] for line in record["participation"] if line["site"] == site)
+    return next(line.reason for line in record.participation if line.site == site)
 
 
 def test_run_leaves_a_complete_folder(make_federation: Make) -> None:
@@ -62,7 +71,7 @@ def test_run_leaves_a_complete_folder(make_federation: Make) -> None:
     report = json.loads((run.report / "report.json").read_text())
     assert report["classes"] == federation.config.classes
     assert (run.report / "index.html").is_file()
-    assert [record["round"] for record in read_history(run.history_file)] == [1, 2, 3]
+    assert [record.round for record in read_history(run.history_file)] == [1, 2, 3]
     assert verify_audit(run.audit_file).ok
 
 
@@ -76,7 +85,7 @@ def test_average_of_the_updates_by_hand(make_federation: Make) -> None:
 
     federation = make_federation(rounds=1)
     federation.go(federation.grid(keep))
-    images = {line["site"]: line["images"] for line in read_history(federation.run.history_file)[0]["participation"]}
+    images = {line.site: line.images for line in read_history(federation.run.history_file)[0].participation}
     total = sum(images.values())
     result = safetensors.numpy.load(federation.final_model())
     assert set(result) == set(seen[federation.sites[0]])
@@ -124,7 +133,7 @@ def test_resumed_run_has_the_same_bits(make_federation: Make, settings: dict[str
     strip = ("finished", "wall_s", "participation")
     histories = [
         [
-            {key: value for key, value in record.items() if key not in strip}
+            {key: value for key, value in record.to_json().items() if key not in strip}
             for record in read_history(f.run.history_file)
         ]
         for f in (undisturbed, killed)
@@ -179,7 +188,7 @@ def test_bad_update_is_quarantined_and_the_round_goes_on(
 
 @pytest.mark.parametrize(
     ("kind", "reader"),
-    [("query", "attendance.read_values"), ("train", "updates.read_values"), ("evaluate", "scoring.read_tables")],
+    [("query", "attendance.read_report"), ("train", "updates.read_report"), ("evaluate", "scoring.read_tables")],
 )
 def test_an_answer_that_no_check_has_foreseen_ends_no_run(
     make_federation: Make, monkeypatch: pytest.MonkeyPatch, kind: str, reader: str
@@ -187,7 +196,7 @@ def test_an_answer_that_no_check_has_foreseen_ends_no_run(
     """Reading it raises what Python does for a wrong type; only its site is left out."""
     federation = make_federation(rounds=1)
     bad = federation.sites[1]
-    read: Callable[..., Any] = {"query": read_values, "train": read_values, "evaluate": read_tables}[kind]
+    read: Callable[..., Any] = {"query": read_report, "train": read_report, "evaluate": read_tables}[kind]
 
     def mark(site: str, request: Message, reply: Message) -> Message:
         if site == bad and request.metadata.message_type == kind:
@@ -199,7 +208,7 @@ def test_an_answer_that_no_check_has_foreseen_ends_no_run(
             raise AttributeError("'str' object has no attribute 'items'")
         return read(message, *rest)
 
-    monkeypatch.setattr(f"server.{reader}", fail)
+    monkeypatch.setattr(f"server.rounds.{reader}", fail)
     federation.go(federation.grid(mark))
     if kind == "train":
         assert statuses(federation, 1)[bad] == "quarantined"
@@ -258,7 +267,7 @@ def test_too_few_updates_end_the_run_and_nothing_is_lost(make_federation: Make) 
     lost = federation.grid(lambda site, q, r: None if is_training(q, 2) and site == federation.sites[0] else r)
     with pytest.raises(FederationError, match=r"Round 2 had fewer than min_sites = 3 usable updates in 3 attempts"):
         federation.go(lost)
-    assert [record["round"] for record in read_history(federation.run.history_file)] == [1]
+    assert [record.round for record in read_history(federation.run.history_file)] == [1]
     federation.go()
     assert len(read_history(federation.run.history_file)) == 3
     undisturbed = make_federation("undisturbed", min_sites=3)
@@ -310,7 +319,7 @@ def test_damaged_newest_checkpoint_falls_back_and_says_so(make_federation: Make)
     federation.go()
     assert "Going on from round 2" in " ".join(federation.listener.notes)
     assert federation.final_model() == undisturbed.final_model()
-    assert [record["round"] for record in read_history(federation.run.history_file)] == [1, 2, 3]
+    assert [record.round for record in read_history(federation.run.history_file)] == [1, 2, 3]
 
 
 def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
@@ -327,7 +336,7 @@ def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
 def test_chosen_round_is_the_best_on_validation(make_federation: Make) -> None:
     federation = make_federation(rounds=4, seed=1)
     federation.go()
-    values = [r["validation"]["pooled"]["balanced_accuracy"] for r in read_history(federation.run.history_file)]
+    values = [r.validation.pooled["balanced_accuracy"] for r in read_history(federation.run.history_file)]
     report = json.loads((federation.run.report / "report.json").read_text())
     assert report["chosen_round"] == values.index(max(values)) + 1
 
@@ -385,9 +394,7 @@ def test_lost_best_round_is_replaced_by_the_best_that_is_left(make_federation: M
     federation.go_until(4)
     newest = federation.run.checkpoints / "round_00003"
     state = json.loads((newest / "state.json").read_bytes())
-    values = [
-        record["validation"]["pooled"]["balanced_accuracy"] for record in read_history(federation.run.history_file)
-    ]
+    values = [record.validation.pooled["balanced_accuracy"] for record in read_history(federation.run.history_file)]
     best = state["state"]["best_round"]
     assert best == 1 + values.index(max(values))
     assert best != 3, "the test needs a best round that is not the newest"
@@ -428,4 +435,4 @@ def test_absurd_evaluation_counts_are_refused(make_federation: Make) -> None:
     federation.go(federation.grid(multiply))
     assert any("more images than the site declared" in note for note in federation.listener.notes)
     record = read_history(federation.run.history_file)[0]
-    assert liar not in record["validation"]["sites"]
+    assert liar not in record.validation.sites

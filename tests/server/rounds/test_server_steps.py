@@ -72,8 +72,8 @@ def test_the_first_step_follows_the_average_by_hand(make_federation: Make) -> No
     moments = safetensors.numpy.load(moments_of(stepped, 1))
     assert set(moments) == {f"m/{name}" for name in parameters}
     records = [read_history(federation.run.history_file)[0] for federation in (plain, stepped)]
-    assert records[0]["weights"] == records[1]["weights"]
-    assert records[0]["model_sha256"] != records[1]["model_sha256"]
+    assert records[0].weights == records[1].weights
+    assert records[0].model_sha256 != records[1].model_sha256
 
 
 def test_without_a_step_there_is_nothing_to_remember(make_federation: Make) -> None:
@@ -130,7 +130,7 @@ def test_steps_go_with_what_else_there_is(make_federation: Make, settings: dict[
     stepped.go()
     assert stepped.final_model() != plain.final_model()
     assert set(model_of(stepped, 3)) == set(model_of(plain, 3))
-    statuses = {line["status"] for r in read_history(stepped.run.history_file) for line in r["participation"]}
+    statuses = {line.status for r in read_history(stepped.run.history_file) for line in r.participation}
     assert statuses == {"accepted"}
 
 
@@ -149,8 +149,8 @@ def test_quarantined_updates_do_not_move_the_moments(make_federation: Make) -> N
 
     federation.go(federation.grid(spoil))
     without.go(without.grid(lose))
-    line = next(line for line in read_history(federation.run.history_file)[0]["participation"] if line["site"] == bad)
-    assert line["status"] == "quarantined"
+    line = next(line for line in read_history(federation.run.history_file)[0].participation if line.site == bad)
+    assert line.status == "quarantined"
     assert moments_of(federation, 1) == moments_of(without, 1)
     assert federation.final_model() == without.final_model()
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from fedmed.config import StudentConfig
 from fedmed.distillation import CompactResult, compute_targets, distil_compact, make_prompt
+from fedmed.distillation.network import build_network
 from fedmed.errors import CheckpointError, ConfigError
 from fedmed.protocol.messages import read_model
-from fedmed.training.network import Network
 from server.finish import distil_at_server as student
 from tests.server.finish.test_small_network import DATA, StoppedError, decision_of, fopro
 from tests.support.federation import Federation
@@ -56,7 +56,7 @@ def test_target_is_the_mean_of_the_answers_of_the_rounds_two_site_models(
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in proxy.statistics)
         x = (proxy.pixels(range(len(proxy))) - mean) / std
         for packed in sent.values():
-            network = Network(federation.config.make_plan())
+            network = build_network(federation.config.make_plan())
             network.fill(packed, {})
             with torch.no_grad():
                 seen.append(network.model.eval()(x))

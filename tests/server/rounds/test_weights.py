@@ -67,14 +67,15 @@ def test_q_fedavg_with_the_rate_of_the_round(tmp_path):
 
 
 def test_q_fedavg_allows_for_many_steps_with_momentum(tmp_path):
-    """30 and 10 images in batches of 8: 4 and 2 steps, on average 3.5; two epochs, momentum 0.5: 0.5 * 7 / 0.5 = 7.
+    """30 and 10 images in batches of at least 8: 3 steps and 1, on average 3/4 3 + 1/4 1 = 2.5.
 
-    q = 1 and norms 1: a_k = p_k F_k / (sum p (1/7 + F)) with F = (1, 5): (0.75, 1.25) / (1/7 + 2).
+    Two epochs at the rate 0.5 with momentum 0.5: 0.5 * 5 / 0.5 = 5. q = 1 and norms 1:
+    a_k = p_k F_k / (sum p (1/5 + F)) with F = (1, 5): (0.75, 1.25) / (1/5 + 2).
     """
     config = make_config({"kind": "q_fedavg", "q": 1.0})
     config.training.batch_size, config.training.epochs_per_round, config.training.optimizer.momentum = 8, 2, 0.5
     collector = make_collector(tmp_path, a={"start_loss": 1.0}, b={"start_loss": 5.0})
-    assert weigh(config, collector)[0] == pytest.approx({"a": 0.75 * 7 / 15, "b": 1.25 * 7 / 15})
+    assert weigh(config, collector)[0] == pytest.approx({"a": 0.75 * 5 / 11, "b": 1.25 * 5 / 11})
 
 
 FOPRO = {"fopro": {"teacher": {"name": "test_resnet", "source": "random", "layout": "timm"}}}

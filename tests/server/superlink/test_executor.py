@@ -12,7 +12,7 @@ import server.superlink.executor
 from fedmed.errors import ProcessError
 from fedmed.processes import child_environment
 from server.superlink.control import Control
-from server.superlink.executor import acquire_task, load_server_app, main
+from server.superlink.executor import acquire_task, main
 from tests.server.support.real_link import Link, run_status, running_link
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,8 +43,8 @@ def write_launch(link: Link, folder: Path, app: str) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a run of ``main`` from changing the process of the tests."""
     for name in ("watch_parent", "set_up_logging"):
-        monkeypatch.setattr(server.executor, name, lambda _: None)
-    monkeypatch.setattr(server.executor, "raise_on_signals", lambda: None)
+        monkeypatch.setattr(server.superlink.executor, name, lambda _: None)
+    monkeypatch.setattr(server.superlink.executor, "raise_on_signals", lambda: None)
     monkeypatch.setattr(os, "umask", lambda _: 0)
 
 
@@ -105,9 +105,3 @@ def test_without_a_run_it_gives_up(link_control: tuple[Link, Control]) -> None:
     secret = (link.folder / "executor.secret").read_bytes()
     with pytest.raises(ProcessError, match=r"no run for the ServerApp within 0\.2 s"):
         acquire_task(f"127.0.0.1:{link.private_port}", secret, timeout_s=0.2)
-
-
-def test_only_a_serverapp_is_run() -> None:
-    assert load_server_app("tests.server.support.executor_apps:finishes")
-    with pytest.raises(TypeError, match="is no ServerApp"):
-        load_server_app("tests.server.support.executor_apps:no_app")

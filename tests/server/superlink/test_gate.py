@@ -22,11 +22,16 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from starlette.types import Message as Event
 
 import server.superlink.admission
+import server.superlink.asgi
+import server.superlink.gate
+import server.superlink.routes
 from fedmed.keys import fingerprint
+from fedmed.protocol.http import DROP_PATH, OPEN_PATH
 from server.superlink.admission import RefusalLog
-from server.superlink.asgi import DROP_PATH, OPEN_PATH, Bell, Event
+from server.superlink.asgi import Bell
 from server.superlink.gate import PrivateGate, PublicGate
 from server.superlink.limits import MAX_REQUESTS_PER_SITE, MAX_WAITING_PER_SITE, ReplyTooLarge
 from server.superlink.object_transfer import PartsDesk
@@ -205,7 +210,7 @@ def test_a_message_that_comes_while_flower_looks_is_not_missed(tmp_path: Path) -
 
 def test_an_empty_answer_is_given_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def act() -> None:
-        monkeypatch.setattr(server.gate, "HOLD_S", 0.1)
+        monkeypatch.setattr(server.superlink.gate, "HOLD_S", 0.1)
         gates = Gates(tmp_path, FakeApp(b""))
         begin = asyncio.get_running_loop().time()
         pull = await Request(PULL).run(gates.public)
@@ -431,7 +436,7 @@ def test_only_the_serverapp_takes_messages_back(tmp_path: Path) -> None:
 
 
 def test_the_record_of_refusals_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.admission, "_LARGEST_RECORD_BYTES", 1000)
+    monkeypatch.setattr(server.superlink.admission, "_LARGEST_RECORD_BYTES", 1000)
     record = RefusalLog(tmp_path / "refused.jsonl")
     for number in range(300):
         record.add(f"10.0.0.{number}", server.superlink.admission.Visitor("none"), "it shows no key")
@@ -519,7 +524,7 @@ def test_a_site_has_so_many_requests_under_way_and_no_more(tmp_path: Path) -> No
 def test_a_body_that_stops_is_given_up_and_a_slow_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(server.asgi, "STALL_S", 0.3)
+    monkeypatch.setattr(server.superlink.asgi, "STALL_S", 0.3)
 
     class Trickle(Request):
         def __init__(self, num_blocks: int) -> None:
@@ -592,7 +597,7 @@ def test_a_download_ends_when_its_site_is_revoked(tmp_path: Path) -> None:
 
 
 def test_a_download_that_is_not_taken_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.reception, "STALL_S", 0.1)
+    monkeypatch.setattr(server.superlink.routes, "STALL_S", 0.1)
     gates = Gates(tmp_path, FakeApp(b"x"))
     (tmp_path / "release/model.safetensors").write_bytes(b"model")
 

@@ -218,7 +218,7 @@ def test_a_site_cannot_answer_in_the_name_of_another(grid: DeploymentGrid, runti
 
 
 def test_a_failed_connection_is_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.grid, "_RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.superlink.grid, "_RETRY_PAUSE_S", 0.0)
     failures = [httpx.ConnectError("refused"), httpx.ReadTimeout("late")]
 
     def send() -> str:
@@ -227,7 +227,7 @@ def test_a_failed_connection_is_tried_again_for_a_while(monkeypatch: pytest.Monk
         return "done"
 
     assert Retry().invoke(send) == "done"
-    monkeypatch.setattr(server.grid, "_RETRY_FOR_S", 0.0)
+    monkeypatch.setattr(server.superlink.grid, "_RETRY_FOR_S", 0.0)
     failures = [httpx.ConnectError("refused")] * 9
     with pytest.raises(httpx.ConnectError):
         Retry().invoke(send)

@@ -14,10 +14,9 @@ import uvicorn
 import server.superlink.listener
 from fedmed.keys import Authority
 from fedmed.processes import find_free_port
-from server.superlink.listener import Guests, choose_protocol, find_source, open_doors
+from server.superlink.listener import Guests, ImpatientProtocol, find_source, open_doors
 from server.superlink.process import Server
 
-KINDS = pytest.mark.parametrize("with_httptools", [True, False], ids=["httptools", "h11"])
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -32,13 +31,9 @@ async def answer_hi(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def serving(guests: Guests | None = None, **settings: Any) -> AsyncIterator[int]:
-    with_httptools = settings.pop("with_httptools", None)
-    if with_httptools:
-        pytest.importorskip("httptools")
     config = uvicorn.Config(
         answer_hi,
-        http=choose_protocol(with_httptools=with_httptools),
-        h11_max_incomplete_event_size=server.superlink.listener.MAX_HEAD_BYTES,
+        http=ImpatientProtocol,
         lifespan="off",
         log_config=None,
         ws="none",
@@ -83,20 +78,15 @@ async def seconds_until_closed(reader: asyncio.StreamReader) -> float:
     return asyncio.get_running_loop().time() - begin
 
 
-@KINDS
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n", b"\r\n"])
-def test_a_head_that_is_not_complete_in_time_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool, begin: bytes
-) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.2)
-    if not with_httptools and begin == b"\r\n":
-        pytest.skip("for h11, that is an error at once")
+def test_a_head_that_is_not_complete_in_time_ends_the_connection(monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.2)
 
     async def act() -> None:
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             writer.write(begin)
             assert 0.15 < await seconds_until_closed(reader) < 2
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             # The same for a later request; until its first byte comes, the connection may rest.
             for pause in (0.0, 0.3):
                 await asyncio.sleep(pause)
@@ -110,12 +100,11 @@ def test_a_head_that_is_not_complete_in_time_ends_the_connection(
     asyncio.run(act())
 
 
-@KINDS
-def test_trickling_does_not_help(monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.4)
+def test_trickling_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.4)
 
     async def act() -> None:
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\n")
             closing = asyncio.create_task(seconds_until_closed(reader))
             while not closing.done():
@@ -126,14 +115,11 @@ def test_trickling_does_not_help(monkeypatch: pytest.MonkeyPatch, *, with_httpto
     asyncio.run(act())
 
 
-@KINDS
-def test_a_request_under_way_has_all_the_time_it_needs(
-    monkeypatch: pytest.MonkeyPatch, *, with_httptools: bool
-) -> None:
-    monkeypatch.setattr(server.listener, "HEAD_S", 0.3)
+def test_a_request_under_way_has_all_the_time_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.superlink.listener, "HEAD_S", 0.3)
 
     async def act() -> None:
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n")
             for _ in range(3):  # 0.6 s, the body has a deadline of its own
                 await asyncio.sleep(0.2)
@@ -145,7 +131,6 @@ def test_a_request_under_way_has_all_the_time_it_needs(
     asyncio.run(act())
 
 
-@KINDS
 @pytest.mark.parametrize("kept_alive", [False, True])
 @pytest.mark.parametrize(
     "head",
@@ -158,24 +143,21 @@ def test_a_request_under_way_has_all_the_time_it_needs(
     ],
     ids=["one", "many", "address", "complete", "empty lines"],
 )
-def test_a_head_that_is_too_long_ends_the_connection(*, with_httptools: bool, kept_alive: bool, head: bytes) -> None:
+def test_a_head_that_is_too_long_ends_the_connection(*, kept_alive: bool, head: bytes) -> None:
     async def act() -> None:
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             if kept_alive:
                 writer.write(REQUEST)
                 await read_answer(reader)
             writer.write(head)
             assert await seconds_until_closed(reader) < 2
 
-    if not with_httptools and head.endswith(b"\r\n"):
-        pytest.skip("h11 drops empty lines, and measures what is incomplete; the rest is one block of the network's")
     asyncio.run(act())
 
 
-@KINDS
-def test_a_head_of_a_usual_length_gets_through_in_pieces(*, with_httptools: bool) -> None:
+def test_a_head_of_a_usual_length_gets_through_in_pieces() -> None:
     async def act() -> None:
-        async with serving(with_httptools=with_httptools) as port, connected(port) as (reader, writer):
+        async with serving() as port, connected(port) as (reader, writer):
             for _ in range(3):
                 writer.write(b"GET / HTTP/1.1\r\nhost: x\r\na: ")
                 for _ in range(4):
@@ -189,7 +171,7 @@ def test_a_head_of_a_usual_length_gets_through_in_pieces(*, with_httptools: bool
 
 def test_requests_do_not_queue_up() -> None:
     async def act() -> None:
-        async with serving(with_httptools=True) as port:
+        async with serving() as port:
             async with connected(port) as (reader, writer):
                 writer.write(REQUEST * 2)
                 for _ in range(2):
@@ -205,7 +187,7 @@ def test_requests_do_not_queue_up() -> None:
 def test_a_source_holds_so_many_connections_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, encrypted: bool
 ) -> None:
-    monkeypatch.setattr(server.listener, "find_source", lambda address: address)
+    monkeypatch.setattr(server.superlink.listener, "find_source", lambda address: address)
     tls: dict[str, str] = {}
     if encrypted:
         Authority.create(tmp_path).issue_server_certificate(tmp_path, ["127.0.0.1"])

@@ -194,7 +194,7 @@ def test_a_site_that_stays_away_is_reported_after_a_while(
     site.deactivate()
     assert state.get_message_res({message_id}, run_id) == []
     real_now = server.superlink.state.now
-    monkeypatch.setattr(server.link_state, "now", lambda: real_now() + timedelta(seconds=31))
+    monkeypatch.setattr(server.superlink.state, "now", lambda: real_now() + timedelta(seconds=31))
     [reply] = state.get_message_res({message_id}, run_id)
     assert reply.error.code == ErrorCode.NODE_UNAVAILABLE
     assert "has not come back within 30 s" in str(reply.error.reason)
@@ -209,7 +209,7 @@ def test_expired_messages_are_reported_and_purged(
     assert state.purge() == 0
     assert link.count_files() == 6
     real_now = server.superlink.state.now
-    monkeypatch.setattr(server.link_state, "now", lambda: real_now() + timedelta(seconds=51))
+    monkeypatch.setattr(server.superlink.state, "now", lambda: real_now() + timedelta(seconds=51))
     assert state.purge() == 1
     assert link.count_files() == 0
     [answer] = grid.pull_messages([message_id])
@@ -226,7 +226,7 @@ def test_an_upload_that_was_given_up_is_purged(
     assert site.send_part(reply, session, *next(iter(parts.items())))
     assert link.count_files() == 7
     real_now = server.superlink.state.now
-    monkeypatch.setattr(server.link_state, "now", lambda: real_now() + timedelta(seconds=200))
+    monkeypatch.setattr(server.superlink.state, "now", lambda: real_now() + timedelta(seconds=200))
     assert state.purge() == 1
     assert link.count_files() == 6  # the message is still waited for
     site.send(Message(make_content(b"again"), reply_to=message))

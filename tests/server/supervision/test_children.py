@@ -45,7 +45,7 @@ class FakeChild:
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(server.engine, "Child", FakeChild)
+    monkeypatch.setattr(server.supervision.children, "Child", FakeChild)
     FakeChild.made = []
     config = change(provision_folder(tmp_path / "fed"))
     return Engine(config, RunFolder.create(tmp_path / "run", ""), "some:app")

@@ -1,19 +1,19 @@
 """What a person sees of the rounds."""
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from fedmed.storage.history import Participation, RoundRecord, Validation
 from server.supervision.console import BarListener, PlainListener, describe_round
 
 
-def record(loss: float | None, accuracy: float | None) -> dict[str, Any]:
-    participation = [{"status": "accepted"}, {"status": "late"}]
-    validation = {"pooled": {"balanced_accuracy": accuracy}}
-    return {"round": 2, "loss": loss, "validation": validation, "participation": participation, "wall_s": 1.25}
+def record(loss: float | None, accuracy: float | None, number: int = 2) -> RoundRecord:
+    participation = [Participation(site="a", status="accepted"), Participation(site="b", status="late")]
+    validation = Validation(pooled={"balanced_accuracy": accuracy})
+    return RoundRecord(round=number, loss=loss, validation=validation, participation=participation, wall_s=1.25)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_training_of_each_site_alone_has_a_bar_of_its_own() -> None:
     progress = Progress(TextColumn("{task.description}"), console=Console(file=io.StringIO(), width=100))
     listener = BarListener(8, progress, "starting")
     listener.on_phase("evaluate", 8, 2)
-    listener.on_round(record(None, None) | {"round": 8})
+    listener.on_round(record(None, None, 8))
     assert progress.tasks[0].completed == 8
     listener.on_phase("local", 4, 2)
     assert progress.tasks[0].completed == 0

@@ -9,7 +9,7 @@ import pytest
 
 from fedmed.errors import FederationError, RunFolderError
 from fedmed.processes import Stopped
-from fedmed.storage.history import append_record, truncate_history
+from fedmed.storage.history import RoundRecord, append_record, truncate_history
 from server.supervision.status import STATUS_FILE, StatusFile, read_status, render_status
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -46,7 +46,7 @@ def close_round(folder, number, **statuses):
         {"site": site, "status": status, "share": 1 / num_accepted if status == "accepted" else None}
         for site, status in statuses.items()
     ]
-    append_record(folder / "history.jsonl", {"round": number, "participation": lines})
+    append_record(folder / "history.jsonl", RoundRecord.model_validate({"round": number, "participation": lines}))
     return {"event": "round", "record": {"round": number, "participation": lines}}
 
 

@@ -15,6 +15,7 @@ from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.processes import EventQueue
 from fedmed.storage.audit import AuditLog, verify_audit
+from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
 from server.provisioning.provision import add_site, read_sites, revoke_site
 from server.release.decision import decide_release
@@ -105,8 +106,8 @@ class Notes:
     def on_answer(self, site: str, problem: str | None) -> None:
         pass
 
-    def on_round(self, record: dict[str, Any]) -> None:
-        self.rounds.append(record["round"])
+    def on_round(self, record: RoundRecord) -> None:
+        self.rounds.append(record.round)
 
     def on_info(self, text: str) -> None:
         self.infos.append(text)
@@ -124,8 +125,8 @@ class Case:
         self.engine, self.listener = FakeEngine(self.run), Notes()
         self.seconds = 0.0
         clock = SimpleNamespace(monotonic=lambda: self.seconds, sleep=self._sleep)
-        monkeypatch.setattr(server.supervisor, "time", clock)
-        monkeypatch.setattr(server.supervisor, "Engine", lambda *_: self.engine)
+        monkeypatch.setattr(server.supervision.supervisor, "time", clock)
+        monkeypatch.setattr(server.supervision.supervisor, "Engine", lambda *_: self.engine)
 
     def serve(self, *script: Step, **settings: Any) -> Supervisor:
         self.engine.script = deque(script)
