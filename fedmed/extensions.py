@@ -154,7 +154,10 @@ def find_extension(path: str) -> Extension:
     module = check_path(path).partition(":")[0]
     file = find_module_file(module)
     if file is None:
-        raise ExtensionError(f"'{path}' is not installed here: there is no file of a module '{module}'.")
+        raise ExtensionError(
+            f"'{path}' is not installed here: there is no file of a module '{module}'. Install its package beside "
+            "fedmed."
+        )
     distribution = find_distribution(module, file)
     return Extension(
         path=path,
