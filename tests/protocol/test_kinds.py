@@ -141,7 +141,6 @@ def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
     assert len(sizes) == len(PHASES) + 2, "training has a row for each of the three forms of an update"
 
 
-@pytest.mark.skipif(not HANDBOOK.is_file(), reason="the hospital's handbook is not written yet")
 def test_the_handbook_tells_what_leaves_with_every_kind() -> None:
     """Its table has one line for each of Flower's message types, in the first column."""
     table = HANDBOOK.read_text().partition("## What leaves")[2].partition("\n## ")[0]
