@@ -12,6 +12,7 @@ from fedmed.config import RunConfig
 from fedmed.errors import ExtensionError, RunFolderError
 from fedmed.export.torch_loader import load_model
 from fedmed.extensions import find_extension
+from fedmed.storage.history import read_history
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.tensor_files import TensorFile
 from server import federation as server_federation
@@ -20,6 +21,7 @@ from simulations.simulation import check_settings, run_simulation
 from tests.integration.support.deployment import deploy, wait_for
 from tests.support.deployment_grid import Hospitals
 from tests.support.extension_package import IMAGES, LOSS, MODEL, PACKAGE, RULE, STEP, importable, install
+from tests.support.federation import Federation
 
 SETTINGS: dict[str, Any] = {
     "model": {"name": MODEL, "width": 6},
@@ -30,6 +32,7 @@ AT_SERVER: dict[str, Any] = {
     "aggregation": {"fair": {"kind": RULE, "options": {"most": 0.5}}},
     "server_step": {"kind": STEP, "options": {"share": 0.5}},
 }
+DATA = {"source": IMAGES, "image_size": 24, "options": {"sites": 2, "images_per_site": 40}}
 SUPPRESSION = {"k": 1, "k_row": 1}
 
 
@@ -39,34 +42,36 @@ def installed(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_simulation_with_a_network_a_loss_and_images_from_outside(installed: Path, tmp_path: Path) -> None:
-    """The process of Ray loads the code itself."""
-    config = RunConfig.model_validate(
-        SETTINGS
-        | AT_SERVER
-        | {
-            "rounds": 1,
-            "workers": 1,
-            "benefit": False,
-            "data": {"source": IMAGES, "image_size": 24, "options": {"sites": 2, "images_per_site": 40}},
-        }
-    )
+def test_simulation_in_this_process(installed: Path, tmp_path: Path) -> None:
+    """A network, a loss, images, a rule and a server step from outside, in the round loop."""
+    federation = Federation(tmp_path / "run", SETTINGS | AT_SERVER | {"data": DATA, "rounds": 1, "sites": None})
+    federation.go()
+    run = federation.run
+    model, loss, *at_server = [find_extension(path).model_dump() for path in (MODEL, LOSS, RULE, STEP)]
+    assert (model["distribution"], model["version"]) == ("example-extension", "1.0")
+    assert [one.model_dump() for one in federation.config.make_plan().extensions] == [model, loss]
+    start = json.loads(run.audit_file.read_text().splitlines()[0])
+    assert start["fields"]["extensions"] == run.read_environment()["extensions"] == [model, loss, *at_server]
+    kept = run.checkpoints / "round_00001" / "moments.safetensors"
+    assert TensorFile(kept).metadata["server_step"] == STEP
+    told = json.loads((run.report / "report.json").read_text())
+    assert told["classes"] == ["horizontal", "vertical"]
+    assert told["figures"]["balanced_accuracy"]["n"] == 16  # a fifth of each site's 40 images
+
+
+@pytest.mark.slow
+def test_simulation_with_workers_of_ray(installed: Path, tmp_path: Path) -> None:
+    """Two processes load the code themselves; the model that comes out needs a person's word to run it."""
+    config = RunConfig.model_validate(SETTINGS | AT_SERVER | {"data": DATA, "rounds": 2, "workers": 2})
     check_settings(config, "file.yaml")
     run = RunFolder.create(tmp_path / "run", "resume")
     run.write_config(config)
     run.record_start()
     run_simulation(run, config, LogListener())
-    told = json.loads((run.report / "report.json").read_text())
-    assert told["classes"] == ["horizontal", "vertical"]
-    assert told["figures"]["balanced_accuracy"]["n"] == 16  # a fifth of each site's 40 images
-    model, loss = find_extension(MODEL).model_dump(), find_extension(LOSS).model_dump()
-    assert (model["distribution"], model["version"]) == ("example-extension", "1.0")
-    assert json.loads((run.model / "manifest.json").read_text())["plan"]["extensions"] == [model, loss]
-    at_server = [find_extension(path).model_dump() for path in (RULE, STEP)]
-    start = json.loads(run.audit_file.read_text().splitlines()[0])
-    assert start["fields"]["extensions"] == run.read_environment()["extensions"] == [model, loss, *at_server]
-    kept = run.checkpoints / "round_00001" / "moments.safetensors"
-    assert TensorFile(kept).metadata["server_step"] == STEP
+    records = read_history(run.history_file)
+    assert [line.status for record in records for line in record.participation] == ["accepted"] * 4
+    told = json.loads((run.model / "manifest.json").read_text())["plan"]["extensions"]
+    assert told == [find_extension(path).model_dump() for path in (MODEL, LOSS)]
     with pytest.raises(ValueError, match=rf"extensions=\['{MODEL}'\]"):
         load_model(run.model)
     assert sum(parameter.numel() for parameter in load_model(run.model, [MODEL]).parameters()) == 3 * 9 * 6 + 6 + 14
@@ -129,7 +134,10 @@ def test_five_hospitals_with_what_each_has_installed(tmp_path: Path) -> None:
         statuses = deployment.statuses(1)
         assert statuses["site_01"] == "accepted"
         assert [name for name, status in statuses.items() if status == "accepted"] == ["site_01"]
-        said = {name: client.text() + server.text() for name, client in clients.items()}
+        told = server.text().splitlines()
+        said = {name: "\n".join(line for line in told if name in line) for name in deployment.names}
+        for name, client in clients.items():
+            said[name] += client.text()
         assert "Wanted: 'example_extension.networks:build' of example-extension 1.0" in said["site_02"]
         assert "Found here: 'example_extension.networks:build' of example-extension 1.1" in said["site_02"]
         assert "Name and version are the same, the file differs" in said["site_03"]
