@@ -6,7 +6,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +16,7 @@ import tests.support.federation  # noqa: F401  (registers the network "tiny")
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.keys import Authority, make_release_key, make_site_key
+from fedmed.versions import find_versions
 from tests.data.conftest import write_csv, write_image
 
 CLASSES = ["benign", "malignant", "other"]
@@ -72,7 +72,7 @@ def make_hello(plan: dict[str, Any] | None = None, **changes: Any) -> dict[str, 
     answer = {
         "time": datetime.now(UTC).isoformat(),
         "site": "north",
-        "versions": {package: metadata.version(package) for package in ("fedmed", "flwr", "torch")},
+        "versions": find_versions("fedmed", "flwr", "torch"),
         "study": {"id": wanted.study, "approval": wanted.approval},
         "plan": wanted.model_dump(mode="json"),
         "model_digest": build_network(wanted).digest(),
