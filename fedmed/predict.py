@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 try:
     import numpy as np
@@ -37,13 +37,20 @@ class PredictionError(Exception):
     """A foreseeable failure; its text is meant for the person at the keyboard."""
 
 
+class _Preprocessing(TypedDict):  # the manifest says more, for people
+    image_size: int
+    resize: dict[str, str | int]  # "kind", "exact" or "shorter_side"; "size"; the rest is for people
+    mean: list[float]
+    std: list[float]
+
+
 @dataclass(frozen=True)
 class Artefact:
     """An exported model that is sound and ready to run."""
 
     classes: tuple[str, ...]
-    preprocessing: dict[str, Any]
-    expected: dict[str, Any]  # ranges of what the model was trained on; empty where nothing is known
+    preprocessing: _Preprocessing
+    expected: dict[str, list[float] | str]  # ranges of what the model was trained on; empty where nothing is known
     sha256: str
     session: Any
     temperature: float = 1.0  # divides the logits before they become probabilities
@@ -62,7 +69,7 @@ def open_artefact(folder: Path, threads: int = 0) -> Artefact:
             problem = f"has format {version!r}; needed is {FORMAT}, with the hash of {MODEL_FILE}"
             raise PredictionError(f"The manifest in '{folder}' {problem}. Use the predict.py beside the model.")
         classes, expected = tuple(map(str, manifest["classes"])), dict(manifest.get("expected") or {})
-        preprocessing = dict(manifest["preprocessing"])
+        preprocessing: _Preprocessing = manifest["preprocessing"]
         prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing)  # all its numbers are there
         if not 0 < (temperature := float(manifest.get("temperature", 1.0))) < float("inf"):
             raise ValueError(f"the temperature is {temperature}")
@@ -119,12 +126,11 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
         grey = np.rint(np.clip(np.asarray(image).astype(np.float64) / 257.0, 0, 255)).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
-def prepare_image(pixels: Array, preprocessing: dict[str, Any]) -> Array:
+def prepare_image(pixels: Array, preprocessing: _Preprocessing) -> Array:
     """Turn uint8 (H, W, 3) into what the model sees: float32 (3, S, S), ``(value / 255 - mean) / std``."""
     x_CHW = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     size, rule = int(preprocessing["image_size"]), preprocessing["resize"]
@@ -136,7 +142,7 @@ def prepare_image(pixels: Array, preprocessing: dict[str, Any]) -> Array:
         x_CHW = x_CHW[:, top : top + size, left : left + size]
     else:
         x_CHW = resize(x_CHW, size, size)
-    mean, std = (np.array(preprocessing[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    mean, std = (np.array(row, np.float32)[:, None, None] for row in (preprocessing["mean"], preprocessing["std"]))
     return np.asarray((x_CHW.astype(np.float32) / np.float32(255) - mean) / std)
 
 
@@ -183,30 +189,24 @@ def _round(sums: Array, bits: int) -> Array:
     return np.asarray(np.clip(np.floor(sums / 2**bits + 0.5), 0, 255), dtype=np.uint8)
 
 
-def describe_pixels(pixels: Array) -> dict[str, Any]:
-    """Return size, colour, and mean and standard deviation of all values, 0 to 1, of uint8 (H, W, 3)."""
+def describe_pixels(pixels: Array) -> tuple[dict[str, float], str]:
+    """Return size, mean and standard deviation of all values, 0 to 1, by name, and the colour, of uint8 (H, W, 3)."""
     counts = np.array(Image.fromarray(pixels).histogram(), np.float64).reshape(3, 256).sum(axis=0)
     values, total = np.arange(256) / 255, counts.sum()
     mean, (red, green, blue) = float(counts @ values / total), pixels.transpose(2, 0, 1)
-    return {
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "colour": "grey" if np.array_equal(red, green) and np.array_equal(green, blue) else "colour",
-        "mean": mean,
-        "std": max(float(counts @ values**2 / total) - mean**2, 0.0) ** 0.5,
-    }
+    std = max(float(counts @ values**2 / total) - mean**2, 0.0) ** 0.5
+    numbers = {"width": pixels.shape[1], "height": pixels.shape[0], "mean": mean, "std": std}
+    return numbers, "grey" if np.array_equal(red, green) and np.array_equal(green, blue) else "colour"
 
 
-def find_oddities(found: dict[str, Any], expected: dict[str, Any]) -> str:
+def find_oddities(numbers: dict[str, float], colour: str, expected: dict[str, list[float] | str]) -> str:
     """Return a note about everything that lies outside the ranges of the manifest; empty if nothing does."""
-    bounds = {key: expected[key] for key in ("width", "height", "mean", "std") if expected.get(key)}
-    notes = [
-        f"{key} {found[key]:.4g} is outside {low:.4g} to {high:.4g}"
-        for key, (low, high) in bounds.items()
-        if not low <= found[key] <= high
-    ]
-    if expected.get("colour", "both") not in {"both", found["colour"]}:
-        notes.append(f"a {found['colour']} image, where {expected['colour']} images are expected")
+    notes = []
+    for key, value in numbers.items():
+        if isinstance(bound := expected.get(key), list) and bound and not bound[0] <= value <= bound[1]:
+            notes.append(f"{key} {value:.4g} is outside {bound[0]:.4g} to {bound[1]:.4g}")
+    if expected.get("colour", "both") not in {"both", colour}:
+        notes.append(f"a {colour} image, where {expected['colour']} images are expected")
     return "; ".join(notes)
 
 
@@ -228,7 +228,7 @@ def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 1
         for file in batch:
             try:
                 pixels = decode_image(file)
-                notes[file] = find_oddities(describe_pixels(pixels), artefact.expected)
+                notes[file] = find_oddities(*describe_pixels(pixels), artefact.expected)
                 ready[file] = prepare_image(pixels, artefact.preprocessing)
             except (PredictionError, MemoryError) as error:
                 notes[file] = f"not read: {_explain(error)}"

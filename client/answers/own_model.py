@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from pydantic import JsonValue, TypeAdapter
 
 from client.answers.losses import measure_risks
 from client.hospital.site_data import Site
@@ -50,6 +51,9 @@ class LocalProgress:
     best_value: float | None = None
     train_s: float = 0.0
     """Seconds of training so far."""
+
+
+_PROGRESS = TypeAdapter(LocalProgress)
 
 
 class LocalTraining:
@@ -178,7 +182,7 @@ class LocalTraining:
         }
 
     def _save(self, progress: LocalProgress, tensors: Tensors) -> None:
-        meta = {"plan": self._digest, "progress": asdict(progress)}
+        meta: dict[str, JsonValue] = {"plan": self._digest, "progress": asdict(progress)}
         self._states.save(progress.rounds_done, tensors, meta, keep=progress.best_round)
 
     def _load(self) -> tuple[LocalProgress, dict[str, torch.Tensor]] | None:
@@ -202,7 +206,7 @@ class LocalTraining:
                 "The plan of this run is not the one with which this site began to train its own model. Begin a new "
                 "run."
             )
-        return tensors, LocalProgress(**meta["progress"])
+        return tensors, _PROGRESS.validate_python(meta["progress"])
 
 
 def _select(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -134,7 +134,7 @@ def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path,
 def _check_belonging(config: ClientConfig, manifest: Manifest, state_dir: Path, *, by_itself: bool) -> None:
     """Refuse a release that is genuine, but of another study, older than the one here, or of a run of others."""
     plan = manifest.content.get("plan")
-    told = plan if isinstance(plan, dict) else {}
+    told: Mapping[str, object] = plan if isinstance(plan, dict) else {}
     for key in ("study", "approval"):
         wanted, found = getattr(config.policy, key), told.get(key)
         if wanted is not None and wanted != found:

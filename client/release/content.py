@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedmed.errors import FedmedError
 from fedmed.protocol.release import (
@@ -22,6 +21,9 @@ from fedmed.protocol.release import (
     SIGNATURE_FILE,
 )
 from fedmed.storage.atomic_files import write_atomically
+
+if TYPE_CHECKING:  # it imports torch, which a waiting process does without
+    from fedmed.export.manifest import ModelManifest
 
 PROGRAMS = {"predict.py": "predict.py", "load_model.py": "export/torch_loader.py"}
 """Programs beside the deploy form -> where they lie in the package that is installed here. None of them travels."""
@@ -39,7 +41,7 @@ class Manifest:
 
     sha256: str
     """Of the manifest's bytes; the name of the release."""
-    content: dict[str, Any]
+    content: "ModelManifest"
     run_id: str
     model_sha256: str
     """Hash of the model in train form, as in the rounds."""
@@ -98,7 +100,7 @@ def parse_manifest(data: bytes, sha256: str) -> Manifest:
     return manifest
 
 
-def write_programs(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_programs(folder: Path, manifest: "ModelManifest") -> None:
     """Put the programs that are installed here beside a deploy form, and tell if they are not those of the manifest."""
     hashes = manifest.get("sha256")
     told = hashes if isinstance(hashes, dict) else {}

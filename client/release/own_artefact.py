@@ -16,7 +16,7 @@ from fedmed.distillation.network import strip_state
 from fedmed.export import release_form
 from fedmed.export.artefact import ArtefactSettings, build_artefact
 from fedmed.export.check import is_artefact_of
-from fedmed.export.manifest import read_temperature
+from fedmed.export.manifest import read_distillation, read_temperature
 from fedmed.export.model_card import read_report
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.extensions import allow_only, check_installed
@@ -73,7 +73,7 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
             release=manifest.content.get("release") or {"kind": "automatic"},
             site=config.name,
             temperature=read_temperature(manifest.content),
-            distillation={key: manifest.content[key] for key in ("fopro", "teacher") if key in manifest.content},
+            distillation=read_distillation(manifest.content),
         )
         images = take_proof_images([data.test], plan, _MOST_IMAGES, f"test images of {data.name}")
         build_artefact(network.model, settings, folder, images)

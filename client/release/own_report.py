@@ -4,13 +4,11 @@ Before it is written, its figures by group are compared with what fairlearn comp
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from client.hospital.own_rows import check_rows
 from fedmed.config.client import ClientConfig
-from fedmed.export.manifest import read_temperature
+from fedmed.export.manifest import ModelManifest, read_temperature
 from fedmed.metrics.site_tables import COMPARED_MODELS, SiteTables
 from fedmed.protocol.messages import unpack_tables
 from fedmed.report import ReportContent, write_report
@@ -33,7 +31,7 @@ _NO_TABLES = (
 
 
 def write_own_report(
-    config: ClientConfig, manifest: Mapping[str, Any], history: list[RoundRecord], manifest_sha256: str
+    config: ClientConfig, manifest: ModelManifest, history: list[RoundRecord], manifest_sha256: str
 ) -> bool:
     """Write ``state_dir/report/index.html`` and ``report.json``.
 
@@ -43,7 +41,7 @@ def write_own_report(
     ----------
     config : ClientConfig
         Settings of this site.
-    manifest : mapping
+    manifest : ModelManifest
         Content of the released model's ``manifest.json``.
     history : list of RoundRecord
         The federation's rounds, without what they say about single sites.

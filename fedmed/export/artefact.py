@@ -11,8 +11,9 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,20 @@ from fedmed.export.compare import FormComparison, choose_batch_size, compare_out
 from fedmed.export.manifest import (
     FORMAT,
     NOTICE,
+    ModelManifest,
+    ProofSummary,
+    ReleaseOrigin,
+    add_distillation,
+    describe_errors,
+    describe_plan,
     describe_preprocessing,
     describe_temperature,
     digest_plan,
-    make_requirements,
 )
-from fedmed.export.measure import describe_sizes
-from fedmed.export.model_card import write_model_card
+from fedmed.export.measure import Sizes, describe_sizes
+from fedmed.export.model_card import ReportData, write_model_card
 from fedmed.export.onnx_file import ExportError, release_memory, write_onnx
+from fedmed.export.ranges import Expected
 from fedmed.protocol.release import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -43,12 +50,15 @@ from fedmed.protocol.release import (
     REQUIREMENTS_FILE,
 )
 from fedmed.protocol.tensors import pack_tensors
-from fedmed.reparameterization import Proof, convert, verify, verify_blocks
+from fedmed.reparameterization import Place, Proof, convert, verify, verify_blocks
 from fedmed.seeding import seeded_torch
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
+from fedmed.storage.environment import Distillation
+from fedmed.storage.phase_records import FittedTemperature
 
 PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
 SEEDED_IMAGES = 16
+_RUNTIME = ("numpy", "pillow", "onnxruntime")
 _GROSS = 0.01
 """Largest difference on noise, in largest logits."""
 
@@ -72,24 +82,24 @@ class ArtefactSettings:
     plan: Plan
     chosen_round: int
     title: str = "A federated image classifier"
-    report: Mapping[str, Any] | None = None
+    report: ReportData | None = None
     """Content of ``report.json``: the figures of the model card."""
-    expected: Mapping[str, Any] = field(default_factory=dict)
-    """Ranges of the images, see :func:`fedmed.export.manifest.describe_range`."""
-    release: Mapping[str, Any] = field(default_factory=lambda: {"kind": "automatic"})
+    expected: Expected = field(default_factory=Expected)
+    """Ranges of the images, see :func:`fedmed.export.ranges.describe_range`."""
+    release: ReleaseOrigin = field(default_factory=lambda: ReleaseOrigin(kind="automatic"))
     """Who decided that the model may be used."""
-    temperature: Mapping[str, Any] | None = None
+    temperature: FittedTemperature | None = None
     """By what the outputs are divided, and how it was fitted; see
     :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`."""
     site: str | None = None
     """The only site whose model this is, where BatchNorm or the last layer stays at the sites."""
-    distillation: Mapping[str, Any] = field(default_factory=dict)
+    distillation: Distillation = field(default_factory=Distillation)
     """``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them."""
 
 
 def build_artefact(
     model: nn.Module, settings: ArtefactSettings, folder: Path, images: ProofImages | None = None
-) -> dict[str, Any]:
+) -> ModelManifest:
     """Merge a copy of a trained model, prove that it is the same function, and write the artefact.
 
     Parameters
@@ -106,7 +116,7 @@ def build_artefact(
 
     Returns
     -------
-    dict
+    ModelManifest
         Content of ``manifest.json``.
 
     Raises
@@ -120,7 +130,7 @@ def build_artefact(
         return _fill(partial, model.eval(), settings, images)
 
 
-def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: ProofImages | None) -> dict[str, Any]:
+def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: ProofImages | None) -> ModelManifest:
     plan = settings.plan
     shown = images or _make_noise(plan)
     conversion = convert(model, fold_bn=True, example=shown.pixels[:2])
@@ -145,7 +155,7 @@ def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: Pr
     sizes = describe_sizes(model, deploy, folder / ONNX_FILE, session, plan.image_size)
     for name, module in PROGRAMS.items():
         write_atomically(folder / name, Path(str(module.__file__)).read_bytes())
-    write_text_atomically(folder / REQUIREMENTS_FILE, make_requirements())
+    write_text_atomically(folder / REQUIREMENTS_FILE, _make_requirements())
     manifest = _describe(settings, _summarise(proof, conversion.places, comparison, shown.source), sizes)
     write_text_atomically(folder / CARD_FILE, write_model_card(manifest, settings.report))
     manifest["sha256"] = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
@@ -181,41 +191,47 @@ def _check_comparison(comparison: FormComparison, *, on_noise: bool) -> None:
         )
 
 
-def _summarise(proof: Proof, places: Any, comparison: FormComparison, source: str) -> dict[str, Any]:
+def _summarise(proof: Proof, places: Sequence[Place], comparison: FormComparison, source: str) -> ProofSummary:
     return {
         "images": source,
         "merged_places": sum(place.merged for place in places),
         "kept_norms": sum(not place.merged for place in places),
         "blocks_max_relative_error": max((block.relative_error for block in proof.blocks), default=0.0),
         "end_to_end": {one.precision: one.max_abs_error for one in proof.comparisons},
-        "deploy_form": _summarise_comparison(comparison.deploy),
-        "onnx": _summarise_comparison(comparison.onnx),
+        "deploy_form": describe_errors(comparison.deploy),
+        "onnx": describe_errors(comparison.onnx),
         "details": PROOF_FILE,
     }
 
 
-def _summarise_comparison(comparison: Any) -> dict[str, Any]:
-    keys = ("max_abs_error", "largest_logit", "max_probability_error", "num_images", "num_ties", "num_agreeing")
-    return {key: getattr(comparison, key) for key in keys}
+def _make_requirements() -> str:
+    """Return ``requirements.txt``: the versions that the artefact was checked with."""
+    lines = [f"{package}=={metadata.version(package)}" for package in _RUNTIME]
+    head = "# The versions that this model was checked with, Python 3.11 or newer. Others are likely to work; compare."
+    return "\n".join([head, *lines, ""])
 
 
-def _describe(settings: ArtefactSettings, proof: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+def _describe(settings: ArtefactSettings, proof: ProofSummary, sizes: Sizes) -> ModelManifest:
     plan = settings.plan
-    manifest: dict[str, Any] = {
+    calibrated = describe_temperature(settings.temperature)
+    manifest: ModelManifest = {
         "format": FORMAT,
         "form": "deploy",
         "title": settings.title,
         "notice": NOTICE,
         "classes": plan.classes,
         "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
-        "expected": dict(settings.expected),
-        **describe_temperature(settings.temperature),
+        "expected": settings.expected,
+        "temperature": calibrated["temperature"],
+        "calibration": calibrated["calibration"],
         "chosen_round": settings.chosen_round,
         "batch_norm": plan.batch_norm,
         "site": settings.site,
-        "release": dict(settings.release),
-        **settings.distillation,
-        "plan": plan.model_dump(mode="json"),
+        "release": settings.release,
+    }
+    add_distillation(manifest, settings.distillation)
+    manifest |= {
+        "plan": describe_plan(plan),
         "plan_sha256": digest_plan(plan),
         "proof": proof,
         "sizes": sizes,

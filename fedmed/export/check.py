@@ -1,6 +1,5 @@
 """Open an artefact again and reproduce the figures that the run has logged."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,9 @@ from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import CheckpointError
 from fedmed.export.compare import open_session, read_batches, run_onnx
-from fedmed.export.manifest import find_changed_files
+from fedmed.export.manifest import find_changed_files, read_manifest
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import EvaluationTables, combine_tables, tables_from_logits
-from fedmed.protocol.release import MANIFEST_FILE
 
 FIGURES = ("balanced_accuracy", "accuracy", "macro_f1", "auc")
 
@@ -107,7 +105,7 @@ def check_hashes(folder: Path) -> None:
         If one is missing or was changed.
     """
     try:
-        wrong = find_changed_files(folder, json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")))
+        wrong = find_changed_files(folder, read_manifest(folder))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{folder}' is no complete artefact: {error}.") from None
     if wrong:
@@ -115,13 +113,13 @@ def check_hashes(folder: Path) -> None:
 
 
 def _read_temperature(folder: Path) -> float:
-    return float(json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("temperature", 1.0))
+    return float(read_manifest(folder).get("temperature", 1.0))
 
 
 def is_artefact_of(folder: Path, trained_sha256: str) -> bool:
     """Return whether a folder holds a sound artefact of a model, which is named by the hash of its train form."""
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         if manifest.get("trained_sha256") != trained_sha256:
             return False
         check_hashes(folder)

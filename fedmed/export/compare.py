@@ -3,12 +3,13 @@
 Letters: N images, K classes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue, TypeAdapter
 from torch import nn
 
 from fedmed import predict
@@ -43,21 +44,23 @@ class FormComparison:
         named = {"Deploy form": self.deploy, "ONNX file": self.onnx}
         return [f"{form}: {failure}" for form, comparison in named.items() for failure in comparison.failures()]
 
-    def to_values(self) -> dict[str, Any]:
+    def to_values(self) -> dict[str, JsonValue]:
         """Return plain JSON types, which :func:`read_comparison` reads back."""
         return asdict(self)
 
 
-def read_comparison(values: dict[str, Any]) -> FormComparison:
+_COMPARISON = TypeAdapter(FormComparison)
+
+
+def read_comparison(values: Mapping[str, JsonValue]) -> FormComparison:
     """Return what :meth:`FormComparison.to_values` described.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
+    ValueError
         If the values are of another kind.
     """
-    deploy, onnx = (Comparison(**values[name]) for name in ("deploy", "onnx"))
-    return FormComparison(deploy, onnx, [[int(number) for number in row] for row in values["paired"]])
+    return _COMPARISON.validate_python(values)
 
 
 def read_batches(part: ImagePart, plan: Plan) -> Iterator[torch.Tensor]:

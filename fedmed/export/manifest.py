@@ -1,22 +1,207 @@
-"""What ``manifest.json`` says: names, preprocessing, versions."""
+"""``manifest.json``: what it says, and how it is made and read."""
 
 import hashlib
-from collections.abc import Mapping
-from importlib import metadata
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
+
+from pydantic import JsonValue
 
 from fedmed.config import Plan
 from fedmed.data import normalisation
+from fedmed.protocol.release import MANIFEST_FILE
+from fedmed.reparameterization import Comparison
 from fedmed.storage.atomic_files import encode_json, hash_file
+from fedmed.storage.environment import Distillation, TeacherOrigin
+from fedmed.storage.phase_records import FittedTemperature
+
+if TYPE_CHECKING:  # both import the ONNX runtime, which is needed once, at the end of a run
+    from fedmed.export.measure import Sizes
+    from fedmed.export.ranges import Expected
 
 FORMAT = 2
 """Of an artefact; a folder in train form has 1."""
 NOTICE = "Research software, not a medical device."
-_RUNTIME = ("numpy", "pillow", "onnxruntime")
 
 
-def describe_preprocessing(recipe: str, image_size: int) -> dict[str, Any]:
+class ResizeRule(TypedDict):
+    """How an image gets its size."""
+
+    kind: str
+    """``exact`` or ``shorter_side``."""
+    size: int
+    then: str
+    filter: str
+
+
+class Preprocessing(TypedDict):
+    """How a file becomes the network's input, in words and numbers that ``predict.py`` follows."""
+
+    image_size: int
+    recipe: str
+    decode: str
+    resize: ResizeRule
+    colour: str
+    mean: list[float]
+    std: list[float]
+    layout: str
+
+
+class Calibration(TypedDict):
+    """How the temperature was fitted."""
+
+    n: int
+    nll_before: float
+    nll_after: float
+
+
+class Calibrated(TypedDict):
+    """What a manifest says of the temperature."""
+
+    temperature: float
+    """By which whoever uses the model divides its outputs before the softmax, 1 where none was fitted."""
+    calibration: Calibration | None
+
+
+class ReleaseOrigin(TypedDict, total=False):
+    """Who decided that the model may be used."""
+
+    kind: str
+    """``automatic`` or ``manual``."""
+    by: str
+    time: str
+
+
+class PlanContent(TypedDict):
+    """A plan as JSON: what is read of it without :class:`fedmed.config.Plan`; all of it is in the manifest."""
+
+    seed: int
+    rounds: int
+    model: dict[str, JsonValue]
+    """``name``, and the network's options."""
+    study: str
+    approval: str | None
+    benefit: NotRequired[bool]
+
+
+class FormErrors(TypedDict):
+    """How far a form is from the trained network."""
+
+    max_abs_error: float
+    largest_logit: float
+    max_probability_error: float | None
+    num_images: int
+    num_ties: int
+    num_agreeing: int
+
+
+class PooledComparison(TypedDict):
+    """What all sites together found before the release; see :func:`fedmed.export.release_form.pool`."""
+
+    num_sites: int
+    num_images: int
+    deploy_form: NotRequired[FormErrors]
+    onnx: NotRequired[FormErrors]
+    paired: NotRequired[list[list[int]]]
+    num_silent: NotRequired[int]
+    """Sites that gave no comparison."""
+
+
+class SiteProof(TypedDict):
+    """The part of the proof that is made at the sites."""
+
+    sites: PooledComparison
+
+
+class ProofSummary(TypedDict):
+    """The proof in short; ``proof.json`` has the details."""
+
+    images: str
+    merged_places: int
+    kept_norms: int
+    blocks_max_relative_error: float
+    end_to_end: dict[str, float]
+    deploy_form: FormErrors
+    onnx: FormErrors
+    details: str
+    sites: NotRequired[PooledComparison]
+
+
+class ReleasedFile(TypedDict):
+    """A file of a release."""
+
+    sha256: str
+    bytes: int
+
+
+class ModelManifest(TypedDict):
+    """Content of ``manifest.json``, of a model in either form; keys that are not known here stay in the file."""
+
+    format: int
+    form: str
+    """``deploy`` or ``train``."""
+    notice: NotRequired[str]
+    """Here and below, what a manifest always has may be filled in later: its order on the disk stays as it is."""
+    classes: list[str]
+    preprocessing: Preprocessing
+    temperature: NotRequired[float]
+    calibration: NotRequired[Calibration | None]
+    chosen_round: int
+    batch_norm: str
+    fopro: NotRequired[str]
+    teacher: NotRequired[TeacherOrigin | None]
+    plan: NotRequired[PlanContent]
+    sha256: NotRequired[dict[str, str]]
+    """Hash of every other file in the folder; the last that an artefact gets."""
+
+    limits: NotRequired[str]
+    """Of the train form alone."""
+
+    title: NotRequired[str]
+    """This and the following of the deploy form alone."""
+    expected: "NotRequired[Expected]"
+    site: NotRequired[str | None]
+    release: NotRequired[ReleaseOrigin]
+    plan_sha256: NotRequired[str]
+    proof: NotRequired[ProofSummary]
+    sizes: "NotRequired[Sizes]"
+    trained_sha256: NotRequired[str]
+    """Of the train form."""
+
+    run_id: NotRequired[str]
+    """This and the following once the model is released."""
+    released: NotRequired[str]
+    model_sha256: NotRequired[str]
+    files: NotRequired[dict[str, ReleasedFile]]
+
+
+class ManifestChanges(TypedDict, total=False):
+    """What becomes known after an artefact was made."""
+
+    trained_sha256: str
+    release: ReleaseOrigin
+    proof: SiteProof
+
+
+def read_manifest(folder: Path) -> ModelManifest:
+    """Return the content of a model's manifest.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is none, or it is not JSON.
+    """
+    manifest: ModelManifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return manifest
+
+
+def describe_plan(plan: Plan) -> PlanContent:
+    """Return a plan as the manifest holds it."""
+    content: dict[str, JsonValue] = plan.model_dump(mode="json")
+    return cast("PlanContent", content)  # its fields are those of the plan
+
+
+def describe_preprocessing(recipe: str, image_size: int) -> Preprocessing:
     """Return how a file becomes the network's input, in words and numbers that ``predict.py`` follows.
 
     Parameters
@@ -27,17 +212,21 @@ def describe_preprocessing(recipe: str, image_size: int) -> dict[str, Any]:
         S, pixels.
     """
     mean, std = normalisation(recipe)
-    rule: dict[str, Any] = {"kind": "exact", "size": image_size, "then": "nothing: the aspect ratio is not kept"}
+    rule: ResizeRule = {
+        "kind": "exact",
+        "size": image_size,
+        "then": "nothing: the aspect ratio is not kept",
+        "filter": "bilinear with antialiasing, in integers, as torch.nn.functional.interpolate does for uint8",
+    }
     if recipe == "hifuse":
         middle = f"cut out the middle {image_size} x {image_size}, offsets rounded to even"
-        rule = {"kind": "shorter_side", "size": round(image_size * 256 / 224), "then": middle}
+        rule |= {"kind": "shorter_side", "size": round(image_size * 256 / 224), "then": middle}
     return {
         "image_size": image_size,
         "recipe": recipe,
         "decode": "JPEG or PNG; EXIF orientation applied; grey repeated over the channels; palette and CMYK converted; "
         "transparent pixels on black; 16-bit grey divided by 257 and rounded; colour profiles ignored",
-        "resize": rule
-        | {"filter": "bilinear with antialiasing, in integers, as torch.nn.functional.interpolate does for uint8"},
+        "resize": rule,
         "colour": "RGB, scaled to 0..1",
         "mean": list(mean),
         "std": list(std),
@@ -45,7 +234,7 @@ def describe_preprocessing(recipe: str, image_size: int) -> dict[str, Any]:
     }
 
 
-def find_changed_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def find_changed_files(folder: Path, manifest: ModelManifest) -> list[str]:
     """Return the files of a model's folder whose hash is not the one that its manifest names.
 
     Raises
@@ -58,39 +247,56 @@ def find_changed_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [name for name, digest in dict(manifest["sha256"]).items() if hash_file(folder / name) != digest]
 
 
-def describe_temperature(fitted: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe_temperature(fitted: FittedTemperature | None) -> Calibrated:
     """Return what a manifest says of the temperature.
 
     Parameters
     ----------
-    fitted : mapping, optional
+    fitted : FittedTemperature, optional
         As :meth:`fedmed.storage.run_folder.RunFolder.read_temperature` gives it.
-
-    Returns
-    -------
-    dict
-        ``temperature``, by which whoever uses the model divides its outputs before the softmax, 1 where none was
-        fitted; and ``calibration``, how it was fitted.
     """
     if fitted is None:
         return {"temperature": 1.0, "calibration": None}
-    told = {key: fitted[key] for key in ("n", "nll_before", "nll_after")}
+    told: Calibration = {"n": fitted["n"], "nll_before": fitted["nll_before"], "nll_after": fitted["nll_after"]}
     return {"temperature": float(fitted["temperature"]), "calibration": told}
 
 
-def read_temperature(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_temperature(manifest: ModelManifest) -> FittedTemperature | None:
     """Return what :func:`describe_temperature` was given; None also where it is silent."""
     told = manifest.get("calibration")
     return None if told is None else {"temperature": float(manifest["temperature"]), **told}
 
 
+def read_distillation(manifest: ModelManifest) -> Distillation:
+    """Return what a manifest says of what the sites learned from beside the labels."""
+    told = Distillation()
+    if "fopro" in manifest:
+        told["fopro"] = manifest["fopro"]
+    if "teacher" in manifest:
+        told["teacher"] = manifest["teacher"]
+    return told
+
+
+def add_distillation(manifest: ModelManifest, told: Distillation) -> None:
+    """Write into a manifest what :func:`read_distillation` reads."""
+    if "fopro" in told:
+        manifest["fopro"] = told["fopro"]
+    if "teacher" in told:
+        manifest["teacher"] = told["teacher"]
+
+
+def describe_errors(comparison: Comparison) -> FormErrors:
+    """Return a comparison as the manifest holds it."""
+    return {
+        "max_abs_error": comparison.max_abs_error,
+        "largest_logit": comparison.largest_logit,
+        "max_probability_error": comparison.max_probability_error,
+        "num_images": comparison.num_images,
+        "num_ties": comparison.num_ties,
+        "num_agreeing": comparison.num_agreeing,
+    }
+
+
 def digest_plan(plan: Plan) -> str:
     """Return the SHA-256 of everything that defines the training."""
     return hashlib.sha256(encode_json(plan.model_dump(mode="json")).encode()).hexdigest()
-
-
-def make_requirements() -> str:
-    """Return ``requirements.txt``: the versions that the artefact was checked with."""
-    lines = [f"{package}=={metadata.version(package)}" for package in _RUNTIME]
-    head = "# The versions that this model was checked with, Python 3.11 or newer. Others are likely to work; compare."
-    return "\n".join([head, *lines, ""])

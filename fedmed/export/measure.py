@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
@@ -15,9 +15,32 @@ from fedmed.training.devices import use_channels_last
 _MIN_TURNS, _MAX_TURNS, _BUDGET_S = 3, 30, 3.0
 
 
-def describe_sizes(
-    train: nn.Module, deploy: nn.Module, onnx_file: Path, session: Any, image_size: int
-) -> dict[str, Any]:
+class FormSize(TypedDict):
+    """How large and how fast a form is, on the CPU."""
+
+    parameters: NotRequired[int]
+    bytes: int
+    latency_ms: float
+
+
+class Machine(TypedDict):
+    """On what the times depend, without anything that names it."""
+
+    processor: str
+    threads: int
+    images_at_a_time: int
+
+
+class Sizes(TypedDict):
+    """Of all forms, and where they were measured."""
+
+    train_form: FormSize
+    deploy_form: FormSize
+    onnx: FormSize
+    machine: Machine
+
+
+def describe_sizes(train: nn.Module, deploy: nn.Module, onnx_file: Path, session: Any, image_size: int) -> Sizes:
     """Return size and time for one image on the CPU of train form, deploy form and ONNX file.
 
     Parameters
@@ -30,24 +53,19 @@ def describe_sizes(
         Of that file.
     image_size : int
         S.
-
-    Returns
-    -------
-    dict
-        ``train_form``, ``deploy_form``, ``onnx``, each with ``bytes`` and ``latency_ms``; and ``machine``, on which the
-        times depend, without anything that names it.
     """
     image = torch.zeros(1, 3, image_size, image_size)
     forms = {"train_form": train, "deploy_form": deploy}
-    result: dict[str, Any] = {name: _count(form) for name, form in forms.items()}
-    result["onnx"] = {"bytes": onnx_file.stat().st_size}
     calls: dict[str, Callable[[], object]] = {name: _make_call(form, image) for name, form in forms.items()}
     calls["onnx"] = lambda: run_onnx(session, image)
     with torch.inference_mode():
-        for name, milliseconds in time_in_turns(calls).items():
-            result[name]["latency_ms"] = milliseconds
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "images_at_a_time": 1}
-    return result | {"machine": machine}
+        times = time_in_turns(calls)
+    return {
+        "train_form": _describe(train, times["train_form"]),
+        "deploy_form": _describe(deploy, times["deploy_form"]),
+        "onnx": {"bytes": onnx_file.stat().st_size, "latency_ms": times["onnx"]},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "images_at_a_time": 1},
+    }
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -67,10 +85,11 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]
     return {name: round(sorted(values[1:])[len(values[1:]) // 2], 3) for name, values in times.items()}
 
 
-def _count(form: nn.Module) -> dict[str, Any]:
+def _describe(form: nn.Module, latency_ms: float) -> FormSize:
     return {
         "parameters": sum(parameter.numel() for parameter in form.parameters()),
         "bytes": sum(int(tensor.nbytes) for tensor in form.state_dict().values()),
+        "latency_ms": latency_ms,
     }
 
 

@@ -3,29 +3,69 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+
+from fedmed.storage.environment import TeacherOrigin
+
+if TYPE_CHECKING:
+    from fedmed.export.manifest import ModelManifest, PooledComparison
 
 FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
 BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
 _MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})
 
 
-def read_report(folder: Path) -> dict[str, Any] | None:
+class Figure(TypedDict, total=False):
+    """A figure, of all classes or of one."""
+
+    value: float | None
+    interval: list[float] | None
+    n: int
+    """Images."""
+    by_class: "dict[str, Figure] | None"
+
+
+class ReportedSite(TypedDict, total=False):
+    """What a report says of a site, as far as the card needs it."""
+
+    train_images: int | None
+    test: dict[str, Figure] | None
+
+
+class ReportedTeacher(TypedDict):
+    """What a report says of the distillation, as far as the card needs it."""
+
+    teacher: TeacherOrigin | None
+
+
+class ReportData(TypedDict):
+    """Content of ``report.json``, as far as the card needs it."""
+
+    sites: dict[str, ReportedSite]
+    classes: list[str]
+    figures: dict[str, Figure]
+    """Of all sites together."""
+    synthetic: NotRequired[bool]
+    distillation: NotRequired[ReportedTeacher | None]
+    thresholds: NotRequired[dict[str, int] | None]
+
+
+def read_report(folder: Path) -> ReportData | None:
     """Return the content of a report's ``report.json``, for the card; None where there is none."""
     file = folder / "report.json"
-    content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    content: ReportData | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return content
 
 
-def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> str:
+def write_model_card(manifest: "ModelManifest", report: ReportData | None = None) -> str:
     """Return the card as Markdown.
 
     Parameters
     ----------
-    manifest : mapping
-        Content of ``manifest.json``; the hashes are not needed.
-    report : mapping, optional
-        Content of ``report.json`` of the same model. Without it the card says that no figures are known.
+    manifest : ModelManifest
+        Of the deploy form; the hashes are not needed.
+    report : ReportData, optional
+        Of the same model. Without it the card says that no figures are known.
     """
     compared = manifest["proof"].get("sites")
     parts = [
@@ -41,7 +81,7 @@ def write_model_card(manifest: Mapping[str, Any], report: Mapping[str, Any] | No
     return "\n\n".join(parts) + "\n"
 
 
-def _describe_use(manifest: Mapping[str, Any]) -> str:
+def _describe_use(manifest: "ModelManifest") -> str:
     plan, release = manifest["plan"], manifest["release"]
     by = f", by {_plain(release['by'])}" if release.get("by") else ""
     if release.get("kind") == "manual" and not by:
@@ -59,7 +99,7 @@ def _describe_use(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def _describe_data(manifest: "ModelManifest", report: ReportData | None) -> str:
     paragraphs = []
     if report and report.get("synthetic"):
         paragraphs.append(
@@ -85,7 +125,7 @@ def _describe_data(manifest: Mapping[str, Any], report: Mapping[str, Any] | None
     return _section("Data", *paragraphs)
 
 
-def _describe_distillation(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> list[str]:
+def _describe_distillation(manifest: "ModelManifest", report: ReportData | None) -> list[str]:
     """Return what the sites learned from beside the labels, as far as it is known."""
     kind = manifest.get("fopro")
     if kind == "disabled":
@@ -95,12 +135,12 @@ def _describe_distillation(manifest: Mapping[str, Any], report: Mapping[str, Any
             "`fopro: self`. Beside the labels, the sites held their features near to those of the global model of the "
             "round before. This is not FoPro-KD."
         ]
-    told = (report or {}).get("distillation")
+    told = report.get("distillation") if report else None
     teacher = manifest.get("teacher") or (told["teacher"] if told else None)
     return [] if teacher is None else [_describe_teacher(teacher)]
 
 
-def _describe_teacher(teacher: Mapping[str, Any]) -> str:
+def _describe_teacher(teacher: TeacherOrigin) -> str:
     source, digest = _plain(teacher.get("source", "unknown")), teacher.get("sha256")
     shown = f"{source}; SHA-256 `{_plain(digest)}`" if digest else source
     return (
@@ -111,10 +151,10 @@ def _describe_teacher(teacher: Mapping[str, Any]) -> str:
 
 
 _ALLOWED = "allowed: 1e-4 or, if that is more, 2e-6 of the largest logit; probabilities 1e-4"
-_RANGES = ("width", "height", "mean", "std")
+_RANGES: tuple[Literal["width", "height", "mean", "std"], ...] = ("width", "height", "mean", "std")
 
 
-def _describe_results(report: Mapping[str, Any] | None) -> str:
+def _describe_results(report: ReportData | None) -> str:
     if not report:
         return _section("Results", "No report lies beside this model, so no figures are stated here.")
     sites = {"**all sites**": report["figures"]} | {
@@ -137,7 +177,7 @@ def _describe_results(report: Mapping[str, Any] | None) -> str:
     )
 
 
-def _describe_proof(manifest: Mapping[str, Any]) -> str:
+def _describe_proof(manifest: "ModelManifest") -> str:
     proof, sizes = manifest["proof"], manifest["sizes"]
     rows = [
         [name, _number(form.get("parameters")), f"{form['bytes'] / 2**20:.1f}", f"{form['latency_ms']:.1f}"]
@@ -157,7 +197,7 @@ def _describe_proof(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _describe_comparison(pooled: Mapping[str, Any]) -> str:
+def _describe_comparison(pooled: "PooledComparison") -> str:
     """Return what the sites found before the release; see :func:`fedmed.export.release_form.pool`."""
     silent = pooled.get("num_silent", 0)
     others = f" {silent} further sites gave no comparison." if silent else ""
@@ -177,7 +217,7 @@ def _describe_comparison(pooled: Mapping[str, Any]) -> str:
     )
 
 
-def _describe_limits(manifest: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def _describe_limits(manifest: "ModelManifest", report: ReportData | None) -> str:
     limits = [
         "It has not been shown to help patients, and no authority has approved it.",
         "It was tested on images of the sites named above. Other devices, populations and ways of taking images may "
@@ -193,7 +233,7 @@ def _describe_limits(manifest: Mapping[str, Any], report: Mapping[str, Any] | No
     return _section("Limits", "\n".join(f"- {limit}" for limit in limits))
 
 
-def _describe_calibration(manifest: Mapping[str, Any]) -> str:
+def _describe_calibration(manifest: "ModelManifest") -> str:
     fitted = manifest.get("calibration")
     limit = "Probabilities are not guaranteed to be calibrated; the report states the calibration error."
     if not fitted:
@@ -227,21 +267,19 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _show(figure: Mapping[str, Any] | None) -> str:
+def _show(figure: Figure | None) -> str:
     if not figure or figure.get("value") is None:
         return "n/a"
     interval = figure.get("interval")
     return f"{figure['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _find_class(figures: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = (figures.get(key, {}).get("by_class") or {}).get(name)
-    return found
+def _find_class(figures: Mapping[str, Figure], key: str, name: str) -> Figure | None:
+    return (figures.get(key, Figure()).get("by_class") or {}).get(name)
 
 
-def _count(figures: Mapping[str, Any]) -> int | None:
-    number: int | None = figures.get("accuracy", {}).get("n")
-    return number
+def _count(figures: Mapping[str, Figure]) -> int | None:
+    return figures.get("accuracy", Figure()).get("n")
 
 
 def _number(value: int | None) -> str:

@@ -5,9 +5,7 @@ folder in deploy form is an artefact (:mod:`fedmed.export.artefact`). ``load_mod
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,9 +13,19 @@ from fedmed.config import Plan
 from fedmed.distillation.network import strip_packed
 from fedmed.errors import CheckpointError
 from fedmed.export import torch_loader
-from fedmed.export.manifest import NOTICE, describe_preprocessing, describe_temperature
+from fedmed.export.manifest import (
+    NOTICE,
+    ModelManifest,
+    add_distillation,
+    describe_plan,
+    describe_preprocessing,
+    describe_temperature,
+    read_manifest,
+)
 from fedmed.protocol.release import MANIFEST_FILE, MODEL_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.environment import Distillation
+from fedmed.storage.phase_records import FittedTemperature
 from fedmed.training.network import Network
 
 
@@ -27,8 +35,8 @@ def write_model(
     plan: Plan,
     *,
     chosen_round: int,
-    temperature: Mapping[str, Any] | None = None,
-    distillation: Mapping[str, Any] | None = None,
+    temperature: FittedTemperature | None = None,
+    distillation: Distillation | None = None,
 ) -> None:
     """Write a model in train form.
 
@@ -42,23 +50,27 @@ def write_model(
         What was trained.
     chosen_round : int
         Where the tensors come from.
-    temperature : mapping, optional
+    temperature : FittedTemperature, optional
         See :func:`fedmed.export.manifest.describe_temperature`.
-    distillation : mapping, optional
+    distillation : Distillation, optional
         ``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them.
     """
     folder.mkdir(exist_ok=True)
     write_atomically(folder / MODEL_FILE, strip_packed(model_file.read_bytes(), plan))
-    manifest: dict[str, Any] = {
+    calibrated = describe_temperature(temperature)
+    manifest: ModelManifest = {
         "format": 1,
         "form": "train",
         "classes": plan.classes,
         "preprocessing": describe_preprocessing(plan.augmentation, plan.image_size),
-        **describe_temperature(temperature),
+        "temperature": calibrated["temperature"],
+        "calibration": calibrated["calibration"],
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
-        **(distillation or {}),
-        "plan": plan.plain().model_dump(mode="json"),
+    }
+    add_distillation(manifest, distillation or Distillation())
+    manifest |= {
+        "plan": describe_plan(plan.plain()),
         "sha256": {MODEL_FILE: hash_file(folder / MODEL_FILE)},
         "notice": NOTICE,
     }
@@ -71,7 +83,7 @@ def write_model(
     write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
 
 
-def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[nn.Module, ModelManifest]:
     """Read a model, in train or deploy form.
 
     Parameters
@@ -83,7 +95,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     -------
     model : nn.Module
         In evaluation mode, (B, 3, S, S) normalised float32 to logits (B, K).
-    manifest : dict
+    manifest : ModelManifest
         Content of ``manifest.json``.
 
     Raises
@@ -92,7 +104,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         If a file is missing or does not have the hash of the manifest.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest = read_manifest(folder)
         found = hash_file(folder / MODEL_FILE)
         expected = manifest["sha256"][MODEL_FILE]
         plan = Plan.model_validate(manifest["plan"])

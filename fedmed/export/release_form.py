@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Mapping
 from decimal import ROUND_UP, Context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedmed.errors import WireError, tame
-from fedmed.export.model_card import write_model_card
+from fedmed.export.manifest import ManifestChanges, ModelManifest, PooledComparison, describe_errors, read_manifest
+from fedmed.export.model_card import ReportData, write_model_card
 from fedmed.fairness.disclosure.tables import Release, counts_may_leave
 from fedmed.protocol.release import CARD_FILE, MANIFEST_FILE
 from fedmed.protocol.reports import FormDifference, FormsCompared, FormsProblem
@@ -26,9 +27,6 @@ from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_ato
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.compare import FormComparison
 
-_FORMS = ("deploy", "onnx")
-_FLOATS = ("max_abs_error", "largest_logit", "max_probability_error")
-_COUNTS = ("num_images", "num_ties", "num_agreeing")
 _MOST_LETTERS = 500
 
 
@@ -78,38 +76,38 @@ def find_breach(comparison: "FormComparison", release: Release) -> str | None:
     return None if counts_may_leave(counts, release) else "it is about fewer images than may be counted"
 
 
-def pool(comparisons: Mapping[str, "FormComparison"]) -> dict[str, Any]:
+def pool(comparisons: Mapping[str, "FormComparison"]) -> PooledComparison:
     """Return the sites' comparisons together, for the manifest: largest errors, sums of counts, no site by itself."""
     found = list(comparisons.values())
     if not found:
         return {"num_sites": 0, "num_images": 0}
-    deploy, onnx = (_show(join([getattr(one, form) for one in found])) for form in _FORMS)
+    onnx = describe_errors(join([one.onnx for one in found]))
     rows = zip(*(one.paired for one in found), strict=True)
     paired = [[sum(cells) for cells in zip(*of_class, strict=True)] for of_class in rows]
     return {
         "num_sites": len(found),
         "num_images": onnx["num_images"],
-        "deploy_form": deploy,
+        "deploy_form": describe_errors(join([one.deploy for one in found])),
         "onnx": onnx,
         "paired": paired,
     }
 
 
-def change_manifest(folder: Path, report: Mapping[str, Any] | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+def change_manifest(folder: Path, report: ReportData | None, changes: ManifestChanges) -> ModelManifest:
     """Change entries of an artefact's manifest and write its model card anew, both at once.
 
     Parameters
     ----------
     folder : Path
         An artefact, or a model in train form, which has no card.
-    report : mapping, optional
+    report : ReportData, optional
         Content of ``report.json``, for the card.
-    changes : mapping
+    changes : ManifestChanges
         New entries of the manifest; those of ``proof`` are added to it.
 
     Returns
     -------
-    dict
+    ModelManifest
         The new manifest.
 
     Raises
@@ -117,9 +115,13 @@ def change_manifest(folder: Path, report: Mapping[str, Any] | None, changes: Map
     CheckpointError
         If the disk is full or cannot be written; the folder is as it was.
     """
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    proof = {**manifest.get("proof", {}), **changes.get("proof", {})}
-    manifest |= {**changes, **({"proof": proof} if proof else {})}
+    manifest = read_manifest(folder)
+    if "trained_sha256" in changes:
+        manifest["trained_sha256"] = changes["trained_sha256"]
+    if "release" in changes:
+        manifest["release"] = changes["release"]
+    if "proof" in changes:
+        manifest["proof"]["sites"] = changes["proof"]["sites"]
     with atomic_folder(folder) as partial:
         for path in folder.iterdir():
             if path.name not in {MANIFEST_FILE, CARD_FILE}:
@@ -137,10 +139,6 @@ def place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _show(comparison: Comparison) -> dict[str, Any]:
-    return {name: getattr(comparison, name) for name in (*_FLOATS, *_COUNTS)}
 
 
 def _describe(comparison: Comparison) -> FormDifference:

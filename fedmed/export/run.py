@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedmed.config import ModelConfig, Plan, RunConfig
 from fedmed.config.server import ServerConfig
@@ -13,11 +12,12 @@ from fedmed.distillation.network import add_last_layer, strip_packed, strip_stat
 from fedmed.errors import CheckpointError, DataError, RunFolderError
 from fedmed.export.artefact import ArtefactSettings, ProofImages, build_artefact
 from fedmed.export.check import Reproduction, check_artefact
+from fedmed.export.manifest import ModelManifest, ReleaseOrigin, read_manifest
 from fedmed.export.model_card import read_report
 from fedmed.export.onnx_file import ExportError
+from fedmed.export.ranges import Expected
 from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.protocol.messages import unpack_tables
-from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.phase_records import find_recalibrated
@@ -38,10 +38,10 @@ class Sample:
 
     images: ProofImages | None
     """None where there are none here, or they cannot be read any more."""
-    expected: dict[str, Any]
+    expected: Expected
 
 
-def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict[str, Any]:
+def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> ModelManifest:
     """Write the artefact of the chosen model of a finished run.
 
     In a simulation it is proven on test images of the run; where the images are not here, on seeded inputs.
@@ -57,7 +57,7 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> dict
 
     Returns
     -------
-    dict
+    ModelManifest
         Content of ``manifest.json``.
 
     Raises
@@ -146,9 +146,7 @@ def sample_images(run: RunFolder, config: RunConfig | ServerConfig, site: str | 
     A coordinating site has no images; its settings may say what pixel statistics are expected.
     """
     if isinstance(config, ServerConfig):
-        ranges = {"mean": config.data.expected_mean, "std": config.data.expected_std}
-        known: dict[str, Any] = {key: list(value) for key, value in ranges.items() if value is not None}
-        return Sample(None, {"basis": "stated by the coordinating site"} | known if known else {})
+        return Sample(None, _read_stated(config))
     names = _choose_sites(run, site)
     try:
         sites = [load_site(config.data, config.sites, config.seed, run.splits, name, 0.0) for name in names]
@@ -200,6 +198,16 @@ def _read_compact(run: RunFolder) -> bytes | None:
     return path.read_bytes()
 
 
+def _read_stated(config: ServerConfig) -> Expected:
+    mean, std = config.data.expected_mean, config.data.expected_std
+    told: Expected = {} if mean is None and std is None else {"basis": "stated by the coordinating site"}
+    if mean is not None:
+        told["mean"] = list(mean)
+    if std is not None:
+        told["std"] = list(std)
+    return told
+
+
 def _choose_sites(run: RunFolder, site: str | None) -> list[str]:
     names = sorted(run.read_roster().values()) if site is None else [site]
     step = math.ceil(len(names) / MOST_SITES)
@@ -218,9 +226,9 @@ def _take_test_images(sites: list[SiteData], config: RunConfig) -> ProofImages |
     return None
 
 
-def _read_release(run: RunFolder, config: RunConfig | ServerConfig) -> dict[str, Any]:
+def _read_release(run: RunFolder, config: RunConfig | ServerConfig) -> ReleaseOrigin:
     """Return who decided that the model may be used, as the run's own copy of it says; else how that is decided."""
     try:
-        return dict(json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))["release"])
+        return {**read_manifest(run.model)["release"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {"kind": config.release}

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from fedmed.config import Plan
 from fedmed.data import ImagePart, make_eval_transform
 from fedmed.export.artefact import ProofImages
-from fedmed.export.ranges import describe_range
+from fedmed.export.ranges import Expected, describe_range
 
 
 def take_proof_images(parts: Sequence[ImagePart], plan: Plan, most: int, source: str) -> ProofImages | None:
@@ -36,7 +35,7 @@ def take_proof_images(parts: Sequence[ImagePart], plan: Plan, most: int, source:
     return ProofImages(x_NCHW, labels_N, f"{len(chosen)} {source}")
 
 
-def describe_parts(parts: Sequence[ImagePart], most: int, source: str) -> dict[str, Any]:
+def describe_parts(parts: Sequence[ImagePart], most: int, source: str) -> Expected:
     """Return in which ranges new images are like evenly chosen ones of these; see :func:`describe_range`.
 
     Parameters

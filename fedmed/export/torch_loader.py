@@ -12,9 +12,9 @@ This file is copied into every exported model. Other than ``predict.py`` it need
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -24,6 +24,9 @@ from fedmed.config import Plan
 from fedmed.extensions import check_installed, is_path
 from fedmed.models import create_model
 from fedmed.reparameterization import reparameterize
+
+if TYPE_CHECKING:  # it imports this file
+    from fedmed.export.manifest import ModelManifest
 
 
 def load_model(folder: str | Path, extensions: Sequence[str] = ()) -> nn.Module:
@@ -59,14 +62,15 @@ def load_model(folder: str | Path, extensions: Sequence[str] = ()) -> nn.Module:
     return build_model(manifest, weights)
 
 
-def build_model(manifest: Mapping[str, Any], weights: Path) -> nn.Module:
+def build_model(manifest: "ModelManifest", weights: Path) -> nn.Module:
     """Return the network that a manifest describes, with the weights of a file.
 
     The network is built as it was trained and merged, which makes the modules that the weights belong to.
     """
-    options = dict(manifest["plan"]["model"])
+    options = {**manifest["plan"]["model"]}
+    name = str(options.pop("name"))
     size = int(manifest["preprocessing"]["image_size"])
-    trained = create_model(options.pop("name"), len(manifest["classes"]), **options)
+    trained = create_model(name, len(manifest["classes"]), **options)
     model = reparameterize(trained, fold_bn=True, example=torch.zeros(2, 3, size, size))
     model.load_state_dict(safetensors.torch.load_file(weights))
     return model.eval()

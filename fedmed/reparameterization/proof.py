@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedmed.errors import ReparameterizationError
+
+if TYPE_CHECKING:
+    from fedmed.reparameterization.class_figures import PerClass
 
 RELATIVE_FLOAT64 = 1e-5
 """Largest difference allowed in float64, in units of the largest logit (of a block: of its largest output)."""
@@ -124,16 +128,14 @@ class Proof:
         Every merged place alone, float64.
     comparisons : tuple of Comparison
         End to end, by precision; empty for seeded inputs.
-    per_class : dict, optional
-        With labels: ``before`` and ``after``, each figure by class (``sensitivity``, ``specificity``,
-        ``macro_precision``, ``macro_f1``; ``None`` where undefined), ``figures`` of all classes, and ``paired``, K rows
-        of images right in both forms, only before, only after, in neither.
+    per_class : PerClass, optional
+        With labels.
     """
 
     inputs: str
     blocks: tuple[BlockProof, ...]
     comparisons: tuple[Comparison, ...] = ()
-    per_class: dict[str, Any] | None = field(default=None)
+    per_class: "PerClass | None" = None
 
     def failures(self) -> list[str]:
         """Return what is above tolerance, in sentences; empty if the proof holds."""
@@ -190,15 +192,19 @@ class Proof:
         """
         try:
             content = json.loads(text)
-            blocks = [{**item, "parts": tuple(item["parts"])} for item in content["blocks"]]
             return cls(
                 str(content["inputs"]),
-                tuple(BlockProof(**_with_infinity(item)) for item in blocks),
-                tuple(Comparison(**_with_infinity(item)) for item in content["comparisons"]),
+                _BLOCKS.validate_python(content["blocks"]),
+                _COMPARISONS.validate_python(content["comparisons"]),
                 content["per_class"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ReparameterizationError(f"This is no proof of equality ({error}).") from error
+
+
+_BLOCKS = TypeAdapter(tuple[BlockProof, ...])
+_COMPARISONS = TypeAdapter(tuple[Comparison, ...])
+"""Both read the texts for infinity and NaN, which :func:`_without_nan` writes, as numbers."""
 
 
 def compare_logits(before: Tensor, after: Tensor, precision: str) -> Comparison:
@@ -309,8 +315,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _with_infinity(item: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = ("max_abs_error", "largest_output", "largest_logit", "max_probability_error")
-    return {key: float(value) if key in numbers and value is not None else value for key, value in item.items()}

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed.errors import ReparameterizationError
-from fedmed.metrics.classification import compute_figures
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.reparameterization.class_figures import PerClass, figures_before_and_after
 from fedmed.reparameterization.convert import find_places, slice_norm
 from fedmed.reparameterization.flow import without_replicas
 from fedmed.reparameterization.places import Place, is_bag
@@ -25,12 +24,9 @@ from fedmed.reparameterization.proof import (
     Proof,
     compare_logits,
     largest_difference,
-    paired_table,
 )
 from fedmed.seeding import derive_seed
 
-BY_CLASS = ("sensitivity", "specificity", "macro_precision", "macro_f1")
-OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece")
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -84,7 +80,7 @@ def verify(
         raise ReparameterizationError("There are no images to compare the two forms on.")
     blocks = _compare_on_images(model, merged, first[:2], merged_places(model, merged, places))
     comparisons: list[Comparison] = []
-    per_class: dict[str, Any] | None = None
+    per_class: PerClass | None = None
     for precision, dtype in PRECISIONS.items():
         chosen = batches if dtype == torch.float32 else take_images(batches, num_wide)
         before, after = (run_in_eval(network, chosen, dtype) for network in (model, merged))
@@ -197,16 +193,6 @@ def use_branches(network: nn.Module) -> nn.Module:
         if is_bag(module) and hasattr(module, "form"):
             module.form = "reference"  # type: ignore[assignment]
     return network
-
-
-def figures_before_and_after(labels: Tensor, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Return the figures of both forms, by class and overall, and the paired table; see :class:`Proof`."""
-    report: dict[str, Any] = {"paired": paired_table(labels, before, after)}
-    for name, logits in (("before", before), ("after", after)):
-        figures = compute_figures(tables_from_logits(logits, labels, ["all"] * len(labels)))
-        report[name] = {key: list(figures[key].by_class or ()) for key in BY_CLASS}
-        report[name]["figures"] = {key: figures[key].value for key in OVERALL}
-    return report
 
 
 @contextmanager

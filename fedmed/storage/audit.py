@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from fedmed.errors import FormatError, RunFolderError
 from fedmed.formats import AUDIT_LOG
 from fedmed.storage.atomic_files import encode_json, sync_path
@@ -166,11 +168,15 @@ class AuditLog:
         finally:
             os.close(copy)
         os.ftruncate(descriptor, self._num_bytes)
-        fields = {"num_bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest(), "moved_to": aside.name}
+        fields: dict[str, JsonValue] = {
+            "num_bytes": len(torn),
+            "sha256": hashlib.sha256(torn).hexdigest(),
+            "moved_to": aside.name,
+        }
         self._write(descriptor, "torn_line_removed", fields)
 
-    def _write(self, descriptor: int, event: str, fields: dict[str, Any]) -> None:
-        record = {
+    def _write(self, descriptor: int, event: str, fields: dict[str, JsonValue]) -> None:
+        record: dict[str, JsonValue] = {
             "format": AUDIT_LOG.number,
             "sequence": self._length + 1,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -256,7 +262,7 @@ def _check_line(line: bytes, sequence: int, head: str) -> tuple[str | None, str]
     return None, digest
 
 
-def _hash(record: dict[str, Any]) -> str:
+def _hash(record: dict[str, JsonValue]) -> str:
     return hashlib.sha256(encode_json(record).encode()).hexdigest()
 
 

@@ -6,10 +6,28 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 from fedmed.versions import find_version
 
 _PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
+
+
+class TeacherOrigin(TypedDict, total=False):
+    """Which frozen network the sites learned from."""
+
+    name: str
+    source: str
+    sha256: str | None
+    image_size: int
+
+
+class Distillation(TypedDict, total=False):
+    """What the sites learned from beside the labels; empty where a run does not say."""
+
+    fopro: str
+    """``disabled``, ``client`` (FoPro-KD) or ``self``; see :func:`fedmed.distillation.name_distillation`."""
+    teacher: TeacherOrigin | None
 
 
 def describe_environment() -> dict[str, object]:

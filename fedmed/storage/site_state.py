@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError
 
 from fedmed.errors import CheckpointError, FormatError
@@ -43,7 +43,7 @@ class SiteState:
         self,
         round_number: int,
         tensors: Mapping[str, torch.Tensor],
-        meta: Mapping[str, Any],
+        meta: Mapping[str, JsonValue],
         *,
         keep: int | None = None,
     ) -> Path:
@@ -93,7 +93,7 @@ class SiteState:
                 old.unlink(missing_ok=True)
         return path
 
-    def load_before(self, round_number: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def load_before(self, round_number: int) -> tuple[dict[str, torch.Tensor], dict[str, JsonValue]] | None:
         """Load the newest sound state of a round before ``round_number``.
 
         Returns
@@ -120,7 +120,7 @@ def _digest_state(round_number: int, meta: str, tensors: Mapping[str, torch.Tens
     return digest.hexdigest()
 
 
-def _read_state(path: Path, round_number: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_state(path: Path, round_number: int) -> tuple[dict[str, torch.Tensor], dict[str, JsonValue]]:
     try:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from fedmed.errors import CheckpointError
 from fedmed.storage.atomic_files import atomic_file, explain_write_failure
@@ -209,7 +210,7 @@ def _read_header(file: BinaryIO, file_bytes: int) -> tuple[dict[str, _Entry], di
     return entries, metadata, 8 + length
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     table = dict(pairs)
     if len(table) != len(pairs):
         raise ValueError("a name appears twice in the header")
@@ -305,10 +306,10 @@ def make_header(layout: Mapping[str, TensorSpec], metadata: Mapping[str, str] | 
     for name in sorted(layout, key=lambda name: (-layout[name].dtype.itemsize, name)):
         begins[name] = end
         end += layout[name].num_bytes
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, JsonValue] = {"__metadata__": {**metadata}} if metadata else {}
     for name, spec in layout.items():
-        offsets = [begins[name], begins[name] + spec.num_bytes]
-        header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+        offsets: list[JsonValue] = [begins[name], begins[name] + spec.num_bytes]
+        header[name] = {"dtype": _CODES[spec.dtype], "shape": [*spec.shape], "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, begins

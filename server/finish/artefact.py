@@ -14,13 +14,12 @@ proves its own artefact with its own BatchNorm when it collects it.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from fedmed.config.server import ServerConfig
 from fedmed.distillation.network import strip_packed
 from fedmed.errors import FederationError
 from fedmed.export import release_form, write_model
-from fedmed.export.model_card import read_report
+from fedmed.export.model_card import ReportData, read_report
 from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
@@ -73,11 +72,12 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
         findings = _ask_sites(session, model, best_round)
         kept = findings.keep(files).to_values()
         write_atomically(run.tables / COMPARISON_FILE, json.dumps(kept, indent=1).encode())
-    pooled = release_form.pool(findings.comparisons) | {"num_silent": len(findings.silent)}
+    pooled = release_form.pool(findings.comparisons)
+    pooled["num_silent"] = len(findings.silent)
     release_form.change_manifest(run.model, read_shared_report(run), {"proof": {"sites": pooled}})
 
 
-def read_shared_report(run: RunFolder) -> dict[str, Any] | None:
+def read_shared_report(run: RunFolder) -> ReportData | None:
     """Return ``report.json`` as all sites get it."""
     return read_report(run.path / "shared" / "report")
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +36,14 @@ from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from fedmed.storage.phase_records import RECORD_FILE, read_record
+from fedmed.storage.phase_records import (
+    RECORD_FILE,
+    EarlierDistillation,
+    NetworkSize,
+    PhaseRecord,
+    PhaseResult,
+    read_record,
+)
 from fedmed.training.devices import select_device
 from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
@@ -71,7 +77,7 @@ def build_student(session: Session, settings: StudentConfig) -> tuple[Network, l
 
 def distil_at_server(
     session: Session, model: ChosenModel, settings: StudentConfig, folder: Path, earlier: Path | None = None
-) -> dict[str, Any]:
+) -> PhaseRecord:
     """Distil the aggregated network into the student on proxy images; what is done already is not done again.
 
     Parameters
@@ -89,7 +95,7 @@ def distil_at_server(
 
     Returns
     -------
-    dict
+    PhaseRecord
         Content of the record.
     """
     done = read_record(folder, model.model_sha256)
@@ -126,7 +132,7 @@ def distil_at_server(
         mismatch = _measure_proxy(large.model, result, proxy, device)
         seconds = {**result.seconds, "distance": time.perf_counter() - started}
     student.model.cpu()
-    record = {
+    record: PhaseResult = {
         "round": model.round,
         "target": settings.target,
         "members": members,
@@ -171,8 +177,8 @@ def find_earlier(root: Path, round_number: int) -> Path | None:
     return None
 
 
-def list_earlier(root: Path) -> list[dict[str, Any]]:
-    """Return ``round``, ``seconds`` and ``agreement`` of every distillation between the rounds."""
+def list_earlier(root: Path) -> list[EarlierDistillation]:
+    """Return every distillation between the rounds."""
     found = find_rounds(root)
     records = [json.loads((found[number] / RECORD_FILE).read_bytes()) for number in sorted(found)]
     return [
@@ -185,27 +191,20 @@ def list_earlier(root: Path) -> list[dict[str, Any]]:
     ]
 
 
-def write_record(folder: Path, network: Network, from_sha256: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def write_record(folder: Path, network: Network, from_sha256: str, record: PhaseResult) -> PhaseRecord:
     """Write what a phase has given, the record last, and return that."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MODEL_FILE, network.pack())
-    full = {**record, "from_sha256": from_sha256, "model_sha256": hash_file(folder / MODEL_FILE)}
+    full: PhaseRecord = {**record, "from_sha256": from_sha256, "model_sha256": hash_file(folder / MODEL_FILE)}
     write_atomically(folder / RECORD_FILE, json.dumps(full).encode())
     return full
 
 
-def describe_size(plan: Plan, path: Path) -> dict[str, Any]:
-    """Return how large a network is in train form, and merged as it is deployed.
-
-    Returns
-    -------
-    dict
-        ``name``, ``parameters``, ``bytes`` and, where it can be merged, ``deployed_parameters`` and
-        ``deployed_mib`` (float32).
-    """
+def describe_size(plan: Plan, path: Path) -> NetworkSize:
+    """Return how large a network is in train form, and merged as it is deployed."""
     network = build_network(plan)
     network.fill(path.read_bytes(), {})
-    size: dict[str, Any] = {
+    size: NetworkSize = {
         "name": plan.model.name,
         "parameters": _count(network.model),
         "bytes": path.stat().st_size,

@@ -107,10 +107,10 @@ def _check_candidate(run: RunFolder) -> None:
     if not run.finished_file.is_file():
         raise FederationError("The run has not finished, so there is no candidate yet; --status says how far it is.")
     # Imported late: the server's own process, which only waits for the decision, does without PyTorch.
-    from fedmed.export.manifest import find_changed_files  # noqa: PLC0415
+    from fedmed.export.manifest import find_changed_files, read_manifest  # noqa: PLC0415
 
     try:
-        manifest = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = read_manifest(run.model)
         wrong = find_changed_files(run.model, manifest)
         proven = config.batch_norm == "local" or "sites" in manifest["proof"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -126,8 +126,7 @@ def _write_decision(run: RunFolder, name: str) -> Decision:
     from server.finish.artefact import read_shared_report  # noqa: PLC0415
 
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    release = {"kind": "manual", "by": name, "time": time}
-    change_manifest(run.model, read_shared_report(run), {"release": release})
+    change_manifest(run.model, read_shared_report(run), {"release": {"kind": "manual", "by": name, "time": time}})
     decision = Decision(name, time, hash_file(run.model / MANIFEST_FILE))
     AuditLog(run.audit_file).append("release_decided", **asdict(decision))
     write_atomically(run.path / DECISION_FILE, json.dumps(asdict(decision), ensure_ascii=False).encode())

@@ -17,7 +17,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -36,6 +36,9 @@ from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.history import Validation, read_history
 from fedmed.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:  # it imports PyTorch, which the process that waits for a decision does without
+    from fedmed.export.manifest import ModelManifest
 
 
 def release_folder(run: RunFolder) -> Path:
@@ -103,7 +106,7 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
     _place(shared / "index.html", folder / REPORT_FILE)
     _place(shared / "report.json", folder / REPORT_DATA_FILE)
     write_atomically(folder / HISTORY_FILE, json.dumps(_share_history(run)).encode())
-    manifest: dict[str, Any] = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest: ModelManifest = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
     manifest |= {
         "run_id": run.read_run_id(),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from math import comb
 
 import numpy as np
+from pydantic import JsonValue
 
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, PairedTables
 from fedmed.metrics.values import Array
@@ -123,7 +124,7 @@ class GateDecision:
     reason: str
     num_images: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return plain values."""
         return asdict(self)
 

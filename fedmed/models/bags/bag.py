@@ -10,7 +10,7 @@ channels, G groups, K side of the merged kernel.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ from fedmed.reparameterization.algebra import Kernel, merge_parallel
 
 NORMS = ("bn", "affine")
 FORMS = ("auto", "fast", "reference")
+
+
+class BranchRow(TypedDict):
+    """What a branch of a bag is; kernel and padding in height and width."""
+
+    level: int
+    kernel: tuple[int, int]
+    padding: tuple[int, int]
+    taps: int
+    """Per output channel."""
 
 
 class HeterogeneousPyramidConv2d(nn.Module):
@@ -200,8 +210,8 @@ class HeterogeneousPyramidConv2d(nn.Module):
         merged.bias = nn.Parameter(bias.to(present.dtype), requires_grad=False)
         return merged.eval()
 
-    def branch_table(self) -> list[dict[str, Any]]:
-        """Return level, kernel (height, width), padding and taps per output channel of every branch, in order."""
+    def branch_table(self) -> list[BranchRow]:
+        """Return what every branch is, in order."""
         sizes = [(k, size) for k in self.levels for size in list_sizes([k], self.families)]
         inner = self.in_channels // self.groups
         return [
