@@ -9,6 +9,7 @@ from typing import Any
 from fedmed.config import Plan
 from fedmed.data import normalisation
 from fedmed.storage.atomic_files import encode_json, hash_file
+from fedmed.storage.records import TemperatureRecord
 
 FORMAT = 2
 """Of an artefact; a folder in train form has 1."""
@@ -78,10 +79,17 @@ def describe_temperature(fitted: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"temperature": float(fitted["temperature"]), "calibration": told}
 
 
-def read_temperature(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_temperature(manifest: Mapping[str, Any]) -> TemperatureRecord | None:
     """Return what :func:`describe_temperature` was given; None also where it is silent."""
     told = manifest.get("calibration")
-    return None if told is None else {"temperature": float(manifest["temperature"]), **told}
+    if told is None:
+        return None
+    return {
+        "temperature": float(manifest["temperature"]),
+        "n": told["n"],
+        "nll_before": told["nll_before"],
+        "nll_after": told["nll_after"],
+    }
 
 
 def digest_plan(plan: Plan) -> str:

@@ -27,7 +27,8 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.config import FederationConfig, RunConfig
 from fedmed.config.files import dump_config, load_run_config, read_yaml, validate_settings
@@ -36,6 +37,7 @@ from fedmed.errors import RunFolderError
 from fedmed.extensions import Extension
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
+from fedmed.storage.records import CompressionRecord, TemperatureRecord
 
 LOCK_FILE = "server.lock"
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -193,12 +195,12 @@ class RunFolder:
                 )
         return roster
 
-    def read_temperature(self) -> dict[str, Any] | None:
+    def read_temperature(self) -> TemperatureRecord | None:
         """Return the temperature of the chosen model; None where none was fitted.
 
         Returns
         -------
-        dict or None
+        TemperatureRecord or None
             ``temperature``, ``n`` (validation images), ``nll_before`` and ``nll_after``.
 
         Raises
@@ -208,7 +210,12 @@ class RunFolder:
         """
         try:
             found = json.loads(self.temperature_file.read_bytes())
-            fitted: dict[str, Any] = {key: found[key] for key in ("temperature", "n", "nll_before", "nll_after")}
+            fitted: TemperatureRecord = {
+                "temperature": found["temperature"],
+                "n": found["n"],
+                "nll_before": found["nll_before"],
+                "nll_after": found["nll_after"],
+            }
             return fitted if found["fitted"] else None
         except FileNotFoundError:
             return None
@@ -218,12 +225,12 @@ class RunFolder:
                 "model's probabilities depend on it."
             ) from None
 
-    def read_compression(self) -> dict[str, Any] | None:
+    def read_compression(self) -> CompressionRecord | None:
         """Return what was decided about a compact network; None where nothing was, or not yet.
 
         Returns
         -------
-        dict or None
+        CompressionRecord or None
             ``kind``, ``status`` (``accepted``, ``rejected`` or ``skipped``), ``reason``, ``from_sha256`` and, of a
             network that was judged, ``model``, ``model_file`` (in this folder), ``model_sha256`` and all numbers.
 
@@ -233,7 +240,7 @@ class RunFolder:
             If the file is damaged.
         """
         try:
-            found: dict[str, Any] = json.loads(self.compression_file.read_bytes())
+            found: CompressionRecord = json.loads(self.compression_file.read_bytes())
             needed = {"kind", "status", "reason", "from_sha256"}
             if not needed <= set(found) or (found["status"] == "accepted" and "model_file" not in found):
                 raise ValueError("keys are missing")
@@ -293,12 +300,12 @@ class RunFolder:
             starts[-1] |= {"extensions": told}
             write_atomically(self.environment_file, json.dumps({"starts": starts}, indent=2).encode())
 
-    def read_distillation(self) -> dict[str, Any]:
+    def read_distillation(self) -> dict[str, JsonValue]:
         """Return ``fopro`` and ``teacher`` of the newest start; empty where a run does not say."""
         found = self.read_environment() if self.environment_file.is_file() else {}
         return {key: found[key] for key in ("fopro", "teacher") if key in found}
 
-    def read_environment(self) -> dict[str, object]:
+    def read_environment(self) -> dict[str, JsonValue]:
         """Return the newest start of ``environment.json``."""
-        latest: dict[str, object] = json.loads(self.environment_file.read_text())["starts"][-1]
+        latest: dict[str, JsonValue] = json.loads(self.environment_file.read_text())["starts"][-1]
         return latest

@@ -12,6 +12,7 @@ from fedmed.report.drawing.markup import (
     render_table,
     show_name,
 )
+from fedmed.report.schema.document import Band
 
 MOST_ROWS = 40
 
@@ -61,7 +62,7 @@ def _render_gains(numbers: Numbers) -> str:
     return render_figure(svg, caption, render_key([_name_band(bands[index]) for index in shown]))
 
 
-def _name_band(band: dict[str, float]) -> str:
+def _name_band(band: Band) -> str:
     return f"{format_number(band['low'])} to {format_number(band['high'])}"
 
 

@@ -1,7 +1,6 @@
 """The page's part on fairness: findings in sentences, then tables, then plots."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedmed.report.drawing.markup import Numbers, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import (
@@ -13,6 +12,7 @@ from fedmed.report.drawing.wording import (
     name_direction,
 )
 from fedmed.report.figures.fairness import LEADING_GAPS
+from fedmed.report.schema.figures import FigureEntries, FigureEntry
 from fedmed.report.sections.fairness_course import render_course
 from fedmed.report.sections.fairness_findings import list_findings
 from fedmed.report.sections.forest import Row, render_forest
@@ -76,9 +76,9 @@ def _render_overview(numbers: Numbers) -> str:
     return f"<h3>Every group with its interval</h3>\n{forest}"
 
 
-def _find_pooled(numbers: Numbers) -> dict[str, Any]:
+def _find_pooled(numbers: Numbers) -> FigureEntry:
     key = "figures" if numbers.get("fairness_part") == "test" else "validation"
-    figure: dict[str, Any] = numbers.get(key, "balanced_accuracy")
+    figure: FigureEntry = numbers.get(key, "balanced_accuracy")
     return figure
 
 
@@ -111,9 +111,8 @@ def _pick_ends(numbers: Numbers, attribute: str) -> list[str]:
     return [name for name in names if name in kept]
 
 
-def _value_of(figures: dict[str, Any]) -> float | None:
-    value: float | None = figures["balanced_accuracy"]["value"]
-    return value
+def _value_of(figures: FigureEntries) -> float | None:
+    return figures["balanced_accuracy"]["value"]
 
 
 def _render_gap_overview(numbers: Numbers) -> str:

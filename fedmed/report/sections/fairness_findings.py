@@ -1,9 +1,8 @@
 """What the fairness figures say, one sentence each with its uncertainty."""
 
-from typing import Any
-
 from fedmed.report.drawing.markup import Numbers, escape, show_name
 from fedmed.report.drawing.wording import ALARM_KINDS, count, head_attribute, label_attribute, label_figure
+from fedmed.report.schema.figures import FindingEntry
 
 MOST_FINDINGS = 12
 MOST_ALARMS = 5
@@ -56,7 +55,7 @@ def _lower(label: str) -> str:
 
 
 def _say_attribute(numbers: Numbers, attribute: str) -> str:
-    finding = numbers.get("findings", attribute)
+    finding: FindingEntry = numbers.get("findings", attribute)
     name, key = show_name(head_attribute(attribute)), finding["figure"]
     if key is None:
         reasons = [gap["reason"] for gap in numbers.get("gaps", attribute).values() if gap.get("reason")]
@@ -97,7 +96,7 @@ def _say_ends(numbers: Numbers, attribute: str, key: str) -> str:
     return f"; {', '.join(ends)}" if ends else ""
 
 
-def _say_other_figures(finding: dict[str, Any], key: str) -> str:
+def _say_other_figures(finding: FindingEntry, key: str) -> str:
     others = [_lower(label_figure(other)) for other in finding["flagged_figures"] if other != key]
     return f" Also flagged: {', '.join(others)}." if others else ""
 

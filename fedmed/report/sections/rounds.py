@@ -1,7 +1,6 @@
 """How the run went: curves, rounds, composition of the sites and participation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedmed.report.drawing.markup import (
     Numbers,
@@ -16,6 +15,7 @@ from fedmed.report.drawing.markup import (
 from fedmed.report.drawing.palette import series_css
 from fedmed.report.drawing.plots import MOST_SINGLE_LINES, draw_loss, draw_validation
 from fedmed.report.drawing.wording import STATUSES, UNKNOWN_STATUS, count, label_figure
+from fedmed.report.schema.document import LeftOut
 
 SHOWN_SITES = 20
 MOST_REASONS = 3
@@ -66,7 +66,7 @@ def _list_rounds(numbers: Numbers) -> str:
     with_rate = any(record["learning_rate"] is not None for record in numbers.get("history"))
     rows = []
     for index in range(len(numbers.get("history"))):
-        path: tuple[Any, ...] = ("history", index)
+        path: tuple[str | int, ...] = ("history", index)
         rows.append(
             [
                 numbers.show(*path, "round"),
@@ -213,7 +213,7 @@ def _draw_statuses(statuses: Sequence[str]) -> str:
     return f'<span class="rounds" aria-hidden="true">{" ".join(groups)}</span>'
 
 
-def _list_reasons(reasons: Sequence[dict[str, Any]]) -> str:
+def _list_reasons(reasons: Sequence[LeftOut]) -> str:
     lines = [
         f"{escape(entry['status'])} in round {format_ranges(entry['rounds'])}: {escape(entry['reason'])}"
         for entry in reasons[:MOST_REASONS]
