@@ -94,7 +94,7 @@ def _list_findings(numbers: Numbers) -> str:
 
 
 def _say_site(numbers: Numbers, site: str) -> str:
-    entry = numbers.get("benefit", site)
+    entry: BenefitEntry = numbers.get("benefit", site)
     key = entry["decided_by"]
     if key is None:
         return f"{show_name(site)} ({escape(entry['reason'])})"
@@ -226,7 +226,7 @@ def _show_difference(numbers: Numbers, site: str, model: str) -> str:
     path = ("benefit", site, "differences", model, "balanced_accuracy")
     if model not in numbers.get("benefit", site, "differences"):
         return "n/a"
-    difference = numbers.get(*path)
+    difference: DifferenceEntry = numbers.get(*path)
     if difference["value"] is None:
         return f"n/a ({escape(difference['reason'])})"
     words = {"worse": "personalising helps", "better": "personalising harms", "undecided": "undecided"}
