@@ -5,6 +5,9 @@ Before it is written, its figures by group are compared with what fairlearn comp
 
 import json
 from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
 
 from client.hospital.own_rows import check_rows
 from fedmed.config.client import ClientConfig
@@ -72,7 +75,7 @@ def write_own_report(
     environment.pop("command")  # it holds paths
     content = ReportContent(
         title=f"The released model at {config.name}",
-        config=manifest["plan"],
+        config=cast("dict[str, JsonValue]", manifest["plan"]),
         environment=environment,
         classes=classes,
         chosen_round=int(manifest["chosen_round"]),

@@ -54,7 +54,7 @@ from fedmed.reparameterization import Place, Proof, convert, verify, verify_bloc
 from fedmed.seeding import seeded_torch
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 from fedmed.storage.environment import Distillation
-from fedmed.storage.phase_records import FittedTemperature
+from fedmed.storage.records import TemperatureRecord
 
 PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
 SEEDED_IMAGES = 16
@@ -88,7 +88,7 @@ class ArtefactSettings:
     """Ranges of the images, see :func:`fedmed.export.ranges.describe_range`."""
     release: ReleaseOrigin = field(default_factory=lambda: ReleaseOrigin(kind="automatic"))
     """Who decided that the model may be used."""
-    temperature: FittedTemperature | None = None
+    temperature: TemperatureRecord | None = None
     """By what the outputs are divided, and how it was fitted; see
     :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`."""
     site: str | None = None

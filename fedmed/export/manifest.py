@@ -13,11 +13,11 @@ from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.reparameterization import Comparison
 from fedmed.storage.atomic_files import encode_json, hash_file
 from fedmed.storage.environment import Distillation, TeacherOrigin
-from fedmed.storage.phase_records import FittedTemperature
 
 if TYPE_CHECKING:  # both import the ONNX runtime, which is needed once, at the end of a run
     from fedmed.export.measure import Sizes
     from fedmed.export.ranges import Expected
+from fedmed.storage.records import TemperatureRecord
 
 FORMAT = 2
 """Of an artefact; a folder in train form has 1."""
@@ -51,8 +51,8 @@ class Calibration(TypedDict):
     """How the temperature was fitted."""
 
     n: int
-    nll_before: float
-    nll_after: float
+    nll_before: float | None
+    nll_after: float | None
 
 
 class Calibrated(TypedDict):
@@ -247,12 +247,12 @@ def find_changed_files(folder: Path, manifest: ModelManifest) -> list[str]:
     return [name for name, digest in dict(manifest["sha256"]).items() if hash_file(folder / name) != digest]
 
 
-def describe_temperature(fitted: FittedTemperature | None) -> Calibrated:
+def describe_temperature(fitted: TemperatureRecord | None) -> Calibrated:
     """Return what a manifest says of the temperature.
 
     Parameters
     ----------
-    fitted : FittedTemperature, optional
+    fitted : TemperatureRecord, optional
         As :meth:`fedmed.storage.run_folder.RunFolder.read_temperature` gives it.
     """
     if fitted is None:
@@ -261,10 +261,17 @@ def describe_temperature(fitted: FittedTemperature | None) -> Calibrated:
     return {"temperature": float(fitted["temperature"]), "calibration": told}
 
 
-def read_temperature(manifest: ModelManifest) -> FittedTemperature | None:
+def read_temperature(manifest: ModelManifest) -> TemperatureRecord | None:
     """Return what :func:`describe_temperature` was given; None also where it is silent."""
     told = manifest.get("calibration")
-    return None if told is None else {"temperature": float(manifest["temperature"]), **told}
+    if told is None:
+        return None
+    return {
+        "temperature": float(manifest["temperature"]),
+        "n": told["n"],
+        "nll_before": told["nll_before"],
+        "nll_after": told["nll_after"],
+    }
 
 
 def read_distillation(manifest: ModelManifest) -> Distillation:

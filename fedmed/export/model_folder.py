@@ -25,7 +25,7 @@ from fedmed.export.manifest import (
 from fedmed.protocol.release import MANIFEST_FILE, MODEL_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.environment import Distillation
-from fedmed.storage.phase_records import FittedTemperature
+from fedmed.storage.records import TemperatureRecord
 from fedmed.training.network import Network
 
 
@@ -35,7 +35,7 @@ def write_model(
     plan: Plan,
     *,
     chosen_round: int,
-    temperature: FittedTemperature | None = None,
+    temperature: TemperatureRecord | None = None,
     distillation: Distillation | None = None,
 ) -> None:
     """Write a model in train form.
@@ -50,7 +50,7 @@ def write_model(
         What was trained.
     chosen_round : int
         Where the tensors come from.
-    temperature : FittedTemperature, optional
+    temperature : TemperatureRecord, optional
         See :func:`fedmed.export.manifest.describe_temperature`.
     distillation : Distillation, optional
         ``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them.

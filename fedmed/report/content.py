@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.metrics.site_tables import SiteTables
+from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
+from fedmed.storage.records import CompressionRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -64,8 +67,8 @@ class ReportContent:
     """
 
     title: str
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    config: Mapping[str, JsonValue]
+    environment: Mapping[str, JsonValue]
     classes: tuple[str, ...]
     chosen_round: int
     rounds_done: int
@@ -76,14 +79,14 @@ class ReportContent:
     synthetic: bool
     notes: list[str]
     seed: int
-    thresholds: Mapping[str, int] = field(default_factory=lambda: {"k": 1, "k_row": 1})
+    thresholds: Thresholds = field(default_factory=lambda: Thresholds(k=1, k_row=1))
     command: str = SIMULATION_COMMAND
     single_sites: bool = False
     agreed: Collection[str] = ()
-    temperature: Mapping[str, Any] | None = None
+    temperature: TemperatureRecord | None = None
     benefit_expected: bool = False
     benefit_notes: Mapping[str, str] = field(default_factory=dict)
-    compression: Mapping[str, Any] | None = None
+    compression: CompressionRecord | None = None
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
 
     @property

@@ -1,10 +1,8 @@
 """The report as data: ``report.json``. The page shows numbers of this document and no others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fedmed.formats import REPORT
-from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import roc_points
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import EvaluationTables, combine_tables
@@ -12,15 +10,25 @@ from fedmed.report.content import ReportContent
 from fedmed.report.figures.benefit import describe_benefit
 from fedmed.report.figures.calibration import describe_calibration_part
 from fedmed.report.figures.compression import describe_compression
-from fedmed.report.figures.describe import describe_tables, make_empty_tables, name_classes
+from fedmed.report.figures.describe import describe_reliability, describe_tables, make_empty_tables, name_classes
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
+from fedmed.report.schema.document import (
+    Document,
+    LeftOut,
+    ParticipationEntry,
+    RocCurve,
+    RoundEntry,
+    SiteEntry,
+    SiteParticipation,
+)
+from fedmed.report.schema.figures import FigureEntries, Part
 from fedmed.storage.history import Participation, RoundRecord, to_plain_json
 
 _DERIVED = ("worst_group_", "es_")
 
 
-def build_document(content: ReportContent) -> dict[str, Any]:
+def build_document(content: ReportContent) -> Document:
     """Compute all figures of a report.
 
     Parameters
@@ -30,7 +38,7 @@ def build_document(content: ReportContent) -> dict[str, Any]:
 
     Returns
     -------
-    dict
+    Document
         Plain JSON types only, no NaN and no infinity. ``figures`` is the pooled test of the chosen model; a figure that
         is not defined has ``value: None`` and a ``reason``.
     """
@@ -39,27 +47,30 @@ def build_document(content: ReportContent) -> dict[str, Any]:
     test, validation = (_pool_sites(tables, len(classes)) for tables in (content.test, content.validation))
     groups = pool_groups(content)
     sites = _describe_sites(content, records, groups)
-    figures = {
+    figures: dict[Part, FigureEntries] = {
         "test": describe_tables(test, content),
         "validation": describe_tables(validation, content),
     }
     on_part = {name: sites[name][groups.part] for name in groups.sites}
     fairness = describe_fairness(content, groups, on_part, records)
-    document = {
+    document: Document = {
         "format": REPORT.number,
         "title": content.title,
         "synthetic": content.synthetic,
-        "classes": classes,
+        "classes": list(classes),
         "chosen_round": content.chosen_round,
         "rounds": content.rounds_done,
         "choose_by": _choose_by(content),
-        "choose_attribute": content.config.get("choose_attribute") or SITE_ATTRIBUTE,
+        "choose_attribute": str(content.config.get("choose_attribute") or SITE_ATTRIBUTE),
         "course_figure": _find_course_figure(content),
         "seed": content.seed,
         "thresholds": content.thresholds,
         "figures": figures["test"],
         "validation": figures["validation"],
-        "test_images": {"total": test.num_images, "by_class": name_classes(classes, test.counts.sum(axis=(0, 2)))},
+        "test_images": {
+            "total": test.num_images,
+            "by_class": name_classes(classes, test.counts.sum(axis=(0, 2)).tolist()),
+        },
         "sites": sites,
         **fairness,
         **describe_benefit(content, on_part),
@@ -70,17 +81,17 @@ def build_document(content: ReportContent) -> dict[str, Any]:
         "composition": _describe_composition(content),
         "distillation": describe_distillation(content, records),
         "confusion": {
-            "pooled": test.counts.sum(axis=0),
-            "sites": {site: content.test[site].site.counts.sum(axis=0) for site in sorted(content.test)},
+            "pooled": test.counts.sum(axis=0).tolist(),
+            "sites": {site: content.test[site].site.counts.sum(axis=0).tolist() for site in sorted(content.test)},
         },
         "roc": {name: _describe_roc(test, index) for index, name in enumerate(classes)},
-        "reliability": reliability(test),
-        "config": content.config,
-        "environment": content.environment,
+        "reliability": describe_reliability(test),
+        "config": dict(content.config),
+        "environment": dict(content.environment),
         "notes": content.notes,
         "command": content.command,
     }
-    plain: dict[str, Any] = to_plain_json(document)
+    plain: Document = to_plain_json(document)
     return plain
 
 
@@ -107,18 +118,23 @@ def _pool_sites(tables: Mapping[str, SiteTables], num_classes: int) -> Evaluatio
     return combine_tables(parts).pool() if parts else make_empty_tables(num_classes)
 
 
-def _describe_sites(content: ReportContent, records: Sequence[RoundRecord], groups: Groups) -> dict[str, Any]:
+def _describe_sites(content: ReportContent, records: Sequence[RoundRecord], groups: Groups) -> dict[str, SiteEntry]:
     """Return the figures of every site that trained or answered, with intervals for the part that the report is on."""
     train_images = _count_train_images(content, records)
     names = sorted({*train_images, *content.validation, *content.test})
-    sites: dict[str, Any] = {}
-    for name in names:
-        parts = {}
-        for part, tables in (("test", content.test), ("validation", content.validation)):
-            own = _pool_sites({name: tables[name]} if name in tables else {}, len(content.classes))
-            parts[part] = describe_tables(own, content, with_intervals=part == groups.part)
-        sites[name] = {"train_images": train_images.get(name), **parts}
-    return sites
+
+    def describe(name: str, tables: Mapping[str, SiteTables], *, with_intervals: bool) -> FigureEntries:
+        own = _pool_sites({name: tables[name]} if name in tables else {}, len(content.classes))
+        return describe_tables(own, content, with_intervals=with_intervals)
+
+    return {
+        name: {
+            "train_images": train_images.get(name),
+            "test": describe(name, content.test, with_intervals=groups.part == "test"),
+            "validation": describe(name, content.validation, with_intervals=groups.part == "validation"),
+        }
+        for name in names
+    }
 
 
 def _count_train_images(content: ReportContent, records: Sequence[RoundRecord]) -> dict[str, int | None]:
@@ -132,7 +148,7 @@ def _count_train_images(content: ReportContent, records: Sequence[RoundRecord]) 
     return images
 
 
-def _describe_round(record: RoundRecord, content: ReportContent, groups: Groups) -> dict[str, Any]:
+def _describe_round(record: RoundRecord, content: ReportContent, groups: Groups) -> RoundEntry:
     sites, figure = record.validation.sites, _find_course_figure(content)
     statuses = [entry.status for entry in record.participation]
     return {
@@ -150,10 +166,10 @@ def _describe_round(record: RoundRecord, content: ReportContent, groups: Groups)
     }
 
 
-def _describe_participation(records: Sequence[RoundRecord]) -> dict[str, Any]:
+def _describe_participation(records: Sequence[RoundRecord]) -> ParticipationEntry:
     """Return for every site its status by round, its mean share of a model's weight and why it was left out."""
     by_round = [{entry.site: entry for entry in record.participation} for record in records]
-    sites = {}
+    sites: dict[str, SiteParticipation] = {}
     for name in sorted({site for entries in by_round for site in entries}):
         statuses = [entries[name].status if name in entries else "absent" for entries in by_round]
         shares = [entries[name].share or 0.0 if name in entries else 0.0 for entries in by_round]
@@ -173,7 +189,7 @@ def _describe_participation(records: Sequence[RoundRecord]) -> dict[str, Any]:
     }
 
 
-def _group_reasons(records: Sequence[RoundRecord], entries: Sequence[Participation | None]) -> list[dict[str, Any]]:
+def _group_reasons(records: Sequence[RoundRecord], entries: Sequence[Participation | None]) -> list[LeftOut]:
     """Return why a site was left out, each cause with its rounds, the most frequent first."""
     rounds: dict[tuple[str, str], list[int]] = {}
     for record, entry in zip(records, entries, strict=True):
@@ -184,7 +200,7 @@ def _group_reasons(records: Sequence[RoundRecord], entries: Sequence[Participati
     return [{"status": status, "reason": reason, "rounds": rounds[status, reason]} for status, reason in causes]
 
 
-def _describe_composition(content: ReportContent) -> dict[str, Any] | None:
+def _describe_composition(content: ReportContent) -> dict[str, dict[str, dict[str, int]]] | None:
     if content.composition is None:
         return None
     return {
@@ -193,10 +209,10 @@ def _describe_composition(content: ReportContent) -> dict[str, Any] | None:
     }
 
 
-def _describe_roc(tables: EvaluationTables, index: int) -> dict[str, Any] | None:
+def _describe_roc(tables: EvaluationTables, index: int) -> RocCurve | None:
     """Return the curve of a class, or ``None`` where the class or the rest has no image."""
     images = tables.counts.sum(axis=(0, 2))
     if images[index] == 0 or images[index] == images.sum():
         return None
     fpr, tpr = roc_points(tables, index)
-    return {"fpr": fpr, "tpr": tpr}
+    return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}

@@ -3,12 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from fedmed.report.content import ReportContent
 from fedmed.report.document import build_document
 from fedmed.report.drawing.markup import Numbers, escape
 from fedmed.report.drawing.style import render_style
+from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import render_benefit
 from fedmed.report.sections.calibration import render_calibration
 from fedmed.report.sections.compression import render_compression
@@ -45,7 +45,7 @@ def write_report(run_dir: Path, content: ReportContent) -> Path:
     return save_report(run_dir, build_document(content))
 
 
-def save_report(run_dir: Path, document: dict[str, Any]) -> Path:
+def save_report(run_dir: Path, document: Document) -> Path:
     """Write a document of :func:`fedmed.report.document.build_document` and its page, as :func:`write_report` does."""
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def save_report(run_dir: Path, document: dict[str, Any]) -> Path:
     return page
 
 
-def render_page(document: dict[str, Any]) -> str:
+def render_page(document: Document) -> str:
     """Return the HTML page of a document of :func:`fedmed.report.document.build_document`."""
     numbers = Numbers(document)
     sections = [

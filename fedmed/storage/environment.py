@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from pydantic import JsonValue
+
 from fedmed.versions import find_version
 
 _PACKAGES = ("fedmed", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "fairlearn", "safetensors")
@@ -30,11 +32,11 @@ class Distillation(TypedDict, total=False):
     teacher: TeacherOrigin | None
 
 
-def describe_environment() -> dict[str, object]:
+def describe_environment() -> dict[str, JsonValue]:
     """Return versions, processor and command of this process; nothing that names the machine or its user."""
     import torch  # noqa: PLC0415  (takes seconds and memory, which a process that only watches should not pay)
 
-    versions = {}
+    versions: dict[str, JsonValue] = {}
     for package in _PACKAGES:
         try:
             versions[package] = find_version(package)

@@ -28,6 +28,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from fedmed.config import FederationConfig, RunConfig
 from fedmed.config.files import dump_config, load_run_config, read_yaml, validate_settings
 from fedmed.config.server import ServerConfig
@@ -36,7 +38,7 @@ from fedmed.extensions import Extension
 from fedmed.formats import RUN_FOLDER
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import Distillation, describe_environment
-from fedmed.storage.phase_records import Compression, FittedTemperature
+from fedmed.storage.records import CompressionRecord, TemperatureRecord
 
 LOCK_FILE = "server.lock"
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -206,8 +208,13 @@ class RunFolder:
                 )
         return roster
 
-    def read_temperature(self) -> FittedTemperature | None:
+    def read_temperature(self) -> TemperatureRecord | None:
         """Return the temperature of the chosen model; None where none was fitted.
+
+        Returns
+        -------
+        TemperatureRecord or None
+            ``temperature``, ``n`` (validation images), ``nll_before`` and ``nll_after``.
 
         Raises
         ------
@@ -216,7 +223,7 @@ class RunFolder:
         """
         try:
             found = json.loads(self.temperature_file.read_bytes())
-            fitted: FittedTemperature = {
+            fitted: TemperatureRecord = {
                 "temperature": found["temperature"],
                 "n": found["n"],
                 "nll_before": found["nll_before"],
@@ -231,8 +238,14 @@ class RunFolder:
                 "model's probabilities depend on it."
             ) from None
 
-    def read_compression(self) -> Compression | None:
+    def read_compression(self) -> CompressionRecord | None:
         """Return what was decided about a compact network; None where nothing was, or not yet.
+
+        Returns
+        -------
+        CompressionRecord or None
+            ``kind``, ``status`` (``accepted``, ``rejected`` or ``skipped``), ``reason``, ``from_sha256`` and, of a
+            network that was judged, ``model``, ``model_file`` (in this folder), ``model_sha256`` and all numbers.
 
         Raises
         ------
@@ -240,7 +253,7 @@ class RunFolder:
             If the file is damaged.
         """
         try:
-            found: Compression = json.loads(self.compression_file.read_bytes())
+            found: CompressionRecord = json.loads(self.compression_file.read_bytes())
             needed = {"kind", "status", "reason", "from_sha256"}
             if not needed <= set(found) or (found["status"] == "accepted" and "model_file" not in found):
                 raise ValueError("keys are missing")
@@ -317,7 +330,7 @@ class RunFolder:
                 told["teacher"] = latest["teacher"]
         return told
 
-    def read_environment(self) -> dict[str, object]:
+    def read_environment(self) -> dict[str, JsonValue]:
         """Return the newest start of ``environment.json``."""
-        latest: dict[str, object] = json.loads(self.environment_file.read_text())["starts"][-1]
+        latest: dict[str, JsonValue] = json.loads(self.environment_file.read_text())["starts"][-1]
         return latest

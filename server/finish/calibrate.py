@@ -14,7 +14,7 @@ from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_report, read_sums
 from fedmed.protocol.reports import TemperatureReport
 from fedmed.storage.atomic_files import write_atomically
-from fedmed.storage.phase_records import FittedTemperature
+from fedmed.storage.records import TemperatureRecord
 from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
 
@@ -24,7 +24,7 @@ Sums = tuple[int, Array]
 """Number of images, and float64 (J,2)."""
 
 
-def fit_temperature(session: Session, model: ChosenModel, best_round: int | None) -> FittedTemperature | None:
+def fit_temperature(session: Session, model: ChosenModel, best_round: int | None) -> TemperatureRecord | None:
     """Return the temperature of the chosen model; fitted once, then read from the run's folder.
 
     Parameters
@@ -38,7 +38,7 @@ def fit_temperature(session: Session, model: ChosenModel, best_round: int | None
 
     Returns
     -------
-    dict or None
+    TemperatureRecord or None
         See :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`; None where none is wanted or could be fitted.
     """
     if not session.config.calibrate:

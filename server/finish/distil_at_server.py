@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from fedmed.distillation import (
     CompactResult,
     CompactSettings,
     Ensemble,
+    ExploreResult,
     PromptSettings,
     ProxyImages,
     StatisticsMatch,
@@ -36,14 +36,8 @@ from fedmed.reparameterization import reparameterize
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from fedmed.storage.phase_records import (
-    RECORD_FILE,
-    EarlierDistillation,
-    NetworkSize,
-    PhaseRecord,
-    PhaseResult,
-    read_record,
-)
+from fedmed.storage.phase_records import RECORD_FILE, read_record
+from fedmed.storage.records import DistilledRecord, EarlierDistillation, ExploredRecord, NetworkSize
 from fedmed.training.devices import select_device
 from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
@@ -77,7 +71,7 @@ def build_student(session: Session, settings: StudentConfig) -> tuple[Network, l
 
 def distil_at_server(
     session: Session, model: ChosenModel, settings: StudentConfig, folder: Path, earlier: Path | None = None
-) -> PhaseRecord:
+) -> DistilledRecord:
     """Distil the aggregated network into the student on proxy images; what is done already is not done again.
 
     Parameters
@@ -95,10 +89,10 @@ def distil_at_server(
 
     Returns
     -------
-    PhaseRecord
+    DistilledRecord
         Content of the record.
     """
-    done = read_record(folder, model.model_sha256)
+    done = read_record(folder, model.model_sha256, DistilledRecord)
     if done is not None and done.get("target", "global") == settings.target:
         return done
     assert session.config.fopro is not None, "there is a compression"
@@ -132,7 +126,9 @@ def distil_at_server(
         mismatch = _measure_proxy(large.model, result, proxy, device)
         seconds = {**result.seconds, "distance": time.perf_counter() - started}
     student.model.cpu()
-    record: PhaseResult = {
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / MODEL_FILE, student.pack())
+    record: DistilledRecord = {
         "round": model.round,
         "target": settings.target,
         "members": members,
@@ -141,11 +137,23 @@ def distil_at_server(
         "phases": seconds,
         "history": result.history,
         "best_step": result.best_step,
-        "explored": asdict(result.explored),
+        "explored": _describe_prompt(result.explored),
         "mismatch": mismatch,
         "notes": list(result.notes),
+        "from_sha256": model.model_sha256,
+        "model_sha256": hash_file(folder / MODEL_FILE),
     }
-    return write_record(folder, student, model.model_sha256, record)
+    write_atomically(folder / RECORD_FILE, json.dumps(record).encode())
+    return record
+
+
+def _describe_prompt(explored: ExploreResult) -> ExploredRecord:
+    return {
+        "losses": list(explored.losses),
+        "mismatches": list(explored.mismatches),
+        "outside": explored.outside,
+        "bands": explored.bands,
+    }
 
 
 def _choose_teacher(
@@ -178,7 +186,7 @@ def find_earlier(root: Path, round_number: int) -> Path | None:
 
 
 def list_earlier(root: Path) -> list[EarlierDistillation]:
-    """Return every distillation between the rounds."""
+    """Return ``round``, ``seconds`` and ``agreement`` of every distillation between the rounds."""
     found = find_rounds(root)
     records = [json.loads((found[number] / RECORD_FILE).read_bytes()) for number in sorted(found)]
     return [
@@ -191,17 +199,15 @@ def list_earlier(root: Path) -> list[EarlierDistillation]:
     ]
 
 
-def write_record(folder: Path, network: Network, from_sha256: str, record: PhaseResult) -> PhaseRecord:
-    """Write what a phase has given, the record last, and return that."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / MODEL_FILE, network.pack())
-    full: PhaseRecord = {**record, "from_sha256": from_sha256, "model_sha256": hash_file(folder / MODEL_FILE)}
-    write_atomically(folder / RECORD_FILE, json.dumps(full).encode())
-    return full
-
-
 def describe_size(plan: Plan, path: Path) -> NetworkSize:
-    """Return how large a network is in train form, and merged as it is deployed."""
+    """Return how large a network is in train form, and merged as it is deployed.
+
+    Returns
+    -------
+    NetworkSize
+        ``name``, ``parameters``, ``bytes`` and, where it can be merged, ``deployed_parameters`` and
+        ``deployed_mib`` (float32).
+    """
     network = build_network(plan)
     network.fill(path.read_bytes(), {})
     size: NetworkSize = {
@@ -215,7 +221,7 @@ def describe_size(plan: Plan, path: Path) -> NetworkSize:
         number = _count(reparameterize(network.model))
     except FedmedError:
         return size
-    return size | {"deployed_parameters": number, "deployed_mib": number * 4 / 2**20}
+    return {**size, "deployed_parameters": number, "deployed_mib": number * 4 / 2**20}
 
 
 def _count(model: nn.Module) -> int:

@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import cast
 
 from fedmed.aggregation import average_updates
 from fedmed.config import StudentConfig
@@ -22,7 +21,8 @@ from fedmed.protocol.reading import explained
 from fedmed.protocol.requests import DistilSettings, Request
 from fedmed.storage.atomic_files import find_rounds, hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from fedmed.storage.phase_records import RECORD_FILE, PhaseRecord, SiteRound, read_record
+from fedmed.storage.phase_records import RECORD_FILE, read_record
+from fedmed.storage.records import DistilledLine, DistilledRecord, DistilRoundRecord
 from fedmed.storage.tensor_files import TensorFile, write_tensors
 from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import build_student
@@ -34,7 +34,7 @@ from server.rounds.updates import UpdateCollector
 from server.rounds.weights import to_weighted
 
 
-def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfig, folder: Path) -> PhaseRecord:
+def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfig, folder: Path) -> DistilledRecord:
     """Have the sites train the student against the frozen large network; rounds that are done are not done again.
 
     Parameters, results and files are those of :func:`server.finish.distil_at_server.distil_at_server`.
@@ -44,7 +44,7 @@ def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfi
     FederationError
         If a round has too few updates; the run can be resumed.
     """
-    done = read_record(folder, model.model_sha256)
+    done = read_record(folder, model.model_sha256, DistilledRecord)
     if done is not None:
         return done
     rounds = _Rounds(session, model, settings, folder)
@@ -65,7 +65,7 @@ class _Rounds:
         self._plan = make_distil_plan(session.plan, settings)
         folder.mkdir(parents=True, exist_ok=True)
         self._student, self._not_copied = build_student(session, settings)
-        self._history: list[SiteRound] = []
+        self._history: list[DistilledLine] = []
         self._path = self._find_last() or self._write_first()
 
     @property
@@ -100,10 +100,10 @@ class _Rounds:
             f"{len(weights)} sites."
         )
 
-    def conclude(self) -> PhaseRecord:
+    def conclude(self) -> DistilledRecord:
         """Write the last round's student as the result."""
         write_atomically(self._folder / MODEL_FILE, self._path.read_bytes())
-        record: PhaseRecord = {
+        record: DistilledRecord = {
             "num_proxy_images": None,
             "not_copied": self._not_copied,
             "phases": {"train": sum(line["seconds"] for line in self._history)},
@@ -129,14 +129,14 @@ class _Rounds:
         """Return the model of the newest closed round of this distillation, and take its history over."""
         found = find_rounds(self._folder)
         for number in sorted(found, reverse=True):
-            record = read_record(found[number], self._large.sha256)
+            record = read_record(found[number], self._large.sha256, DistilRoundRecord)
             if record is not None:
-                self._history = cast("list[SiteRound]", record["history"])
+                self._history = record["history"]
                 return found[number] / MODEL_FILE
         return None
 
     def _save(self, target: Path) -> None:
-        record = {
+        record: DistilRoundRecord = {
             "history": self._history,
             "from_sha256": self._large.sha256,
             "model_sha256": hash_file(target / MODEL_FILE),

@@ -1,7 +1,8 @@
 """What a run folder shows for itself: its report, from what lies on the disk alone."""
 
 from collections.abc import Mapping
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
@@ -11,6 +12,7 @@ from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
 from fedmed.report.document import build_document
 from fedmed.report.page import save_report
+from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
 from server.finish.own_models import explain_missing
@@ -129,7 +131,7 @@ def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[st
     return shared or None
 
 
-def _find_thresholds(sites: Mapping[str, SiteDescription]) -> dict[str, int]:
+def _find_thresholds(sites: Mapping[str, SiteDescription]) -> Thresholds:
     """Return the largest thresholds below which a site withholds its tables."""
     told = [site.thresholds for site in sites.values()]
     return {"k": max((one.k for one in told), default=1), "k_row": max((one.k_row for one in told), default=1)}
@@ -140,12 +142,12 @@ def _is_synthetic(config: FederationConfig, sites: Mapping[str, SiteDescription]
     return declared or any(told.synthetic for told in sites.values())
 
 
-def _shown_settings(config: FederationConfig) -> dict[str, Any]:
+def _shown_settings(config: FederationConfig) -> dict[str, JsonValue]:
     """Return the settings as a report shows them: of a deployment without what concerns the server's machine only."""
     return config.model_dump(mode="json", exclude=set(LOCAL_SETTINGS) if isinstance(config, ServerConfig) else None)
 
 
-def _shown_environment(run: RunFolder, config: FederationConfig) -> dict[str, object]:
+def _shown_environment(run: RunFolder, config: FederationConfig) -> dict[str, JsonValue]:
     """Return versions and hardware; a command line holds paths, which a shared report does not need."""
     environment = run.read_environment()
     if isinstance(config, ServerConfig):

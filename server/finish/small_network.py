@@ -15,11 +15,9 @@ Merging the branches comes last of all, when the released network is exported.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
-
-from pydantic import JsonValue
+from typing import Final, cast
 
 from fedmed.config import StudentConfig
 from fedmed.distillation import GateDecision, GateLimits, decide_gate, describe_distance
@@ -29,7 +27,8 @@ from fedmed.metrics.site_tables import STUDENT, TEACHER, PairedTables, SiteTable
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
-from fedmed.storage.phase_records import Compression, Distance, Judgement, PhaseRecord, find_recalibrated
+from fedmed.storage.phase_records import find_recalibrated
+from fedmed.storage.records import CompressionPart, CompressionRecord, Distance, DistilledPart, DistilledRecord
 from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import (
     build_student,
@@ -49,7 +48,9 @@ from server.rounds.session import Session
 from server.rounds.site_models import drop_site_models
 
 GATE_FOLDER = "gate"
-SKIPPED, ACCEPTED, REJECTED = "skipped", "accepted", "rejected"
+SKIPPED: Final = "skipped"
+ACCEPTED: Final = "accepted"
+REJECTED: Final = "rejected"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def choose_product(session: Session, model: ChosenModel, best_round: int | None)
     return _take_product(session, model, settings, record)
 
 
-def _take_product(session: Session, model: ChosenModel, settings: StudentConfig, record: Compression) -> Product:
+def _take_product(session: Session, model: ChosenModel, settings: StudentConfig, record: CompressionRecord) -> Product:
     if record["status"] != ACCEPTED:
         return Product(session, model)
     path = session.run.path / record["model_file"]
@@ -167,12 +168,14 @@ def _with_student(session: Session, settings: StudentConfig) -> Session:
     return replace(session, plan=make_student_plan(session.plan, settings))
 
 
-def _skip(session: Session, model: ChosenModel) -> Compression:
+def _skip(session: Session, model: ChosenModel) -> CompressionRecord:
     reason = "fopro.compression.kind is 'skip': the network that was trained is released."
     return _conclude(session, model, {"kind": "skip", "status": SKIPPED, "reason": reason, "phases": {}})
 
 
-def _compress(session: Session, model: ChosenModel, settings: StudentConfig, best_round: int | None) -> Compression:
+def _compress(
+    session: Session, model: ChosenModel, settings: StudentConfig, best_round: int | None
+) -> CompressionRecord:
     folder = session.run.compression
     folder.mkdir(exist_ok=True)
     if settings.kind == "proxy":
@@ -181,20 +184,20 @@ def _compress(session: Session, model: ChosenModel, settings: StudentConfig, bes
     else:
         distilled = distil_at_sites(session, model, settings, folder / "distilled")
     with_student = _with_student(session, settings)
-    raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, str(distilled["model_sha256"]))
+    raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, distilled["model_sha256"])
     small, seconds = _recalibrate(with_student, raw, best_round)
     scores, gate_s = _ask_gate(session, model, with_student, small, best_round)
     decision = decide_gate(_combine(scores.tables), tuple(session.plan.classes), _make_limits(settings))
-    told: Judgement = {
+    told: CompressionPart = {
         "kind": settings.kind,
         "status": ACCEPTED if decision.accepted else REJECTED,
         "reason": decision.reason,
         "phases": {**distilled["phases"], "recalibrate": seconds, "gate": gate_s},
-        "distilled": _without_times(distilled),
+        "distilled": _drop_phases(distilled),
         "earlier": list_earlier(folder),
         "distance": _describe_distance(distilled.get("mismatch"), scores.mismatches),
         "decision": decision.to_json(),
-        "limits": asdict(_make_limits(settings)),
+        "limits": _make_limits(settings).to_json(),
         "gate_sites": sorted(scores.tables),
         "sizes": {
             TEACHER: describe_size(session.plan, model.model_path),
@@ -206,12 +209,6 @@ def _compress(session: Session, model: ChosenModel, settings: StudentConfig, bes
     }
     _tell(session, decision, told)
     return _conclude(session, model, told)
-
-
-def _without_times(distilled: PhaseRecord) -> dict[str, JsonValue]:
-    """Return what the record of the distillation says beside what the judgement says itself."""
-    content = cast("dict[str, JsonValue]", distilled)  # it was read from JSON, or is written as such
-    return {key: value for key, value in content.items() if key not in {"phases", "from_sha256"}}
 
 
 def _recalibrate(session: Session, model: ChosenModel, best_round: int | None) -> tuple[ChosenModel, float]:
@@ -277,6 +274,12 @@ def _make_limits(settings: StudentConfig) -> GateLimits:
     return GateLimits(balanced_accuracy=gate.balanced_accuracy, worst_class=gate.worst_class_recall, gap=gate.gap)
 
 
+def _drop_phases(distilled: DistilledRecord) -> DistilledPart:
+    """Return how the student came about; the decision has its own list of phases, and names the model before it."""
+    kept = {key: value for key, value in distilled.items() if key not in {"phases", "from_sha256"}}
+    return cast(DistilledPart, kept)
+
+
 def _describe_distance(proxy: float | None, sites: Mapping[str, float]) -> Distance | None:
     """Return how far proxy images and the sites' own are from the large network's statistics."""
     if proxy is None or not sites:
@@ -285,7 +288,7 @@ def _describe_distance(proxy: float | None, sites: Mapping[str, float]) -> Dista
     return {"proxy": proxy, "sites": sum(own) / len(own), "warning": describe_distance(proxy, own)}
 
 
-def _tell(session: Session, decision: GateDecision, told: Judgement) -> None:
+def _tell(session: Session, decision: GateDecision, told: CompressionPart) -> None:
     distance = told["distance"]
     if distance is not None and distance["warning"] is not None:
         session.listener.on_note(distance["warning"])
@@ -295,17 +298,17 @@ def _tell(session: Session, decision: GateDecision, told: Judgement) -> None:
         session.listener.on_note(f"The small network is rejected, the trained one is released. {decision.reason}")
 
 
-def _conclude(session: Session, model: ChosenModel, told: Judgement) -> Compression:
+def _conclude(session: Session, model: ChosenModel, told: CompressionPart) -> CompressionRecord:
     """Write down what was decided."""
-    record: Compression = {**told, "round": model.round, "from_sha256": model.model_sha256}
+    record: CompressionRecord = {**told, "round": model.round, "from_sha256": model.model_sha256}
     write_atomically(session.run.compression_file, json.dumps(record, indent=1).encode())
     session.audit.append(
         "compression",
         kind=record["kind"],
         status=record["status"],
         reason=record["reason"],
-        round=model.round,
-        from_sha256=model.model_sha256,
+        round=record["round"],
+        from_sha256=record["from_sha256"],
         model_sha256=record.get("model_sha256"),
     )
     session.courier.take_count()  # these bytes belong to no round

@@ -83,4 +83,7 @@ def _summarise_average(plan: Plan, averaged: Path) -> list[dict[str, float | Non
     file = TensorFile(averaged)
     names = list(prompt.state_dict())
     load_state(prompt, {name: torch.from_numpy(file.load(PROMPT + name)) for name in names}, names)
-    return summarize_static(prompt, plan.image_size)
+    bands = summarize_static(prompt, plan.image_size)
+    if bands is None:
+        return None
+    return [{"low": band["low"], "high": band["high"], "gain": band["gain"]} for band in bands]

@@ -115,7 +115,9 @@ def render_page(table: dict[str, Any]) -> str:
     sentences = [*describe_problems(table), *describe_findings(table)]
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     reading = render_section("reading", "How to read this", f"<p>{escape(READING)}</p>")
-    body = "\n".join([_render_arms(numbers), *_render_differences(numbers), _render_fronts(table), reading])
+    body = "\n".join(
+        [_render_arms(numbers, table), *_render_differences(numbers, table), _render_fronts(table), reading]
+    )
     title = f"Study {escape(table['name'])}"
     header = f"""{render_banners(table["synthetic"])}
 <h1>{title}</h1>
@@ -125,8 +127,7 @@ def render_page(table: dict[str, Any]) -> str:
     return wrap_page(title, header, body)
 
 
-def _render_arms(numbers: Numbers) -> str:
-    table = numbers.document
+def _render_arms(numbers: Numbers, table: Mapping[str, Any]) -> str:
     rows = [
         [
             f"{escape(name)}<br>{escape(arm['description'])}",
@@ -143,8 +144,7 @@ def _render_arms(numbers: Numbers) -> str:
     return render_section("arms", "Arms", render_table(caption, columns, rows))
 
 
-def _render_differences(numbers: Numbers) -> list[str]:
-    table = numbers.document
+def _render_differences(numbers: Numbers, table: Mapping[str, Any]) -> list[str]:
     sections = []
     for number, figure in enumerate(table["figures"]):
         rows = []

@@ -38,6 +38,7 @@ from fedmed.distillation.teachers.self_teacher import SelfTeacher
 from fedmed.distillation.teachers.teacher import Teacher
 from fedmed.losses import build_loss
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.storage.records import GainBand
 from fedmed.training.objective import Keys, Told
 
 _FEATURE_BYTES = 2
@@ -248,7 +249,7 @@ def make_prompt_settings(fopro: FoproPlan) -> PromptSettings:
     )
 
 
-def summarize_static(prompt: FourierPrompt, image_size: int) -> list[dict[str, float | None]] | None:
+def summarize_static(prompt: FourierPrompt, image_size: int) -> list[GainBand] | None:
     """Return the gain by band of a static prompt, a reconstruction; None for others, which depend on the image."""
     if prompt.mode != "static":
         return None

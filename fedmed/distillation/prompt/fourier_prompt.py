@@ -24,6 +24,7 @@ from torch.nn import functional
 from fedmed.distillation.resize import resample
 from fedmed.errors import ConfigError
 from fedmed.models.blocks.layers import check_choice, check_number, check_switch, widen_half
+from fedmed.storage.records import GainBand
 
 MODES = ("static", "conditional", "latent", "none")
 BANDS = ("all", "low", "high")
@@ -181,7 +182,7 @@ def frequency_radius(height: int, width: int) -> Tensor:
     return 2 * torch.hypot(fftfreq(height)[:, None], fftfreq(width)[None, :])
 
 
-def summarize_gain(gain_B3HW: Tensor) -> list[dict[str, float | None]]:
+def summarize_gain(gain_B3HW: Tensor) -> list[GainBand]:
     """Return the geometric mean of a reconstruction's gain by band of frequencies.
 
     Parameters
@@ -197,7 +198,7 @@ def summarize_gain(gain_B3HW: Tensor) -> list[dict[str, float | None]]:
     """
     radius = frequency_radius(*gain_B3HW.shape[-2:])
     log_gain = gain_B3HW.detach().double().log().mean(dim=(0, 1)).cpu()  # (B,3,H,W) -> (H,W)
-    bands: list[dict[str, float | None]] = []
+    bands: list[GainBand] = []
     for low, high in itertools.pairwise(BAND_EDGES):
         inside = (radius >= low) & ((radius < high) | (high == BAND_EDGES[-1]))
         value = float(log_gain[inside].mean().exp()) if inside.any() else None

@@ -17,6 +17,7 @@ from fedmed.distillation.pixels import held_still
 from fedmed.distillation.prompt.fourier_prompt import FourierPrompt, share_outside, summarize_gain
 from fedmed.distillation.teachers.statistics_match import StatisticsMatch
 from fedmed.errors import ConfigError, FourierPromptError
+from fedmed.storage.records import GainBand
 
 Objective = Literal["batch_norm", "stats", "adversarial"]
 Disagreement = Callable[[Tensor, Tensor], Tensor]
@@ -77,7 +78,7 @@ class ExploreResult:
     losses: tuple[float, ...] = ()
     mismatches: tuple[float, ...] = ()
     outside: float = 0.0
-    bands: list[dict[str, float | None]] = field(default_factory=list)
+    bands: list[GainBand] = field(default_factory=list)
 
 
 def explore(

@@ -7,14 +7,14 @@ Letters: G groups, K classes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
-from pydantic import JsonValue
 
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, PairedTables
 from fedmed.metrics.values import Array
+from fedmed.storage.records import CheckRecord, DecisionRecord, LimitsRecord, SupportRecord
 
 TEACHER_RIGHT, STUDENT_RIGHT = 0, 1  # which axis of a class's (2,2) cells says whether that model is right
 
@@ -41,6 +41,15 @@ class GateLimits:
     gap: float = 0.02
     level: float = 0.05
 
+    def to_json(self) -> LimitsRecord:
+        """Return plain values."""
+        return {
+            "balanced_accuracy": self.balanced_accuracy,
+            "worst_class": self.worst_class,
+            "gap": self.gap,
+            "level": self.level,
+        }
+
 
 @dataclass(frozen=True)
 class Support:
@@ -66,6 +75,15 @@ class Support:
     group: str | None
     num_images: int
     limit_images: float
+
+    def to_json(self) -> SupportRecord:
+        """Return plain values."""
+        return {
+            "label": self.label,
+            "group": self.group,
+            "num_images": self.num_images,
+            "limit_images": self.limit_images,
+        }
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,20 @@ class GateCheck:
     p_value: float | None = None
     rests_on: Support | None = None
 
+    def to_json(self) -> CheckRecord:
+        """Return plain values."""
+        return {
+            "name": self.name,
+            "subject": self.subject,
+            "teacher": self.teacher,
+            "student": self.student,
+            "loss": self.loss,
+            "limit": self.limit,
+            "passed": self.passed,
+            "p_value": self.p_value,
+            "rests_on": None if self.rests_on is None else self.rests_on.to_json(),
+        }
+
 
 @dataclass(frozen=True)
 class GateDecision:
@@ -124,9 +156,14 @@ class GateDecision:
     reason: str
     num_images: int
 
-    def to_json(self) -> dict[str, JsonValue]:
+    def to_json(self) -> DecisionRecord:
         """Return plain values."""
-        return asdict(self)
+        return {
+            "accepted": self.accepted,
+            "checks": [check.to_json() for check in self.checks],
+            "reason": self.reason,
+            "num_images": self.num_images,
+        }
 
 
 def decide_gate(

@@ -25,6 +25,7 @@ from fedmed.distillation.small_network.training import CompactSettings, CompactT
 from fedmed.distillation.teachers.classifier import run_with_features
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.storage.records import DistilledLine
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class CompactResult:
 
     prompt: FourierPrompt
     explored: ExploreResult
-    history: list[dict[str, float]]
+    history: list[DistilledLine]
     best_step: int
     seconds: dict[str, float]
     notes: tuple[str, ...]

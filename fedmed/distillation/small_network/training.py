@@ -21,6 +21,7 @@ from fedmed.distillation.small_network.losses import Targets, balance_prediction
 from fedmed.distillation.small_network.proxy_images import ProxyImages
 from fedmed.distillation.teachers.classifier import find_classifier
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.storage.records import DistilledLine
 from fedmed.training.batch_norm_policy import set_train_mode
 
 Progress = Callable[[int, Mapping[str, float]], None]
@@ -95,12 +96,12 @@ class CompactTraining:
             else:
                 find_classifier(student)
 
-    def run(self, progress: Progress | None) -> tuple[list[dict[str, float]], int]:
+    def run(self, progress: Progress | None) -> tuple[list[DistilledLine], int]:
         """Train, and leave the student with the weights of its best evaluation."""
         settings, network = self.settings, self.wrapper or self.model
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
         rng = make_rng(self.seed, "compact", "train")
-        history: list[dict[str, float]] = []
+        history: list[DistilledLine] = []
         best, best_step, best_state = self._evaluate()[0], 0, copy.deepcopy(self.model.state_dict())
         total, since = 0.0, 0
         with seeded_torch(self.seed, "compact", "train"):
@@ -116,7 +117,14 @@ class CompactTraining:
                     continue
                 held_out, agreement = self._evaluate()
                 figures = {"train_loss": total / since, "held_out_loss": held_out, "agreement": agreement}
-                history.append({"step": float(step), **figures})
+                history.append(
+                    {
+                        "step": float(step),
+                        "train_loss": figures["train_loss"],
+                        "held_out_loss": held_out,
+                        "agreement": agreement,
+                    }
+                )
                 if progress is not None:
                     progress(step, figures)
                 total, since = 0.0, 0

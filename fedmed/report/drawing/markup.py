@@ -1,7 +1,7 @@
 """Small pieces of HTML. Every text from outside goes through :func:`escape`; every number comes from the document."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmed.report.drawing.palette import NUM_COLOURS, SYMBOLS, series_css
@@ -30,11 +30,11 @@ class Numbers:
 
     Parameters
     ----------
-    document : dict
+    document : mapping
         What ``report.json`` holds.
     """
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, object]) -> None:
         self.document = document
 
     def get(self, *path: str | int) -> Any:

@@ -1,19 +1,21 @@
 """The calibration part of ``report.json``: the temperature, and how honest the confidence is before and after it."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from fedmed.metrics.calibration import reliability
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNCALIBRATED, combine_attribute
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.content import ReportContent
-from fedmed.report.figures.describe import describe_calibration, keep_calibration
+from fedmed.report.figures.describe import describe_calibration, describe_reliability, keep_calibration
 from fedmed.report.figures.fairness import Groups
+from fedmed.report.schema.figures import CalibrationEntry, FigureEntries, GroupCalibration
 
 
 def describe_calibration_part(
-    content: ReportContent, groups: Groups, figures: Mapping[str, Any], by_group: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+    content: ReportContent,
+    groups: Groups,
+    figures: FigureEntries,
+    by_group: Mapping[str, Mapping[str, FigureEntries]],
+) -> CalibrationEntry:
     """Compare the model as it is released with the same model before its temperature.
 
     Parameters
@@ -22,14 +24,14 @@ def describe_calibration_part(
         With the temperature.
     groups : Groups
         The groups of the part of the data that the report is about.
-    figures : mapping
+    figures : dict
         The released model's pooled figures on that part, as they are described already.
     by_group : mapping of str to mapping
         The same by attribute and group.
 
     Returns
     -------
-    dict
+    CalibrationEntry
         ``temperature``; ``before`` (None where only one form was scored) and ``after``: figures; ``reliability`` and
         ``groups`` likewise.
     """
@@ -41,8 +43,8 @@ def describe_calibration_part(
         "before": None if whole is None else describe_calibration(whole.pool(), content),
         "after": keep_calibration(figures),
         "reliability": {
-            "before": None if whole is None else reliability(whole),
-            "after": None if pooled is None else reliability(pooled),
+            "before": None if whole is None else describe_reliability(whole),
+            "after": None if pooled is None else describe_reliability(pooled),
         },
         "groups": {
             attribute: {
@@ -63,14 +65,14 @@ def _describe_group(
     content: ReportContent,
     after: EvaluationTables | None,
     before: EvaluationTables | None,
-    figures: Mapping[str, Any],
-) -> dict[str, Any]:
+    figures: FigureEntries,
+) -> GroupCalibration:
     return {
         "before": None if before is None else describe_calibration(before, content),
         "after": keep_calibration(figures),
         "reliability": {
-            "before": None if before is None else reliability(before),
-            "after": None if after is None else reliability(after),
+            "before": None if before is None else describe_reliability(before),
+            "after": None if after is None else describe_reliability(after),
         },
     }
 

@@ -1,7 +1,6 @@
 """The compression part of ``report.json``: phases, costs, the gate's decision, small against large network."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from fedmed.fairness.chance.paired import compare_paired
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups
@@ -16,14 +15,18 @@ from fedmed.metrics.site_tables import (
 )
 from fedmed.metrics.tables import combine_tables
 from fedmed.report.content import ReportContent
-from fedmed.report.figures.describe import describe_tables
+from fedmed.report.figures.benefit import describe_difference
+from fedmed.report.figures.describe import describe_tables, drop_classes
+from fedmed.report.schema.document import CompressionComparison, CompressionEntry, DistilledStep, SmallTraining
+from fedmed.report.schema.figures import ComparedEntry
+from fedmed.storage.records import CheckRecord, DistilledLine, DistilledPart
 
 KEPT_FIGURES = ("balanced_accuracy", "accuracy")
 PHASES = ("explore", "targets", "train", "distance", "recalibrate", "gate")
 HIDDEN_REASON = "not shown, because a group rests on one site"
 
 
-def describe_compression(content: ReportContent) -> dict[str, Any] | None:
+def describe_compression(content: ReportContent) -> CompressionEntry | None:
     """Describe the compression of the trained network into a small one.
 
     Parameters
@@ -33,7 +36,7 @@ def describe_compression(content: ReportContent) -> dict[str, Any] | None:
 
     Returns
     -------
-    dict or None
+    CompressionEntry or None
         ``status``, ``kind``, ``reason``; ``phases`` and ``seconds``; ``sizes``; ``training``;
         ``earlier`` distillations; ``distance``; ``checks`` of the gate, with ``num_images``; and ``comparison`` of
         the small with the large network on the same images of ``part``, by site and group. None where
@@ -42,14 +45,16 @@ def describe_compression(content: ReportContent) -> dict[str, Any] | None:
     found = content.compression
     if found is None:
         return None
-    told: dict[str, Any] = {key: found[key] for key in ("status", "kind", "reason")}
+    status, kind, reason = found["status"], found["kind"], found["reason"]
     if "decision" not in found:
-        return told | {"checks": [], "comparison": {}}
+        return {"status": status, "kind": kind, "reason": reason, "checks": [], "comparison": {}}
     agreed = set(content.gate) if content.single_sites else set(content.agreed)
     hidden = {attribute for attribute, groups in find_hidden_groups(content.gate, agreed).items() if groups}
     phases = found["phases"]
-    return told | {
-        "reason": _hide_reasons(str(found["reason"]), hidden),
+    return {
+        "status": status,
+        "kind": kind,
+        "reason": _hide_reasons(reason, hidden),
         "phases": [{"phase": name, "seconds": phases[name]} for name in PHASES if name in phases],
         "seconds": sum(phases.values()),
         "sizes": found["sizes"],
@@ -58,7 +63,7 @@ def describe_compression(content: ReportContent) -> dict[str, Any] | None:
         "distance": found["distance"],
         "checks": [_describe_check(check, hidden) for check in found["decision"]["checks"]],
         "num_images": found["decision"]["num_images"],
-        **_compare(content, accepted=found["status"] == "accepted"),
+        **_compare(content, accepted=status == "accepted"),
     }
 
 
@@ -72,30 +77,42 @@ def _hide_reasons(reason: str, hidden: set[str]) -> str:
     return "; ".join(told) + "."
 
 
-def _describe_check(check: Mapping[str, Any], hidden: set[str]) -> dict[str, Any]:
+def _describe_check(check: CheckRecord, hidden: set[str]) -> CheckRecord:
     if check["name"] != "gap" or check["subject"] not in hidden:
-        return dict(check)
+        return check
     return {**check, "teacher": None, "student": None, "loss": None, "rests_on": None}
 
 
-def _describe_training(distilled: Mapping[str, Any]) -> dict[str, Any]:
-    explored = distilled.get("explored") or {}
-    losses = explored.get("losses") or [None]
+def _describe_training(distilled: DistilledPart) -> SmallTraining:
+    explored = distilled.get("explored")
+    losses: list[float] = [] if explored is None else explored["losses"]
+    members, not_copied = distilled.get("members"), distilled.get("not_copied")
     return {
         "num_proxy_images": distilled.get("num_proxy_images"),
         "best_step": distilled.get("best_step"),
-        "num_members": None if distilled.get("members") is None else len(distilled["members"]),
-        "history": [
-            {key: line.get(key) for key in ("step", "round", "train_loss", "held_out_loss", "agreement")}
-            for line in distilled["history"]
-        ],
-        "prompt": {"first_loss": losses[0], "last_loss": losses[-1], "bands": explored.get("bands") or []},
-        "not_copied": None if distilled.get("not_copied") is None else len(distilled["not_copied"]),
+        "num_members": None if members is None else len(members),
+        "history": [_describe_line(line) for line in distilled["history"]],
+        "prompt": {
+            "first_loss": losses[0] if losses else None,
+            "last_loss": losses[-1] if losses else None,
+            "bands": [] if explored is None else explored["bands"],
+        },
+        "not_copied": None if not_copied is None else len(not_copied),
         "notes": distilled.get("notes") or [],
     }
 
 
-def _compare(content: ReportContent, *, accepted: bool) -> dict[str, Any]:
+def _describe_line(line: DistilledLine) -> DistilledStep:
+    return {
+        "step": line.get("step"),
+        "round": line.get("round"),
+        "train_loss": line.get("train_loss"),
+        "held_out_loss": line.get("held_out_loss"),
+        "agreement": line.get("agreement"),
+    }
+
+
+def _compare(content: ReportContent, *, accepted: bool) -> CompressionComparison:
     """Return both networks on the same images: on test where the small one was tested, else on validation."""
     sites, other = (content.test, TEACHER) if accepted else (content.gate, STUDENT)
     sites = {name: sites[name] for name in sorted(sites) if other in sites[name].paired}
@@ -126,7 +143,7 @@ def _list_groups(sites: Mapping[str, SiteTables], attribute: str, other: str) ->
 
 def _describe_group(
     content: ReportContent, sites: Mapping[str, SiteTables], attribute: str, group: str, other: str
-) -> dict[str, Any]:
+) -> ComparedEntry:
     chosen = [
         tables
         for tables in sites.values()
@@ -145,17 +162,6 @@ def _describe_group(
     }
     differences = compare_paired(cells_K22, content.seed)
     return {
-        "models": {
-            name: {key: _drop_classes(figures[key]) for key in KEPT_FIGURES} for name, figures in models.items()
-        },
-        "differences": {key: _describe_difference(differences[key]) for key in KEPT_FIGURES if key in differences},
+        "models": {name: {key: drop_classes(figures[key]) for key in KEPT_FIGURES} for name, figures in models.items()},
+        "differences": {key: describe_difference(differences[key]) for key in KEPT_FIGURES if key in differences},
     }
-
-
-def _drop_classes(figure: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figure.items() if not key.startswith("by_class")}
-
-
-def _describe_difference(difference: Any) -> dict[str, Any]:
-    keys = ("value", "interval", "p_value", "n", "verdict", "reason")
-    return {key: getattr(difference, key) for key in keys}

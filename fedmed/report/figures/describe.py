@@ -1,22 +1,25 @@
 """Figures of tables as plain data."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from fedmed.fairness.chance.intervals import add_intervals
+from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
 from fedmed.metrics.tables import CALIBRATION_BINS, SCORE_BINS, EvaluationTables
 from fedmed.report.content import ReportContent
+from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry, Reliability
 
 CALIBRATION_FIGURES = ("ece", "mce", "classwise_ece", "brier")
+_Value = TypeVar("_Value")
 
 
 def describe_tables(
     tables: EvaluationTables, content: ReportContent, *, with_intervals: bool = True, reason: str | None = None
-) -> dict[str, Any]:
+) -> FigureEntries:
     """Return all figures of tables, pooled over their groups, by key.
 
     Parameters
@@ -55,15 +58,32 @@ def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent
     return f"n < {content.thresholds['k_row']} for {', '.join(names)}"
 
 
-def describe_calibration(tables: EvaluationTables, content: ReportContent) -> dict[str, Any]:
+def describe_calibration(tables: EvaluationTables, content: ReportContent) -> FigureEntries:
     """Return the calibration figures of tables with intervals, without drawing those of the scores."""
     without_scores = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
     return keep_calibration(describe_tables(without_scores, content))
 
 
-def keep_calibration(figures: Mapping[str, Any]) -> dict[str, Any]:
+def keep_calibration(figures: Mapping[str, FigureEntry]) -> FigureEntries:
     """Return the calibration figures among described figures, as a whole and not by class."""
-    return {key: {k: v for k, v in figures[key].items() if k != "by_class"} for key in CALIBRATION_FIGURES}
+    return {key: drop_classes(figures[key]) for key in CALIBRATION_FIGURES}
+
+
+def drop_classes(figure: FigureEntry) -> FigureEntry:
+    """Return a described figure as a whole and not by class."""
+    whole = figure.copy()
+    whole.pop("by_class", None)
+    return whole
+
+
+def describe_reliability(tables: EvaluationTables) -> Reliability:
+    """Return the points of a reliability diagram; a mean of an empty bin is NaN, as in any figure before it is JSON."""
+    points = reliability(tables)
+    return {
+        "n": points["n"].tolist(),
+        "confidence": points["confidence"].tolist(),
+        "accuracy": points["accuracy"].tolist(),
+    }
 
 
 def make_empty_tables(num_classes: int, groups: Collection[str] = ("all",)) -> EvaluationTables:
@@ -80,19 +100,17 @@ def make_empty_tables(num_classes: int, groups: Collection[str] = ("all",)) -> E
     )
 
 
-def name_classes(classes: tuple[str, ...], values: Any) -> dict[str, Any]:
+def name_classes(classes: tuple[str, ...], values: Iterable[_Value]) -> dict[str, _Value]:
     """Return K values by the name of the class."""
     return dict(zip(classes, values, strict=True))
 
 
-def _hide_figure(figure: Figure, reason: str) -> dict[str, Any]:
+def _hide_figure(figure: Figure, reason: str) -> FigureEntry:
     return {"value": None, "interval": None, "n": None, "n_withheld": None, "better": figure.better, "reason": reason}
 
 
-def _describe_figure(
-    figure: Figure, classes: tuple[str, ...], present: list[bool], lacking: list[bool]
-) -> dict[str, Any]:
-    described: dict[str, Any] = {
+def _describe_figure(figure: Figure, classes: tuple[str, ...], present: list[bool], lacking: list[bool]) -> FigureEntry:
+    described: FigureEntry = {
         "value": figure.value,
         "interval": figure.interval,
         "n": figure.n,
@@ -104,13 +122,18 @@ def _describe_figure(
     if figure.by_class is not None:
         intervals = figure.by_class_interval or (None,) * len(classes)
         described["by_class"] = {
-            name: {"value": value, "interval": interval}
-            | ({"reason": _explain_absence(figure.key, has_images, is_lacking)} if value is None else {})
+            name: _describe_class(value, interval, _explain_absence(figure.key, has_images, is_lacking))
             for name, value, interval, has_images, is_lacking in zip(
                 classes, figure.by_class, intervals, present, lacking, strict=True
             )
         }
     return described
+
+
+def _describe_class(value: float | None, interval: tuple[float, float] | None, absence: str) -> ClassFigure:
+    if value is None:
+        return {"value": value, "interval": interval, "reason": absence}
+    return {"value": value, "interval": interval}
 
 
 def _explain_absence(key: str, has_images: bool, is_lacking: bool) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups
 from fedmed.fairness.chance.flags import flag_attributes
@@ -11,6 +11,15 @@ from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, SiteTables, comb
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.content import ReportContent
 from fedmed.report.figures.describe import describe_tables, name_classes
+from fedmed.report.schema.document import RoundCourse
+from fedmed.report.schema.figures import (
+    AlarmEntry,
+    FairnessPart,
+    FigureEntries,
+    FindingEntry,
+    GapEntry,
+    Part,
+)
 from fedmed.storage.history import RoundRecord
 
 LEADING_GAPS = ("gap_balanced_accuracy", "gap_accuracy")
@@ -33,7 +42,7 @@ class Groups:
         Those groups and the reasons, by attribute.
     """
 
-    part: str
+    part: Part
     sites: Mapping[str, SiteTables]
     tables: dict[str, EvaluationTables]
     hidden: dict[str, dict[str, str]]
@@ -45,7 +54,7 @@ class Groups:
 
 def pool_groups(content: ReportContent) -> Groups:
     """Return the chosen model's groups on the test images or, while these are not scored, on the validation images."""
-    part = "test" if content.test else "validation"
+    part: Part = "test" if content.test else "validation"
     sites = content.test or content.validation
     attributes = sorted({attribute for tables in sites.values() for attribute in tables.attributes})
     attributes.sort(key=lambda name: (name != SITE_ATTRIBUTE, " x " in name))
@@ -64,8 +73,8 @@ def _combine_sites(sites: Mapping[str, SiteTables]) -> EvaluationTables:
 
 
 def describe_fairness(
-    content: ReportContent, groups: Groups, site_figures: Mapping[str, dict[str, Any]], records: Sequence[RoundRecord]
-) -> dict[str, Any]:
+    content: ReportContent, groups: Groups, site_figures: Mapping[str, FigureEntries], records: Sequence[RoundRecord]
+) -> FairnessPart:
     """Compute figures by group, gaps and findings.
 
     Parameters
@@ -81,7 +90,7 @@ def describe_fairness(
 
     Returns
     -------
-    dict
+    FairnessPart
         ``groups``, ``gaps``, ``findings``, ``hidden_groups``, ``fairness_part`` and ``alarms``.
     """
     described = {attribute: _describe_groups(content, groups, attribute, site_figures) for attribute in groups.tables}
@@ -102,8 +111,8 @@ def describe_fairness(
 
 
 def _describe_groups(
-    content: ReportContent, groups: Groups, attribute: str, site_figures: Mapping[str, dict[str, Any]]
-) -> dict[str, Any]:
+    content: ReportContent, groups: Groups, attribute: str, site_figures: Mapping[str, FigureEntries]
+) -> dict[str, FigureEntries]:
     tables, hidden = groups.tables[attribute], groups.hidden.get(attribute, {})
     if attribute == SITE_ATTRIBUTE:
         return {group: site_figures[group] for group in tables.groups}
@@ -122,12 +131,12 @@ def is_unknown(attribute: str, group: str) -> bool:
     return group == UNKNOWN and attribute != SITE_ATTRIBUTE
 
 
-def summarise_gaps(gaps: Mapping[str, GapFigure]) -> dict[str, Any]:
+def summarise_gaps(gaps: Mapping[str, GapFigure]) -> FindingEntry:
     """Return what the gaps of one attribute say together.
 
     Returns
     -------
-    dict
+    FindingEntry
         ``flagged``: True if any gap is larger than chance explains, None if none could be tested; ``figure``: key of
         the gap to name, a flagged one if there is any; ``flagged_figures``: keys.
     """
@@ -142,26 +151,41 @@ def summarise_gaps(gaps: Mapping[str, GapFigure]) -> dict[str, Any]:
     }
 
 
-def _describe_gap(gap: GapFigure, classes: tuple[str, ...]) -> dict[str, Any]:
-    described = {field.name: getattr(gap, field.name) for field in dataclasses.fields(gap) if field.name != "key"}
-    by_class = described.pop("by_class", None)
-    if described["worst_class"] is not None:
-        described["worst_class"] = classes[described["worst_class"]]
-    if described["value"] is None:
-        described["reason"] = described.get("reason") or "not defined for these groups"
-    if by_class is not None:
-        described["by_class"] = {name: {"value": value} for name, value in name_classes(classes, by_class).items()}
+def _describe_gap(gap: GapFigure, classes: tuple[str, ...]) -> GapEntry:
+    described: GapEntry = {
+        "value": gap.value,
+        "better": gap.better,
+        "n": gap.n,
+        "mean": gap.mean,
+        "interval": gap.interval,
+        "skipped": gap.skipped,
+        "reason": (gap.reason or "not defined for these groups") if gap.value is None else gap.reason,
+        "p_value": gap.p_value,
+        "chance": gap.chance,
+        "flagged": gap.flagged,
+        "worst_group": gap.worst_group,
+        "best_group": gap.best_group,
+        "mean_interval": gap.mean_interval,
+        "chance_mean": gap.chance_mean,
+        "family_p": gap.family_p,
+        "worst_class": None if gap.worst_class is None else classes[gap.worst_class],
+        "left_out": list(gap.left_out),
+        "n_withheld": gap.n_withheld,
+    }
+    if gap.by_class is not None:
+        described["by_class"] = {name: {"value": value} for name, value in name_classes(classes, gap.by_class).items()}
     return described
 
 
-def _list_alarms(records: Iterable[RoundRecord], groups: Groups) -> Iterable[dict[str, Any]]:
+def _list_alarms(records: Iterable[RoundRecord], groups: Groups) -> Iterable[AlarmEntry]:
     for record in records:
         for alarm in record.alarms:
             if alarm.group not in groups.hidden.get(alarm.attribute, {}):
-                yield {"round": record.round, **alarm.to_json()}
+                # What another version of fedmed has written about it stays in.
+                yield cast(AlarmEntry, {"round": record.round, **alarm.to_json()})
 
 
-def describe_course(record: RoundRecord, figure: str, content: ReportContent, groups: Groups) -> dict[str, Any]:
+def describe_course(record: RoundRecord, figure: str, content: ReportContent, groups: Groups) -> RoundCourse:
     """Return the validation figures by group and the gaps of one round, as far as they may be shown.
 
     Parameters

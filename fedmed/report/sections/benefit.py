@@ -1,10 +1,10 @@
 """The page's part on benefit: whether each hospital is better off with the federated model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
+from fedmed.report.schema.figures import BenefitEntry, DifferenceEntry
 from fedmed.report.sections.forest import Row, render_forest
 
 MOST_NAMED = 5
@@ -48,17 +48,16 @@ def rank_benefit(numbers: Numbers) -> list[str]:
 def _rank_within(numbers: Numbers, verdict: str) -> list[str]:
     def loss(name: str) -> tuple[float, str]:
         difference = _deciding(numbers, name)
-        return (0.0 if difference is None else difference["value"]), name
+        return (0.0 if difference is None else difference["value"] or 0.0), name
 
     return sorted(numbers.get("benefit_summary", verdict), key=loss)
 
 
-def _deciding(numbers: Numbers, site: str) -> dict[str, Any] | None:
+def _deciding(numbers: Numbers, site: str) -> DifferenceEntry | None:
     """Return the difference from local-only on which a site's verdict rests."""
-    entry = numbers.get("benefit", site)
+    entry: BenefitEntry = numbers.get("benefit", site)
     key = entry["decided_by"]
-    difference: dict[str, Any] | None = None if key is None else entry["differences"]["local"][key]
-    return difference
+    return None if key is None else entry["differences"]["local"][key]
 
 
 def say_benefit(numbers: Numbers) -> str:
@@ -95,7 +94,7 @@ def _list_findings(numbers: Numbers) -> str:
 
 
 def _say_site(numbers: Numbers, site: str) -> str:
-    entry = numbers.get("benefit", site)
+    entry: BenefitEntry = numbers.get("benefit", site)
     key = entry["decided_by"]
     if key is None:
         return f"{show_name(site)} ({escape(entry['reason'])})"
@@ -227,7 +226,7 @@ def _show_difference(numbers: Numbers, site: str, model: str) -> str:
     path = ("benefit", site, "differences", model, "balanced_accuracy")
     if model not in numbers.get("benefit", site, "differences"):
         return "n/a"
-    difference = numbers.get(*path)
+    difference: DifferenceEntry = numbers.get(*path)
     if difference["value"] is None:
         return f"n/a ({escape(difference['reason'])})"
     words = {"worse": "personalising helps", "better": "personalising harms", "undecided": "undecided"}

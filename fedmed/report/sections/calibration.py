@@ -11,7 +11,9 @@ from fedmed.report.drawing.markup import (
 )
 from fedmed.report.drawing.plots import draw_reliability
 from fedmed.report.drawing.wording import count, head_attribute
+from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
 from fedmed.report.sections.small_reliability import draw_small_reliability
+from fedmed.storage.records import TemperatureRecord
 
 MOST_SMALL = 12
 MOST_ROWS = 20
@@ -36,7 +38,8 @@ def render_calibration(numbers: Numbers) -> str:
 
 def say_temperature(numbers: Numbers) -> str:
     """Return what was done about calibration and what it brought, in words."""
-    temperature, before = numbers.get("calibration", "temperature"), numbers.get("calibration", "before")
+    temperature: TemperatureRecord | None = numbers.get("calibration", "temperature")
+    before: FigureEntries | None = numbers.get("calibration", "before")
     if temperature is None:
         return "No temperature was fitted for this model: its confidence is as training has left it."
     value = temperature["temperature"]
@@ -100,7 +103,7 @@ def _list_cells(numbers: Numbers, path: tuple[str, ...]) -> list[str]:
 
 
 def _render_pooled(numbers: Numbers, form: str) -> str:
-    bins = numbers.get("calibration", "reliability", form)
+    bins: Reliability | None = numbers.get("calibration", "reliability", form)
     if bins is None or not any(bins["n"]):
         return ""
     both = numbers.get("calibration", "reliability", "before") is not None
@@ -138,7 +141,7 @@ def _render_small(numbers: Numbers) -> str:
     """Return small reliability diagrams by group, of attributes that are no crossings, as long as they are few."""
     drawings: list[str] = []
     left_out = 0
-    by_attribute = numbers.get("calibration", "groups")
+    by_attribute: dict[str, dict[str, GroupCalibration]] = numbers.get("calibration", "groups")
     # Sites come last here, since of a large federation they would leave no room for the patients' groups.
     for attribute in sorted(by_attribute, key=lambda name: name == SITE):
         if " x " in attribute:
@@ -161,9 +164,10 @@ def _render_small(numbers: Numbers) -> str:
 
 def _render_small_one(numbers: Numbers, attribute: str, group: str) -> str:
     path = ("calibration", "groups", attribute, group)
-    entry = numbers.get(*path, "reliability")
+    before: Reliability | None = numbers.get(*path, "reliability", "before")
+    after: Reliability = numbers.get(*path, "reliability", "after")
     title = f"{head_attribute(attribute)}: {group}"
-    svg = draw_small_reliability(entry["before"], entry["after"], f"Reliability, {title}.")
+    svg = draw_small_reliability(before, after, f"Reliability, {title}.")
     images = numbers.show(*path, "after", "ece", "n")
     caption = f"{show_name(title)}. ECE {numbers.figure(*path, 'after', 'ece')} on {images} images."
     return render_figure(svg, caption)

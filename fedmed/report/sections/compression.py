@@ -3,6 +3,9 @@
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import head_attribute
 from fedmed.report.figures.compression import HIDDEN_REASON
+from fedmed.report.schema.document import CompressionEntry, DistilledStep
+from fedmed.report.schema.figures import ComparedEntry
+from fedmed.storage.records import CheckRecord
 
 STATUS = {
     "accepted": "<strong>accepted</strong>: it is the model of this report",
@@ -28,7 +31,7 @@ _KINDS = {"proxy": "at the server, on unlabelled proxy images", "co_distillation
 
 def render_compression(numbers: Numbers) -> str:
     """Return the section on compression, or nothing where the run compresses nothing."""
-    found = numbers.get("compression")
+    found: CompressionEntry | None = numbers.get("compression")
     if found is None:
         return ""
     if not found["checks"]:
@@ -46,7 +49,7 @@ def render_compression(numbers: Numbers) -> str:
 
 
 def _summarise(numbers: Numbers) -> str:
-    found = numbers.get("compression")
+    found: CompressionEntry = numbers.get("compression")
     members = ""
     if found["training"]["num_members"] is not None:
         number = numbers.show("compression", "training", "num_members")
@@ -85,7 +88,8 @@ def _render_sizes(numbers: Numbers) -> str:
 
 def _render_checks(numbers: Numbers) -> str:
     rows = []
-    for index, check in enumerate(numbers.get("compression", "checks")):
+    checks: list[CheckRecord] = numbers.get("compression", "checks")
+    for index, check in enumerate(checks):
         path = ("compression", "checks", index)
         subject = "" if check["subject"] == "all" else f" {show_name(check['subject'])}"
         values = [numbers.show(*path, key, missing=HIDDEN_REASON) for key in ("teacher", "student", "loss", "limit")]
@@ -106,7 +110,8 @@ def _render_checks(numbers: Numbers) -> str:
 def _show_support(numbers: Numbers, index: int) -> str:
     """Return the allowed loss in images, nothing where it is not told."""
     path = ("compression", "checks", index, "rests_on")
-    found = numbers.get("compression", "checks", index).get("rests_on")
+    check: CheckRecord = numbers.get("compression", "checks", index)
+    found = check.get("rests_on")
     if found is None:
         return ""
     group = "" if found["group"] is None else f" in {show_name(found['group'])}"
@@ -115,7 +120,7 @@ def _show_support(numbers: Numbers, index: int) -> str:
 
 
 def _render_comparison(numbers: Numbers) -> str:
-    comparison = numbers.get("compression", "comparison")
+    comparison: dict[str, dict[str, ComparedEntry]] = numbers.get("compression", "comparison")
     rows = []
     for attribute, groups in comparison.items():
         for group in groups:
@@ -164,7 +169,7 @@ def _render_phases(numbers: Numbers) -> str:
 
 def _render_training(numbers: Numbers) -> str:
     path = ("compression", "training")
-    history = numbers.get(*path, "history")
+    history: list[DistilledStep] = numbers.get(*path, "history")
     keys = [key for key in ("step", "round", "train_loss", "held_out_loss", "agreement") if history and
             history[0][key] is not None]  # fmt: skip
     rows = [[numbers.show(*path, "history", index, key) for key in keys] for index in range(len(history))]

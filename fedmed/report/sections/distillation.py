@@ -12,13 +12,14 @@ from fedmed.report.drawing.markup import (
     render_table,
     show_name,
 )
+from fedmed.report.schema.document import Band, DistillationEntry, DistillationRound
 
 MOST_ROWS = 40
 
 
 def render_distillation(numbers: Numbers) -> str:
     """Return the section on the distillation, or nothing where there was none."""
-    told = numbers.get("distillation")
+    told: DistillationEntry | None = numbers.get("distillation")
     if told is None:
         return ""
     teacher = told["teacher"]
@@ -44,7 +45,8 @@ def _show_last(numbers: Numbers) -> str:
 
 def _render_gains(numbers: Numbers) -> str:
     """Return the gain of the averaged prompt, a reconstruction, over the rounds by band of frequencies."""
-    rounds, bands = numbers.get("distillation", "rounds"), numbers.get("distillation", "bands")
+    rounds: list[DistillationRound] = numbers.get("distillation", "rounds")
+    bands: list[Band] | None = numbers.get("distillation", "bands")
     if bands is None:
         return "<p>There was no Fourier prompt with one gain for all images.</p>"
     gains = [record["gains"] or [None] * len(bands) for record in rounds]
@@ -61,12 +63,13 @@ def _render_gains(numbers: Numbers) -> str:
     return render_figure(svg, caption, render_key([_name_band(bands[index]) for index in shown]))
 
 
-def _name_band(band: dict[str, float]) -> str:
+def _name_band(band: Band) -> str:
     return f"{format_number(band['low'])} to {format_number(band['high'])}"
 
 
 def _render_sites(numbers: Numbers) -> str:
-    rounds, bands = numbers.get("distillation", "rounds"), numbers.get("distillation", "bands")
+    rounds: list[DistillationRound] = numbers.get("distillation", "rounds")
+    bands: list[Band] | None = numbers.get("distillation", "bands")
     last = len(rounds) - 1
     names = list(rounds[last]["sites"])[:MOST_ROWS]
     columns = ["Site", "Distance", *(f"Gain {_name_band(band)}" for band in bands or [])]

@@ -1,7 +1,6 @@
 """The page's part on fairness: findings in sentences, then tables, then plots."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedmed.report.drawing.markup import Numbers, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import (
@@ -13,6 +12,7 @@ from fedmed.report.drawing.wording import (
     name_direction,
 )
 from fedmed.report.figures.fairness import LEADING_GAPS
+from fedmed.report.schema.figures import FigureEntries, FigureEntry, GapEntry
 from fedmed.report.sections.fairness_course import render_course
 from fedmed.report.sections.fairness_findings import list_findings
 from fedmed.report.sections.forest import Row, render_forest
@@ -76,9 +76,9 @@ def _render_overview(numbers: Numbers) -> str:
     return f"<h3>Every group with its interval</h3>\n{forest}"
 
 
-def _find_pooled(numbers: Numbers) -> dict[str, Any]:
+def _find_pooled(numbers: Numbers) -> FigureEntry:
     key = "figures" if numbers.get("fairness_part") == "test" else "validation"
-    figure: dict[str, Any] = numbers.get(key, "balanced_accuracy")
+    figure: FigureEntry = numbers.get(key, "balanced_accuracy")
     return figure
 
 
@@ -93,7 +93,7 @@ def _list_rows(numbers: Numbers, attribute: str) -> list[Row]:
 
 def _rank_groups(numbers: Numbers, attribute: str) -> list[str]:
     """Return the groups, sites by balanced accuracy and others by name, which keeps age bands in order."""
-    groups = numbers.get("groups", attribute)
+    groups: dict[str, FigureEntries] = numbers.get("groups", attribute)
     if attribute == SITE:
         return sorted(groups, key=lambda name: (_value_of(groups[name]) is None, _value_of(groups[name]) or 0.0, name))
     return sorted(groups)
@@ -111,9 +111,8 @@ def _pick_ends(numbers: Numbers, attribute: str) -> list[str]:
     return [name for name in names if name in kept]
 
 
-def _value_of(figures: dict[str, Any]) -> float | None:
-    value: float | None = figures["balanced_accuracy"]["value"]
-    return value
+def _value_of(figures: FigureEntries) -> float | None:
+    return figures["balanced_accuracy"]["value"]
 
 
 def _render_gap_overview(numbers: Numbers) -> str:
@@ -135,7 +134,7 @@ def _render_gap_overview(numbers: Numbers) -> str:
 
 def _list_gap_cells(numbers: Numbers, attribute: str, key: str) -> list[str]:
     path = ("gaps", attribute, key)
-    gap = numbers.get(*path)
+    gap: GapEntry = numbers.get(*path)
     value, chance = numbers.figure_and_interval(*path), _show_optional(numbers, *path, "chance")
     if gap["mean"] is not None:
         interval = numbers.interval(*path, key="mean_interval")
@@ -224,7 +223,7 @@ def _render_gaps(numbers: Numbers, attribute: str) -> str:
 
 
 def _list_gaps(numbers: Numbers, attribute: str, keys: Sequence[str], caption: str) -> str:
-    gaps = numbers.get("gaps", attribute)
+    gaps: dict[str, GapEntry] = numbers.get("gaps", attribute)
     with_skipped = any(gaps[key]["skipped"] for key in keys)
     rows = []
     for key in keys:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedmed.report.drawing.fairness_plots import draw_course
 from fedmed.report.drawing.markup import Numbers, render_figure, render_key, show_name
 from fedmed.report.drawing.wording import label_attribute, label_figure
+from fedmed.report.schema.document import RoundEntry
 
 MOST_LINES = 8
 MOST_ATTRIBUTES = 4
@@ -13,7 +14,7 @@ SITE = "site"
 
 def render_course(numbers: Numbers) -> str:
     """Return the gaps over the rounds, and the validation figure of each group of the attributes."""
-    history = numbers.get("history")
+    history: list[RoundEntry] = numbers.get("history")
     if len(history) < 2:
         return ""
     drawings = [_render_gap_course(numbers), *_render_group_courses(numbers)]
@@ -22,7 +23,7 @@ def render_course(numbers: Numbers) -> str:
 
 
 def _render_gap_course(numbers: Numbers) -> str:
-    history = numbers.get("history")
+    history: list[RoundEntry] = numbers.get("history")
     figure = f"gap_{numbers.get('course_figure')}"
     candidates = [figure, "gap_balanced_accuracy", "gap_accuracy"]
     gaps = [record["validation"]["gaps"] for record in history]
@@ -46,11 +47,12 @@ def _draw_lines(numbers: Numbers, lines: Sequence[Sequence[float | None]], key: 
 
 
 def _render_group_courses(numbers: Numbers) -> list[str]:
-    history, key = numbers.get("history"), numbers.get("course_figure")
+    history: list[RoundEntry] = numbers.get("history")
+    key: str = numbers.get("course_figure")
     drawings = []
     for attribute in [name for name in numbers.get("groups") if name != SITE and " x " not in name][:MOST_ATTRIBUTES]:
         by_round = [record["validation"]["groups"].get(attribute, {}) for record in history]
-        sizes: dict[str, int] = {}
+        sizes: dict[str, float] = {}
         for own in by_round:
             for group, values in own.items():
                 sizes[group] = max(sizes.get(group, 0), values["n"] or 0)

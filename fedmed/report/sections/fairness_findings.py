@@ -1,9 +1,8 @@
 """What the fairness figures say, one sentence each with its uncertainty."""
 
-from typing import Any
-
 from fedmed.report.drawing.markup import Numbers, escape, show_name
 from fedmed.report.drawing.wording import ALARM_KINDS, count, head_attribute, label_attribute, label_figure
+from fedmed.report.schema.figures import AlarmEntry, FindingEntry, GapEntry
 
 MOST_FINDINGS = 12
 MOST_ALARMS = 5
@@ -12,7 +11,7 @@ MOST_NAMES = 4
 
 def list_findings(numbers: Numbers) -> list[str]:
     """Return the findings as HTML: flagged attributes first, then the others, what is kept back, and alarms."""
-    findings = numbers.get("findings")
+    findings: dict[str, FindingEntry] = numbers.get("findings")
     ranked = sorted(findings, key=lambda name: (not findings[name]["flagged"], list(findings).index(name)))
     sentences = [_say_attribute(numbers, attribute) for attribute in ranked[:MOST_FINDINGS]]
     if len(ranked) > MOST_FINDINGS:
@@ -23,7 +22,7 @@ def list_findings(numbers: Numbers) -> list[str]:
 
 def say_fairness(numbers: Numbers) -> str:
     """Return one sentence for the summary at the top of the page."""
-    findings = numbers.get("findings")
+    findings: dict[str, FindingEntry] = numbers.get("findings")
     flagged = [name for name, finding in findings.items() if finding["flagged"]]
     tested = [name for name, finding in findings.items() if finding["flagged"] is not None]
     if not tested:
@@ -56,7 +55,7 @@ def _lower(label: str) -> str:
 
 
 def _say_attribute(numbers: Numbers, attribute: str) -> str:
-    finding = numbers.get("findings", attribute)
+    finding: FindingEntry = numbers.get("findings", attribute)
     name, key = show_name(head_attribute(attribute)), finding["figure"]
     if key is None:
         reasons = [gap["reason"] for gap in numbers.get("gaps", attribute).values() if gap.get("reason")]
@@ -72,10 +71,10 @@ def _say_attribute(numbers: Numbers, attribute: str) -> str:
 
 
 def _say_chance(numbers: Numbers, attribute: str, key: str) -> str:
-    gap = numbers.get("gaps", attribute, key)
-    chance = "chance" if gap["mean"] is None else "chance_mean"
+    gap: GapEntry = numbers.get("gaps", attribute, key)
+    chance, value = ("chance", gap["chance"]) if gap["mean"] is None else ("chance_mean", gap["chance_mean"])
     parts = []
-    if gap[chance] is not None:
+    if value is not None:
         parts.append(f"chance alone would give about {numbers.show('gaps', attribute, key, chance)}")
     if gap["p_value"] is not None:
         parts.append(numbers.show_chance("gaps", attribute, key, "p_value"))
@@ -83,21 +82,23 @@ def _say_chance(numbers: Numbers, attribute: str, key: str) -> str:
 
 
 def _say_ends(numbers: Numbers, attribute: str, key: str) -> str:
-    gap = numbers.get("gaps", attribute, key)
+    gap: GapEntry = numbers.get("gaps", attribute, key)
     figure = key.removeprefix("gap_")
     ends = []
     for place, group in (("lowest", gap["worst_group"]), ("highest", gap["best_group"])):
-        known = group is not None and group in numbers.get("groups", attribute)
+        if group is None:
+            continue
+        known = group in numbers.get("groups", attribute)
         if known and figure in numbers.get("groups", attribute, group):
             path = ("groups", attribute, group, figure)
             images = numbers.show(*path, "n")
             ends.append(f"{place} for {show_name(group)} at {numbers.figure(*path)} on {images} images")
-        elif group is not None:
+        else:
             ends.append(f"{place} for {show_name(group)}")
     return f"; {', '.join(ends)}" if ends else ""
 
 
-def _say_other_figures(finding: dict[str, Any], key: str) -> str:
+def _say_other_figures(finding: FindingEntry, key: str) -> str:
     others = [_lower(label_figure(other)) for other in finding["flagged_figures"] if other != key]
     return f" Also flagged: {', '.join(others)}." if others else ""
 
@@ -149,7 +150,7 @@ def _list_alarms(numbers: Numbers) -> list[str]:
 
 
 def _say_alarm(numbers: Numbers, index: int) -> str:
-    alarm = numbers.get("alarms", index)
+    alarm: AlarmEntry = numbers.get("alarms", index)
     kind = ALARM_KINDS.get(str(alarm.get("kind")), "Alarm")
     opening = f"Alarm in round {numbers.show('alarms', index, 'round')}: {_lower(kind)}."
     return f'<strong class="flag">{opening}</strong> {escape(alarm.get("text", ""))}'

@@ -7,9 +7,9 @@ between two rows.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedmed.report.drawing.markup import format_number
+from fedmed.report.schema.figures import Drawn
 
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0)
 MOST_TICKS = 6
@@ -32,7 +32,7 @@ class Row:
 
     heading: str
     cells: Sequence[str]
-    figure: dict[str, Any] | None
+    figure: Drawn | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Axis:
         return [self.low + index * self.step for index in range(round((self.high - self.low) / self.step) + 1)]
 
 
-def make_axis(figures: Sequence[dict[str, Any] | None], reference: float | None) -> Axis:
+def make_axis(figures: Sequence[Drawn | None], reference: float | None) -> Axis:
     """Return the shortest axis with round ends that holds all figures, their intervals and the reference."""
     values = [] if reference is None else [reference]
     for figure in figures:
@@ -118,7 +118,7 @@ def _draw_axis(axis: Axis) -> str:
     return f'<span class="axis" aria-hidden="true">{labels}</span>'
 
 
-def draw_row(figure: dict[str, Any] | None, axis: Axis, reference: float | None) -> str:
+def draw_row(figure: Drawn | None, axis: Axis, reference: float | None) -> str:
     """Return the drawing of one row: grid, dashed reference, interval as a line and value as a dot."""
     # Strokes keep their width when the drawing is stretched; a stroke of no length with round ends is a dot.
     marks = [f'<path class="grid-line" d="M{axis.place(tick):.1f} 0V20"/>' for tick in axis.ticks]

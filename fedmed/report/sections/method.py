@@ -1,9 +1,9 @@
 """How to read the page, and what was run."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table
 from fedmed.report.drawing.wording import EXPLANATIONS, label_figure, name_direction
@@ -115,7 +115,7 @@ def _say_step(numbers: Numbers) -> str:
     )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")

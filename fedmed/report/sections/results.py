@@ -18,6 +18,7 @@ from fedmed.report.drawing.wording import (
     label_rule,
     name_direction,
 )
+from fedmed.report.schema.figures import FigureEntry
 from fedmed.report.sections.benefit import say_benefit
 from fedmed.report.sections.fairness_findings import say_fairness
 
@@ -71,7 +72,7 @@ def _name_rule(numbers: Numbers) -> str:
 
 
 def _say_pooled(numbers: Numbers) -> str:
-    figure = numbers.get("figures", "balanced_accuracy")
+    figure: FigureEntry = numbers.get("figures", "balanced_accuracy")
     if figure["value"] is None:
         return f"Its balanced accuracy is n/a ({escape(figure['reason'])})."
     sites = sum(site["test"]["accuracy"]["n"] > 0 for site in numbers.get("sites").values())

@@ -1,7 +1,6 @@
 """How the run went: curves, rounds, composition of the sites and participation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fedmed.report.drawing.markup import (
     Numbers,
@@ -16,6 +15,7 @@ from fedmed.report.drawing.markup import (
 from fedmed.report.drawing.palette import series_css
 from fedmed.report.drawing.plots import MOST_SINGLE_LINES, draw_loss, draw_validation
 from fedmed.report.drawing.wording import STATUSES, UNKNOWN_STATUS, count, label_figure
+from fedmed.report.schema.document import LeftOut, RoundEntry, SiteParticipation
 
 SHOWN_SITES = 20
 MOST_REASONS = 3
@@ -24,7 +24,7 @@ ROUNDS_PER_GROUP = 10
 
 def render_rounds(numbers: Numbers) -> str:
     """Return the curves over the rounds and the folded table of rounds."""
-    history = numbers.get("history")
+    history: list[RoundEntry] = numbers.get("history")
     if not history:
         return render_section("rounds", "Training over the rounds", "<p>No round is recorded.</p>")
     if len(history) == 1:
@@ -36,7 +36,7 @@ def render_rounds(numbers: Numbers) -> str:
 
 
 def _render_loss(numbers: Numbers) -> str:
-    history = numbers.get("history")
+    history: list[RoundEntry] = numbers.get("history")
     svg = draw_loss([record["round"] for record in history], [r["loss"] for r in history], numbers.get("chosen_round"))
     return render_figure(
         svg, "Training loss, averaged over the sites that took part. The dashed line is the chosen round."
@@ -44,7 +44,8 @@ def _render_loss(numbers: Numbers) -> str:
 
 
 def _render_validation(numbers: Numbers) -> str:
-    history, key = numbers.get("history"), numbers.get("course_figure")
+    history: list[RoundEntry] = numbers.get("history")
+    key: str = numbers.get("course_figure")
     names = sorted({site for record in history for site in record["validation"]["sites"]})
     sites = [[record["validation"]["sites"].get(name, {}).get(key) for record in history] for name in names]
     pooled = [record["validation"]["pooled"].get(key) for record in history]
@@ -66,7 +67,7 @@ def _list_rounds(numbers: Numbers) -> str:
     with_rate = any(record["learning_rate"] is not None for record in numbers.get("history"))
     rows = []
     for index in range(len(numbers.get("history"))):
-        path: tuple[Any, ...] = ("history", index)
+        path: tuple[str | int, ...] = ("history", index)
         rows.append(
             [
                 numbers.show(*path, "round"),
@@ -94,7 +95,7 @@ def _has_pooled(numbers: Numbers, key: str) -> bool:
 
 def render_composition(numbers: Numbers) -> str:
     """Return the images of the sites by class, or nothing where class counts stay at the sites."""
-    composition = numbers.get("composition")
+    composition: dict[str, dict[str, dict[str, int]]] | None = numbers.get("composition")
     if not composition:
         return ""
 
@@ -143,7 +144,7 @@ def _draw_mix(counts: Sequence[int]) -> str:
 
 def render_participation(numbers: Numbers) -> str:
     """Return who took part in which round, each site's share, and why it was left out."""
-    sites = numbers.get("participation", "sites")
+    sites: dict[str, SiteParticipation] = numbers.get("participation", "sites")
     if not sites:
         return ""
     seen = {status for site in sites.values() for status in site["statuses"]}
@@ -213,7 +214,7 @@ def _draw_statuses(statuses: Sequence[str]) -> str:
     return f'<span class="rounds" aria-hidden="true">{" ".join(groups)}</span>'
 
 
-def _list_reasons(reasons: Sequence[dict[str, Any]]) -> str:
+def _list_reasons(reasons: Sequence[LeftOut]) -> str:
     lines = [
         f"{escape(entry['status'])} in round {format_ranges(entry['rounds'])}: {escape(entry['reason'])}"
         for entry in reasons[:MOST_REASONS]

@@ -1,9 +1,9 @@
 """Small reliability diagrams, many on a page: SVG by hand, since matplotlib takes a fifth of a second for each."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from fedmed.report.drawing.markup import escape
+from fedmed.report.schema.figures import Reliability
 
 _SIDE = 100.0
 _LEFT, _TOP, _RIGHT, _BELOW = 36, 6, 8, 34
@@ -11,12 +11,12 @@ _TICKS = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
 _LARGEST, _SMALLEST = 5.0, 1.6
 
 
-def draw_small_reliability(before: Mapping[str, Any] | None, after: Mapping[str, Any], description: str) -> str:
+def draw_small_reliability(before: Reliability | None, after: Reliability, description: str) -> str:
     """Return a small reliability diagram as SVG: dots after the temperature, and crosses before it.
 
     Parameters
     ----------
-    before, after : mapping
+    before, after : dict
         ``n``, ``confidence`` and ``accuracy`` of 15 bins; ``before`` is None where there is no such model. The area of
         a mark grows with the images in the bin.
     description : str
@@ -31,11 +31,11 @@ def draw_small_reliability(before: Mapping[str, Any] | None, after: Mapping[str,
     )
 
 
-def _place_marks(bins: Mapping[str, Any]) -> Iterator[tuple[float, float, float]]:
+def _place_marks(bins: Reliability) -> Iterator[tuple[float, float, float]]:
     """Yield place (across, downwards) and radius of every bin that has images."""
     largest = max(bins["n"])
     for number, confidence, accuracy in zip(bins["n"], bins["confidence"], bins["accuracy"], strict=True):
-        if number:
+        if number and confidence is not None and accuracy is not None:
             radius = max(_SMALLEST, _LARGEST * (number / largest) ** 0.5)
             yield _LEFT + _SIDE * confidence, _TOP + _SIDE * (1 - accuracy), radius
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
+from pydantic import TypeAdapter
 from torch import nn
 
 from client.hospital.site_data import open_site
@@ -20,6 +21,7 @@ from fedmed.metrics.site_tables import FEDERATED, LOCAL, SITE_ATTRIBUTE, STUDENT
 from fedmed.protocol.messages import REQUEST, TABLES, read_values
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.records import CompressionRecord
 from fedmed.training.network import Network
 from server.finish import distil_at_server as student
 from server.rounds.scoring import load_tables
@@ -59,6 +61,8 @@ def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decision_of(federation: Federation) -> dict[str, Any]:
+    written = federation.run.compression_file.read_bytes()
+    TypeAdapter(CompressionRecord).validate_json(written, strict=True, extra="forbid")
     found = federation.run.read_compression()
     assert found is not None
     return found
