@@ -6,7 +6,8 @@ except taking part.
 
 import json
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from fedmed.config.server import ServerConfig
 from fedmed.storage.atomic_files import write_atomically
@@ -14,7 +15,9 @@ from fedmed.versions import find_versions
 from server.finish.small_plans import make_distil_plan, make_student_plan
 
 
-def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
+def write_hello(
+    path: Path, config: ServerConfig, *, model_digest: str | None = None, round_number: int | None = None
+) -> None:
     """Write the file that the SuperLink sends; what an earlier call has told of the progress stays.
 
     Parameters
@@ -23,13 +26,12 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         The file.
     config : ServerConfig
         Settings of the federation.
-    **progress
-        ``model_digest`` and ``round``, as they become known.
+    model_digest : str, optional
+        As it becomes known.
+    round_number : int, optional
+        The round that is closed.
     """
-    known = {"model_digest": None, "round": 0}
-    if path.is_file():
-        old = json.loads(path.read_text())
-        known = {key: old.get(key) for key in known}
+    old = json.loads(path.read_text()) if path.is_file() else {"round": 0}
     content = {
         "versions": find_versions("fedmed", "flwr", "torch"),
         "study": config.study.model_dump(),
@@ -38,13 +40,13 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         "expected_mean": config.data.expected_mean,
         "expected_std": config.data.expected_std,
         "rounds": config.rounds,
-        **known,
-        **progress,
+        "model_digest": old.get("model_digest") if model_digest is None else model_digest,
+        "round": old.get("round") if round_number is None else round_number,
     }
     write_atomically(path, json.dumps(content).encode())
 
 
-def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
+def _describe_small(config: ServerConfig) -> dict[str, JsonValue] | None:
     """Return the network into which the trained one is compressed, and how; None where it is not."""
     student = config.student
     if student is None or student.kind == "skip":
