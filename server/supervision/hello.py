@@ -7,9 +7,8 @@ except taking part.
 import json
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from fedmed.config.server import ServerConfig
+from fedmed.protocol.hello import Hello, SmallNetworkTold
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.versions import find_versions
 from server.finish.small_plans import make_distil_plan, make_student_plan
@@ -31,8 +30,8 @@ def write_hello(
     round_number : int, optional
         The round that is closed.
     """
-    old = json.loads(path.read_text()) if path.is_file() else {"round": 0}
-    content = {
+    old: Hello = json.loads(path.read_text()) if path.is_file() else {"round": 0}
+    content: Hello = {
         "versions": find_versions("fedmed", "flwr", "torch"),
         "study": config.study.model_dump(),
         "plan": config.make_plan().model_dump(mode="json"),
@@ -41,12 +40,12 @@ def write_hello(
         "expected_std": config.data.expected_std,
         "rounds": config.rounds,
         "model_digest": old.get("model_digest") if model_digest is None else model_digest,
-        "round": old.get("round") if round_number is None else round_number,
+        "round": old.get("round", 0) if round_number is None else round_number,
     }
     write_atomically(path, json.dumps(content).encode())
 
 
-def _describe_small(config: ServerConfig) -> dict[str, JsonValue] | None:
+def _describe_small(config: ServerConfig) -> SmallNetworkTold | None:
     """Return the network into which the trained one is compressed, and how; None where it is not."""
     student = config.student
     if student is None or student.kind == "skip":
