@@ -4,12 +4,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from client.check.results import AGAIN, CheckFailedError
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError
+from fedmed.protocol.hello import Hello
 
 if TYPE_CHECKING:
     from client.check.tls import Certificate
@@ -58,7 +59,7 @@ class Server(Protocol):
     def __exit__(self, *error: object) -> None:
         """Close the connection."""
 
-    def hello(self) -> dict[str, Any]:
+    def hello(self) -> Hello:
         """Return the server's answer to a signed greeting."""
 
 
@@ -80,7 +81,7 @@ class Bench:
         Where the list of rows that cannot be used is left for a person.
     certificate : Certificate or None
         The server's.
-    hello : dict or None
+    hello : Hello or None
         The server's answer.
     clock_ahead_s : float or None
         By how much this machine's clock is ahead of the server's at least; negative: behind.
@@ -98,7 +99,7 @@ class Bench:
     folder: Path
     skipped_file: Path
     certificate: "Certificate | None" = None
-    hello: dict[str, Any] | None = None
+    hello: Hello | None = None
     clock_ahead_s: float | None = None
     plan: Plan | None = None
     site: "Site | None" = None

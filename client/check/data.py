@@ -5,9 +5,9 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from client.check.bench import Bench, CannotCheckError, CheckResult
 from client.check.results import CheckFailedError
@@ -162,8 +162,8 @@ def check_statistics(bench: Bench, name: str) -> CheckResult:
     if bench.hello is None:
         raise CannotCheckError(f"{found}. The expected range is not known.")
     problems = []
-    for what, value, key in (("mean", mean, "expected_mean"), ("standard deviation", std, "expected_std")):
-        expected = bench.hello.get(key)
+    expected_mean, expected_std = bench.hello.get("expected_mean"), bench.hello.get("expected_std")
+    for what, value, expected in (("mean", mean, expected_mean), ("standard deviation", std, expected_std)):
         if expected is not None and not expected[0] <= value <= expected[1]:
             problems.append(f"the {what} is outside {expected[0]:g} to {expected[1]:g}")
     if problems:
@@ -174,7 +174,7 @@ def check_statistics(bench: Bench, name: str) -> CheckResult:
             "Look at some images: are they of the right kind, not inverted, not too dark, without black borders? If "
             "they are right, tell the coordinating site.",
         )
-    known = any(bench.hello.get(key) is not None for key in ("expected_mean", "expected_std"))
+    known = expected_mean is not None or expected_std is not None
     return CheckResult(name, "ok", found + (", as expected" if known else "; the federation states no range"))
 
 
@@ -195,9 +195,9 @@ def measure_pixels(part: ImagePart, most: int = SAMPLE_IMAGES) -> tuple[float, f
     return mean, max(float(second) / number - mean**2, 0.0) ** 0.5, number
 
 
-def _read_index(folder: Path) -> dict[str, Any] | None:
+def _read_index(folder: Path) -> dict[str, JsonValue] | None:
     try:
-        index: dict[str, Any] = json.loads((folder / "splits.json").read_text())
+        index: dict[str, JsonValue] = json.loads((folder / "splits.json").read_text())
     except (OSError, ValueError):
         return None
     return index

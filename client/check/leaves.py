@@ -28,7 +28,7 @@ from client.supernode.local_message import make_local_message
 from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
 from fedmed.config.client import ClientConfig
 from fedmed.config.files import dump_config
-from fedmed.data.split_files import SplitIndex, SplitRow, read_site, write_splits
+from fedmed.data.split_files import CommonFields, SplitIndex, SplitRow, read_site, write_splits
 from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
@@ -189,8 +189,12 @@ def _shrink_site(bench: Bench, folder: Path) -> None:
     most = {"train": _TRAIN_ROWS, "validation": max(limits.k, limits.k_row), "test": max(limits.k, limits.k_row)}
     keep = _make_filter(bench)
     rows = {site: _choose_rows(read_site(source, index, site), most, keep) for site in index.composition}
-    common = {
-        key: getattr(index, key) for key in ("settings", "fingerprint", "classes", "attribute_names", "num_bad_rows")
+    common: CommonFields = {
+        "settings": index.settings,
+        "fingerprint": index.fingerprint,
+        "classes": index.classes,
+        "attribute_names": index.attribute_names,
+        "num_bad_rows": index.num_bad_rows,
     }
     write_splits(target, common, rows)
 

@@ -4,7 +4,6 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,6 +14,7 @@ from fedmed.config import Plan
 from fedmed.config.addresses import split_address
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConnectionRefusedByServerError
+from fedmed.protocol.hello import Hello
 from fedmed.versions import DISTRIBUTION, SOFTWARE, find_versions
 
 WARN_DAYS = 30
@@ -175,7 +175,7 @@ def _require_tls(config: ClientConfig) -> None:
         raise NotApplicableError("client.yaml says `insecure: true`: there is no TLS.")
 
 
-def _read_time(hello: dict[str, Any]) -> datetime:
+def _read_time(hello: Hello) -> datetime:
     try:
         time_there = datetime.fromisoformat(str(hello["time"]))
     except (KeyError, ValueError):

@@ -17,6 +17,7 @@ from client.supernode.activation import SignsOfLife
 from client.supernode.failures import FleetError, Outlook
 from client.supernode.fleet import Download, Fleet
 from client.supernode.objects import deflate_message, take_announcement
+from client.supernode.pipe import Task
 from client.supernode.retry import Retry, Tell
 from client.supernode.worker_process import Reply, WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.config.client import ClientConfig
@@ -132,7 +133,7 @@ class Assignment:
 
     def _work(self, objects: dict[str, bytes]) -> Reply:
         desk = self._desk
-        task = {
+        task: Task = {
             "root": self._tree.object_id,
             "message_type": self.kind,
             "run_id": self._run_id,

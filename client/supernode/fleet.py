@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -29,6 +29,7 @@ from client.supernode.failures import FleetError, Outlook, explain_status, expla
 from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError
 from fedmed.keys import fingerprint, read_private_key
+from fedmed.protocol.hello import Hello
 from fedmed.protocol.http import COLLECTED_PATH, HELLO_PATH, PULL_TIMEOUT_S, RELEASE_HEADER, RELEASE_PATH
 from fedmed.protocol.release import SHA256
 
@@ -254,11 +255,11 @@ class Fleet:
 
         self._in_parallel(push, list(objects))
 
-    def hello(self) -> dict[str, Any]:
+    def hello(self) -> Hello:
         """Return what the server says about itself and the federation."""
 
-        def ask() -> dict[str, Any]:
-            answer = self._post(HELLO_PATH, {}).json()
+        def ask() -> Hello:
+            answer: Hello = self._post(HELLO_PATH, {}).json()
             if not isinstance(answer, dict):
                 raise ValueError("not an object")
             return answer
@@ -296,7 +297,7 @@ class Fleet:
         """Tell the server that this site has the released model."""
         self._call(lambda: self._post(COLLECTED_PATH, {"manifest_sha256": manifest_sha256}))
 
-    def _post(self, path: str, values: Mapping[str, Any]) -> httpx.Response:
+    def _post(self, path: str, values: Mapping[str, str]) -> httpx.Response:
         return self._http.post(f"{self._url}{path}", content=json.dumps(values)).raise_for_status()
 
     def _call(self, send: Callable[[], _T]) -> _T:

@@ -7,8 +7,6 @@ they are copied once on the way in and not at all on the way out, because a mess
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, Message
@@ -27,7 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from client.supernode.pipe import Blob
+from client.supernode.pipe import Blob, Task
 
 MAX_BYTES = 2 * 2**30
 """Most bytes of all arrays of a message, where the site sets no other limit."""
@@ -35,14 +33,13 @@ _MESSAGE, _TREE = "message", "tree"
 _NUMPY_HEAD_BYTES = 4096  # Flower's own arrays are .npy files
 
 
-def inflate_message(task: Mapping[str, Any], objects: dict[str, bytes]) -> Message:
+def inflate_message(task: Task, objects: dict[str, bytes]) -> Message:
     """Build a message from its objects, of which nothing is left afterwards, to save memory.
 
     Parameters
     ----------
-    task : mapping
-        What was announced: ``root`` (id of the message), ``message_type``, ``run_id``, ``node_id``. And, if this site
-        allows another size than 2 GiB, ``max_bytes`` for all arrays together.
+    task : Task
+        What was announced.
     objects : dict of str to bytes
         The objects by id.
 

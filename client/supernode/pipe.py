@@ -9,17 +9,47 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Generic, NotRequired, TypedDict, TypeVar
 
 Blob = bytes | bytearray | memoryview
+
+
+class Task(TypedDict):
+    """What the SuperNode says of a message, beside its objects."""
+
+    kind: NotRequired[str]
+    """``task``, in a frame."""
+    root: str
+    """Id of the message."""
+    message_type: str
+    run_id: int
+    node_id: int
+    node_config: dict[str, str]
+    max_bytes: NotRequired[int]
+    """Most bytes of all arrays together, if this site allows another size than 2 GiB."""
+
+
+class Told(TypedDict, total=False):
+    """What the worker says, beside the objects of a reply."""
+
+    kind: str
+    """``ready``, ``failed``, ``reply``, ``no memory`` or ``unreadable``."""
+    text: str
+    """Why it has failed."""
+    failure: str | None
+    """Why the reply is an error, for the people at the site."""
+
+
+_Sent = TypeVar("_Sent", bound=Mapping[str, object])
+_Received = TypeVar("_Received", bound=Mapping[str, object])
 
 _MAX_HEAD_BYTES = 64 * 2**20
 _MAX_BLOB_BYTES = 2**31 - 1  # Flower's parts have 8 MiB at most
 _BUFFER_BYTES = 4 * 2**20
 
 
-class Pipe:
-    """One end of the connection.
+class Pipe(Generic[_Sent, _Received]):
+    """One end of the connection; its types are those of the headers that it sends and receives.
 
     Parameters
     ----------
@@ -39,7 +69,7 @@ class Pipe:
                 connection.setsockopt(socket.SOL_SOCKET, option, limit)
         self._connection: Connection = Connection(connection.detach())
 
-    def send(self, header: Mapping[str, Any], blobs: Mapping[str, Blob | Sequence[Blob]] | None = None) -> None:
+    def send(self, header: _Sent, blobs: Mapping[str, Blob | Sequence[Blob]] | None = None) -> None:
         """Send one frame.
 
         Parameters
@@ -63,7 +93,7 @@ class Pipe:
         except OSError as error:  # BlockingIOError: it stalled
             raise EOFError("The other end of the pipe is gone.") from error
 
-    def receive(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def receive(self) -> tuple[_Received, dict[str, bytes]]:
         """Wait for one frame and return its header and its byte strings.
 
         Raises

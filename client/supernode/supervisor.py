@@ -8,14 +8,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from client.guard.audit import open_site_audit
 from client.supernode.collected import find_collected, read_collected
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.health import HealthService
-from fedmed.processes import Backoff, Child, EventQueue, child_environment, private_folder, single_instance
+from fedmed.processes import Backoff, Child, Event, EventQueue, child_environment, private_folder, single_instance
 
 _STEP_S = 0.2
 _ENDED = 0
@@ -137,7 +136,7 @@ class _Supervisor:
         for event in self._events.read():
             self._take(event)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         kind, text = str(event.get("event")), str(event.get("text", ""))
         if text:
             _print(text)

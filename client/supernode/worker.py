@@ -10,10 +10,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import inflate_message, take_apart
-from client.supernode.pipe import Blob, Pipe
+from client.supernode.pipe import Blob, Pipe, Task, Told
 from fedmed.errors import FedmedError, describe_error
 from fedmed.processes import set_up_logging, watch_parent
 from fedmed.protocol.apps import load_app, warm_up
@@ -52,13 +51,13 @@ class Worker:
         self._app = app
         self._context: Context | None = None
 
-    def answer(self, task: Mapping[str, Any], objects: dict[str, bytes]) -> WorkerAnswer:
+    def answer(self, task: Task, objects: dict[str, bytes]) -> WorkerAnswer:
         """Answer one message; what the app raises becomes an error reply.
 
         Parameters
         ----------
-        task : mapping
-            See :func:`client.supernode.objects.inflate_message`; and ``node_config``.
+        task : Task
+            What was announced.
         objects : dict of str to bytes
             The message in Flower's form, by object id. It is emptied, to save memory.
 
@@ -83,7 +82,7 @@ class Worker:
         del message  # large; the reply does without
         return WorkerAnswer(take_apart(reply), failure)
 
-    def _run(self, message: Message, task: Mapping[str, Any]) -> Message:
+    def _run(self, message: Message, task: Task) -> Message:
         # Flower's runners set this; Message and the mods read it.
         TaskIdentity.task_id, TaskIdentity.run_id = task["node_id"], task["run_id"]
         TaskIdentity.node_id = task["node_id"]
@@ -94,7 +93,7 @@ class Worker:
             )
         return reply
 
-    def _get_context(self, task: Mapping[str, Any]) -> Context:
+    def _get_context(self, task: Task) -> Context:
         context = self._context
         if context is None or (context.run_id, context.node_id) != (task["run_id"], task["node_id"]):
             context = self._context = Context(
@@ -113,7 +112,7 @@ def explain_locally(error: BaseException) -> str:
     return text if isinstance(error, FedmedError) and text else type(error).__name__
 
 
-def serve(pipe: Pipe, client_app: str, threads: int, device_wish: str = "auto") -> int:
+def serve(pipe: Pipe[Told, Task], client_app: str, threads: int, device_wish: str = "auto") -> int:
     """Answer tasks until the other end is gone; return the exit code."""
     try:
         worker = Worker(load_app(client_app, ClientApp))

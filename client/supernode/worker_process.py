@@ -5,13 +5,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from client.supernode.pipe import Pipe
+from client.supernode.pipe import Pipe, Task, Told
 from fedmed.errors import FedmedError, PolicyError, ProcessError
 from fedmed.processes import Child, child_environment
 
@@ -62,7 +61,7 @@ class WorkerProcess:
         self._output = logs / "worker.out"
         self._environment = child_environment(state_dir / "flwr")
         self._child: Child | None = None
-        self._pipe: Pipe | None = None
+        self._pipe: Pipe[Task, Told] | None = None
         self._is_ready = False
         self._num_failed_starts = 0
 
@@ -93,14 +92,12 @@ class WorkerProcess:
             self._pipe = Pipe(ours, _STALL_S)
             self._child.start()
 
-    def perform(
-        self, task: Mapping[str, Any], objects: dict[str, bytes], deadline: float, check: Callable[[], None]
-    ) -> Reply:
+    def perform(self, task: Task, objects: dict[str, bytes], deadline: float, check: Callable[[], None]) -> Reply:
         """Have a message answered.
 
         Parameters
         ----------
-        task, objects : mapping, dict
+        task, objects : Task, dict
             See :meth:`client.supernode.worker.Worker.answer`. The objects are let go once they are handed over.
         deadline : float
             When to give up, in :func:`time.monotonic` seconds.
@@ -154,7 +151,7 @@ class WorkerProcess:
                     os.killpg(self._child.pid, signal.SIGKILL)  # with the processes that it started itself
             self._child.stop()
 
-    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> Pipe:
+    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> Pipe[Task, Told]:
         while True:
             assert self._pipe is not None, "start comes first"
             if self._is_ready:
@@ -175,7 +172,7 @@ class WorkerProcess:
                 )
             self.start()
 
-    def _wait(self, pipe: Pipe, deadline: float, check: Callable[[], None]) -> None:
+    def _wait(self, pipe: Pipe[Task, Told], deadline: float, check: Callable[[], None]) -> None:
         while not pipe.wait(min(_TICK_S, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
                 raise WorkerLateError("the worker process did not finish in time")

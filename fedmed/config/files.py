@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, JsonValue, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedmed.config import LOCAL_MODEL_OPTIONS, DataConfig, FairConfig, ProxyConfig, RunConfig, ServerStepConfig
@@ -57,7 +57,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, JsonValue]:
     """Read a YAML file that holds a mapping.
 
     Raises
@@ -113,7 +113,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def validate_settings(
-    model: type[Settings], content: Mapping[str, Any], source: str, origins: Mapping[str, str] | None = None
+    model: type[Settings], content: Mapping[str, JsonValue], source: str, origins: Mapping[str, str] | None = None
 ) -> Settings:
     """Check settings that were read.
 
@@ -141,7 +141,7 @@ def validate_settings(
         raise ConfigError(_describe_all(error, model, source, origins)) from None
 
 
-def apply_override(content: dict[str, Any], override: str) -> str:
+def apply_override(content: dict[str, JsonValue], override: str) -> str:
     """Set one dotted key of a nested mapping in place and return the key.
 
     Raises
@@ -162,9 +162,10 @@ def apply_override(content: dict[str, Any], override: str) -> str:
     for parent in parents:
         if section.get(parent) is None or section[parent] is False:  # a section that is off by default
             section[parent] = {}
-        section = section[parent]
-        if not isinstance(section, dict):
+        inside = section[parent]
+        if not isinstance(inside, dict):
             raise ConfigError(f"--set {override}: '{parent}' is a value and has no keys inside.")
+        section = inside
     section[last] = value
     return key
 

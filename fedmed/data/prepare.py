@@ -10,7 +10,7 @@ from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom.cohort import generate_site, phantom_classes, phantom_site_names
 from fedmed.data.sources.raw_table import RawTable, Row
 from fedmed.data.sources.tables import read_table
-from fedmed.data.split_files import SplitIndex, SplitRow, describe_settings, read_index, write_splits
+from fedmed.data.split_files import CommonFields, SplitIndex, SplitRow, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
 from fedmed.data.thinning import thin_training
 from fedmed.errors import ConfigError, RunFolderError
@@ -136,7 +136,7 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
     rows, left_out = thin_training(rows, classes, config, seed)
-    common = {
+    common: CommonFields = {
         "settings": describe_settings(config, sites, seed),
         "fingerprint": "" if table is None else table.fingerprint,
         "classes": list(classes),

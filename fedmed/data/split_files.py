@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from fedmed.config import DataConfig
 from fedmed.data.partition import Item
@@ -22,11 +24,22 @@ _COLUMNS = ("part", "item", "label", "group")
 _ATTRIBUTE = "attribute:"
 
 
+class CommonFields(TypedDict):
+    """Fields of ``splits.json`` that are not of one site; :class:`SplitIndex` says what they mean."""
+
+    settings: dict[str, JsonValue]
+    fingerprint: str
+    classes: list[str]
+    attribute_names: list[str]
+    num_bad_rows: int
+    left_out: NotRequired[list[int]]
+
+
 @dataclass(frozen=True)
 class SplitIndex:
     """What ``splits.json`` holds."""
 
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
     """All settings that the split depends on."""
     fingerprint: str
     """Of the source's table."""
@@ -49,7 +62,7 @@ class SplitRow:
     item: Item
 
 
-def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[str, Any]:
+def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[str, JsonValue]:
     """Return the settings that decide which image is at which site and in which part."""
     data = config.model_dump(mode="json", exclude=_NOT_SPLIT)
     if config.partition.kind != "dirichlet":
@@ -62,14 +75,14 @@ def describe_settings(config: DataConfig, sites: int | None, seed: int) -> dict[
     return {"seed": seed, "sites": sites, **{f"data.{key}": value for key, value in data.items()}}
 
 
-def write_splits(folder: Path, common: Mapping[str, Any], sites: Mapping[str, Sequence[SplitRow]]) -> SplitIndex:
+def write_splits(folder: Path, common: CommonFields, sites: Mapping[str, Sequence[SplitRow]]) -> SplitIndex:
     """Write one CSV per site, and last, in one step, the index that makes the folder valid.
 
     Parameters
     ----------
     folder : Path
         An existing folder.
-    common : mapping
+    common : CommonFields
         Fields of the index that are not of one site.
     sites : mapping of str to sequence of SplitRow
         Site names to images.
@@ -99,7 +112,7 @@ def write_splits(folder: Path, common: Mapping[str, Any], sites: Mapping[str, Se
     return index
 
 
-def read_index(folder: Path, settings: Mapping[str, Any]) -> SplitIndex | None:
+def read_index(folder: Path, settings: Mapping[str, JsonValue]) -> SplitIndex | None:
     """Read ``splits.json``, or return None if there is none yet.
 
     Raises

@@ -6,7 +6,7 @@ supervisor only, and calls :func:`watch_parent`, so that none of them outlives i
 
 from fedmed.processes.backoff import Backoff
 from fedmed.processes.children import Child, child_environment, watch_parent
-from fedmed.processes.events import EventQueue, EventReader
+from fedmed.processes.events import Event, EventQueue, EventReader
 from fedmed.processes.locks import single_instance
 from fedmed.processes.logs import set_up_logging
 from fedmed.processes.ports import check_port_free, find_free_port
@@ -16,6 +16,7 @@ from fedmed.processes.signals import Stopped, raise_on_signals
 __all__ = [
     "Backoff",
     "Child",
+    "Event",
     "EventQueue",
     "EventReader",
     "Stopped",

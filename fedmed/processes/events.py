@@ -4,14 +4,18 @@ import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
+
+Event = dict[str, JsonValue]
+"""What was told; who reads it looks at ``event``, and at the values that it knows."""
 
 
 class EventQueue:
     """Takes the lines of a child's standard output; give it to :class:`Child` as ``on_line``."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def __call__(self, line: str) -> None:
         """Take one line; what is no JSON object is passed over."""
@@ -19,7 +23,7 @@ class EventQueue:
         if event is not None:
             self._events.put(event)
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[Event]:
         """Yield the objects that have come in since the last call."""
         while True:
             try:
@@ -42,7 +46,7 @@ class EventReader:
         self._offset = path.stat().st_size if path.is_file() else 0
         self._rest = b""
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[Event]:
         """Yield the objects that have been appended since the last call; an incomplete line waits for its end."""
         if not self._path.is_file():
             return
@@ -59,7 +63,7 @@ class EventReader:
                 yield event
 
 
-def _parse(line: str | bytes) -> dict[str, Any] | None:
+def _parse(line: str | bytes) -> Event | None:
     try:
         event = json.loads(line)
     except ValueError:

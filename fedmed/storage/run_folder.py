@@ -179,7 +179,8 @@ class RunFolder:
     def read_settings(self) -> RunConfig | ServerConfig:
         """Read the resolved settings of a simulation or of a real federation."""
         content = read_yaml(self.config_file)
-        if content.get("data", {}).get("source") == "sites":
+        data = content.get("data")
+        if isinstance(data, dict) and data.get("source") == "sites":
             return validate_settings(ServerConfig, content, str(self.config_file))
         return self.read_config()
 

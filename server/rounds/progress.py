@@ -2,7 +2,9 @@
 
 import json
 import logging
-from typing import Any, Protocol
+from typing import Protocol
+
+from pydantic import JsonValue
 
 from fedmed.storage.history import RoundRecord
 
@@ -88,5 +90,5 @@ class EventListener(LogListener):
         _print_event("model", digest=digest)
 
 
-def _print_event(event: str, **fields: Any) -> None:
+def _print_event(event: str, **fields: JsonValue) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)

@@ -5,9 +5,9 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedmed.config.addresses import split_address
 from fedmed.config.server import ServerConfig
@@ -20,6 +20,8 @@ _READY_S = 60.0
 _DRAW_EVERY_S = 60.0
 EXPLAINED = 3
 """Exit code of an executor that has told in an event ``error`` what a person can do."""
+Settings = Mapping[str, str | int | bool]
+"""Of a child process, by the names that its own ``Launch`` has."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Engine:
         self._private_port = find_free_port()
         host, port = split_address(self._config.listen, "listen")
         keys = Path(str(self._config.keys))
-        launch = {
+        launch: Settings = {
             "public_host": host,
             "public_port": port,
             "private_port": self._private_port,
@@ -95,7 +97,7 @@ class Engine:
         assert self.control is not None, "the SuperLink is started first"
         self.control.stop_stale_runs()
         self.control.start_run(self._run.path)
-        launch = {
+        launch: Settings = {
             "runtime_port": self._private_port,
             "superexec_secret_file": str(self._folder / "executor.secret"),
             "server_app": self._server_app,
@@ -135,7 +137,7 @@ class Engine:
             self.control.close()
         self.control = None
 
-    def _start_child(self, name: str, module: str, launch: dict[str, Any], on_line: EventQueue | None = None) -> Child:
+    def _start_child(self, name: str, module: str, launch: Settings, on_line: EventQueue | None = None) -> Child:
         file = self._folder / f"{name}.json"
         log_file = self._run.logs / f"{name}.log"
         content = {**launch, "parent_pid": os.getpid(), "log_file": str(log_file)}

@@ -6,15 +6,17 @@ except taking part.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from fedmed.config.server import ServerConfig
+from fedmed.protocol.hello import Hello, SmallNetworkTold
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.versions import find_versions
 from server.finish.small_plans import make_distil_plan, make_student_plan
 
 
-def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
+def write_hello(
+    path: Path, config: ServerConfig, *, model_digest: str | None = None, round_number: int | None = None
+) -> None:
     """Write the file that the SuperLink sends; what an earlier call has told of the progress stays.
 
     Parameters
@@ -23,14 +25,13 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         The file.
     config : ServerConfig
         Settings of the federation.
-    **progress
-        ``model_digest`` and ``round``, as they become known.
+    model_digest : str, optional
+        As it becomes known.
+    round_number : int, optional
+        The round that is closed.
     """
-    known = {"model_digest": None, "round": 0}
-    if path.is_file():
-        old = json.loads(path.read_text())
-        known = {key: old.get(key) for key in known}
-    content = {
+    old: Hello = json.loads(path.read_text()) if path.is_file() else {"round": 0}
+    content: Hello = {
         "versions": find_versions("fedmed", "flwr", "torch"),
         "study": config.study.model_dump(),
         "plan": config.make_plan().model_dump(mode="json"),
@@ -38,13 +39,13 @@ def write_hello(path: Path, config: ServerConfig, **progress: Any) -> None:
         "expected_mean": config.data.expected_mean,
         "expected_std": config.data.expected_std,
         "rounds": config.rounds,
-        **known,
-        **progress,
+        "model_digest": old.get("model_digest") if model_digest is None else model_digest,
+        "round": old.get("round", 0) if round_number is None else round_number,
     }
     write_atomically(path, json.dumps(content).encode())
 
 
-def _describe_small(config: ServerConfig) -> dict[str, Any] | None:
+def _describe_small(config: ServerConfig) -> SmallNetworkTold | None:
     """Return the network into which the trained one is compressed, and how; None where it is not."""
     student = config.student
     if student is None or student.kind == "skip":

@@ -9,15 +9,25 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fedmed.errors import FedmedError, RunFolderError
+from fedmed.processes import Event
 from fedmed.protocol.kinds import KINDS, find_phase
 from fedmed.storage.history import RoundRecord, read_history, to_plain_json
-from server.supervision.status_view import ENDED, STATUS_FILE, process_start, read_status, render_status
+from server.supervision.status_view import (
+    ENDED,
+    STATUS_FILE,
+    Participation,
+    SiteStatus,
+    Status,
+    process_start,
+    read_status,
+    render_status,
+)
 
 __all__ = ["STATUS_FILE", "State", "StatusFile", "read_status", "render_status"]
 
@@ -35,7 +45,7 @@ State = Literal[
 ]
 _REFRESH_S = 5.0
 """Seconds between two writes if nothing but times has changed."""
-_NEW_SITE = {
+_NEW_SITE: SiteStatus = {
     "connected": False,
     "last_seen": None,
     "joined": False,
@@ -75,7 +85,7 @@ class StatusFile:
         self._run_dir, self._now = run_dir, now
         self._written = float("-inf")
         self._seen = _read_last_seen(run_dir)
-        self._content: dict[str, Any] = {
+        self._content: Status = {
             "state": "starting",
             "round": 0,
             "rounds": rounds,
@@ -140,21 +150,25 @@ class StatusFile:
 
     def set_collected(self, site: str, *, seen: bool = True) -> None:
         """Note that a site has the released model; ``seen`` is whether it said so just now."""
-        self._update_site(site, collected=True, **({"last_seen": self._stamp()} if seen else {}))
+        entry = self._content["sites"].get(site)
+        if entry is not None:
+            entry["collected"] = True
+            if seen:
+                entry["last_seen"] = self._stamp()
         self._write()
 
-    def take_event(self, event: Mapping[str, Any]) -> None:
+    def take_event(self, event: Event) -> None:
         """Take an event of the ServerApp, as ``server.rounds.progress.EventListener`` writes it."""
-        match event.get("event"):
-            case "phase":
-                self._take_phase(event["phase"], event["round"], event["num_sites"])
-            case "answer":
-                self._take_answer(event["site"], event["problem"])
-            case "round":
-                self._content["round"] = event["record"]["round"]
+        match event:
+            case {"event": "phase", "phase": str(phase), "round": int(number), "num_sites": int(num_sites)}:
+                self._take_phase(phase, number, num_sites)
+            case {"event": "answer", "site": str(site), "problem": None | str() as problem}:
+                self._take_answer(site, problem)
+            case {"event": "round", "record": {"round": int(number)}}:
+                self._content["round"] = number
                 self._count_participation()
-            case "info" | "note":
-                self._content["message"] = event["text"]
+            case {"event": "info" | "note", "text": str(text)}:
+                self._content["message"] = text
             case _:
                 return
         self._write()
@@ -167,17 +181,15 @@ class StatusFile:
 
     def _take_answer(self, site: str, problem: str | None) -> None:
         self._content["answered"] += 1
-        self._update_site(site, last_seen=self._stamp())
-        if problem is None:
-            self._update_site(site, joined=True)
-        else:
+        if problem is not None:
             self._content["message"] = f"{site}: {problem}"
-            if self._content["phase"] == KINDS["query"].phase_name():
-                self._update_site(site, joined=False)
-
-    def _update_site(self, site: str, **values: Any) -> None:
-        if site in self._content["sites"]:
-            self._content["sites"][site].update(values)
+        entry = self._content["sites"].get(site)
+        if entry is not None:
+            entry["last_seen"] = self._stamp()
+            if problem is None:
+                entry["joined"] = True
+            elif self._content["phase"] == KINDS["query"].phase_name():
+                entry["joined"] = False
 
     def _count_participation(self) -> None:
         """Count anew what the history says: a run that goes on from an older checkpoint has a shorter one."""
@@ -188,8 +200,8 @@ class StatusFile:
             return
         if history:
             self._content["round"] = max(self._content["round"], history[-1].round)
-        for site, entry in self._content["sites"].items():
-            entry.update(_count_rounds(history, site))
+        sites = self._content["sites"]
+        self._content["sites"] = {site: {**entry, **_count_rounds(history, site)} for site, entry in sites.items()}
 
     def _stamp(self) -> str:
         return self._now().isoformat(timespec="seconds")
@@ -209,7 +221,7 @@ class StatusFile:
             _logger.warning("%s could not be written: %s", STATUS_FILE, error.strerror or error)
 
 
-def _count_rounds(history: Iterable[RoundRecord], site: str) -> dict[str, int | float | str | None]:
+def _count_rounds(history: Iterable[RoundRecord], site: str) -> Participation:
     """Return a site's newest line of the participation tables, and how many updates of it were accepted."""
     lines = [(record.round, line) for record in history for line in record.participation if line.site == site]
     number, newest = lines[-1] if lines else (None, None)

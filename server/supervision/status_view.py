@@ -3,11 +3,10 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -21,16 +20,50 @@ ENDED = {"finished", "stopped", "failed"}
 _TITLES = ("site", "connected", "last seen", "joined", "last round", "status", "share", "rounds", "model")
 
 
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """Return what ``status.json`` of a run folder says.
+class Presence(TypedDict):
+    """What is known of a site's connection."""
 
-    Returns
-    -------
-    dict
-        Plain JSON: ``state``, ``round``, ``rounds``, ``phase``, ``asked`` and ``answered`` (sites in this phase),
-        ``sites`` (name -> ``connected``, ``last_seen``, ``joined``, ``last_round``, ``last_status``, ``last_share``,
-        ``rounds_taken``, ``collected``), ``message``, ``updated``, ``pid``, ``process_started`` and ``running``:
-        whether that process is still there.
+    connected: bool
+    last_seen: str | None
+    joined: bool
+
+
+class Participation(TypedDict):
+    """A site's part in the rounds, as the history says."""
+
+    last_round: int | None
+    last_status: str | None
+    last_share: float | None
+    rounds_taken: int
+
+
+class SiteStatus(Presence, Participation):
+    """How one site stands."""
+
+    collected: bool
+
+
+class Status(TypedDict):
+    """How a federation stands: what ``status.json`` holds and ``--status --json`` prints."""
+
+    state: str
+    round: int
+    rounds: int
+    phase: str | None
+    asked: int
+    """Sites in this phase."""
+    answered: int
+    sites: dict[str, SiteStatus]
+    message: str
+    updated: str
+    pid: int
+    process_started: int | None
+    running: NotRequired[bool]
+    """Whether that process is still there; only :func:`read_status` says so, not the file."""
+
+
+def read_status(run_dir: Path) -> Status:
+    """Return what ``status.json`` of a run folder says, and whether the server is running.
 
     Raises
     ------
@@ -39,7 +72,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / STATUS_FILE
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        status: Status | None = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunFolderError(
             f"There is no {STATUS_FILE} in '{run_dir}': no flower-server has been started with this run_dir yet."
@@ -59,12 +92,12 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     return status
 
 
-def render_status(status: Mapping[str, Any], now: datetime | None = None, width: int = 110) -> str:
+def render_status(status: Status, now: datetime | None = None, width: int = 110) -> str:
     """Return a status as text for a person.
 
     Parameters
     ----------
-    status : mapping
+    status : Status
         Of :func:`read_status`.
     now : datetime, optional
         The present; default: the clock.
@@ -97,7 +130,7 @@ def render_status(status: Mapping[str, Any], now: datetime | None = None, width:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _describe_state(status: Mapping[str, Any], now: datetime) -> str:
+def _describe_state(status: Status, now: datetime) -> str:
     state, rounds = status["state"], f"round {status['round']} of {status['rounds']}"
     updated = _describe_age(status["updated"], now)
     if status["phase"]:

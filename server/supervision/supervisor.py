@@ -7,13 +7,12 @@ process holds no model. Whatever stops, the next start goes on after the newest 
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from fedmed.config.addresses import split_address
 from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
 from fedmed.health import HealthService
-from fedmed.processes import check_port_free
+from fedmed.processes import Event, check_port_free
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
@@ -127,11 +126,12 @@ class Supervisor:
             self._error = str(event.get("error", self._error))
             _tell(self.listener, event)
             self.status.take_event(event)
-            if event.get("event") == "round":
-                self.engine.draw_report()
-                write_hello(self.engine.hello_file, self.config, round=event["record"]["round"])
-            elif event.get("event") == "model":
-                write_hello(self.engine.hello_file, self.config, model_digest=event["digest"])
+            match event:
+                case {"event": "round", "record": {"round": int(number)}}:
+                    self.engine.draw_report()
+                    write_hello(self.engine.hello_file, self.config, round_number=number)
+                case {"event": "model", "digest": str(digest)}:
+                    write_hello(self.engine.hello_file, self.config, model_digest=digest)
         for text in self._refusals.read():
             self._note(text)
 
@@ -244,15 +244,15 @@ class Supervisor:
         return self.roster.sites <= self.receipts.collected
 
 
-def _tell(listener: Listener, event: dict[str, Any]) -> None:
-    match event.get("event"):
-        case "phase":
-            listener.on_phase(event["phase"], event["round"], event["num_sites"])
-        case "answer":
-            listener.on_answer(event["site"], event["problem"])
-        case "round":
-            listener.on_round(RoundRecord.model_validate(event["record"]))
-        case "info":
-            listener.on_info(event["text"])
-        case "note":
-            listener.on_note(event["text"])
+def _tell(listener: Listener, event: Event) -> None:
+    match event:
+        case {"event": "phase", "phase": str(phase), "round": int(number), "num_sites": int(num_sites)}:
+            listener.on_phase(phase, number, num_sites)
+        case {"event": "answer", "site": str(site), "problem": None | str() as problem}:
+            listener.on_answer(site, problem)
+        case {"event": "round", "record": record}:
+            listener.on_round(RoundRecord.model_validate(record))
+        case {"event": "info", "text": str(text)}:
+            listener.on_info(text)
+        case {"event": "note", "text": str(text)}:
+            listener.on_note(text)

@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -43,11 +43,29 @@ from fedmed.training.evaluate import evaluate
 from fedmed.training.fit import fit
 from fedmed.training.network import Network
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
-from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
+from simulations.benchmarks.seeds import Finding, add_seed_options, measure_seeds, with_interval
 
 SETTINGS = ("data.image_size=32", "rounds=16")
 _MOVED = 1 + 1e-6
 _POINTS = "+.2f"
+
+
+class RoundScores(TypedDict):
+    """Balanced accuracies, in points, of two averages of the same round."""
+
+    whole: float
+    """Of what the sites had before it was rounded."""
+    rounded: float
+    """Of what travelled."""
+
+
+class SeedFinding(Finding):
+    """What one seed shows."""
+
+    rounds: list[RoundScores]
+    bytes_share: float
+    last: dict[str, float]
+    """Training, ``whole``, ``rounded`` or ``moved`` -> balanced accuracy of its last model, in points."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", action="store_true", help="also train with one weight moved, to show chance")
     options = parser.parse_args(arguments)
 
-    def measure(config: RunConfig) -> Iterator[dict[str, Any]]:
+    def measure(config: RunConfig) -> Iterator[SeedFinding]:
         yield measure_seed(config, options.kind, whole=not options.rounding_alone, control=options.control)
 
     found = measure_seeds(options, SETTINGS, measure, describe_seed)
@@ -69,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: bool = False) -> dict[str, Any]:
+def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: bool = False) -> SeedFinding:
     """Train up to three times, and return balanced accuracies and the share of the bytes.
 
     Parameters
@@ -87,7 +105,7 @@ def measure_seed(config: RunConfig, kind: Kind, *, whole: bool = True, control: 
         loop = Loop(make_benchmark_run(Path(folder) / "run", config), Path(folder))
         rounded = Rounded(kind, Path(folder))
         last: dict[str, float] = {}
-        pairs: list[dict[str, float]] = []
+        pairs: list[RoundScores] = []
 
         def look(sites: Mapping[str, Path], averaged: Path) -> None:
             before = loop.score(loop.average(sites, Path(folder) / "not_rounded"))
@@ -211,13 +229,13 @@ class Rounded:
         return restored
 
 
-def describe_seed(found: Mapping[str, Any]) -> str:
+def describe_seed(found: SeedFinding) -> str:
     """Return a line about one seed."""
     last = "  ".join(f"{name} {value:.2f}" for name, value in found["last"].items())
     return f"seed {found['seed']}: {last}; by rounding alone, last round: {rounding(found)[-1]:+.2f} points"
 
 
-def describe(found: Sequence[Mapping[str, Any]], kind: str) -> str:
+def describe(found: Sequence[SeedFinding], kind: str) -> str:
     """Return the figures of all seeds as text."""
     alone = np.concatenate([rounding(one) for one in found])
     lines = [
@@ -234,7 +252,7 @@ def describe(found: Sequence[Mapping[str, Any]], kind: str) -> str:
     return "\n".join(lines)
 
 
-def rounding(found: Mapping[str, Any]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def rounding(found: SeedFinding) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """Return rounded minus whole in every round of a seed, in points."""
     return np.array([pair["rounded"] - pair["whole"] for pair in found["rounds"]])
 

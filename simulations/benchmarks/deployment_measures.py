@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import yaml
@@ -163,7 +162,7 @@ def _provision(case: Case, folder: Path, address: Address, ports: list[int]) -> 
     names = [f"site_{number:02d}" for number in range(1, case.num_sites + 1)]
     where = f"{address[0]}:{address[1]}"
     plain = folder / "server.yaml"
-    settings: dict[str, Any] = {
+    settings = {
         "name": "benchmark",
         "address": where,
         "listen": where,

@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -179,6 +179,31 @@ class Contender:
         return time.process_time() - began if self._device.type == "cpu" else result.train_s
 
 
+class Row(TypedDict):
+    """Seconds of a round, of one variant."""
+
+    variant: str
+    seconds: float
+    ratio: float
+    """To the student alone."""
+
+
+class What(TypedDict):
+    """What was measured, as ``--json`` says it."""
+
+    student: str
+    size: str
+    teacher: str
+    teacher_size: int
+    images: int
+    epochs: int
+    prompt_steps: int
+
+
+class Figures(What, Row):
+    """A row of ``--json``."""
+
+
 def list_variants(prompt_steps: int) -> list[Variant]:
     """Return the ways to train, that of the student alone first."""
     return [
@@ -199,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = select_device(options.device)
     side, batch = map(int, options.size.split("x"))
     print(f"torch {torch.__version__}, {options.threads} threads, {device.type}")
-    figures: list[dict[str, Any]] = []
+    figures: list[Figures] = []
     for student in options.students:
         for teacher_size in options.teacher_sizes:
             setting = Setting(
@@ -217,16 +242,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except FedmedError as error:  # for example, no such teacher is installed
                 print(error, file=sys.stderr)
                 return 1
-            common = {"student": student, "size": options.size, "teacher": options.teacher}
-            common |= {"teacher_size": teacher_size, "images": options.images, "epochs": options.epochs}
-            figures += [{**common, "prompt_steps": options.prompt_steps, **row} for row in rows]
+            common: What = {
+                "student": student,
+                "size": options.size,
+                "teacher": options.teacher,
+                "teacher_size": teacher_size,
+                "images": options.images,
+                "epochs": options.epochs,
+                "prompt_steps": options.prompt_steps,
+            }
+            figures += [{**common, **row} for row in rows]
             print_table(setting, options.prompt_steps, rows)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
-def measure(setting: Setting, prompt_steps: int, turns: int, device: torch.device) -> list[dict[str, Any]]:
+def measure(setting: Setting, prompt_steps: int, turns: int, device: torch.device) -> list[Row]:
     """Return seconds of a round and their ratio to the student alone, of all variants, and the prompt's steps last.
 
     Parameters
@@ -254,7 +286,7 @@ def measure(setting: Setting, prompt_steps: int, turns: int, device: torch.devic
     return [{"variant": name, "seconds": value, "ratio": value / best[_ALONE]} for name, value in best.items()]
 
 
-def print_table(setting: Setting, prompt_steps: int, rows: Sequence[dict[str, Any]]) -> None:
+def print_table(setting: Setting, prompt_steps: int, rows: Sequence[Row]) -> None:
     """Print seconds and their ratios to those of the student alone, which is the first row, as a markdown table."""
     steps = -(-setting.images // setting.batch) * setting.epochs
     print(

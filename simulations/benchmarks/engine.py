@@ -16,9 +16,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from simulations.benchmarks.engine_measures import SETTINGS
+from simulations.benchmarks.engine_measures import SETTINGS, Measured
 
 MESSAGES_PER_SITE_AND_ROUND = 2
 MEASURE = str(Path(__file__).with_name("engine_measures.py"))
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args(arguments)
     parts = options.part or list(SETTINGS)
-    figures: dict[str, Any] = {}
+    figures: dict[str, dict[str, float] | dict[str, Measured]] = {}
     for part in parts:
         figures[part] = _measure_memory() if part == "memory" else _measure_speed(part)
     if options.json:
@@ -62,7 +61,7 @@ def _measure_speed(part: str) -> dict[str, float]:
     return seconds
 
 
-def _measure_memory() -> dict[str, Any]:
+def _measure_memory() -> dict[str, Measured]:
     figures = {f"{sites} sites": _run([("memory", "0/1", 2)], "memory", sites=sites)[0] for sites in (2, 32)}
     print("\nServerApp's process, 100 MB model, MiB above its start (PSS: private and file pages, then shared memory)")
     for name, found in figures.items():
@@ -75,7 +74,7 @@ def _round_time(processes: list[tuple[str, str, int]], part: str) -> float:
     return max(float(statistics.median(found["rounds_s"][1:])) for found in _run(processes, part))
 
 
-def _run(processes: list[tuple[str, str, int]], part: str, sites: int | None = None) -> list[dict[str, Any]]:
+def _run(processes: list[tuple[str, str, int]], part: str, sites: int | None = None) -> list[Measured]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         started = []

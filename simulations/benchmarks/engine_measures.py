@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,25 @@ from server.rounds.progress import LogListener
 from simulations.benchmarks.apps import RUN_VARIABLE, make_benchmark_run, open_benchmark_site, stock_app
 from simulations.simulation import run_simulation
 
-SETTINGS: dict[str, dict[str, Any]] = {
+
+class Work(TypedDict):
+    """Settings of one part of the benchmark."""
+
+    sites: NotRequired[int]
+    rounds: int
+    model: dict[str, str]
+    data: dict[str, str | int]
+
+
+class Measured(TypedDict, total=False):
+    """What one process has measured: its rounds, or its peak memory above its start."""
+
+    rounds_s: list[float]
+    private_mib: float
+    shared_mib: float
+
+
+SETTINGS: dict[str, Work] = {
     "45 MB": {
         "sites": 10,
         "rounds": 4,
@@ -64,11 +82,11 @@ def main() -> int:
 
 def make_config(part: str, sites: int | None = None, workers: int = 1) -> RunConfig:
     """Return the settings of one measurement."""
-    values = {"seed": 0, "threads": 1, "workers": workers, "loss": {"ce": 1.0}} | SETTINGS[part]
+    values = {"seed": 0, "threads": 1, "workers": workers, "loss": {"ce": 1.0}, **SETTINGS[part]}
     return RunConfig.model_validate(values | ({"sites": sites} if sites else {}))
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Measured:
     """Make one measurement and return its figures."""
     kind, part = options.kind, options.part
     run = make_benchmark_run(options.folder, make_config(part, options.sites, options.workers))
@@ -145,7 +163,7 @@ def _run_stock(run: RunFolder, num_sites: int, actors: int) -> list[float]:
     return [float(seconds) for seconds in np.diff(ends)]
 
 
-def _measure_memory(run: RunFolder) -> dict[str, Any]:
+def _measure_memory(run: RunFolder) -> Measured:
     """Return the peak memory of this process, which runs the ServerApp, above its start."""
     gc.collect()
     start, peak, ended = _read_pss_mib(), {"private": 0.0, "shared": 0.0}, threading.Event()
@@ -160,7 +178,7 @@ def _measure_memory(run: RunFolder) -> dict[str, Any]:
     run_simulation(run, run.read_config(), LogListener(), client_app="simulations.benchmarks.apps:app")
     ended.set()
     thread.join()
-    return {f"{name}_mib": peak[name] - start[name] for name in peak}
+    return {"private_mib": peak["private"] - start["private"], "shared_mib": peak["shared"] - start["shared"]}
 
 
 def _read_pss_mib() -> dict[str, float]:

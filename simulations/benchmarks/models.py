@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -37,6 +36,8 @@ LAST, FIRST = torch.channels_last, torch.contiguous_format
 ENVIRONMENT = os.environ.get(VARIABLE, "1")
 
 Contenders = dict[str, Callable[[Tensor], Tensor]]
+Rows = dict[str, dict[str, float]]
+"""Contender, ours first -> figure -> value."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,20 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, native kernels: {native_form()}")
-    figures: list[dict[str, Any]] = []
+    figures: list[dict[str, str | float]] = []
     for part in options.part or PARTS:
         for name in options.models or list_models():
             for size in options.sizes:
                 side, batch = map(int, size.split("x"))
                 rows = measure(part, name, side, batch, options.turns)
-                figures += [{"part": part, "model": name, "size": size, **row} for row in rows]
+                head = {"part": part, "model": name, "size": size}
+                figures += [{**head, "contender": contender, **row} for contender, row in rows.items()]
                 print_table(f"{name}, {part}, {side} px, batch {batch}", rows)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
-def measure(part: str, name: str, side: int, batch: int, turns: int) -> list[dict[str, Any]]:
+def measure(part: str, name: str, side: int, batch: int, turns: int) -> Rows:
     """Return the figures of all contenders of one network, ours first."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, side, side, generator=generator)
@@ -76,8 +78,8 @@ def measure(part: str, name: str, side: int, batch: int, turns: int) -> list[dic
         return _time_in_turns(contenders, turns, lambda run: _infer(run, images))
     contenders = make_trained(model)
     rows = _time_in_turns(contenders, turns, lambda run: _train(run, images, labels))
-    for row in rows:
-        row["saved_mib"] = measure_saved(contenders[row["contender"]], images, labels) / 2**20
+    for contender, row in rows.items():
+        row["saved_mib"] = measure_saved(contenders[contender], images, labels) / 2**20
     return rows
 
 
@@ -160,15 +162,15 @@ def _infer(run: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, float]:
 
 def _time_in_turns(
     contenders: Contenders, turns: int, step: Callable[[Callable[[Tensor], Tensor]], dict[str, float]]
-) -> list[dict[str, Any]]:
-    best: dict[str, dict[str, float]] = {}
+) -> Rows:
+    best: Rows = {}
     for turn in range(turns + 1):
         for name, run in contenders.items():
             found = step(run)
             if turn:
                 before = best.get(name, found)
                 best[name] = {figure: min(value, before[figure]) for figure, value in found.items()}
-    return [{"contender": name, **figures} for name, figures in best.items()]
+    return best
 
 
 def measure_saved(run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> int:
@@ -189,14 +191,14 @@ def measure_saved(run: Callable[[Tensor], Tensor], images: Tensor, labels: Tenso
     return sum(seen.values())
 
 
-def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+def print_table(title: str, rows: Rows) -> None:
     """Print figures and their ratios to ours, which is the first row, as a markdown table."""
-    figures = [figure for figure in rows[0] if figure != "contender"]
-    heads = [head for figure in figures for head in (figure.replace("_", " ").replace("both", "both passes"), "ratio")]
+    ours = next(iter(rows.values()))
+    heads = [head for figure in ours for head in (figure.replace("_", " ").replace("both", "both passes"), "ratio")]
     print(f"\n{title}\n\n| | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
-    for row in rows:
-        cells = [cell for figure in figures for cell in (f"{row[figure]:.1f}", f"{row[figure] / rows[0][figure]:.2f}")]
-        print(f"| {row['contender']} | {' | '.join(cells)} |", flush=True)
+    for contender, row in rows.items():
+        cells = [cell for figure in ours for cell in (f"{row[figure]:.1f}", f"{row[figure] / ours[figure]:.2f}")]
+        print(f"| {contender} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

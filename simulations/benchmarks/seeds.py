@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 import torch
 
@@ -15,6 +15,16 @@ from fedmed.errors import FedmedError
 from simulations.studies.table import estimate_mean
 
 CONFIG = Path("configs/ham10000_sites.yaml")
+
+
+class Finding(TypedDict):
+    """What a benchmark finds with one seed; every benchmark adds its own figures."""
+
+    seed: NotRequired[int]
+    """Which :func:`measure_seeds` writes into it."""
+
+
+Found = TypeVar("Found", bound=Finding)
 
 
 def add_seed_options(parser: argparse.ArgumentParser, settings: Sequence[str]) -> None:
@@ -31,9 +41,9 @@ def add_seed_options(parser: argparse.ArgumentParser, settings: Sequence[str]) -
 def measure_seeds(
     options: argparse.Namespace,
     settings: Sequence[str],
-    measure: Callable[[RunConfig], Iterable[Mapping[str, Any]]],
-    describe: Callable[[Mapping[str, Any]], str],
-) -> list[dict[str, Any]] | None:
+    measure: Callable[[RunConfig], Iterable[Found]],
+    describe: Callable[[Found], str],
+) -> list[Found] | None:
     """Measure every seed, tell of each finding on the standard error and write them to ``--json`` as they come.
 
     Parameters
@@ -53,12 +63,12 @@ def measure_seeds(
         All findings with their seeds; None, with a message, if something foreseeable stood in the way.
     """
     torch.set_num_threads(options.threads)
-    found: list[dict[str, Any]] = []
+    found: list[Found] = []
     try:
         for seed in range(options.seeds):
             config = load_run_config(options.config, [*settings, *options.set, f"seed={seed}"])
             for finding in measure(config):
-                found.append({"seed": seed} | dict(finding))
+                found.append(cast(Found, {"seed": seed, **finding}))
                 print(describe(found[-1]), file=sys.stderr, flush=True)
                 if options.json:
                     options.json.write_text(json.dumps(found, indent=1) + "\n")

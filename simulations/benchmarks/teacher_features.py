@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from sklearn.metrics import balanced_accuracy_score
@@ -34,7 +33,7 @@ from fedmed.losses.balanced import LogitAdjustment
 from fedmed.seeding import make_rng
 from fedmed.training.optimizers import make_optimizer
 from simulations.benchmarks.apps import make_benchmark_run, open_benchmark_site
-from simulations.benchmarks.seeds import add_seed_options, measure_seeds, with_interval
+from simulations.benchmarks.seeds import Finding, add_seed_options, measure_seeds, with_interval
 
 SETTINGS = (
     "data.max_train_images=2000",
@@ -45,6 +44,17 @@ SETTINGS = (
 )
 SIZES = (64, 96, 224)
 _ASKED_AT_ONCE = 64
+
+
+class TeacherFinding(Finding):
+    """Balanced accuracies on test images with one teacher."""
+
+    size: int
+    """Of the teacher's images."""
+    pooled: float
+    """With the training images of all sites together."""
+    sites: float
+    """Averaged over the sites."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(config: RunConfig, teachers: Sequence[TeacherPlan]) -> Iterator[dict[str, Any]]:
+def measure(config: RunConfig, teachers: Sequence[TeacherPlan]) -> Iterator[TeacherFinding]:
     """Yield the balanced accuracies on test images with one seed, teacher by teacher.
 
     Yields
     ------
-    dict
-        ``size``, the teacher's; ``pooled``, with the training images of all sites together; ``sites``, averaged over
-        the sites.
+    TeacherFinding
+        Without its seed.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = make_benchmark_run(Path(folder) / "run", config)
@@ -106,9 +115,11 @@ def measure(config: RunConfig, teachers: Sequence[TeacherPlan]) -> Iterator[dict
             train = [extract(teacher, site.train, config) for site in sites]
             validation = Features.pool([extract(teacher, site.validation, config) for site in sites])
             test = Features.pool([extract(teacher, site.test, config) for site in sites])
-            groups = {"pooled": [Features.pool(train)], "sites": train}
-            scores = {name: train_layer(group, validation, test, config) for name, group in groups.items()}
-            yield {"size": plan.image_size} | scores
+            yield {
+                "size": plan.image_size,
+                "pooled": train_layer([Features.pool(train)], validation, test, config),
+                "sites": train_layer(train, validation, test, config),
+            }
 
 
 @torch.no_grad()
@@ -181,7 +192,7 @@ def score(layer: nn.Linear, features: Features) -> float:
     return float(balanced_accuracy_score(features.labels, layer(features.values).argmax(1)))
 
 
-def describe(found: Sequence[Mapping[str, Any]]) -> str:
+def describe(found: Sequence[TeacherFinding]) -> str:
     """Return the figures of all seeds as a table."""
     lines = [f"balanced accuracy, {len({one['seed'] for one in found})} seeds"]
     for size in dict.fromkeys(one["size"] for one in found):

@@ -6,10 +6,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, TypeVar, cast
+
+from pydantic import JsonValue
 
 from fedmed.config.files import dump_config
 from fedmed.errors import FedmedError
@@ -18,6 +20,16 @@ from fedmed.storage.atomic_files import write_text_atomically
 from fedmed.storage.history import read_history
 from fedmed.storage.run_folder import RunFolder
 from simulations.studies.figures import BY_CLASS
+from simulations.studies.results import (
+    BenefitDifference,
+    CellResult,
+    Figure,
+    Gap,
+    Part,
+    ShortReport,
+    SiteBenefit,
+    SiteFigure,
+)
 from simulations.studies.study import Cell
 
 OnRounds = Callable[[int], None]
@@ -27,10 +39,44 @@ _POLL_S = 0.5
 _GRACE_S = 30.0
 _DIGITS = 6
 _VERDICTS = ("better", "worse", "undecided", "unknown")
-_FIGURE = ("value", "interval", "n", "better")
-_PART = ("value", "interval", "n")
-_GAP = ("value", "interval", "mean", "better", "p_value", "chance", "flagged", "worst_group")
-_DIFFERENCE = ("value", "interval", "p_value", "verdict")
+Kept = TypeVar("Kept", Part, SiteFigure, Figure, Gap, BenefitDifference)
+Figures = Mapping[str, JsonValue]
+"""Figures of a report by name; some of their groups hold numbers beside them."""
+
+
+class ReportedEnvironment(TypedDict, total=False):
+    """What a report says of the software."""
+
+    versions: dict[str, str]
+
+
+class ReportedSite(TypedDict):
+    """What a report says of a site."""
+
+    test: Figures
+
+
+class ReportedBenefit(TypedDict, total=False):
+    """What a report says of the benefit for a site."""
+
+    verdict: str | None
+    differences: dict[str, Figures]
+
+
+class Report(TypedDict):
+    """What a study looks at in a ``report.json``."""
+
+    environment: ReportedEnvironment
+    synthetic: bool
+    classes: list[str]
+    rounds: int
+    chosen_round: int
+    figures: Figures
+    sites: dict[str, ReportedSite]
+    groups: NotRequired[dict[str, dict[str, Figures]]]
+    gaps: NotRequired[dict[str, Figures]]
+    benefit: NotRequired[dict[str, ReportedBenefit]]
+    benefit_summary: NotRequired[dict[str, list[str]]]
 
 
 class CellFailedError(FedmedError):
@@ -51,7 +97,7 @@ class CellRunner:
     def __init__(self, folder: Path, *, keep: bool = False) -> None:
         self._folder, self._keep = folder.absolute(), keep
 
-    def __call__(self, cell: Cell, on_rounds: OnRounds) -> dict[str, Any]:
+    def __call__(self, cell: Cell, on_rounds: OnRounds) -> CellResult:
         """Run a cell, or go on with it where it was stopped, and return its result.
 
         Raises
@@ -73,7 +119,7 @@ class CellRunner:
                 write_text_atomically(clock_file, f"{spent:.1f}\n")
             if not _is_finished(run):
                 raise CellFailedError(f"{said or f'The process ended with exit code {code}.'} Log: {log_file}")
-        result = _collect(run) | {"wall_s": round(spent, 1)}
+        result: CellResult = {**_collect(run), "wall_s": round(spent, 1)}
         if not self._keep:
             shutil.rmtree(run.path)
             for file in (clock_file, log_file, run.path.with_suffix(".yaml")):
@@ -102,7 +148,7 @@ class CellRunner:
         return code, " ".join(child.tail(4).split())
 
 
-def shorten_report(report: Mapping[str, Any]) -> dict[str, Any]:
+def shorten_report(report: Report) -> ShortReport:
     """Return what a study keeps of a ``report.json``: all figures of the test, by class for all images and by site."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,52 +157,59 @@ def shorten_report(report: Mapping[str, Any]) -> dict[str, Any]:
         "classes": report["classes"],
         "rounds": report["rounds"],
         "chosen_round": report["chosen_round"],
-        "figures": _shorten_with_classes(report["figures"], _FIGURE),
-        "sites": {site: _shorten_with_classes(parts["test"], _PART) for site, parts in report["sites"].items()},
+        "figures": _shorten(report["figures"], Figure),
+        "sites": {site: _shorten(parts["test"], SiteFigure) for site, parts in report["sites"].items()},
         "groups": {
-            attribute: {group: _shorten(figures, _PART) for group, figures in groups.items()}
+            attribute: {group: _shorten(figures, Part) for group, figures in groups.items()}
             for attribute, groups in report.get("groups", {}).items()
         },
-        "gaps": {attribute: _shorten(gaps, _GAP) for attribute, gaps in report.get("gaps", {}).items()},
+        "gaps": {attribute: _shorten(gaps, Gap) for attribute, gaps in report.get("gaps", {}).items()},
         "benefit": {site: _shorten_benefit(found) for site, found in report.get("benefit", {}).items()},
         "benefit_summary": {name: report.get("benefit_summary", {}).get(name, []) for name in _VERDICTS},
     }
 
 
-def _shorten(figures: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return the named parts of every figure, leaving out what is null, with numbers rounded."""
+def _shorten(figures: Figures, kind: type[Kept]) -> dict[str, Kept]:
+    """Return what ``kind`` names of every figure, leaving out what is null, with numbers rounded."""
     return {
-        name: {key: _round(figure[key]) for key in keys if figure.get(key) is not None}
+        name: cast(Kept, dict(_choose_parts(name, figure, kind.__annotations__)))
         for name, figure in figures.items()
-        if isinstance(figure, Mapping) and "value" in figure
+        if isinstance(figure, dict) and "value" in figure
     }
 
 
-def _shorten_with_classes(figures: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return the named parts of every figure, and its values by class; null where a class has none."""
-    shortened = _shorten(figures, keys)
-    for name in BY_CLASS:
-        if name in shortened and "by_class" in figures[name]:
-            by_class = figures[name]["by_class"]
-            shortened[name]["by_class"] = {label: _round(found["value"]) for label, found in by_class.items()}
-    return shortened
+def _choose_parts(name: str, figure: dict[str, JsonValue], keys: Iterable[str]) -> Iterator[tuple[str, JsonValue]]:
+    """Yield the named parts of a figure; of its classes the values alone, null where a class has none."""
+    for key in keys:
+        part = figure.get(key)
+        if key != "by_class":
+            if part is not None:
+                yield key, _round(part)
+        elif name in BY_CLASS and key in figure:
+            yield key, {label: _round(_need_mapping(found)["value"]) for label, found in _need_mapping(part).items()}
 
 
-def _shorten_benefit(found: Mapping[str, Any]) -> dict[str, Any]:
+def _shorten_benefit(found: ReportedBenefit) -> SiteBenefit:
     differences = found.get("differences", {})
     return {
         "verdict": found.get("verdict"),
-        "differences": {other: _shorten(figures, _DIFFERENCE) for other, figures in differences.items()},
+        "differences": {other: _shorten(figures, BenefitDifference) for other, figures in differences.items()},
     }
 
 
-def _round(value: Any) -> Any:
+def _need_mapping(value: JsonValue) -> dict[str, JsonValue]:
+    if not isinstance(value, dict):
+        raise TypeError(f"found {value!r} where names and values are expected")
+    return value
+
+
+def _round(value: JsonValue) -> JsonValue:
     if isinstance(value, float) and math.isfinite(value):
         return round(value, _DIGITS)
     return [_round(part) for part in value] if isinstance(value, list) else value
 
 
-def _collect(run: RunFolder) -> dict[str, Any]:
+def _collect(run: RunFolder) -> ShortReport:
     file = run.report / "report.json"
     try:
         return shorten_report(json.loads(file.read_text(encoding="utf-8")))

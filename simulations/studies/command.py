@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,9 +18,10 @@ from simulations.simulation import check_settings
 from simulations.studies.cell import CellRunner, OnRounds
 from simulations.studies.figures import check_class_groups
 from simulations.studies.report import describe_state, write_tables
+from simulations.studies.results import CellResult
 from simulations.studies.study import Cell, Study, cells_left, load_study, read_progress, save_result
 
-Runner = Callable[[Cell, OnRounds], dict[str, Any]]
+Runner = Callable[[Cell, OnRounds], CellResult]
 """Runs one cell and returns its result; raises a FedmedError if it does not finish."""
 
 RUN_FOLDERS = Path("runs") / "studies"
@@ -162,6 +163,6 @@ def _describe_start(cell: Cell, done: int, num_cells: int, mean_s: float | None)
     return f"{done}/{num_cells} cells  {cell.name}{left}"
 
 
-def _describe_result(result: dict[str, Any]) -> str:
+def _describe_result(result: CellResult) -> str:
     value = result["figures"].get("balanced_accuracy", {}).get("value")
     return f"balanced accuracy {'n/a' if value is None else f'{value:.3f}'}  {result['wall_s']:.0f} s"

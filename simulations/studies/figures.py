@@ -4,10 +4,10 @@ A *class group* is a name for some of the classes, for example ``tail``: its fig
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from fedmed.errors import ConfigError, suggest_nearest
 from fedmed.report.drawing.wording import LABELS
+from simulations.studies.results import CellResult, Figure, Gap, Part, SiteFigure
 
 COUNTS = {
     "benefit.better": ("Sites better than their own model", "up"),
@@ -30,17 +30,15 @@ _CLASSES = "classes."
 
 ClassGroups = Mapping[str, Sequence[str]]
 """Name of a class group -> names of its classes."""
-Result = Mapping[str, Any]
-"""What :func:`simulations.studies.cell.shorten_report` made of a cell's report."""
 
 
-def read_figure(result: Result, figure: str, class_groups: ClassGroups | None = None) -> float | None:
+def read_figure(result: CellResult, figure: str, class_groups: ClassGroups | None = None) -> float | None:
     """Return one figure of a cell's result, None where it does not have it.
 
     Parameters
     ----------
-    result : mapping
-        What :func:`simulations.studies.cell.shorten_report` made.
+    result : CellResult
+        What the cell found.
     figure : str
         ``KEY``, ``gaps.ATTRIBUTE.KEY``, ``groups.ATTRIBUTE.GROUP.KEY``, ``classes.GROUP.KEY`` or ``benefit.VERDICT``.
     class_groups : mapping of str to sequence of str, optional
@@ -55,7 +53,7 @@ def read_figure(result: Result, figure: str, class_groups: ClassGroups | None = 
     return None if value is None else float(value)
 
 
-def read_sites(result: Result, figure: str, class_groups: ClassGroups | None = None) -> dict[str, float]:
+def read_sites(result: CellResult, figure: str, class_groups: ClassGroups | None = None) -> dict[str, float]:
     """Return one figure by site, for the sites that have it; of a class group those that have all of its classes."""
     found = {}
     for site, figures in result.get("sites", {}).items():
@@ -68,7 +66,7 @@ def read_sites(result: Result, figure: str, class_groups: ClassGroups | None = N
     return found
 
 
-def explain_absence(result: Result, figure: str, class_groups: ClassGroups) -> str | None:
+def explain_absence(result: CellResult, figure: str, class_groups: ClassGroups) -> str | None:
     """Return why the figure of a class group is not defined in a cell's result; None where it is, and for others."""
     if not figure.startswith(_CLASSES):
         return None
@@ -80,7 +78,7 @@ def explain_absence(result: Result, figure: str, class_groups: ClassGroups) -> s
     return f"no {BY_CLASS[key]} of {', '.join(lacking)}" if lacking else None
 
 
-def find_direction(results: Iterable[Result], figure: str) -> str | None:
+def find_direction(results: Iterable[CellResult], figure: str) -> str | None:
     """Return whether ``up`` or ``down`` is better, as the reports say; None before the first cell is done."""
     if figure in COUNTS:
         return COUNTS[figure][1]
@@ -162,18 +160,24 @@ def check_class_groups(class_groups: ClassGroups, classes: Sequence[str], where:
                 )
 
 
-def _read_class_group(figures: Mapping[str, Any], figure: str, class_groups: ClassGroups | None) -> float | None:
+def _read_class_group(
+    figures: Mapping[str, Figure] | Mapping[str, SiteFigure], figure: str, class_groups: ClassGroups | None
+) -> float | None:
     """Return the mean of a figure over the classes of a group, None where one of them has none."""
     group, key = split_class_figure(figure)
     by_class = figures.get(key, {}).get("by_class", {})
     values = [by_class.get(name) for name in (class_groups or {})[group]]
-    return None if None in values else sum(map(float, values)) / len(values)
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _find_entry(result: Result, figure: str) -> Mapping[str, Any]:
-    kind, _, rest = figure.partition(".")
-    names = [kind, *rest.split(".", 2 if kind == "groups" else 1)] if rest else ["figures", figure]
-    entry: Any = result
-    for name in names:
-        entry = entry.get(name, {}) if isinstance(entry, Mapping) else {}
-    return entry if isinstance(entry, Mapping) else {}
+def _find_entry(result: CellResult, figure: str) -> Figure | Gap | Part:
+    """Return what a result holds of a figure that is no class group's; an empty one where it has none."""
+    match figure.split(".", 3 if figure.startswith("groups.") else 2):
+        case ["groups", attribute, group, key]:
+            return result.get("groups", {}).get(attribute, {}).get(group, {}).get(key, {})
+        case ["gaps", attribute, key]:
+            return result.get("gaps", {}).get(attribute, {}).get(key, {})
+        case ["figures", key] | [key]:
+            return result.get("figures", {}).get(key, {})
+    return {}

@@ -15,16 +15,15 @@ A table stands between two comments. The first names the study and the columns::
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from fedmed.errors import ConfigError, FedmedError, suggest_nearest
 from fedmed.storage.atomic_files import write_text_atomically
 from simulations.studies.figures import label_study_figure
 from simulations.studies.study import Progress, Study, load_study, read_progress
-from simulations.studies.table import build_table
+from simulations.studies.table import Estimate, Table, build_table
 
 README = Path(__file__).resolve().parents[1] / "results" / "README.md"
 END = "<!-- end of study -->"
@@ -93,7 +92,7 @@ def _draw_study(name: str, columns: str) -> str:
     return "\n".join(["", *lines, "", f"{done} of {planned} cells are done; they took {took} hours together.", ""])
 
 
-def _draw_column(column: str, study: Study, progress: Progress, table: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _draw_column(column: str, study: Study, progress: Progress, table: Table) -> tuple[str, dict[str, str]]:
     """Return a column's head, and its cell for every arm."""
     arms, config = table["arms"], study.config
     if column.startswith(_FLAGGED):
@@ -122,7 +121,7 @@ def _count_flagged(progress: Progress, arm: str, attribute: str) -> str:
     return f"{flagged} of {len(gaps)}"
 
 
-def _estimate(estimate: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+def _estimate(estimate: Estimate | None, *, sign: bool = False) -> str:
     if estimate is None:
         return ""
     form = "+.3f" if sign else ".3f"

@@ -1,19 +1,19 @@
 """A study's tables: ``table.json`` with every number, ``table.md`` and ``table.html`` to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from fedmed.report.drawing.fairness_plots import FrontPoint, draw_front
 from fedmed.report.drawing.markup import Numbers, escape, render_figure, render_section, render_table
 from fedmed.report.page import render_banners, wrap_page
+from fedmed.report.schema.figures import Drawn
 from fedmed.report.sections.forest import Row, render_forest
 from fedmed.storage.atomic_files import write_text_atomically
 from simulations.studies.figures import label_study_figure
 from simulations.studies.study import Progress, Study
-from simulations.studies.table import build_table
+from simulations.studies.table import ArmTable, Difference, Estimate, Front, Table, build_table
 
 _DIRECTIONS = {"up": "higher is better", "down": "lower is better", None: ""}
 READING = (
@@ -27,6 +27,7 @@ READING = (
     "shares no finished seed with the baseline."
 )
 _MISSING = "missing"
+_NO_FRONT: Front = {"x": "", "y": []}
 
 
 def write_tables(study: Study, progress: Progress) -> Path:
@@ -40,9 +41,9 @@ def write_tables(study: Study, progress: Progress) -> Path:
     table = build_table(study, progress)
     study.results.mkdir(parents=True, exist_ok=True)
     write_text_atomically(study.results / "table.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
-    fronts = [] if table["front"] is None else table["front"]["y"]
-    for number, figure in enumerate(fronts, start=1):
-        write_text_atomically(study.results / f"front-{number}.svg", _draw(table, figure, standalone=True))
+    front = table["front"] or _NO_FRONT
+    for number, figure in enumerate(front["y"], start=1):
+        write_text_atomically(study.results / f"front-{number}.svg", _draw(table, front["x"], figure, standalone=True))
     write_text_atomically(study.results / "table.md", render_markdown(table))
     page = study.results / "table.html"
     write_text_atomically(page, render_page(table))
@@ -55,7 +56,7 @@ def describe_state(planned: int, done: int, wall_s: float) -> str:
     return took if done == planned else f"Incomplete: {took}"
 
 
-def describe_findings(table: Mapping[str, Any]) -> list[str]:
+def describe_findings(table: Table) -> list[str]:
     """Return one sentence for each figure: how many arms are better or worse than the baseline, and which."""
     sentences = []
     others = {name: arm for name, arm in table["arms"].items() if name != table["baseline"]}
@@ -73,7 +74,7 @@ def describe_findings(table: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def describe_problems(table: Mapping[str, Any]) -> list[str]:
+def describe_problems(table: Table) -> list[str]:
     """Return one sentence for each cell that did not finish, and each figure that is n/a in some cells."""
     return [
         *(f"{name} did not finish: {reason}" for name, reason in table["failed"].items()),
@@ -84,7 +85,7 @@ def describe_problems(table: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def render_markdown(table: Mapping[str, Any]) -> str:
+def render_markdown(table: Table) -> str:
     """Return the table as Markdown."""
     figures = table["figures"]
     lines = [f"# {table['name']}", "", table["description"], ""] if table["description"] else [f"# {table['name']}", ""]
@@ -102,21 +103,21 @@ def render_markdown(table: Mapping[str, Any]) -> str:
             by_site = [_estimate(sites, sign=True), sites["verdict"]] if sites else ["n/a", ""]
             own = [_estimate(found, sign=True), found["verdict"]]
             lines += _markdown_row([name, *([_MISSING, "", "", ""] if found["verdict"] == _MISSING else own + by_site)])
-    fronts = [] if table["front"] is None else table["front"]["y"]
-    for number, figure in enumerate(fronts, start=1):
-        alt = f"{label_study_figure(figure)} against {label_study_figure(table['front']['x'])}"
+    front = table["front"] or _NO_FRONT
+    for number, figure in enumerate(front["y"], start=1):
+        alt = f"{label_study_figure(figure)} against {label_study_figure(front['x'])}"
         lines += ["", f"![{alt}](front-{number}.svg)"]
     return "\n".join([*lines, "", READING, ""])
 
 
-def render_page(table: dict[str, Any]) -> str:
+def render_page(table: Table) -> str:
     """Return the table as one self-contained HTML page; its numbers are marked with their place in ``table.json``."""
-    numbers = Numbers(table)
+    numbers = Numbers({**table})
     sentences = [*describe_problems(table), *describe_findings(table)]
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     reading = render_section("reading", "How to read this", f"<p>{escape(READING)}</p>")
     body = "\n".join(
-        [_render_arms(numbers, table), *_render_differences(numbers, table), _render_fronts(table), reading]
+        [_render_arms(table, numbers), *_render_differences(table, numbers), _render_fronts(table), reading]
     )
     title = f"Study {escape(table['name'])}"
     header = f"""{render_banners(table["synthetic"])}
@@ -127,7 +128,7 @@ def render_page(table: dict[str, Any]) -> str:
     return wrap_page(title, header, body)
 
 
-def _render_arms(numbers: Numbers, table: Mapping[str, Any]) -> str:
+def _render_arms(table: Table, numbers: Numbers) -> str:
     rows = [
         [
             f"{escape(name)}<br>{escape(arm['description'])}",
@@ -144,14 +145,17 @@ def _render_arms(numbers: Numbers, table: Mapping[str, Any]) -> str:
     return render_section("arms", "Arms", render_table(caption, columns, rows))
 
 
-def _render_differences(numbers: Numbers, table: Mapping[str, Any]) -> list[str]:
+def _render_differences(table: Table, numbers: Numbers) -> list[str]:
     sections = []
     for number, figure in enumerate(table["figures"]):
         rows = []
         for name, found in _differences(table, figure).items():
             path = ("arms", name, "differences", figure)
             by_site = f"{_marked(numbers, *path, 'sites')} {found['sites']['verdict']}" if found["sites"] else "n/a"
-            rows.append(Row(escape(name), [_marked(numbers, *path), found["verdict"], by_site], found))
+            bounds = found["interval"]
+            interval = None if bounds is None else (bounds[0], bounds[1])
+            drawn: Drawn = {"value": found["value"], "interval": interval}
+            rows.append(Row(escape(name), [_marked(numbers, *path), found["verdict"], by_site], drawn))
         caption = (
             f"Arm minus {escape(table['baseline'])}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
         )
@@ -161,23 +165,23 @@ def _render_differences(numbers: Numbers, table: Mapping[str, Any]) -> list[str]
     return sections
 
 
-def _render_fronts(table: Mapping[str, Any]) -> str:
-    if table["front"] is None:
+def _render_fronts(table: Table) -> str:
+    front = table["front"]
+    if front is None:
         return ""
-    x = table["front"]["x"]
+    across = escape(label_study_figure(front["x"]))
     drawings = [
         render_figure(
-            _draw(table, figure),
-            f"{escape(label_study_figure(figure))} against {escape(label_study_figure(x))}: mean over the seeds, with "
-            "95 % intervals in both directions.",
+            _draw(table, front["x"], figure),
+            f"{escape(label_study_figure(figure))} against {across}: mean over the seeds, with 95 % intervals in both "
+            "directions.",
         )
-        for figure in table["front"]["y"]
+        for figure in front["y"]
     ]
     return render_section("front", "Accuracy and fairness", *drawings)
 
 
-def _draw(table: Mapping[str, Any], figure: str, *, standalone: bool = False) -> str:
-    x = table["front"]["x"]
+def _draw(table: Table, x: str, figure: str, *, standalone: bool = False) -> str:
     points: list[FrontPoint] = []
     for name, arm in table["arms"].items():
         across, upwards = arm["figures"][x], arm["figures"][figure]
@@ -185,27 +189,27 @@ def _draw(table: Mapping[str, Any], figure: str, *, standalone: bool = False) ->
     return draw_front(points, _label(table, x), _label(table, figure), standalone=standalone)
 
 
-def _pair(estimate: Mapping[str, Any]) -> tuple[float, float] | None:
+def _pair(estimate: Estimate) -> tuple[float, float] | None:
     interval = estimate["interval"]
     return None if interval is None else (interval[0], interval[1])
 
 
-def _state(table: Mapping[str, Any]) -> str:
+def _state(table: Table) -> str:
     text = describe_state(table["cells_planned"], table["cells_done"], table["wall_s"])
     if table["stale"]:
         text += f" The settings of {', '.join(table['stale'])} have changed since: these are to be run again."
     return text
 
 
-def _count_seeds(table: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
+def _count_seeds(table: Table, arm: ArmTable) -> str:
     return f"{len(arm['seeds'])} of {len(table['seeds'])}"
 
 
-def _differences(table: Mapping[str, Any], figure: str) -> dict[str, Any]:
+def _differences(table: Table, figure: str) -> dict[str, Difference]:
     return {name: arm["differences"][figure] for name, arm in table["arms"].items() if name != table["baseline"]}
 
 
-def _label(table: Mapping[str, Any], figure: str) -> str:
+def _label(table: Table, figure: str) -> str:
     direction = _DIRECTIONS[table["better"][figure]]
     return f"{label_study_figure(figure)}, {direction}" if direction else label_study_figure(figure)
 
@@ -214,7 +218,7 @@ def _marked(numbers: Numbers, *path: str) -> str:
     return f"{numbers.show(*path, 'value')}{numbers.interval(*path)}"
 
 
-def _estimate(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
+def _estimate(estimate: Estimate, *, sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
     if estimate["value"] is None:
         return "n/a"

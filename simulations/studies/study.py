@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from fedmed.config import LOCAL_MODEL_OPTIONS, RunConfig, Section
 from fedmed.config.files import apply_override, load_run_config, read_yaml, validate_settings
 from fedmed.errors import ConfigError, suggest_nearest
 from fedmed.storage.atomic_files import encode_json, write_text_atomically
 from simulations.studies.figures import check_class_figures
+from simulations.studies.results import CellFailure, CellResult, FailedFile, FinishedFile
 
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
@@ -33,7 +34,7 @@ class ArmConfig(Section):
 
     description: str
     """A few words for the table."""
-    set: dict[str, Any] = Field(default={})
+    set: dict[str, JsonValue] = Field(default={})
     """Settings that make the arm, by dotted key: ``{batch_norm: local, training.optimizer.lr: 0.01}``."""
     last: bool = False
     """Whether it waits until the others are done at all seeds, as an arm that the study can be without."""
@@ -55,7 +56,7 @@ class StudyConfig(Section):
     """A sentence or two that stand above the table."""
     base: str
     """The config that all cells start from, relative to the study's file."""
-    set: dict[str, Any] = Field(default={})
+    set: dict[str, JsonValue] = Field(default={})
     """Settings for all arms, by dotted key."""
     arms: dict[Name, ArmConfig]
     """What is compared."""
@@ -137,7 +138,7 @@ class Study:
 class Progress:
     """What there is of a study's results."""
 
-    results: dict[tuple[str, int], dict[str, Any]]
+    results: dict[tuple[str, int], CellResult]
     """(arm, seed) -> result of the cell, with the settings of today."""
     failed: dict[tuple[str, int], str]
     """(arm, seed) -> why it did not finish."""
@@ -198,7 +199,9 @@ def list_studies() -> list[str]:
 
 def read_progress(study: Study) -> Progress:
     """Return which cells are done, failed or stale."""
-    results, failed, stale = {}, {}, []
+    results: dict[tuple[str, int], CellResult] = {}
+    failed: dict[tuple[str, int], str] = {}
+    stale: list[str] = []
     for cell in study.cells:
         found = _read_result(study.result_file(cell))
         if found is None:
@@ -212,7 +215,7 @@ def read_progress(study: Study) -> Progress:
     return Progress(results, failed, stale, len(study.cells))
 
 
-def save_result(study: Study, cell: Cell, content: dict[str, Any]) -> None:
+def save_result(study: Study, cell: Cell, content: CellResult | CellFailure) -> None:
     """Write what a cell found, or why it failed."""
     study.results.mkdir(parents=True, exist_ok=True)
     head = {"study": study.config.name, "arm": cell.arm, "seed": cell.seed, "digest": cell.digest}
@@ -249,7 +252,7 @@ def _find_study(path: Path) -> Path:
     )
 
 
-def _read_study(path: Path) -> dict[str, Any]:
+def _read_study(path: Path) -> dict[str, JsonValue]:
     """Return what a study's file says, laid over what the study says that it is ``like``."""
     own = read_yaml(path)
     if "like" not in own:
@@ -280,10 +283,10 @@ def _make_cell(config: StudyConfig, path: Path, arm: str, seed: int, overrides: 
     return Cell(arm, seed, run_config, digest_settings(run_config))
 
 
-def _read_result(file: Path) -> dict[str, Any] | None:
+def _read_result(file: Path) -> FinishedFile | FailedFile | None:
     """Return what a cell's file holds, None where there is none or it is damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found: FinishedFile | FailedFile = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

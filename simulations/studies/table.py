@@ -5,7 +5,7 @@ Letters: R seeds, S sites.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,86 @@ from simulations.studies.figures import (
     read_figure,
     read_sites,
 )
+from simulations.studies.results import CellResult
 from simulations.studies.study import Progress, Study
 
 _LEVEL = 0.95
 _NO_SPREAD = 1e-9
 
 
-def build_table(study: Study, progress: Progress) -> dict[str, Any]:
+class Estimate(TypedDict):
+    """A mean over seeds; null where there is none."""
+
+    value: float | None
+    interval: list[float] | None
+    n: int
+    """Seeds."""
+
+
+class CrossedEstimate(Estimate):
+    """A mean over seeds and sites."""
+
+    num_sites: int
+
+
+class SiteDifference(CrossedEstimate):
+    """Arm minus baseline, by seed and site."""
+
+    verdict: str
+
+
+class Difference(Estimate):
+    """Arm minus baseline."""
+
+    verdict: str
+    sites: SiteDifference | None
+
+
+class ArmTable(TypedDict):
+    """What the table says of one arm."""
+
+    description: str
+    seeds: list[int]
+    """Those that are done."""
+    figures: dict[str, Estimate]
+    differences: dict[str, Difference]
+    """Empty for the baseline."""
+    wall_s: float
+
+
+class Front(TypedDict):
+    """Which figures are drawn against each other."""
+
+    x: str
+    y: list[str]
+
+
+class Table(TypedDict):
+    """What ``table.json`` holds."""
+
+    name: str
+    description: str
+    cells_done: int
+    cells_planned: int
+    complete: bool
+    wall_s: float
+    failed: dict[str, str]
+    """Cell -> reason."""
+    stale: list[str]
+    synthetic: bool
+    not_defined: dict[str, dict[str, str]]
+    """Figure -> cell -> reason."""
+    baseline: str
+    seeds: list[int]
+    class_groups: dict[str, list[str]]
+    figures: list[str]
+    front: Front | None
+    better: dict[str, str | None]
+    """Figure -> ``up`` or ``down``, null before the first cell is done."""
+    arms: dict[str, ArmTable]
+
+
+def build_table(study: Study, progress: Progress) -> Table:
     """Return everything that a study's table and page show, as plain JSON.
 
     Parameters
@@ -53,7 +126,7 @@ def build_table(study: Study, progress: Progress) -> dict[str, Any]:
     for (arm, seed), result in progress.results.items():
         check_class_groups(config.class_groups, result.get("classes", ()), f"{study.source}: cell {arm}-{seed}")
     better = {figure: find_direction(progress.results.values(), figure) for figure in config.all_figures}
-    arms = {}
+    arms: dict[str, ArmTable] = {}
     for arm, settings in config.arms.items():
         results = {seed: progress.results[arm, seed] for seed in config.seeds if (arm, seed) in progress.results}
         arms[arm] = {
@@ -82,19 +155,19 @@ def build_table(study: Study, progress: Progress) -> dict[str, Any]:
         "seeds": config.seeds,
         "class_groups": config.class_groups,
         "figures": config.figures,
-        "front": config.front.model_dump() if config.front else None,
+        "front": {"x": config.front.x, "y": config.front.y} if config.front else None,
         "better": better,
         "arms": arms,
     }
 
 
-def estimate_mean(values: Sequence[float]) -> dict[str, Any]:
+def estimate_mean(values: Sequence[float]) -> Estimate:
     """Return the mean of independent values with its t interval.
 
     Returns
     -------
-    dict
-        ``value``, ``interval`` and ``n``; without values ``value`` is null. One value has no interval, nor have values
+    Estimate
+        Without values ``value`` is null. One value has no interval, nor have values
         that are all equal, such as small counts: they do not show how much further ones would vary.
     """
     x_R = np.asarray(values, dtype=np.float64)
@@ -106,7 +179,7 @@ def estimate_mean(values: Sequence[float]) -> dict[str, Any]:
     return _make_estimate(float(x_R.mean()), half, x_R.size)
 
 
-def estimate_crossed(values_RS: npt.NDArray[np.float64]) -> dict[str, Any]:
+def estimate_crossed(values_RS: npt.NDArray[np.float64]) -> CrossedEstimate:
     """Return the mean of values by seed and site, with an interval over both.
 
     Parameters
@@ -116,8 +189,8 @@ def estimate_crossed(values_RS: npt.NDArray[np.float64]) -> dict[str, Any]:
 
     Returns
     -------
-    dict
-        ``value``, ``interval``, ``n`` (seeds) and ``num_sites``.
+    CrossedEstimate
+        Without values its ``value`` is null.
 
     Notes
     -----
@@ -148,7 +221,7 @@ def estimate_crossed(values_RS: npt.NDArray[np.float64]) -> dict[str, Any]:
             # Where mean squares cancel, the formula's degrees of freedom mean nothing.
             halves.append(_t_quantile(max(both**2 / spread, min(R, S) - 1)) * math.sqrt(both))
     half = max(halves) / math.sqrt(R * S) if halves else None
-    return _make_estimate(mean, half, R) | {"num_sites": S}
+    return {**_make_estimate(mean, half, R), "num_sites": S}
 
 
 def judge(interval: Sequence[float] | None, better: str | None) -> str:
@@ -158,7 +231,7 @@ def judge(interval: Sequence[float] | None, better: str | None) -> str:
     return "better" if (interval[0] > 0) == (better == "up") else "worse"
 
 
-def _compare(progress: Progress, study: Study, arm: str, figure: str, better: str | None) -> dict[str, Any]:
+def _compare(progress: Progress, study: Study, arm: str, figure: str, better: str | None) -> Difference:
     config = study.config
     pairs = [
         (progress.results[arm, seed], progress.results[config.baseline, seed])
@@ -195,7 +268,7 @@ def _list_not_defined(progress: Progress, study: Study) -> dict[str, dict[str, s
     return found
 
 
-def _read_all(results: Mapping[int, Mapping[str, Any]], figure: str, class_groups: ClassGroups) -> list[float]:
+def _read_all(results: Mapping[int, CellResult], figure: str, class_groups: ClassGroups) -> list[float]:
     values = (read_figure(results[seed], figure, class_groups) for seed in sorted(results))
     return [value for value in values if value is not None]
 
@@ -204,6 +277,6 @@ def _t_quantile(df: float) -> float:
     return float(stdtrit(df, 0.5 + _LEVEL / 2))
 
 
-def _make_estimate(value: float, half: float | None, n: int) -> dict[str, Any]:
+def _make_estimate(value: float, half: float | None, n: int) -> Estimate:
     interval = [value - half, value + half] if half is not None and half > _NO_SPREAD else None
     return {"value": value, "interval": interval, "n": n}

@@ -1,0 +1,31 @@
+"""What the server answers to a site that greets it."""
+
+from typing import TypedDict
+
+from pydantic import JsonValue
+
+
+class SmallNetworkTold(TypedDict):
+    """The network into which the trained one is compressed, and how."""
+
+    plan: dict[str, JsonValue]
+    is_trained_at_sites: bool
+
+
+class Hello(TypedDict, total=False):
+    """The answer; a server of another version may leave something out."""
+
+    versions: dict[str, str]
+    study: dict[str, JsonValue]
+    plan: dict[str, JsonValue]
+    small_network: SmallNetworkTold | None
+    expected_mean: tuple[float, float] | None
+    expected_std: tuple[float, float] | None
+    rounds: int
+    model_digest: str | None
+    round: int
+    round_deadline_s: float
+    time: str
+    """The server's, as it answers."""
+    site: str
+    """Who the site is to the server."""
