@@ -28,7 +28,7 @@ from fedmed.data import ImagePart, count_classes
 from fedmed.distillation import describe_teacher
 from fedmed.distillation.network import get_network
 from fedmed.errors import TrainingError
-from fedmed.fairness.disclosure.tables import release_site_tables, tell_everything
+from fedmed.fairness.disclosure.tables import disclose_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.protocol.kinds import ScoredPart
 from fedmed.protocol.messages import MODEL, REPORT, make_content, read_artefact
@@ -67,7 +67,7 @@ def describe(message: Message, context: Context) -> Message:
     hold back.
     """
     site, request = _open(message, context)
-    release = site.release_of("validation")
+    release = site.disclosure_of("validation")
     parts: tuple[ScoredPart, ...] = ("validation", "test")
     scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
     told = SiteDescription(
@@ -163,7 +163,7 @@ def score(message: Message, context: Context) -> Message:
     model_sha256 = str(request.model_sha256) if arrived is None else hash_model(arrived)
     tables = None
     if request.part == "test":
-        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.release_of("test"), site.name)
+        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.disclosure_of("test"), site.name)
     if tables is None:
         if packed is None:
             return _ask_for_model(message)
@@ -298,7 +298,7 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_compared_logits(network, request, site)
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
-    tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
+    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
     if is_test:
         files = site.files_of(request.plan)
         if site.is_hospital:

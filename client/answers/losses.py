@@ -15,7 +15,7 @@ from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
 from fedmed.errors import TrainingError
-from fedmed.fairness.figures.group_losses import release_group_losses, release_start_loss
+from fedmed.fairness.figures.group_losses import disclose_group_losses, disclose_start_loss
 from fedmed.fairness.figures.groups import assign_groups
 from fedmed.protocol.reading import explained
 from fedmed.protocol.reports import DistilReport, GroupLosses, TrainReport
@@ -56,9 +56,9 @@ def measure_risks(model: nn.Module, plan: Plan, site: Site) -> Risks:
     part, k = site.data.train, site.policy.suppression.k
     losses_N = cross_entropy(compute_logits(model, part, plan, device=site.device), part.labels, reduction="none")
     if plan.losses == "site":
-        return Risks(start_loss=release_start_loss(losses_N, k))
+        return Risks(start_loss=disclose_start_loss(losses_N, k))
     groups = _find_groups(part, plan, site.name)
-    return Risks() if groups is None else Risks(group_losses=release_group_losses(losses_N, groups, k))
+    return Risks() if groups is None else Risks(group_losses=disclose_group_losses(losses_N, groups, k))
 
 
 def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:

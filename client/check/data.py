@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from client.check.bench import Bench, CannotCheckError, CheckResult
+from client.check.context import CannotCheckError, CheckContext, CheckResult
 from client.check.results import CheckFailedError
 from client.hospital.site_data import Hospital
 from fedmed.data import ImagePart, count_classes
@@ -25,19 +25,19 @@ _MUCH_UNKNOWN = 0.2
 _SPLIT_KEYS = ("settings", "fingerprint", "classes")
 
 
-def check_data(bench: Bench, name: str) -> CheckResult:
+def check_data(context: CheckContext, name: str) -> CheckResult:
     """Read the labels, try every file and split the images into train, validation and test."""
-    state = bench.folder / WHOLE
-    bench.hospital = Hospital(bench.config.model_copy(update={"state_dir": str(state), "device": "cpu"}))
+    state = context.folder / WHOLE
+    context.hospital = Hospital(context.config.model_copy(update={"state_dir": str(state), "device": "cpu"}))
     try:
-        bench.site = bench.hospital.open_site()
+        context.site = context.hospital.open_site()
     except DataError as error:
-        skipped = _keep_skipped(bench, state)
+        skipped = _keep_skipped(context, state)
         if "max_bad_share" not in str(error):
             raise
-        limit = f"{bench.config.data.max_bad_share:.1%} of them (data.max_bad_share)"
-        raise CheckFailedError(f"{_describe_skipped(skipped)}; allowed: {limit}.", _advise_skipped(bench)) from None
-    site = bench.site
+        limit = f"{context.config.data.max_bad_share:.1%} of them (data.max_bad_share)"
+        raise CheckFailedError(f"{_describe_skipped(skipped)}; allowed: {limit}.", _advise_skipped(context)) from None
+    site = context.site
     parts = (site.data.train, site.data.validation, site.data.test)
     found = "{} images: {} for training, {} for validation, {} for the test".format(
         sum(map(len, parts)), *map(len, parts)
@@ -46,16 +46,16 @@ def check_data(bench: Bench, name: str) -> CheckResult:
         return CheckResult(
             name, "warning", found, "A part without images gives no figures for this site. Add images if there are any."
         )
-    skipped = _keep_skipped(bench, state)
+    skipped = _keep_skipped(context, state)
     if skipped:
-        return CheckResult(name, "warning", f"{found}. {_describe_skipped(skipped)}", _advise_skipped(bench))
+        return CheckResult(name, "warning", f"{found}. {_describe_skipped(skipped)}", _advise_skipped(context))
     return CheckResult(name, "ok", found)
 
 
-def check_splits(bench: Bench, name: str) -> CheckResult:
+def check_splits(context: CheckContext, name: str) -> CheckResult:
     """Compare the split with the one that this site has used so far."""
-    old = _read_index(Path(bench.config.state_dir) / "splits")
-    new = _read_index(bench.folder / WHOLE / "splits")
+    old = _read_index(Path(context.config.state_dir) / "splits")
+    new = _read_index(context.folder / WHOLE / "splits")
     if old is None or new is None:
         return CheckResult(name, "ok", "new: this site has not taken part yet")
     changed = [key for key in _SPLIT_KEYS if old.get(key) != new.get(key)]
@@ -68,9 +68,9 @@ def check_splits(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", "the same images are for training, validation and test as before")
 
 
-def check_exclusions(bench: Bench, name: str) -> CheckResult:
+def check_exclusions(context: CheckContext, name: str) -> CheckResult:
     """Count the images that are left out because patients withdrew."""
-    counts = bench.hospital.data.exclusion_counts if bench.hospital and bench.hospital.data else None
+    counts = context.hospital.data.exclusion_counts if context.hospital and context.hospital.data else None
     if counts is None:
         return CheckResult(name, "ok", "no list is named (exclude)")
     images = ", ".join(f"{number} {part}" for part, number in counts.images.items())
@@ -85,12 +85,12 @@ def check_exclusions(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-def check_classes(bench: Bench, name: str) -> CheckResult:
+def check_classes(context: CheckContext, name: str) -> CheckResult:
     """Compare the site's classes with the federation's."""
-    own = list(bench.get_site().data.classes)
-    if bench.plan is None:
+    own = list(context.get_site().data.classes)
+    if context.plan is None:
         raise CannotCheckError(f"{len(own)} classes here: {', '.join(own)}. The federation's are not known.")
-    wanted = bench.plan.classes
+    wanted = context.plan.classes
     if own == wanted:
         return CheckResult(name, "ok", f"{len(own)} classes, the federation's: {', '.join(own)}")
     found = f"here: {', '.join(own)}; the federation's: {', '.join(wanted)}"
@@ -109,9 +109,9 @@ def check_classes(bench: Bench, name: str) -> CheckResult:
     )
 
 
-def check_class_counts(bench: Bench, name: str) -> CheckResult:
+def check_class_counts(context: CheckContext, name: str) -> CheckResult:
     """Count the images of every class in every part."""
-    data = bench.get_site().data
+    data = context.get_site().data
     counts = [count_classes(part, len(data.classes)) for part in (data.train, data.validation, data.test)]
     by_class = {label: of_class for label, *of_class in zip(data.classes, *counts, strict=True)}
     found = "training/validation/test: " + ", ".join(
@@ -122,7 +122,7 @@ def check_class_counts(bench: Bench, name: str) -> CheckResult:
         return CheckResult(
             name, "warning", found, f"No training image of: {', '.join(untrained)}. Add some if you can."
         )
-    k_row = bench.config.policy.suppression.k_row
+    k_row = context.config.policy.suppression.k_row
     small = [label for label, (_, *scored) in by_class.items() if min(scored) < k_row]
     advice = ""
     if small:
@@ -133,9 +133,9 @@ def check_class_counts(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"{found}; shown here only", advice)
 
 
-def check_attributes(bench: Bench, name: str) -> CheckResult:
+def check_attributes(context: CheckContext, name: str) -> CheckResult:
     """Count the values of patient attributes."""
-    data = bench.get_site().data
+    data = context.get_site().data
     values: dict[str, Counter[str]] = {}
     for part in (data.train, data.validation, data.test):
         for attribute, found in part.attributes.items():
@@ -155,14 +155,14 @@ def check_attributes(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "warning" if advice else "ok", f"{'; '.join(texts)}; shown here only", " ".join(advice))
 
 
-def check_statistics(bench: Bench, name: str) -> CheckResult:
+def check_statistics(context: CheckContext, name: str) -> CheckResult:
     """Compare the pixels of some images with the range that the federation expects."""
-    mean, std, number = measure_pixels(bench.get_site().data.train)
+    mean, std, number = measure_pixels(context.get_site().data.train)
     found = f"mean {mean:.3f}, standard deviation {std:.3f} on a scale of 0 to 1 ({number} training images)"
-    if bench.hello is None:
+    if context.hello is None:
         raise CannotCheckError(f"{found}. The expected range is not known.")
     problems = []
-    expected_mean, expected_std = bench.hello.get("expected_mean"), bench.hello.get("expected_std")
+    expected_mean, expected_std = context.hello.get("expected_mean"), context.hello.get("expected_std")
     for what, value, expected in (("mean", mean, expected_mean), ("standard deviation", std, expected_std)):
         if expected is not None and not expected[0] <= value <= expected[1]:
             problems.append(f"the {what} is outside {expected[0]:g} to {expected[1]:g}")
@@ -203,14 +203,14 @@ def _read_index(folder: Path) -> dict[str, JsonValue] | None:
     return index
 
 
-def _keep_skipped(bench: Bench, state: Path) -> list[str]:
+def _keep_skipped(context: CheckContext, state: Path) -> list[str]:
     """Move the list of skipped rows to where a person can read it, and return their reasons."""
     source = state / "splits" / SKIPPED_FILE
     if not source.is_file():
         return []
     with source.open(newline="", encoding="utf-8") as file:
         reasons = [row["reason"] for row in csv.DictReader(file)]
-    target = bench.skipped_file
+    target = context.skipped_file
     target.write_bytes(source.read_bytes())
     target.chmod(0o600)
     return reasons
@@ -224,5 +224,5 @@ def _describe_skipped(reasons: list[str]) -> str:
     return f"{rows} cannot be used: {shown}{'; and others' if len(kinds) > 4 else ''}"
 
 
-def _advise_skipped(bench: Bench) -> str:
-    return f"All are listed in {bench.skipped_file}. Correct them, or leave them out of the table."
+def _advise_skipped(context: CheckContext) -> str:
+    return f"All are listed in {context.skipped_file}. Correct them, or leave them out of the table."

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from client.check.bench import Bench, CheckResult, NotApplicableError
+from client.check.context import CheckContext, CheckResult, NotApplicableError
 from client.check.network import judge_expiry
 from client.check.results import CheckFailedError
 from fedmed.keys import fingerprint, read_private_key
@@ -18,9 +18,9 @@ _ASK_KIT = "Put back the file from the kit of this site, or ask the coordinating
 _LEAST_FREE_BYTES = 2**30
 
 
-def check_settings(bench: Bench, name: str) -> CheckResult:
+def check_settings(context: CheckContext, name: str) -> CheckResult:
     """Say what client.yaml names; it has been read without error when this runs."""
-    config = bench.config
+    config = context.config
     found = f"site '{config.name}', server {config.server}, data from {config.data.source}"
     if config.insecure:
         return CheckResult(
@@ -36,18 +36,18 @@ def check_settings(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-def check_key(bench: Bench, name: str) -> CheckResult:
+def check_key(context: CheckContext, name: str) -> CheckResult:
     """Read the site's private key and show its fingerprint."""
-    key = read_private_key(Path(bench.config.key))
+    key = read_private_key(Path(context.config.key))
     line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     return CheckResult(
         name, "ok", f"readable by its owner only; fingerprint {fingerprint(line)}, as the coordinating site has it"
     )
 
 
-def check_release_key(bench: Bench, name: str) -> CheckResult:
+def check_release_key(context: CheckContext, name: str) -> CheckResult:
     """Read the public key with which released models are signed."""
-    path = Path(bench.config.release_key)
+    path = Path(context.config.release_key)
     text = _read(path)
     try:
         key = load_ssh_public_key(text.strip())
@@ -58,11 +58,11 @@ def check_release_key(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"fingerprint {fingerprint(text.decode())}")
 
 
-def check_authority(bench: Bench, name: str) -> CheckResult:
+def check_authority(context: CheckContext, name: str) -> CheckResult:
     """Read the certificate of the authority that the server's must be signed by."""
-    if bench.config.insecure:
+    if context.config.insecure:
         raise NotApplicableError("client.yaml says `insecure: true`: there is no TLS.")
-    path = Path(bench.config.ca)
+    path = Path(context.config.ca)
     try:
         certificates = x509.load_pem_x509_certificates(_read(path))
     except ValueError:
@@ -74,9 +74,9 @@ def check_authority(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", found) if valid else CheckResult(name, "failed", found, _ASK_KIT)
 
 
-def check_state(bench: Bench, name: str) -> CheckResult:
+def check_state(context: CheckContext, name: str) -> CheckResult:
     """Look whether the state folder can be written, and the room on its disk."""
-    state_dir = private_folder(Path(bench.config.state_dir))
+    state_dir = private_folder(Path(context.config.state_dir))
     free = shutil.disk_usage(state_dir).free
     found = f"can be written, for its owner only; {free / 2**30:.1f} GiB free"
     if free < _LEAST_FREE_BYTES:

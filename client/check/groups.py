@@ -5,23 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from client.check.bench import Bench, CheckResult
+from client.check.context import CheckContext, CheckResult
 from client.check.data import WHOLE
 from client.hospital.told_rows import CountedPart
 from fedmed.config import FairnessConfig
 from fedmed.data import ImagePart
 
 
-def check_groups(bench: Bench, name: str) -> CheckResult:
+def check_groups(context: CheckContext, name: str) -> CheckResult:
     """Say for validation and test how many rows (group, class) would be told under the site's thresholds.
 
     What the site has told before counts: rows that would differ by few images are withheld.
     """
-    told_before = Path(bench.config.state_dir) / "told_rows"
+    told_before = Path(context.config.state_dir) / "told_rows"
     if told_before.is_dir():
-        shutil.copytree(told_before, bench.folder / WHOLE / told_before.name, dirs_exist_ok=True)
-    fairness = bench.plan.fairness if bench.plan is not None else FairnessConfig()
-    site, texts, lost = bench.get_site(), [], set()
+        shutil.copytree(told_before, context.folder / WHOLE / told_before.name, dirs_exist_ok=True)
+    fairness = context.plan.fairness if context.plan is not None else FairnessConfig()
+    site, texts, lost = context.get_site(), [], set()
     for part in ("validation", "test"):
         images: ImagePart = getattr(site.data, part)
         counted = site.count_part(part, fairness)
@@ -33,7 +33,7 @@ def check_groups(bench: Bench, name: str) -> CheckResult:
             for attribute, plan in counted.plan.attributes.items()
             if len(images) and not (plan.counted | plan.rare).any()
         }
-    limits = bench.config.policy.suppression
+    limits = context.config.policy.suppression
     found = f"{'. '.join(texts)}. Groups from k = {limits.k} and rows from k_row = {limits.k_row} images are told"
     if lost:
         return CheckResult(

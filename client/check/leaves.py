@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 
-from client.check.bench import Bench, Check, CheckResult
+from client.check.context import Check, CheckContext, CheckResult
 from client.check.data import WHOLE
 from client.check.model import without_prompt_steps
 from client.check.teacher import find_small
@@ -78,17 +78,17 @@ def list_size_checks() -> tuple[Check, ...]:
     return tuple(Check(row.title, partial(_CHECKS_BY_HAND.get(row.name, _check_reply), row), _NEEDS) for row in rows)
 
 
-def _check_comparison(row: _Row, bench: Bench, name: str) -> CheckResult:
+def _check_comparison(row: _Row, context: CheckContext, name: str) -> CheckResult:
     """Say what leaves before the release; in the form of a reply, since there is nothing to compare yet."""
     # Imported late: it imports the ONNX runtime.
     from fedmed.export.compare import FormComparison  # noqa: PLC0415
     from fedmed.export.release_form import describe_comparison  # noqa: PLC0415
 
-    refusals = check_test(bench.config.policy, row.phase.part)
+    refusals = check_test(context.config.policy, row.phase.part)
     if refusals:
         return CheckResult(name, "ok", f"nothing: {refusals[0]}")
     form = Comparison("float32", 1e-6, 10.0, 0, 0, 0)
-    told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(bench.get_plan().classes)))
+    told = describe_comparison(FormComparison(form, form, [[0] * 4] * len(context.get_plan().classes)))
     report = FormsReport(model_sha256="0" * 64, artefact_sha256="0" * 64, comparison=told)
     parts = "; ".join(map(_describe_part, list_parts(make_content(REPORT, report.to_values()))))
     return CheckResult(name, "ok", f"{parts}, about: {row.kind.about}")
@@ -98,17 +98,17 @@ _CHECKS_BY_HAND = {"release": _check_comparison}
 """Kinds whose request cannot be made before the federation has ended."""
 
 
-def _check_reply(row: _Row, bench: Bench, name: str) -> CheckResult:
+def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     """Build one reply and list its parts."""
-    asked = _find_plan(row.name, bench)
+    asked = _find_plan(row.name, context)
     if isinstance(asked, str):
         return CheckResult(name, "ok", f"nothing: {asked}")
-    folder = bench.folder / (_SMALL if row.kind.counted_as else WHOLE)
+    folder = context.folder / (_SMALL if row.kind.counted_as else WHOLE)
     if folder.name == _SMALL:
-        _shrink_site(bench, folder)
+        _shrink_site(context, folder)
     try:
-        with use_threads(bench.config.threads):
-            reply = _ask(row, asked, bench, folder)
+        with use_threads(context.config.threads):
+            reply = _ask(row, asked, context, folder)
     except PolicyError as error:
         return CheckResult(name, "ok", f"nothing: {error}")
     parts = "; ".join(map(_describe_part, list_parts(reply.content)))
@@ -116,15 +116,15 @@ def _check_reply(row: _Row, bench: Bench, name: str) -> CheckResult:
     if not row.kind.counted_as:
         return CheckResult(name, "ok", f"{parts}: {json.dumps(told)}")
     if TABLES in reply.content:
-        return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(row.phase.part), bench)}")
-    is_planned = row.kind.compressed and row.compression == bench.get_plan().compression
+        return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(row.phase.part), context)}")
+    is_planned = row.kind.compressed and row.compression == context.get_plan().compression
     in_use = " (the plan's)" if is_planned else ""
     return CheckResult(name, "ok", f"{parts}{in_use}{_explain(row.kind, reply)}")
 
 
-def _find_plan(kind: str, bench: Bench) -> Plan | str:
+def _find_plan(kind: str, context: CheckContext) -> Plan | str:
     """Return the plan of the network that a request is about; or why there is no such request."""
-    plan, small, setting = bench.get_plan(), find_small(bench), KINDS[kind].setting
+    plan, small, setting = context.get_plan(), find_small(context), KINDS[kind].setting
     if setting is not None and not getattr(plan, setting):
         return f"the plan foresees no model of this site alone ({setting}: false)"
     if kind == "recalibrate" and plan.batch_norm != "recalibrate":
@@ -144,7 +144,7 @@ def _explain(kind: Kind, reply: Message) -> str:
     return f"; {kind.about}" if kind.about and kind.is_answered(reply.content, told) else ""
 
 
-def _ask(row: _Row, asked: Plan, bench: Bench, folder: Path) -> Message:
+def _ask(row: _Row, asked: Plan, context: CheckContext, folder: Path) -> Message:
     """Return the ClientApp's reply to a request as the server would make it."""
     plan = _settle(asked, row.compression)
     request, model, packed = Request(plan=plan), None, None
@@ -152,15 +152,15 @@ def _ask(row: _Row, asked: Plan, bench: Bench, folder: Path) -> Message:
         request = Request(plan=plan, round=1, part=row.phase.part)
         model = get_network(plan).pack()
     if row.name == "distil":
-        large = _settle(bench.get_plan(), "none")
+        large = _settle(context.get_plan(), "none")
         packed = get_network(large).pack()
         other = OtherModel(name=TEACHER, plan=large, sha256=hashlib.sha256(packed).hexdigest())
         request = Request(plan=plan, round=1, other=other, distil=_DISTIL)
     content = make_content(REQUEST, request.to_values(), model=model, other_model=packed)
     message = make_local_message(content, row.kind.flower)
-    settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(bench.config, folder))}
-    context = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
-    return app(message, context)
+    settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(context.config, folder))}
+    own = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
+    return app(message, own)
 
 
 def _settle(plan: Plan, compression: Compression) -> Plan:
@@ -178,16 +178,16 @@ def _write_settings(config: ClientConfig, folder: Path) -> Path:
     return file
 
 
-def _shrink_site(bench: Bench, folder: Path) -> None:
+def _shrink_site(context: CheckContext, folder: Path) -> None:
     """Make a state folder whose split has few images."""
-    source, target = bench.folder / WHOLE / "splits", folder / "splits"
+    source, target = context.folder / WHOLE / "splits", folder / "splits"
     if target.is_dir():
         return
     target.mkdir(parents=True)
     index = SplitIndex(**json.loads((source / "splits.json").read_text(encoding="utf-8")))
-    limits = bench.config.policy.suppression
+    limits = context.config.policy.suppression
     most = {"train": _TRAIN_ROWS, "validation": max(limits.k, limits.k_row), "test": max(limits.k, limits.k_row)}
-    keep = _make_filter(bench)
+    keep = _make_filter(context)
     rows = {site: _choose_rows(read_site(source, index, site), most, keep) for site in index.composition}
     common: CommonFields = {
         "settings": index.settings,
@@ -199,9 +199,9 @@ def _shrink_site(bench: Bench, folder: Path) -> None:
     write_splits(target, common, rows)
 
 
-def _make_filter(bench: Bench) -> Callable[[SplitRow], bool]:
+def _make_filter(context: CheckContext) -> Callable[[SplitRow], bool]:
     """Return whether an image may be used: those of patients who withdrew must not stand for the others."""
-    data = bench.get_site().data
+    data = context.get_site().data
     items = {*data.train.items, *data.validation.items, *data.test.items}
     return lambda row: row.item.key in items
 
@@ -224,15 +224,15 @@ def _describe_part(part: Part) -> str:
     return f"{part['name']} {format_bytes(part['bytes'])}{keys}"
 
 
-def _describe_tables(tables: SiteTables, part: str, bench: Bench) -> str:
+def _describe_tables(tables: SiteTables, part: str, context: CheckContext) -> str:
     """Say how large tables can become, by what they tell images apart, and which classes they count."""
     largest = ""
     if part == "test":
         number = len(pack_site_tables(_add_models(tables)))
         largest = f", up to {format_bytes(number)} with a temperature and the comparison with this site's own models"
-    data = bench.get_site().data
+    data = context.get_site().data
     images = getattr(data, part)
-    counted = bench.get_site().count_part(part, bench.get_plan().fairness).plan.attributes[SITE_ATTRIBUTE].counted
+    counted = context.get_site().count_part(part, context.get_plan().fairness).plan.attributes[SITE_ATTRIBUTE].counted
     classes = len(images.labels[torch.from_numpy(counted)].unique())
     scores = "with" if any(own.scores.any() for own in tables.models[FEDERATED].values()) else "without"
     return (

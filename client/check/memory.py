@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from client.check.bench import Bench, CheckResult
+from client.check.context import CheckContext, CheckResult
 from client.check.teacher import find_small
 from fedmed.config import Plan
 from fedmed.distillation import Teacher, get_teacher
@@ -22,18 +22,18 @@ _ACTIVATION_FACTOR = 2  # what a layer gives, and its gradient or an intermediat
 _COPIES = 3  # of a network in the process: as it came, unpacked, and as it goes
 
 
-def check_memory(bench: Bench, name: str) -> CheckResult:
+def check_memory(context: CheckContext, name: str) -> CheckResult:
     """Estimate what training needs and compare it with what is free."""
-    plan, network = bench.get_plan(), bench.get_network()
-    device = select_device(bench.config.device)
-    training, what = _estimate_training(bench)
-    small = find_small(bench)
+    plan, network = context.get_plan(), context.get_network()
+    device = select_device(context.config.device)
+    training, what = _estimate_training(context)
+    small = find_small(context)
     travelling = count_shared_bytes(network) + (0 if small is None else count_shared_bytes(get_network(small.plan)))
-    process = _COPIES * travelling + _estimate_cache_bytes(bench)
+    process = _COPIES * travelling + _estimate_cache_bytes(context)
     places = [("main memory", process + (training if device.type == "cpu" else 0), find_free_memory())]
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
-        places.append(("GPU memory", training, min(free, int(total * bench.config.policy.gpu_share))))
+        places.append(("GPU memory", training, min(free, int(total * context.config.policy.gpu_share))))
     found = "; ".join(f"about {need / GIB:.1f} of {free / GIB:.1f} GiB {place}" for place, need, free in places)
     found = f"{found}, for {what}"
     advice = (
@@ -100,9 +100,9 @@ def count_shared_bytes(network: Network) -> int:
     return sum(int(state[name].nbytes) for name in network.shared)
 
 
-def _estimate_training(bench: Bench) -> tuple[int, str]:
+def _estimate_training(context: CheckContext) -> tuple[int, str]:
     """Return the memory of the kind of training that needs most, and its networks in words."""
-    plan, network, small = bench.get_plan(), bench.get_network(), find_small(bench)
+    plan, network, small = context.get_plan(), context.get_network(), find_small(context)
     kinds = [(estimate_training_bytes(network.model, plan), "the network in training")]
     if plan.fopro is not None and plan.fopro.teacher.is_self:
         more = estimate_frozen_bytes(network.model, plan)
@@ -136,12 +136,12 @@ def _count_outputs(model: nn.Module, image_size: int) -> int:
     return total
 
 
-def _estimate_cache_bytes(bench: Bench) -> int:
+def _estimate_cache_bytes(context: CheckContext) -> int:
     """Return what decoded images will take: all of them if they fit into ``data.cache_mib``, judged by one."""
-    budget = bench.config.data.cache_mib * 2**20
-    if bench.site is None:
+    budget = context.config.data.cache_mib * 2**20
+    if context.site is None:
         return budget
-    data = bench.site.data
+    data = context.site.data
     images = sum(map(len, (data.train, data.validation, data.test)))
     return min(budget, images * data.train.images([0])[0].nbytes)
 

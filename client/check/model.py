@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from client.check.bench import Bench, CheckResult
+from client.check.context import CheckContext, CheckResult
 from client.check.memory import GIB, count_shared_bytes
 from client.check.results import CheckFailedError
 from client.check.teacher import find_small
@@ -28,14 +28,14 @@ _MODELS_ON_DISK = 12  # states of two or three rounds, the residual beside each;
 # released model while it is replaced
 
 
-def check_device(bench: Bench, name: str) -> CheckResult:
+def check_device(context: CheckContext, name: str) -> CheckResult:
     """Say what training will run on."""
-    device = select_device(bench.config.device)
+    device = select_device(context.config.device)
     if device.type == "cpu":
-        threads = bench.config.threads or os.cpu_count() or 1
+        threads = context.config.threads or os.cpu_count() or 1
         return CheckResult(name, "ok", f"CPU, {threads} threads on {os.cpu_count()} cores")
     free, total = torch.cuda.mem_get_info()
-    share = bench.config.policy.gpu_share
+    share = context.config.policy.gpu_share
     found = f"{torch.cuda.get_device_name(0)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < share * total / 2:
         return CheckResult(
@@ -44,23 +44,23 @@ def check_device(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"{found}; {share:.0%} may be used (policy.gpu_share)")
 
 
-def check_model(bench: Bench, name: str) -> CheckResult:
+def check_model(context: CheckContext, name: str) -> CheckResult:
     """Build the network and compare its definition with the server's."""
-    plan = bench.get_plan()
+    plan = context.get_plan()
     try_plan(plan)
-    bench.network = network = get_network(plan)
+    context.network = network = get_network(plan)
     parameters = sum(parameter.numel() for parameter in network.model.parameters())
     size = count_shared_bytes(network)
     found = f"{plan.model.name}, {parameters / 1e6:.1f} million parameters, {size / 2**20:.1f} MiB"
-    small = find_small(bench)
+    small = find_small(context)
     if small is not None:  # it comes with the large one in one message
         try_plan(small.plan)
         more = count_shared_bytes(get_network(small.plan))
         found, size = f"{found}; then compressed into {small.plan.model.name}, {more / 2**20:.1f} MiB", size + more
-    too_large = check_size(bench.config.policy, size)
+    too_large = check_size(context.config.policy, size)
     if too_large:
         raise CheckFailedError(f"{found}. {_say_refusal(too_large[0])}", too_large[0].advice)
-    wanted = (bench.hello or {}).get("model_digest")
+    wanted = (context.hello or {}).get("model_digest")
     if wanted is None:
         return CheckResult(name, "ok", f"{found}; the server has not told its digest yet")
     if wanted != network.digest():
@@ -72,13 +72,13 @@ def check_model(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"{found}; the same definition as at the server (digest {wanted[:12]})")
 
 
-def check_policy(bench: Bench, name: str) -> CheckResult:
+def check_policy(context: CheckContext, name: str) -> CheckResult:
     """Compare the plan with what this site allows."""
-    plan, policy = bench.get_plan(), bench.config.policy
-    small = find_small(bench)
+    plan, policy = context.get_plan(), context.config.policy
+    small = find_small(context)
     plans = [plan] if small is None else [plan, small.plan]
     refused = [*dict.fromkeys(refusal for one in plans for refusal in check_plan(policy, one))]
-    refused += check_disk(policy, Path(bench.config.state_dir))
+    refused += check_disk(policy, Path(context.config.state_dir))
     if refused:
         raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
     limited = check_hours(policy, datetime.now()) + check_test(policy, "test")
@@ -89,10 +89,10 @@ def check_policy(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", allowed)
 
 
-def check_room(bench: Bench, name: str) -> CheckResult:
+def check_room(context: CheckContext, name: str) -> CheckResult:
     """Compare what the plan's model needs in the state folder with what is free and allowed."""
-    state_dir, policy = Path(bench.config.state_dir), bench.config.policy
-    need = _MODELS_ON_DISK * count_shared_bytes(bench.get_network()) + _SPARE_DISK_BYTES
+    state_dir, policy = Path(context.config.state_dir), context.config.policy
+    need = _MODELS_ON_DISK * count_shared_bytes(context.get_network()) + _SPARE_DISK_BYTES
     used = measure_folder(state_dir)
     free = shutil.disk_usage(state_dir).free
     found = (
@@ -106,15 +106,15 @@ def check_room(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-def check_step(bench: Bench, name: str) -> CheckResult:
+def check_step(context: CheckContext, name: str) -> CheckResult:
     """Train on one batch, and say how long an epoch will take."""
-    plan, site = bench.get_plan(), bench.get_site()
-    device = select_device(bench.config.device)
+    plan, site = context.get_plan(), context.get_site()
+    device = select_device(context.config.device)
     steps = count_batches(len(site.data.train), plan.training.batch_size)
     size = math.ceil(len(site.data.train) / steps)
-    with use_threads(bench.config.threads):
+    with use_threads(context.config.threads):
         try:
-            step_s, peak = _time_step(bench.get_network(), site.data.train, size, plan, device)
+            step_s, peak = _time_step(context.get_network(), site.data.train, size, plan, device)
         except (MemoryError, torch.OutOfMemoryError):
             raise CheckFailedError(
                 f"The memory is not enough for one batch of {size} images.",
@@ -126,7 +126,7 @@ def check_step(bench: Bench, name: str) -> CheckResult:
         f"{size} images in {format_seconds(step_s)}; an epoch of {len(site.data.train)} images about "
         f"{format_seconds(step_s * steps)}, a round of {epochs} epochs {format_seconds(round_s)}{peak}"
     )
-    deadline = (bench.hello or {}).get("round_deadline_s")
+    deadline = (context.hello or {}).get("round_deadline_s")
     if deadline is not None and round_s > deadline:
         return CheckResult(
             name,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from client.check.bench import Bench, CannotCheckError, CheckResult, NotApplicableError
+from client.check.context import CannotCheckError, CheckContext, CheckResult, NotApplicableError
 from client.check.results import CheckFailedError
 from client.check.tls import check_tls, find_addresses, open_connection, read_date
 from fedmed.config import Plan
@@ -25,80 +25,82 @@ _EXACT_PACKAGES = ("fedmed", "flwr")
 _PACKAGES = (*_EXACT_PACKAGES, "torch")
 
 
-def check_address(bench: Bench, name: str) -> CheckResult:
+def check_address(context: CheckContext, name: str) -> CheckResult:
     """Look up the server's name."""
-    host, port = _get_direct_address(bench.config)
+    host, port = _get_direct_address(context.config)
     return CheckResult(name, "ok", f"{host} has the address {', '.join(find_addresses(host, port))}")
 
 
-def check_connection(bench: Bench, name: str) -> CheckResult:
+def check_connection(context: CheckContext, name: str) -> CheckResult:
     """Open a TCP connection."""
-    host, port = _get_direct_address(bench.config)
+    host, port = _get_direct_address(context.config)
     begin = time.perf_counter()
     with open_connection(host, port):
         milliseconds = 1000 * (time.perf_counter() - begin)
     return CheckResult(name, "ok", f"port {port} answers after {milliseconds:.0f} ms")
 
 
-def check_handshake(bench: Bench, name: str) -> CheckResult:
+def check_handshake(context: CheckContext, name: str) -> CheckResult:
     """Make a TLS connection that trusts the federation's authority only."""
-    host, port = _get_direct_address(bench.config)
-    _require_tls(bench.config)
-    version, certificate = check_tls(host, port, Path(bench.config.ca))
-    bench.certificate = certificate
+    host, port = _get_direct_address(context.config)
+    _require_tls(context.config)
+    version, certificate = check_tls(host, port, Path(context.config.ca))
+    context.certificate = certificate
     return CheckResult(name, "ok", f"{version}; the certificate is signed by our authority, '{certificate.issuer}'")
 
 
-def check_server_certificate(bench: Bench, name: str) -> CheckResult:
+def check_server_certificate(context: CheckContext, name: str) -> CheckResult:
     """Look at the dates of the server's certificate."""
-    _get_direct_address(bench.config)
-    _require_tls(bench.config)
-    return judge_expiry(name, bench.get_certificate().ends, "The coordinating site renews it; tell them if this stays.")
+    _get_direct_address(context.config)
+    _require_tls(context.config)
+    return judge_expiry(
+        name, context.get_certificate().ends, "The coordinating site renews it; tell them if this stays."
+    )
 
 
-def check_authentication(bench: Bench, name: str) -> CheckResult:
+def check_authentication(context: CheckContext, name: str) -> CheckResult:
     """Greet the server with this site's signature and keep its answer."""
     try:
-        with bench.connect(bench.config) as server:
+        with context.connect(context.config) as server:
             before = datetime.now(UTC)
             answer = server.hello()
             after = datetime.now(UTC)
     except ConnectionRefusedByServerError as error:  # its text is also for a client that goes on trying
         raise CheckFailedError(re.sub(r"(; |\. )[Tt]rying again[^.]*\.$", ".", str(error))) from None
-    bench.hello = answer
-    bench.clock_ahead_s = compare_clocks(before, _read_time(answer), after)
+    context.hello = answer
+    context.clock_ahead_s = compare_clocks(before, _read_time(answer), after)
     known = answer.get("site")
-    if known != bench.config.name:
+    if known != context.config.name:
         raise CheckFailedError(
-            f"The server knows this key as the site '{known}', client.yaml says name: {bench.config.name}.",
-            f"Write `name: {known}`, or use the kit that was made for '{bench.config.name}'.",
+            f"The server knows this key as the site '{known}', client.yaml says name: {context.config.name}.",
+            f"Write `name: {known}`, or use the kit that was made for '{context.config.name}'.",
         )
-    proxy = _name_proxy(bench.config)
+    proxy = _name_proxy(context.config)
     way = f" through the proxy {proxy}" if proxy else ""
     return CheckResult(name, "ok", f"the server knows this site as '{known}'{way}")
 
 
-def check_clock(bench: Bench, name: str) -> CheckResult:
+def check_clock(context: CheckContext, name: str) -> CheckResult:
     """Compare this machine's clock with the server's; without an answer, with the date in its refusal."""
-    if bench.clock_ahead_s is None:
-        bench.clock_ahead_s = _ask_date(bench.config)
-    if bench.clock_ahead_s is None:
+    if context.clock_ahead_s is None:
+        context.clock_ahead_s = _ask_date(context.config)
+    if context.clock_ahead_s is None:
         raise CannotCheckError("The server's time is not known, because it cannot be reached.")
-    difference = abs(bench.clock_ahead_s)
-    side = "ahead of" if bench.clock_ahead_s > 0 else "behind"
+    difference = abs(context.clock_ahead_s)
+    side = "ahead of" if context.clock_ahead_s > 0 else "behind"
     allowed = f"up to {CLOCK_AHEAD_S:g} s ahead, {CLOCK_BEHIND_S:g} s behind"
     found = f"this machine is {difference:.1f} s {side} the server; allowed: {allowed}"
     advice = "Switch on time synchronisation (NTP) on this machine."
-    if not -CLOCK_BEHIND_S <= bench.clock_ahead_s <= CLOCK_AHEAD_S:
+    if not -CLOCK_BEHIND_S <= context.clock_ahead_s <= CLOCK_AHEAD_S:
         return CheckResult(name, "failed", found, advice)
     if difference > CLOCK_WARNING_S:
         return CheckResult(name, "warning", found, advice)
     return CheckResult(name, "ok", found if difference >= 0.05 else "no difference to the server could be measured")
 
 
-def check_versions(bench: Bench, name: str) -> CheckResult:
+def check_versions(context: CheckContext, name: str) -> CheckResult:
     """Compare the versions of fedmed, flwr and torch with the server's."""
-    told = (bench.hello or {}).get("versions", {})
+    told = (context.hello or {}).get("versions", {})
     own = find_versions(*_PACKAGES)
     other = {package: str(told.get(package, "unknown")) for package in _PACKAGES}
     differing = [package for package in _PACKAGES if other[package] != own[package]]
@@ -114,13 +116,13 @@ def check_versions(bench: Bench, name: str) -> CheckResult:
     )
 
 
-def check_plan(bench: Bench, name: str) -> CheckResult:
+def check_plan(context: CheckContext, name: str) -> CheckResult:
     """Read what the server plans."""
-    hello = bench.hello or {}
+    hello = context.hello or {}
     if hello.get("plan") is None:
         raise CannotCheckError("The server has no plan yet; run --check again when the coordinating site has started.")
     try:
-        bench.plan = plan = Plan.model_validate(hello["plan"])
+        context.plan = plan = Plan.model_validate(hello["plan"])
     except ValidationError:
         raise CheckFailedError(
             "The server's plan cannot be read here.", "Server and site must run the same version of fedmed."

@@ -1,17 +1,17 @@
 """``flower-client --check``: everything that can be tried without taking part.
 
-=========================  ===========================================================================
-``preflight_bench``        a check, its result, and what all checks share
-``preflight_files``        settings, keys, certificate of the authority, state folder
-``preflight_network``      way to the server and its answer; ``tls_probe`` looks at the raw connection
-``preflight_data``         files, classes, attributes, pixels
-``extensions``             code from outside fedmed: what the plan wants, what is allowed and installed
-``preflight_groups``       patient groups, and what of them would be withheld
-``preflight_networks``     the frozen teacher, and the small network of a compression
-``preflight_model``        processor, model, disk, policy, one training step
-``preflight_memory``       what training needs of the memory
-``preflight_sizes``        what would leave: the replies are built and thrown away
-=========================  ===========================================================================
+==============  ===========================================================================
+``context``     a check and what all checks share; ``results`` how one ends
+``files``       settings, keys, certificate of the authority, state folder
+``network``     way to the server and its answer; ``tls`` looks at the raw connection
+``data``        files, classes, attributes, pixels
+``extensions``  code from outside fedmed: what the plan wants, what is allowed and installed
+``groups``      patient groups, and what of them would be withheld
+``teacher``     the frozen teacher, and the small network of a compression
+``model``       processor, model, disk, policy, one training step
+``memory``      what training needs of the memory
+``leaves``      what would leave: the replies are built and thrown away
+==============  ===========================================================================
 
 Nothing is sent except a signed greeting. What the checks write lies in ``state_dir/check`` and is removed, except for
 the list of rows that cannot be used.
@@ -29,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from client.check.bench import Bench, Check, CheckResult, Server, run_check
+from client.check.context import Check, CheckContext, CheckResult, Server, run_check
 from client.check.data import (
     check_attributes,
     check_class_counts,
@@ -122,12 +122,12 @@ def run_preflight(
     """
     results: list[CheckResult] = []
     blocked: dict[str, str] = {}
-    with _Workshop(Path(config.state_dir)) as workshop, allow_only(config.policy.extensions, config.own_code):
-        bench = Bench(config, offline, connect or _connect, workshop.folder, workshop.skipped_file)
+    with _CheckFolder(Path(config.state_dir)) as workshop, allow_only(config.policy.extensions, config.own_code):
+        context = CheckContext(config, offline, connect or _connect, workshop.folder, workshop.skipped_file)
         for check in CHECKS:
             if on_start is not None:
                 on_start(check.name)
-            result, reason = run_check(check, bench, blocked)
+            result, reason = run_check(check, context, blocked)
             results.append(result)
             if reason is not None:
                 blocked[check.name] = reason
@@ -181,7 +181,7 @@ def _connect(config: ClientConfig) -> Server:
     return Fleet(config)
 
 
-class _Workshop:
+class _CheckFolder:
     """A folder for the checks, and what is left of it.
 
     It is in the state folder, because it names images and patients; where that cannot be written, the check that says
@@ -193,7 +193,7 @@ class _Workshop:
         self.skipped_file = self._root / "skipped_rows.csv"
         self.folder = self._root
 
-    def __enter__(self) -> "_Workshop":
+    def __enter__(self) -> "_CheckFolder":
         try:
             shutil.rmtree(self._root, ignore_errors=True)  # of an earlier check
             self._root.mkdir(mode=0o700, parents=True)

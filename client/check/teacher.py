@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from client.check.bench import Bench, CheckResult
+from client.check.context import CheckContext, CheckResult
 from client.check.results import CheckFailedError
 from client.guard.policy import check_plan
 from fedmed.config import Plan, TeacherPlan
@@ -34,9 +34,9 @@ class SmallNetwork:
     is_trained_here: bool
 
 
-def check_teacher(bench: Bench, name: str) -> CheckResult:
+def check_teacher(context: CheckContext, name: str) -> CheckResult:
     """Load the frozen network that the site's training learns from."""
-    plan, config = bench.get_plan(), bench.config
+    plan, config = context.get_plan(), context.config
     for refusal in check_plan(config.policy, plan):
         if refusal.key == "allow_download":
             raise CheckFailedError(f"{refusal.found}; policy.allow_download: {refusal.allowed}", refusal.advice)
@@ -50,7 +50,7 @@ def check_teacher(bench: Bench, name: str) -> CheckResult:
     return CheckResult(name, "ok", _describe_teacher(plan.fopro.teacher, take_teacher(plan.fopro)))
 
 
-def find_small(bench: Bench) -> SmallNetwork | None:
+def find_small(context: CheckContext) -> SmallNetwork | None:
     """Return the small network that the server's answer tells of; None if there is to be none.
 
     Raises
@@ -58,7 +58,7 @@ def find_small(bench: Bench) -> SmallNetwork | None:
     CheckFailedError
         If the answer cannot be read.
     """
-    told = (bench.hello or {}).get("small_network")
+    told = (context.hello or {}).get("small_network")
     if told is None:
         return None
     try:

@@ -25,7 +25,7 @@ _MAX_HEAD_BYTES = 16384
 
 
 @dataclass(frozen=True)
-class Certificate:
+class ServerCertificate:
     """What a certificate says."""
 
     subject: str
@@ -91,7 +91,7 @@ def open_connection(host: str, port: int, timeout_s: float = TIMEOUT_S) -> Itera
         yield connection
 
 
-def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, Certificate]:
+def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, ServerCertificate]:
     """Make a TLS connection that trusts one authority only.
 
     Parameters
@@ -99,7 +99,7 @@ def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S)
     host, port : str, int
         The server.
     ca_file : Path
-        Certificate of the authority, or several.
+        ServerCertificate of the authority, or several.
     timeout_s : float
         Longest wait for an answer.
 
@@ -107,7 +107,7 @@ def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S)
     -------
     version : str
         For example ``TLSv1.3``.
-    certificate : Certificate
+    certificate : ServerCertificate
         The server's.
 
     Raises
@@ -165,7 +165,7 @@ def _parse_date(head: bytes) -> datetime | None:
         return None
 
 
-def _look_at_certificate(host: str, port: int, timeout_s: float) -> Certificate | None:
+def _look_at_certificate(host: str, port: int, timeout_s: float) -> ServerCertificate | None:
     """Return the certificate that the server presents, unchecked: it is only shown, and nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -179,14 +179,14 @@ def _look_at_certificate(host: str, port: int, timeout_s: float) -> Certificate 
     return None
 
 
-def _read_certificate(data: bytes) -> Certificate:
+def _read_certificate(data: bytes) -> ServerCertificate:
     certificate = x509.load_der_x509_certificate(data)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = x509.SubjectAlternativeName([])
     addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
-    return Certificate(
+    return ServerCertificate(
         subject=certificate.subject.rfc4514_string(),
         issuer=certificate.issuer.rfc4514_string(),
         names=(*names.get_values_for_type(x509.DNSName), *addresses),

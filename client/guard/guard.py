@@ -24,7 +24,7 @@ from client.guard.message_parts import Part, list_parts, shorten_part
 from client.guard.outside_code import check_extensions
 from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, refuse
 from client.guard.requests import Request, read_request, try_plan
-from client.hospital.site_data import Hospital, choose_release, find_hospital
+from client.hospital.site_data import Hospital, choose_disclosure, find_hospital
 from fedmed.aggregation.divergence_rule import find_divergence_breach
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
@@ -131,7 +131,7 @@ class Guard:
             self._audit.append("exclusions", **asdict(counts))
             self._exclusions = counts
 
-    def release(self, message: Message, request: Request, reply: Message, site: str) -> None:
+    def let_out(self, message: Message, request: Request, reply: Message, site: str) -> None:
         """Check a reply against the list of what may leave, and record it. It may leave after this returns.
 
         Raises
@@ -189,7 +189,7 @@ class Guard:
 
     def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:
         tables, k = read_tables(reply), self._policy.suppression.k
-        breach = find_breach(tables, choose_release(self._policy, request.part), site)
+        breach = find_breach(tables, choose_disclosure(self._policy, request.part), site)
         if breach is not None:
             return f"its tables must not leave, because {breach}"
         if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.counts.sum() >= k:
@@ -203,7 +203,7 @@ class Guard:
             return "its comparison of the model's forms is malformed"
         if isinstance(found, str):  # words of ours about what the server has sent
             return None
-        breach = release_form.find_breach(found, choose_release(self._policy, request.part))
+        breach = release_form.find_breach(found, choose_disclosure(self._policy, request.part))
         return None if breach is None else f"its comparison must not leave, because {breach}"
 
 
@@ -226,7 +226,7 @@ def guard_messages(message: Message, context: Context, call_next: Callable[[Mess
             guard.note_exclusions(hospital)
             reply = call_next(message, context)
             guard.note_exclusions(hospital)
-            guard.release(message, request, reply, hospital.config.name)
+            guard.let_out(message, request, reply, hospital.config.name)
     except (Exception, SystemExit) as error:
         explained = _explain(error)
         _logger.warning("A request was not answered: %s", tame(describe_error(explained), 2000))

@@ -17,7 +17,7 @@ from fedmed.config.client import ClientConfig, PolicyConfig, load_client_config
 from fedmed.data import ImagePart, SiteData, load_site
 from fedmed.distillation import set_teacher_file, use_teacher_file
 from fedmed.errors import FedmedError, WireError
-from fedmed.fairness.disclosure.tables import Release, find_breach
+from fedmed.fairness.disclosure.tables import Disclosure, find_breach
 from fedmed.fairness.figures.groups import check_attribute
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SiteTables
@@ -53,7 +53,7 @@ class RunFiles:
         """What is kept between rounds."""
         return SiteState(self.folder / "state")
 
-    def read_test_tables(self, model_sha256: str, release: Release, site: str) -> SiteTables | None:
+    def read_test_tables(self, model_sha256: str, disclosure: Disclosure, site: str) -> SiteTables | None:
         """Return the stored answer to a test of this model, so that test images are scored once only.
 
         None if there is none, or if the site has raised its thresholds since.
@@ -66,7 +66,7 @@ class RunFiles:
         except WireError:
             _logger.warning("The stored test tables of a model are damaged; its test images are scored again.")
             return None
-        return None if find_breach(tables, release, site) else tables
+        return None if find_breach(tables, disclosure, site) else tables
 
     def store_test_tables(
         self, model_sha256: str, tables: SiteTables, own: SiteTables | None = None, rows: bytes | None = None
@@ -122,9 +122,9 @@ class Site:
             raise WireError("The server's plan has no run_id, without which a site cannot tell its runs apart.")
         return RunFiles(self.folder / plan.run_id)
 
-    def release_of(self, part: str) -> Release:
+    def disclosure_of(self, part: str) -> Disclosure:
         """Return what of an evaluation of ``validation`` or ``test`` may leave."""
-        return choose_release(self.policy, part)
+        return choose_disclosure(self.policy, part)
 
     def count_part(self, part: str, fairness: FairnessConfig) -> CountedPart:
         """Return which images of ``train``, ``validation`` or ``test`` are counted in what leaves this site.
@@ -140,7 +140,7 @@ class Site:
             if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
-        return count_part(images, self.name, fairness, self.release_of(part), folder / "told_rows" / f"{part}.json")
+        return count_part(images, self.name, fairness, self.disclosure_of(part), folder / "told_rows" / f"{part}.json")
 
 
 class Hospital:
@@ -255,7 +255,7 @@ def _claim_device(config: ClientConfig) -> torch.device:
     return device
 
 
-def choose_release(policy: PolicyConfig, part: str | None) -> Release:
+def choose_disclosure(policy: PolicyConfig, part: str | None) -> Disclosure:
     """Return what of an evaluation of ``validation`` or ``test`` may leave."""
     limits = policy.suppression
-    return Release(limits.k, limits.k_row, scores=part == "test" or policy.validation_scores)
+    return Disclosure(limits.k, limits.k_row, scores=part == "test" or policy.validation_scores)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from fedmed.config import FairnessConfig
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
-from fedmed.fairness.disclosure.rows import Release, ReleasePlan, Told, plan_release
+from fedmed.fairness.disclosure.rows import Disclosure, DisclosurePlan, ToldRows, plan_disclosure
 from fedmed.fairness.figures.groups import assign_groups
 from fedmed.processes import private_folder, write_secret
 
@@ -29,13 +29,15 @@ class CountedPart:
 
     groups: dict[str, tuple[str, ...]]
     """Attribute to the group of each image."""
-    plan: ReleasePlan
+    plan: DisclosurePlan
 
 
-_planned: WeakKeyDictionary[ImagePart, dict[tuple[str, Release, Path], CountedPart]] = WeakKeyDictionary()
+_planned: WeakKeyDictionary[ImagePart, dict[tuple[str, Disclosure, Path], CountedPart]] = WeakKeyDictionary()
 
 
-def count_part(part: ImagePart, site: str, fairness: FairnessConfig, release: Release, record: Path) -> CountedPart:
+def count_part(
+    part: ImagePart, site: str, fairness: FairnessConfig, disclosure: Disclosure, record: Path
+) -> CountedPart:
     """Choose the images of a part that are counted; the same as before while the part is.
 
     Parameters
@@ -46,7 +48,7 @@ def count_part(part: ImagePart, site: str, fairness: FairnessConfig, release: Re
         Name of the site.
     fairness : FairnessConfig
         Which patient groups are told apart.
-    release : Release
+    disclosure : Disclosure
         The site's thresholds; with thresholds of 1 everything is counted and nothing recorded.
     record : Path
         File that keeps what has been told; it is on the disk when this returns.
@@ -58,12 +60,12 @@ def count_part(part: ImagePart, site: str, fairness: FairnessConfig, release: Re
     FedmedError
         If the attributes cannot be used, or the file cannot be written.
     """
-    key = (fairness.model_dump_json(), release, record)
+    key = (fairness.model_dump_json(), disclosure, record)
     known = _planned.setdefault(part, {})
     if key not in known:
         groups = assign_groups(site, part.attributes, fairness, len(part))
-        told = read_told(record) if max(release.k, release.k_row) > 1 else Told()
-        plan = plan_release(part.labels, groups, [_hash_item(item) for item in part.items], release, told)
+        told = read_told(record) if max(disclosure.k, disclosure.k_row) > 1 else ToldRows()
+        plan = plan_disclosure(part.labels, groups, [_hash_item(item) for item in part.items], disclosure, told)
         if plan.told != told:
             private_folder(record.parent)
             write_secret(record, _encode(plan.told))
@@ -71,7 +73,7 @@ def count_part(part: ImagePart, site: str, fairness: FairnessConfig, release: Re
     return known[key]
 
 
-def read_told(record: Path) -> Told:
+def read_told(record: Path) -> ToldRows:
     """Return what a site has told, nothing where there is no file yet.
 
     Raises
@@ -86,14 +88,14 @@ def read_told(record: Path) -> Told:
         def read_sets(key: str) -> frozenset[frozenset[str]]:
             return frozenset(frozenset(ids[index] for index in row) for row in values[key])
 
-        return Told(
+        return ToldRows(
             classes={ids[index]: int(label) for index, label in values["classes"]},
             rows=read_sets("rows"),
             set_aside=frozenset(ids[index] for index in values["set_aside"]),
             protected=read_sets("protected"),
         )
     except FileNotFoundError:
-        return Told()
+        return ToldRows()
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise RunFolderError(
             f"{record}, in which this site keeps which images it has counted so far, cannot be read "
@@ -102,7 +104,7 @@ def read_told(record: Path) -> Told:
         ) from error
 
 
-def _encode(told: Told) -> bytes:
+def _encode(told: ToldRows) -> bytes:
     ids = sorted({*told.classes, *told.set_aside, *(item for row in told.protected for item in row)})
     index = {item: number for number, item in enumerate(ids)}
 

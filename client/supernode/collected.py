@@ -15,7 +15,7 @@ class Collected:
     """What this site knows of federations that have ended."""
 
     manifest_sha256: str | None = None
-    """Release that was collected last and reported; None: none yet."""
+    """Disclosure that was collected last and reported; None: none yet."""
     run_ids: tuple[str, ...] = ()
     """Runs whose model is home."""
 

@@ -29,7 +29,7 @@ class Task(TypedDict):
     """Most bytes of all arrays together, if this site allows another size than 2 GiB."""
 
 
-class Told(TypedDict, total=False):
+class WorkerTold(TypedDict, total=False):
     """What the worker says, beside the objects of a reply."""
 
     kind: str

@@ -20,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import inflate_message, take_apart
-from client.supernode.pipe import Blob, Pipe, Task, Told
+from client.supernode.pipe import Blob, Pipe, Task, WorkerTold
 from fedmed.errors import FedmedError, describe_error
 from fedmed.processes import set_up_logging, watch_parent
 from fedmed.protocol.apps import load_app, warm_up
@@ -38,7 +38,7 @@ class WorkerAnswer:
     """Why the work was not done, in full; it may name files and never leaves the site. None: it was done."""
 
 
-class Worker:
+class SiteWorker:
     """Turns requests into replies.
 
     Parameters
@@ -112,10 +112,10 @@ def explain_locally(error: BaseException) -> str:
     return text if isinstance(error, FedmedError) and text else type(error).__name__
 
 
-def serve(pipe: Pipe[Told, Task], client_app: str, threads: int, device_wish: str = "auto") -> int:
+def serve(pipe: Pipe[WorkerTold, Task], client_app: str, threads: int, device_wish: str = "auto") -> int:
     """Answer tasks until the other end is gone; return the exit code."""
     try:
-        worker = Worker(load_app(client_app, ClientApp))
+        worker = SiteWorker(load_app(client_app, ClientApp))
         warm_up(threads, device_wish)
     except (Exception, SystemExit) as error:
         _logger.exception("The app cannot be loaded.")

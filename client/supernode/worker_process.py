@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.supernode.pipe import Pipe, Task, Told
+from client.supernode.pipe import Pipe, Task, WorkerTold
 from fedmed.errors import FedmedError, PolicyError, ProcessError
 from fedmed.processes import Child, child_environment
 
@@ -61,7 +61,7 @@ class WorkerProcess:
         self._output = logs / "worker.out"
         self._environment = child_environment(state_dir / "flwr")
         self._child: Child | None = None
-        self._pipe: Pipe[Task, Told] | None = None
+        self._pipe: Pipe[Task, WorkerTold] | None = None
         self._is_ready = False
         self._num_failed_starts = 0
 
@@ -151,7 +151,7 @@ class WorkerProcess:
                     os.killpg(self._child.pid, signal.SIGKILL)  # with the processes that it started itself
             self._child.stop()
 
-    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> Pipe[Task, Told]:
+    def _wait_until_ready(self, deadline: float, check: Callable[[], None]) -> Pipe[Task, WorkerTold]:
         while True:
             assert self._pipe is not None, "start comes first"
             if self._is_ready:
@@ -172,7 +172,7 @@ class WorkerProcess:
                 )
             self.start()
 
-    def _wait(self, pipe: Pipe[Task, Told], deadline: float, check: Callable[[], None]) -> None:
+    def _wait(self, pipe: Pipe[Task, WorkerTold], deadline: float, check: Callable[[], None]) -> None:
         while not pipe.wait(min(_TICK_S, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
                 raise WorkerLateError("the worker process did not finish in time")

@@ -18,7 +18,7 @@ LOCAL_SETTINGS = ("address", "listen", "alternative_names", "keys", "run_dir", "
 """Keys of ``server.yaml`` that concern the server's machine and are no part of a report."""
 
 
-class StudyConfig(Section):
+class EthicsConfig(Section):
     """What the federation is for."""
 
     id: str = "unnamed"
@@ -41,7 +41,7 @@ class ServerConfig(FederationConfig):
     classes: Annotated[list[str], Field(min_length=2)]
     """Class names in order, the same at every site."""
     data: SitesData = SitesData()
-    study: StudyConfig = StudyConfig()
+    study: EthicsConfig = EthicsConfig()
     keys: str | None = None
     """Folder made by ``--provision``; null: the folder of this file."""
     run_dir: str = "run"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fedmed.data.sources.decoding import find_image_fault
-from fedmed.data.sources.raw_table import RawTable, Row
+from fedmed.data.sources.raw_table import ImageRow, RawTable
 from fedmed.errors import DataError, suggest_nearest
 
 SKIPPED_FILE = "skipped_rows.csv"
@@ -25,7 +25,7 @@ class SkippedRow:
     reason: str
 
 
-def check_rows(table: RawTable) -> tuple[list[Row], list[SkippedRow]]:
+def check_rows(table: RawTable) -> tuple[list[ImageRow], list[SkippedRow]]:
     """Sort out the rows that cannot be used.
 
     Left out are rows that are broken, without file, label or site, with a label that is no class, whose file is missing
@@ -39,7 +39,7 @@ def check_rows(table: RawTable) -> tuple[list[Row], list[SkippedRow]]:
 
     Returns
     -------
-    kept, skipped : list of Row, list of SkippedRow
+    kept, skipped : list of ImageRow, list of SkippedRow
         ``kept`` is sorted by item, so that nothing later depends on the order of the source's rows.
 
     Raises
@@ -48,7 +48,7 @@ def check_rows(table: RawTable) -> tuple[list[Row], list[SkippedRow]]:
         If a path leaves the source's folder.
     """
     skipped: dict[int, SkippedRow] = {}
-    kept: list[Row] = []
+    kept: list[ImageRow] = []
     for row in table.rows:
         reason = _find_row_fault(row, table)
         if reason is None:
@@ -91,14 +91,14 @@ def refuse_too_many(table: RawTable, skipped: Sequence[SkippedRow], max_share: f
         )
 
 
-def choose_classes(table: RawTable, kept: Iterable[Row], *, every_class: bool = True) -> tuple[str, ...]:
+def choose_classes(table: RawTable, kept: Iterable[ImageRow], *, every_class: bool = True) -> tuple[str, ...]:
     """Return the classes in order: the listed ones, or the sorted labels.
 
     Parameters
     ----------
     table : RawTable
         The source.
-    kept : iterable of Row
+    kept : iterable of ImageRow
         Its usable rows.
     every_class : bool
         Whether a listed class needs an image. One hospital of a federation may lack a class; all images together may
@@ -125,7 +125,7 @@ def choose_classes(table: RawTable, kept: Iterable[Row], *, every_class: bool = 
     return classes
 
 
-def _find_row_fault(row: Row, table: RawTable) -> str | None:
+def _find_row_fault(row: ImageRow, table: RawTable) -> str | None:
     if row.fault is not None:
         return row.fault
     if not row.item:
@@ -140,8 +140,8 @@ def _find_row_fault(row: Row, table: RawTable) -> str | None:
     return "no site" if table.has_sites and not row.site else None
 
 
-def _find_repeated(rows: Sequence[Row], root: Path, where: str) -> dict[int, str]:
-    by_file: dict[str, list[Row]] = defaultdict(list)
+def _find_repeated(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, str]:
+    by_file: dict[str, list[ImageRow]] = defaultdict(list)
     for row in rows:
         by_file[_resolve_inside(row, root, where)].append(row)
     faults: dict[int, str] = {}
@@ -154,13 +154,13 @@ def _find_repeated(rows: Sequence[Row], root: Path, where: str) -> dict[int, str
     return faults
 
 
-def _find_unreadable(rows: Sequence[Row], root: Path, where: str) -> dict[int, str]:
+def _find_unreadable(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, str]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:  # decoding releases the interpreter's lock
         faults = pool.map(lambda row: find_image_fault(root / row.item), rows, chunksize=64)
         return {row.place: fault for row, fault in zip(rows, faults, strict=True) if fault is not None}
 
 
-def _resolve_inside(row: Row, root: Path, where: str) -> str:
+def _resolve_inside(row: ImageRow, root: Path, where: str) -> str:
     """Return the file's true path, which must lie in the folder: a table must not reach other files of the machine."""
     problem = None
     if PurePosixPath(row.item).is_absolute() or PureWindowsPath(row.item).drive:
@@ -173,6 +173,6 @@ def _resolve_inside(row: Row, root: Path, where: str) -> str:
             return true_path
         problem = f"leaves that folder (it leads to '{true_path}')"
     raise DataError(
-        f"Row {row.place} of {where}: the path '{row.item}' {problem}. Allowed: paths relative to the folder "
+        f"ImageRow {row.place} of {where}: the path '{row.item}' {problem}. Allowed: paths relative to the folder "
         f"'{root}' (data.root) and inside it, symbolic links included. Move or copy the images there."
     )

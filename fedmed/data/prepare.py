@@ -8,7 +8,7 @@ from fedmed.config import DataConfig, PhantomData
 from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
 from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom.cohort import generate_site, phantom_classes, phantom_site_names
-from fedmed.data.sources.raw_table import RawTable, Row
+from fedmed.data.sources.raw_table import ImageRow, RawTable
 from fedmed.data.sources.tables import read_table
 from fedmed.data.split_files import CommonFields, SplitIndex, SplitRow, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
@@ -147,7 +147,7 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
     return write_splits(splits_dir, common, rows)
 
 
-def _make_item(row: Row, classes: Sequence[str]) -> Item:
+def _make_item(row: ImageRow, classes: Sequence[str]) -> Item:
     return Item(
         key=row.item,
         label=classes.index(row.label),

@@ -95,7 +95,7 @@ def _describe_use(manifest: "ModelManifest") -> str:
         f"{manifest['chosen_round']} was chosen on validation images"
         + (f"; for the site {_plain(manifest['site'])} only, with its own BatchNorm" if manifest.get("site") else "")
         + f". Study: {_plain(plan['study'])}; approval: {_plain(plan['approval'] or 'none stated')}. "
-        f"Release: {_plain(release.get('kind', 'not stated'))}{by}.",
+        f"Disclosure: {_plain(release.get('kind', 'not stated'))}{by}.",
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fedmed.errors import WireError, tame
 from fedmed.export.manifest import ManifestChanges, ModelManifest, PooledComparison, describe_errors, read_manifest
 from fedmed.export.model_card import ReportData, write_model_card
-from fedmed.fairness.disclosure.tables import Release, counts_may_leave
+from fedmed.fairness.disclosure.tables import Disclosure, counts_may_leave
 from fedmed.protocol.release import CARD_FILE, MANIFEST_FILE
 from fedmed.protocol.reports import FormDifference, FormsCompared, FormsProblem
 from fedmed.reparameterization import Comparison, join
@@ -70,10 +70,10 @@ def read_answer(told: FormsCompared | FormsProblem, num_classes: int) -> "FormCo
     return FormComparison(_read(told.deploy), _read(told.onnx), told.paired)
 
 
-def find_breach(comparison: "FormComparison", release: Release) -> str | None:
+def find_breach(comparison: "FormComparison", disclosure: Disclosure) -> str | None:
     """Return why a comparison must not leave a site, or None: a class or all of them with too few images."""
     counts = [sum(row) for row in comparison.paired]
-    return None if counts_may_leave(counts, release) else "it is about fewer images than may be counted"
+    return None if counts_may_leave(counts, disclosure) else "it is about fewer images than may be counted"
 
 
 def pool(comparisons: Mapping[str, "FormComparison"]) -> PooledComparison:

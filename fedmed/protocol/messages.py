@@ -29,7 +29,7 @@ from fedmed.formats import MESSAGE
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.kinds import ARTEFACT, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
-from fedmed.protocol.reading import Told
+from fedmed.protocol.reading import MessageForm
 from fedmed.protocol.reports import MissingModel
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
 
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 STYPE = "safetensors"
-T = TypeVar("T", bound=Told)
+T = TypeVar("T", bound=MessageForm)
 
 
 def make_content(
@@ -77,7 +77,7 @@ def make_content(
     kind : {"request", "report"}
         Which way it goes.
     values : mapping
-        JSON values, see :meth:`fedmed.protocol.reading.Told.to_values`.
+        JSON values, see :meth:`fedmed.protocol.reading.MessageForm.to_values`.
     model : bytes, optional
         From :func:`pack_tensors`.
     tables : SiteTables, optional

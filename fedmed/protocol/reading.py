@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
 Sha256 = Annotated[str, Field(pattern=f"^{SHA256.pattern}$")]
 
 
-class Told(BaseModel):
+class MessageForm(BaseModel):
     """What one side tells the other: closed, unchangeable and strict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -58,7 +58,7 @@ class Told(BaseModel):
 
 
 @contextmanager
-def explained(form: type[Told], error: type[FedmedError]) -> Iterator[None]:
+def explained(form: type[MessageForm], error: type[FedmedError]) -> Iterator[None]:
     """Turn what pydantic says of a class into one sentence for the staff."""
     try:
         yield
@@ -66,7 +66,7 @@ def explained(form: type[Told], error: type[FedmedError]) -> Iterator[None]:
         raise error(explain(form, found)) from None
 
 
-def explain(form: type[Told], error: ValidationError) -> str:
+def explain(form: type[MessageForm], error: ValidationError) -> str:
     """Return the first thing that does not fit as a sentence: the field, the value found, what is allowed.
 
     Parameters
@@ -92,7 +92,7 @@ def explain(form: type[Told], error: ValidationError) -> str:
     return f"{text}. Allowed: {allowed}." if allowed else f"{text}, which it cannot be. {SAME_VERSION}"
 
 
-def _find_allowed(form: type[Told], place: tuple[int | str, ...]) -> str:
+def _find_allowed(form: type[MessageForm], place: tuple[int | str, ...]) -> str:
     """Return what the innermost described field on the way to a place says."""
     allowed, inside = "", [form]
     for key in place:
@@ -103,5 +103,5 @@ def _find_allowed(form: type[Told], place: tuple[int | str, ...]) -> str:
             break
         allowed = field.description or allowed
         options = (field.annotation, *get_args(field.annotation))
-        inside = [option for option in options if isinstance(option, type) and issubclass(option, Told)]
+        inside = [option for option in options if isinstance(option, type) and issubclass(option, MessageForm)]
     return allowed

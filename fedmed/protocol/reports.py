@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS, UNKNOWN
-from fedmed.protocol.reading import SAME_VERSION, Count, Sha256, Told
+from fedmed.protocol.reading import SAME_VERSION, Count, MessageForm, Sha256
 
 LARGEST_LOSS = 1e6
 """A mean loss above this is taken for a fault."""
@@ -48,7 +48,7 @@ def _require_yes(value: bool) -> bool:
 Yes = Annotated[bool, AfterValidator(_require_yes)]
 
 
-class Report(Told):
+class Report(MessageForm):
     """What a site answers."""
 
     what: ClassVar[str] = "The report"

@@ -13,7 +13,7 @@ from fedmed.metrics.limits import MOST_GROUPS
 from fedmed.metrics.site_tables import COMPARED_MODELS, ComparedModel
 from fedmed.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fedmed.protocol.kinds import ScoredPart
-from fedmed.protocol.reading import SAME_VERSION, Sha256, Told
+from fedmed.protocol.reading import SAME_VERSION, MessageForm, Sha256
 
 NEEDS_DISTIL = "The request's 'distil' cannot be read. Needed: temperature and feature_weight."
 _LARGEST_WEIGHT = 1e6
@@ -26,7 +26,7 @@ SentPlan = Annotated[Plan, PlainSerializer(lambda plan: plan.model_dump(mode="js
 Weight = Annotated[float, Field(ge=0, le=_LARGEST_WEIGHT)]
 
 
-class DistilSettings(Told):
+class DistilSettings(MessageForm):
     """How the first model learns from the second, see :func:`fedmed.distillation.compact_loss`."""
 
     what: ClassVar[str] = "The request"
@@ -34,7 +34,7 @@ class DistilSettings(Told):
     feature_weight: float = Field(ge=0, le=1000, description="0 to 1000")
 
 
-class OtherModel(Told):
+class OtherModel(MessageForm):
     """A second model: to be compared with the first image by image, or for the first to learn from."""
 
     what: ClassVar[str] = "The request"
@@ -44,7 +44,7 @@ class OtherModel(Told):
     sha256: Sha256
 
 
-class Request(Told):
+class Request(MessageForm):
     """One request of the server; ``plan`` is all that the request for a site's description needs."""
 
     what: ClassVar[str] = "The request"

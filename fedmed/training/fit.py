@@ -19,7 +19,7 @@ from fedmed.errors import TrainingError
 from fedmed.seeding import make_rng, seeded_torch
 from fedmed.training.batch_norm_policy import set_train_mode
 from fedmed.training.devices import use_channels_last
-from fedmed.training.objective import LocalObjective, MakeObjective, PlainObjective, Told
+from fedmed.training.objective import LocalObjective, MakeObjective, ObjectiveReport, PlainObjective
 from fedmed.training.optimizers import collect_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 
 
@@ -37,7 +37,7 @@ class FitResult:
     """Seconds of training."""
     optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
     """``<parameter>/<key>`` -> tensor, for a site that keeps its momentum."""
-    told: Told = field(default_factory=dict)
+    told: ObjectiveReport = field(default_factory=dict)
     """What the objective has to tell beside."""
 
 

@@ -15,7 +15,7 @@ from fedmed.losses import build_loss
 
 Keys = list[int]
 """What an objective calls the images of a batch, where it must know them again."""
-Told = Mapping[str, float | list[float | None]]
+ObjectiveReport = Mapping[str, float | list[float | None]]
 """Entries of a site's report."""
 
 
@@ -49,7 +49,7 @@ class LocalObjective(Protocol):
             From :meth:`load`.
         """
 
-    def report(self) -> Told:
+    def report(self) -> ObjectiveReport:
         """Return what the site tells of the round beside its mean loss."""
 
 
@@ -102,6 +102,6 @@ class PlainObjective:
             result: Tensor = self._loss(logits_BK.float(), target_B, weights_B)
         return result
 
-    def report(self) -> Told:
+    def report(self) -> ObjectiveReport:
         """Return nothing."""
         return {}

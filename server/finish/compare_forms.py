@@ -10,7 +10,7 @@ from fedmed.errors import WireError
 from fedmed.export.release_form import describe_comparison, read_answer
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_report
-from fedmed.protocol.reading import Told
+from fedmed.protocol.reading import MessageForm
 from fedmed.protocol.reports import FormsCompared, FormsReport
 from server.finish.chosen import ChosenModel
 from server.rounds.exchange import Answer, open_answer
@@ -47,7 +47,7 @@ class Findings:
         return KeptFindings(files=files, sites=compared, silent=self.silent)
 
 
-class KeptFindings(Told):
+class KeptFindings(MessageForm):
     """What the sites have said about a candidate without problems; ``release.json`` of the run folder."""
 
     files: dict[str, str]

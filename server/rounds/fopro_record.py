@@ -21,7 +21,7 @@ is 1 from u = 9.02: what lies beyond changes no gain and has no gradient, so no 
 would hold all other sites' gains at their limit, for ever."""
 
 
-class Told(Protocol):
+class DistilledUpdate(Protocol):
     """A site's part in a round, as far as it concerns the distillation."""
 
     site: str
@@ -47,7 +47,7 @@ def check_prompt(update: TensorFile) -> str | None:
     return None
 
 
-def describe_round(plan: Plan, updates: Sequence[Told], averaged: Path) -> RoundDistillation:
+def describe_round(plan: Plan, updates: Sequence[DistilledUpdate], averaged: Path) -> RoundDistillation:
     """Return the entry ``fopro`` of a round's record.
 
     Parameters

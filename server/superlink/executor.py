@@ -95,7 +95,7 @@ def acquire_task(address: str, secret: bytes, timeout_s: float = _WAIT_FOR_TASK_
     raise ProcessError(f"The SuperLink process had no run for the ServerApp within {timeout_s:g} s. Start again.")
 
 
-class Task:
+class ServerTask:
     """The one task of this process: a run of the ServerApp.
 
     Parameters
@@ -142,7 +142,7 @@ class Task:
 def run_task(launch: ExecutorLaunch, server_app: Callable[[DeploymentGrid, Context], None]) -> None:
     """Take the task from the SuperLink and run the ServerApp on it."""
     token = acquire_task(launch.address, read_secret(Path(launch.superexec_secret_file)))
-    task = Task(grid := DeploymentGrid(launch.address, token=token))
+    task = ServerTask(grid := DeploymentGrid(launch.address, token=token))
     context, completed, details = None, False, "the process was stopped"
     try:
         context = task.begin(launch.run_dir)

@@ -82,7 +82,7 @@ class SuperLink:
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
         config = _configure(public, lifespan="off", http=LimitedProtocol, **tls)
         config.load()
-        self._certificate = None if config.ssl is None else Certificate(config.ssl, launch)
+        self._certificate = None if config.ssl is None else CertificateFiles(config.ssl, launch)
         self._public = Server(config)
         self._listeners: list[socket.socket] = open_listeners(
             launch.public_host, launch.public_port, ConnectionCounter(launch.max_connections_per_source)
@@ -124,7 +124,7 @@ class SuperLink:
             log.info("removed %d messages, uploads and files that nobody waits for", removed)
 
 
-class Certificate:
+class CertificateFiles:
     """The server's certificate, read again whenever its file has changed; open connections keep the old one.
 
     Parameters

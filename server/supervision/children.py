@@ -59,7 +59,7 @@ class Engine:
         self._private_port = 0
         self._link: Child | None = None
         self._executor: Child | None = None
-        self._artist: Child | None = None
+        self._drawing: Child | None = None
         self._next_drawing = 0.0
 
     def start_link(self) -> Control:
@@ -116,20 +116,20 @@ class Engine:
 
     def draw_report(self) -> None:
         """Start drawing the report of the run as far as it has come, but not more often than once a minute."""
-        if time.monotonic() < self._next_drawing or (self._artist is not None and self._artist.poll() is None):
+        if time.monotonic() < self._next_drawing or (self._drawing is not None and self._drawing.poll() is None):
             return
         self._next_drawing = time.monotonic() + _DRAW_EVERY_S
-        self._artist = Child(
+        self._drawing = Child(
             "interim",
             [sys.executable, "-P", "-m", "server.supervision.interim_report", str(self._run.path)],
             self._run.logs / "interim.out",
             child_environment(self._folder / "flwr"),
         )
-        self._artist.start()
+        self._drawing.start()
 
     def stop(self) -> None:
         """Stop both processes; the sites see a server that is away."""
-        for child in (self._artist, self._executor, self._link):
+        for child in (self._drawing, self._executor, self._link):
             if child is not None:
                 child.stop()
         self._executor = self._link = None

@@ -13,7 +13,7 @@ from client.guard.guard import guard_messages
 from client.guard.requests import ModelMemory, Request, read_request
 from client.hospital.site_data import Site, open_site
 from client.site import describe
-from fedmed.fairness.disclosure.tables import release_site_tables
+from fedmed.fairness.disclosure.tables import disclose_tables
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.models import MODELS
 from fedmed.protocol.messages import REPORT, make_content
@@ -73,7 +73,7 @@ def score(message: Message, context: Context) -> Message:
     name = "test" if request.part == "test" else "validation"
     part, counted = getattr(site.data, name), site.count_part(name, request.plan.fairness)
     logits = {FEDERATED: torch.zeros(len(part), len(request.plan.classes))}
-    tables = release_site_tables(logits, part.labels, counted.groups, counted.plan, site.release_of(name))
+    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
     told = ScoreReport(model_sha256=hash_model(packed))
     return Message(make_content(REPORT, told.to_values(), tables=tables), reply_to=message)
 

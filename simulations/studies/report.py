@@ -9,7 +9,7 @@ from fedmed.report.drawing.fairness_plots import FrontPoint, draw_front
 from fedmed.report.drawing.markup import Numbers, escape, render_figure, render_section, render_table
 from fedmed.report.page import render_banners, wrap_page
 from fedmed.report.schema.figures import Drawn
-from fedmed.report.sections.forest import Row, render_forest
+from fedmed.report.sections.forest import ForestRow, render_forest
 from fedmed.storage.atomic_files import write_text_atomically
 from simulations.studies.figures import label_study_figure
 from simulations.studies.study import Progress, Study
@@ -155,7 +155,7 @@ def _render_differences(table: Table, numbers: Numbers) -> list[str]:
             bounds = found["interval"]
             interval = None if bounds is None else (bounds[0], bounds[1])
             drawn: Drawn = {"value": found["value"], "interval": interval}
-            rows.append(Row(escape(name), [_marked(numbers, *path), found["verdict"], by_site], drawn))
+            rows.append(ForestRow(escape(name), [_marked(numbers, *path), found["verdict"], by_site], drawn))
         caption = (
             f"Arm minus {escape(table['baseline'])}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
         )

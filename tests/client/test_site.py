@@ -14,8 +14,8 @@ from client.site import app
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network, get_network
 from fedmed.errors import FedmedError, RunFolderError, WireError
-from fedmed.fairness.disclosure.rows import plan_release
-from fedmed.fairness.disclosure.tables import Release, release_site_tables
+from fedmed.fairness.disclosure.rows import plan_disclosure
+from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.metrics.tables import tables_from_logits
@@ -238,9 +238,9 @@ def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> Non
     found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part=part))
     images, logits = score_directly(hospital, part)
     groups = {"site": ["north"] * len(images), "sex": images.attributes["sex"]}
-    limits = Release(6, 3, scores=part == "test")
-    plan = plan_release(images.labels, groups, images.items, limits)
-    assert_equal(found, release_site_tables({FEDERATED: logits}, images.labels, groups, plan, limits))
+    limits = Disclosure(6, 3, scores=part == "test")
+    plan = plan_disclosure(images.labels, groups, images.items, limits)
+    assert_equal(found, disclose_tables({FEDERATED: logits}, images.labels, groups, plan, limits))
     own = hospital.state / "runs/run1/own_tables" / f"{hash_model(hospital.model)}.safetensors"
     assert own.is_file() == (part == "test")  # for the site's own report, made from the test only
     if part == "test":
@@ -262,10 +262,10 @@ def test_temperature_applies_to_the_test_only(tmp_path: Path) -> None:
     values = {"round": 1, "temperature": 2.0}
     found = read_tables(hospital.ask("evaluate", hospital.model, part="test", **values))
     images, logits = score_directly(hospital, "test")
-    groups, limits = {"site": ["north"] * len(images)}, Release(6, 3)
-    plan = plan_release(images.labels, groups, images.items, limits)
+    groups, limits = {"site": ["north"] * len(images)}, Disclosure(6, 3)
+    plan = plan_disclosure(images.labels, groups, images.items, limits)
     both = {FEDERATED: logits.double() / 2, UNCALIBRATED: logits}
-    assert_equal(found, release_site_tables(both, images.labels, groups, plan, limits))
+    assert_equal(found, disclose_tables(both, images.labels, groups, plan, limits))
     np.testing.assert_array_equal(found.site.counts, found.models[UNCALIBRATED]["site"].counts)
     # Tables with many temperatures would tell single scores.
     again = hospital.ask("evaluate", hospital.model, round=1, part="test", temperature=3.0)

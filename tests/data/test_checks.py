@@ -89,7 +89,7 @@ def test_path_outside_the_folder(make_table, tmp_path, file, message):
     os.symlink(tmp_path / "secret.png", tmp_path / "images/link.png")
     os.symlink(tmp_path, tmp_path / "images/folder")
     edit_table(config, lambda text: text + f"{file},a,s,p,f\r\n".encode())
-    with pytest.raises(DataError, match=f"Row 6 of the table .*{message}.*relative to the folder .*data.root"):
+    with pytest.raises(DataError, match=f"ImageRow 6 of the table .*{message}.*relative to the folder .*data.root"):
         check_rows(read_table(config))
 
 

@@ -19,7 +19,7 @@ from fedmed.export.release_form import (
     pool,
     read_answer,
 )
-from fedmed.fairness.disclosure.tables import Release
+from fedmed.fairness.disclosure.tables import Disclosure
 from fedmed.protocol.messages import pack_files, unpack_files
 from fedmed.protocol.reports import FormsCompared, FormsProblem, FormsReport
 from fedmed.reparameterization import Comparison
@@ -111,11 +111,11 @@ def test_malformed_answer_is_refused(values: object) -> None:
 
 
 def test_small_numbers_do_not_leave() -> None:
-    assert find_breach(make(), Release(10, 5)) is None
-    assert find_breach(make(), Release(11, 5)) is not None
-    assert find_breach(make(), Release(10, 6)) is not None
+    assert find_breach(make(), Disclosure(10, 5)) is None
+    assert find_breach(make(), Disclosure(11, 5)) is not None
+    assert find_breach(make(), Disclosure(10, 6)) is not None
     empty = Comparison("float32", 0.0, 0.0, 0, 0, 0)
-    assert find_breach(FormComparison(empty, empty, [[0] * 4] * 2), Release(10, 5)) is None
+    assert find_breach(FormComparison(empty, empty, [[0] * 4] * 2), Disclosure(10, 5)) is None
 
 
 def test_pooled_answer_names_no_site() -> None:

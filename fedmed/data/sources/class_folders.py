@@ -1,7 +1,7 @@
 """Images in one folder a class."""
 
 from fedmed.config import ClassFolderData
-from fedmed.data.sources.raw_table import RawTable, Row, check_class_list, find_root, hash_text
+from fedmed.data.sources.raw_table import ImageRow, RawTable, check_class_list, find_root, hash_text
 from fedmed.errors import DataError
 
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
@@ -27,7 +27,7 @@ def read_folders(config: ClassFolderData) -> RawTable:
         raise DataError(f"In {where} all class folders are empty: {', '.join(folders)}. Put JPEG or PNG files in them.")
     return RawTable(
         where=where,
-        rows=tuple(Row(place, name, folder) for place, (name, folder) in enumerate(files, start=1)),
+        rows=tuple(ImageRow(place, name, folder) for place, (name, folder) in enumerate(files, start=1)),
         classes=check_class_list(folders if config.classes is None else config.classes),
         attribute_names=(),
         has_sites=False,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fedmed.config import ImageTableData
 from fedmed.data.sources.bands import check_bands, name_band
-from fedmed.data.sources.raw_table import RawTable, Row, check_class_list, find_root
+from fedmed.data.sources.raw_table import ImageRow, RawTable, check_class_list, find_root
 from fedmed.errors import ConfigError, DataError, suggest_nearest
 from fedmed.metrics.site_tables import UNKNOWN
 
@@ -74,11 +74,13 @@ def _find_columns(config: ImageTableData, header: list[str], where: str) -> dict
     return {name: header.index(name) for _, name in pairs}
 
 
-def _make_row(place: int, cells: list[str], width: int, columns: Mapping[str, int], config: ImageTableData) -> Row:
+def _make_row(place: int, cells: list[str], width: int, columns: Mapping[str, int], config: ImageTableData) -> ImageRow:
     if len(cells) != width:
-        return Row(place, ",".join(cells)[:80], "", fault=f"the row has {len(cells)} cells, the header has {width}")
+        return ImageRow(
+            place, ",".join(cells)[:80], "", fault=f"the row has {len(cells)} cells, the header has {width}"
+        )
     cell = {name: cells[index] for name, index in columns.items()}
-    return Row(
+    return ImageRow(
         place=place,
         item=os.path.normpath(cell[config.file_column]) if cell[config.file_column] else "",
         label=cell[config.label_column],

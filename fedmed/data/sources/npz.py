@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedmed.config import NpzData
-from fedmed.data.sources.raw_table import RawTable, Row, check_class_list, hash_text
+from fedmed.data.sources.raw_table import ImageRow, RawTable, check_class_list, hash_text
 from fedmed.errors import DataError, suggest_nearest
 
 
@@ -31,7 +31,7 @@ def read_npz(config: NpzData) -> RawTable:
         found = _take_array(arrays, config.class_names_key, "class_names_key", where)
         names = dict(enumerate(v.decode() if isinstance(v, bytes) else str(v) for v in found.ravel().tolist()))
     width = len(str(len(labels)))
-    rows = (Row(i, f"{i:0{width}d}", names.get(int(k), f"number {k}")) for i, k in enumerate(labels))
+    rows = (ImageRow(i, f"{i:0{width}d}", names.get(int(k), f"number {k}")) for i, k in enumerate(labels))
     return RawTable(
         where=where,
         rows=tuple(rows),

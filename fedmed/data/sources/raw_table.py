@@ -9,7 +9,7 @@ from fedmed.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """One image as the source names it, before any check."""
 
     place: int
@@ -31,7 +31,7 @@ class RawTable:
 
     where: str
     """For messages: ``the table '/data/labels.csv'``."""
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
     classes: tuple[str, ...] | None
     """Classes in order, where the settings or the file list them."""
     attribute_names: tuple[str, ...]

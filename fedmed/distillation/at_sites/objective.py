@@ -39,7 +39,7 @@ from fedmed.distillation.teachers.teacher import Teacher
 from fedmed.losses import build_loss
 from fedmed.seeding import make_rng, seeded_torch
 from fedmed.storage.records import GainBand
-from fedmed.training.objective import Keys, Told
+from fedmed.training.objective import Keys, ObjectiveReport
 
 _FEATURE_BYTES = 2
 _CHUNK = 64
@@ -183,7 +183,7 @@ class DistillationObjective:
             self._during.add(parts.distances, target_B)
         return parts.total
 
-    def report(self) -> Told:
+    def report(self) -> ObjectiveReport:
         """Return what the site tells of its distillation in this round; what there is none of is left out.
 
         Returns

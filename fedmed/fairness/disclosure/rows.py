@@ -21,10 +21,10 @@ import torch
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask, RowSpan
-from fedmed.fairness.disclosure.set_aside import Images, Release, Told, set_aside_beside, set_aside_given_away
+from fedmed.fairness.disclosure.set_aside import Disclosure, Images, ToldRows, set_aside_beside, set_aside_given_away
 from fedmed.fairness.figures.groups import is_crossing
 
-__all__ = ["AttributePlan", "Release", "ReleasePlan", "Told", "plan_release"]
+__all__ = ["AttributePlan", "Disclosure", "DisclosurePlan", "ToldRows", "plan_disclosure"]
 
 Candidate = tuple[str, Mask]
 """An attribute and the images of one of its rows."""
@@ -43,13 +43,13 @@ class AttributePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class ReleasePlan:
+class DisclosurePlan:
     """What may leave of one part of a site's data, whatever the model."""
 
     attributes: Mapping[str, AttributePlan]
     set_aside: Mask
     """Images that are in no table."""
-    told: Told
+    told: ToldRows
     """All that has been told once tables of this plan have left."""
 
     @property
@@ -63,13 +63,13 @@ class ReleasePlan:
         return bool(self.attributes[SITE_ATTRIBUTE].counted.all())
 
 
-def plan_release(
+def plan_disclosure(
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
     items: Sequence[str],
-    release: Release,
-    earlier: Told | None = None,
-) -> ReleasePlan:
+    disclosure: Disclosure,
+    earlier: ToldRows | None = None,
+) -> DisclosurePlan:
     """Choose the rows that may leave.
 
     Parameters
@@ -80,22 +80,22 @@ def plan_release(
         Attribute to the group of each image, as :func:`fedmed.fairness.figures.groups.assign_groups` gives them.
     items : sequence of str, length N
         Id of each image, none twice.
-    release : Release
+    disclosure : Disclosure
         The thresholds.
-    earlier : Told, optional
+    earlier : ToldRows, optional
         What has been told before.
 
     Returns
     -------
-    ReleasePlan
+    DisclosurePlan
         The same again where ``earlier`` is what it has told and the images are the same.
     """
-    earlier = Told() if earlier is None else earlier
+    earlier = ToldRows() if earlier is None else earlier
     y_N = labels.numpy().astype(np.int64)
-    if release.k <= 1 and release.k_row <= 1:
+    if disclosure.k <= 1 and disclosure.k_row <= 1:
         everything, nothing = np.ones(len(y_N), np.bool_), np.zeros(len(y_N), np.bool_)
-        return ReleasePlan({name: AttributePlan(everything, nothing) for name in groups}, nothing, earlier)
-    images = Images.index(y_N, groups, items, release, earlier)
+        return DisclosurePlan({name: AttributePlan(everything, nothing) for name in groups}, nothing, earlier)
+    images = Images.index(y_N, groups, items, disclosure, earlier)
     gone = set_aside_beside(images, earlier)
     set_aside_given_away(images)
     told = _Atoms(images, earlier)
@@ -103,13 +103,13 @@ def plan_release(
     rare = _collect(images, _choose(_list_rare(images, counted), told))
     plans = {name: _finish(images, name, counted[name], rare[name]) for name in images.codes}
     after = replace(_sum_up(images, plans, earlier, gone), protected=told.protected)
-    return ReleasePlan(plans, ~images.open, after)
+    return DisclosurePlan(plans, ~images.open, after)
 
 
 class _Atoms:
     """The rows that were told, over images that are alike in all rows."""
 
-    def __init__(self, images: Images, earlier: Told) -> None:
+    def __init__(self, images: Images, earlier: ToldRows) -> None:
         gone = [item for item in earlier.classes if item not in images.places]
         places = {**images.places} | {item: len(images.places) + number for number, item in enumerate(gone)}
         in_rows = np.zeros((len(places), len(earlier.rows)), np.int64)
@@ -128,7 +128,7 @@ class _Atoms:
         masks = [
             np.isin(np.arange(len(first)), [atom[places[i]] for i in ids if i in places]) for ids in self.protected
         ]
-        self._span = RowSpan(np.bincount(atom), images.release.k_row, masks)
+        self._span = RowSpan(np.bincount(atom), images.disclosure.k_row, masks)
         for marks in in_rows[first].T:
             self._span.add(marks)
 
@@ -142,7 +142,7 @@ class _Atoms:
         return marks
 
 
-def _list_protected(images: Images, earlier: Told) -> frozenset[frozenset[str]]:
+def _list_protected(images: Images, earlier: ToldRows) -> frozenset[frozenset[str]]:
     """Return the images of each group that is too small, or was; nothing about them alone may follow.
 
     Those of fewer images than a row needs are protected anyhow.
@@ -151,7 +151,7 @@ def _list_protected(images: Images, earlier: Told) -> frozenset[frozenset[str]]:
     for attribute, codes in images.codes.items():
         for group in images.find_small_groups(attribute):
             small = frozenset(items[codes == group])
-            if len(small) >= images.release.k_row and not any(small <= other for other in found):
+            if len(small) >= images.disclosure.k_row and not any(small <= other for other in found):
                 found.add(small)
     return frozenset(found)
 
@@ -163,7 +163,7 @@ def _list_rows(images: Images) -> list[Candidate]:
         key, small = images.key_rows(attribute), images.find_small_groups(attribute)
         rows, first, sizes = np.unique(key[images.open], return_index=True, return_counts=True)
         groups = codes[images.open][first]
-        large = (sizes >= images.release.k_row) & ~np.isin(groups, list(small))
+        large = (sizes >= images.disclosure.k_row) & ~np.isin(groups, list(small))
         found += [(attribute, images.open & (key == row)) for row in rows[large]]
     return sorted(found, key=_rank)
 
@@ -174,7 +174,7 @@ def _list_rare(images: Images, counted: Mapping[str, Mask]) -> list[Candidate]:
     for attribute, codes in images.codes.items():
         left, small = images.open & ~counted[attribute], images.find_small_groups(attribute)
         groups, sizes = np.unique(codes[left], return_counts=True)
-        large = (sizes >= images.release.k_row) & ~np.isin(groups, list(small))
+        large = (sizes >= images.disclosure.k_row) & ~np.isin(groups, list(small))
         found += [(attribute, left & (codes == group)) for group in groups[large]]
     return sorted(found, key=_rank)
 
@@ -202,7 +202,7 @@ def _finish(images: Images, attribute: str, counted_N: Mask, rare_N: Mask) -> At
     return AttributePlan(counted_N, rare_N, frozenset(np.array(names)[told == 0].tolist()))
 
 
-def _sum_up(images: Images, plans: Mapping[str, AttributePlan], earlier: Told, gone: frozenset[str]) -> Told:
+def _sum_up(images: Images, plans: Mapping[str, AttributePlan], earlier: ToldRows, gone: frozenset[str]) -> ToldRows:
     """Return what has been told once tables of these plans have left."""
     items = np.array(images.items, dtype=object)
     rows, shown_N = set(earlier.rows), np.zeros(len(items), np.bool_)
@@ -211,4 +211,4 @@ def _sum_up(images: Images, plans: Mapping[str, AttributePlan], earlier: Told, g
         for inside_N, key in ((plan.counted, images.key_rows(attribute)), (plan.rare, images.codes[attribute])):
             rows |= {frozenset(items[inside_N & (key == row)]) for row in np.unique(key[inside_N])}
     classes = dict(zip(items[shown_N], images.labels[shown_N].tolist(), strict=True))
-    return Told({**earlier.classes, **classes}, frozenset(rows), earlier.set_aside | gone | {*items[~images.open]})
+    return ToldRows({**earlier.classes, **classes}, frozenset(rows), earlier.set_aside | gone | {*items[~images.open]})

@@ -24,7 +24,7 @@ MOST_SET_ASIDE = 0.1
 
 
 @dataclass(frozen=True)
-class Release:
+class Disclosure:
     """What of an evaluation may leave a site. The default holds nothing back, as in a simulation."""
 
     k: int = 1
@@ -36,7 +36,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldRows:
     """Which rows a site has told so far, of one part of its data."""
 
     classes: Mapping[str, int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One part of a site's data, for :func:`fedmed.fairness.disclosure.rows.plan_release`."""
+    """One part of a site's data, for :func:`fedmed.fairness.disclosure.rows.plan_disclosure`."""
 
     labels: Ints
     """True classes."""
@@ -62,13 +62,18 @@ class Images:
     """Attribute to the names of its groups, sorted."""
     codes: Mapping[str, Ints]
     """Attribute to the number of each image's group in ``names``."""
-    release: Release
+    disclosure: Disclosure
     open: Mask
     """Images that are not set aside; changed in place."""
 
     @classmethod
     def index(
-        cls, y_N: Ints, groups: Mapping[str, Sequence[str]], items: Sequence[str], release: Release, earlier: Told
+        cls,
+        y_N: Ints,
+        groups: Mapping[str, Sequence[str]],
+        items: Sequence[str],
+        disclosure: Disclosure,
+        earlier: ToldRows,
     ) -> "Images":
         """Return images with numbered groups, of which those are set aside that were before."""
         names, codes = {}, {}
@@ -77,7 +82,7 @@ class Images:
             names[attribute], codes[attribute] = found.tolist(), code_N.astype(np.int64)
         places = {item: place for place, item in enumerate(items)}
         open_N = np.array([item not in earlier.set_aside for item in items], dtype=np.bool_)
-        return cls(y_N, tuple(items), places, names, codes, release, open_N)
+        return cls(y_N, tuple(items), places, names, codes, disclosure, open_N)
 
     def key_rows(self, attribute: str) -> Ints:
         """Return a number of each image's row, shape (N,)."""
@@ -87,18 +92,18 @@ class Images:
     def find_small_groups(self, attribute: str) -> frozenset[int]:
         """Return the groups with fewer than ``k`` images."""
         sizes = np.bincount(self.codes[attribute][self.open], minlength=len(self.names[attribute]))
-        return frozenset(np.flatnonzero(sizes < self.release.k).tolist())
+        return frozenset(np.flatnonzero(sizes < self.disclosure.k).tolist())
 
     def find_hidden(self, attribute: str) -> Mask:
         """Return the images in rows that are too small, or in groups that are, shape (N,)."""
         small_N = np.isin(self.codes[attribute], list(self.find_small_groups(attribute)))
         key_N = self.key_rows(attribute)
         sizes = np.bincount(key_N[self.open], minlength=int(key_N.max(initial=0)) + 1)
-        hidden_N: Mask = self.open & (small_N | (sizes[key_N] < self.release.k_row))
+        hidden_N: Mask = self.open & (small_N | (sizes[key_N] < self.disclosure.k_row))
         return hidden_N
 
 
-def set_aside_beside(images: Images, earlier: Told) -> frozenset[str]:
+def set_aside_beside(images: Images, earlier: ToldRows) -> frozenset[str]:
     """Set images aside beside those that were counted and are gone; return the latter."""
     gone = frozenset(item for item in earlier.classes if item not in images.places) - earlier.set_aside
     for label in sorted({earlier.classes[item] for item in gone}):
@@ -106,12 +111,12 @@ def set_aside_beside(images: Images, earlier: Told) -> frozenset[str]:
     return gone
 
 
-def _complete_differences(images: Images, earlier: Told, missing: set[str], label: int) -> None:
+def _complete_differences(images: Images, earlier: ToldRows, missing: set[str], label: int) -> None:
     """Set images of a class aside until the rows differ from before by enough of them, as far as they may be few.
 
     Images of the same rows as those that are missing come first. What cannot be completed is held back later.
     """
-    k_row = images.release.k_row
+    k_row = images.disclosure.k_row
     rows = sorted((row for row in earlier.rows if row & missing), key=lambda row: (-len(row), sorted(row)))
     alike_N = np.zeros(len(images.labels), np.int64)
     for row in rows:
@@ -140,7 +145,7 @@ def set_aside_given_away(images: Images) -> None:
                 of_class_N = hidden_N & (images.labels == label)
                 share = of_class_N.sum() / (images.open & (images.labels == label)).sum()
                 groups = np.unique(images.codes[attribute][of_class_N])
-                given_away = of_class_N.sum() < images.release.k_row or len(groups) == 1
+                given_away = of_class_N.sum() < images.disclosure.k_row or len(groups) == 1
                 if given_away and share <= MOST_SET_ASIDE:
                     images.open[of_class_N] = False
                     changed = True

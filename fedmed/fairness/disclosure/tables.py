@@ -1,7 +1,7 @@
 """Small numbers: the tables of a site as they leave it.
 
 A table can still identify somebody: the score histogram of a (group, true class) row with a single image *is* that
-patient's vector of probabilities. So the unit of release is the row. Which rows may leave is decided in
+patient's vector of probabilities. So the unit of disclosure is the row. Which rows may leave is decided in
 :mod:`fedmed.fairness.disclosure.rows`; here the others are left out of all tables before anything is counted, since
 sums such as the Brier score cannot be taken apart afterwards.
 """
@@ -13,7 +13,7 @@ import torch
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Mask
-from fedmed.fairness.disclosure.rows import AttributePlan, Release, ReleasePlan, plan_release
+from fedmed.fairness.disclosure.rows import AttributePlan, Disclosure, DisclosurePlan, plan_disclosure
 from fedmed.metrics.site_tables import FEDERATED, PAIRED_MODELS, PairedTables, SiteTables, combine_paired, make_paired
 from fedmed.metrics.tables import (
     CALIBRATION_BINS,
@@ -24,15 +24,15 @@ from fedmed.metrics.tables import (
     tables_from_logits,
 )
 
-__all__ = ["Release", "counts_may_leave", "find_breach", "release_site_tables", "tell_everything"]
+__all__ = ["Disclosure", "counts_may_leave", "disclose_tables", "find_breach", "tell_everything"]
 
 
-def release_site_tables(
+def disclose_tables(
     logits: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
-    plan: ReleasePlan,
-    release: Release,
+    plan: DisclosurePlan,
+    disclosure: Disclosure,
 ) -> SiteTables:
     """Count what models answer on the images that may be counted.
 
@@ -44,9 +44,9 @@ def release_site_tables(
         True classes.
     groups : mapping of str to sequence of str
         Attribute to the group of each image.
-    plan : ReleasePlan
+    plan : DisclosurePlan
         Which images are counted, made for these labels and groups.
-    release : Release
+    disclosure : Disclosure
         Whether scores may leave.
 
     Returns
@@ -63,7 +63,7 @@ def release_site_tables(
     return SiteTables(
         models={
             model: {
-                attribute: _count(z_NK, labels, of_images, plan.attributes[attribute], release.scores)
+                attribute: _count(z_NK, labels, of_images, plan.attributes[attribute], disclosure.scores)
                 for attribute, of_images in groups.items()
             }
             for model, z_NK in logits.items()
@@ -88,26 +88,26 @@ def tell_everything(
     Parameters
     ----------
     logits, labels, groups
-        As for :func:`release_site_tables`.
+        As for :func:`disclose_tables`.
     """
     items = [str(place) for place in range(len(labels))]
-    return release_site_tables(logits, labels, groups, plan_release(labels, groups, items, Release()), Release())
+    return disclose_tables(logits, labels, groups, plan_disclosure(labels, groups, items, Disclosure()), Disclosure())
 
 
-def counts_may_leave(counts: Sequence[int], release: Release) -> bool:
+def counts_may_leave(counts: Sequence[int], disclosure: Disclosure) -> bool:
     """Return whether images of one group may be told class by class: none of the numbers is a small one."""
     total = sum(counts)
-    return all(count == 0 or count >= release.k_row for count in counts) and (total == 0 or total >= release.k)
+    return all(count == 0 or count >= disclosure.k_row for count in counts) and (total == 0 or total >= disclosure.k)
 
 
-def find_breach(tables: SiteTables, release: Release, site: str) -> str | None:
+def find_breach(tables: SiteTables, disclosure: Disclosure, site: str) -> str | None:
     """Return what in tables must not leave, or None; the last look before they do.
 
     Parameters
     ----------
     tables : SiteTables
         About to leave.
-    release : Release
+    disclosure : Disclosure
         What may leave.
     site : str
         The site that they are of.
@@ -119,8 +119,8 @@ def find_breach(tables: SiteTables, release: Release, site: str) -> str | None:
         return "their models are told by different attributes"
     for attribute, reference in federated.items():
         for of_model in tables.models.values():
-            breach = _find_small(of_model[attribute], release) or _find_other_images(
-                of_model[attribute], reference, release
+            breach = _find_small(of_model[attribute], disclosure) or _find_other_images(
+                of_model[attribute], reference, disclosure
             )
             if breach is not None:
                 return breach
@@ -183,25 +183,25 @@ def _make_empty(names: Iterable[str], num_classes: int) -> dict[str, Array]:
     }
 
 
-def _find_small(tables: EvaluationTables, release: Release) -> str | None:
+def _find_small(tables: EvaluationTables, disclosure: Disclosure) -> str | None:
     rows_GK, rare_G = tables.counts.sum(axis=-1), tables.rare[..., 0].sum(axis=-1)
     told_G = rows_GK.sum(axis=-1) + rare_G
-    if ((rows_GK > 0) & (rows_GK < release.k_row)).any():
-        return f"a class has fewer than k_row = {release.k_row} images"
-    if ((rare_G > 0) & (rare_G < release.k_row)).any():
-        return f"the rare classes of a group have fewer than k_row = {release.k_row} images"
+    if ((rows_GK > 0) & (rows_GK < disclosure.k_row)).any():
+        return f"a class has fewer than k_row = {disclosure.k_row} images"
+    if ((rare_G > 0) & (rare_G < disclosure.k_row)).any():
+        return f"the rare classes of a group have fewer than k_row = {disclosure.k_row} images"
     # Of a group that is large enough some rows may be held back; then it is larger than what is told of it.
     whole_G = ~(tables.withheld > 0).any(axis=-1)
-    if (whole_G & (told_G > 0) & (told_G < release.k)).any():
-        return f"a group has fewer than k = {release.k} images"
-    if not release.scores and tables.scores.any():
+    if (whole_G & (told_G > 0) & (told_G < disclosure.k)).any():
+        return f"a group has fewer than k = {disclosure.k} images"
+    if not disclosure.scores and tables.scores.any():
         return "they hold scores"
     if ((tables.withheld > 0) & (rows_GK > 0)).any() or tables.withheld.max(initial=0) > 1:
         return "they count a class that is withheld"
     return None
 
 
-def _find_other_images(tables: EvaluationTables, reference: EvaluationTables, release: Release) -> str | None:
+def _find_other_images(tables: EvaluationTables, reference: EvaluationTables, disclosure: Disclosure) -> str | None:
     """Return a word if the tables of a model do not agree on which images they are about."""
     rows_GK = tables.counts.sum(axis=-1)
     agree = (
@@ -211,7 +211,7 @@ def _find_other_images(tables: EvaluationTables, reference: EvaluationTables, re
         and (tables.rare[..., 0].sum(axis=-1) == reference.rare[..., 0].sum(axis=-1)).all()
         and (tables.brier[:, 0] == rows_GK.sum(axis=-1)).all()
         and (tables.calibration[..., 0].sum(axis=-1) == rows_GK).all()
-        and (not release.scores or (tables.scores.sum(axis=-1)[..., 0] == rows_GK).all())
+        and (not disclosure.scores or (tables.scores.sum(axis=-1)[..., 0] == rows_GK).all())
     )
     return None if agree else "the tables are about different images"
 

@@ -13,12 +13,12 @@ from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.protocol.reports import GroupLosses, TrainReport
 
 
-def release_start_loss(losses_N: torch.Tensor, k: int) -> float | None:
+def disclose_start_loss(losses_N: torch.Tensor, k: int) -> float | None:
     """Return the mean loss of a site's training images, None if there are fewer than ``k``."""
     return float(losses_N.double().mean()) if len(losses_N) >= max(k, 1) else None
 
 
-def release_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int) -> GroupLosses:
+def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int) -> GroupLosses:
     """Return number of images and sum of losses of the groups that may be told.
 
     Parameters

@@ -18,7 +18,7 @@ Levels = Sequence[int] | Callable[[nn.Conv2d], Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Place:
+class ConvolutionPlace:
     """Convolutions that a BatchNorm follows.
 
     Parameters
@@ -143,7 +143,7 @@ def make_bag(convolution: nn.Conv2d, levels: Levels, **options: Any) -> Heteroge
 
 def find_places(
     model: nn.Module, predicate: Predicate | None = None, image_shape: Sequence[int] = (3, 224, 224)
-) -> tuple[list[Place], dict[str, str]]:
+) -> tuple[list[ConvolutionPlace], dict[str, str]]:
     """Find the convolutions that bags can stand for. The model is not changed.
 
     Parameters
@@ -153,7 +153,7 @@ def find_places(
 
     Returns
     -------
-    places : list of Place
+    places : list of ConvolutionPlace
         In the order of evaluation.
     refused : dict of str to str
         Names of the chosen convolutions that cannot be replaced, and why.
@@ -172,7 +172,7 @@ def find_places(
         if isinstance(module, nn.Conv2d) and not name.startswith(tuple(bags)) and choose(name, module)
     }
     flow = watch_shapes(model, image_shape)
-    found: dict[str, Place] = {}
+    found: dict[str, ConvolutionPlace] = {}
     refused: dict[str, str] = {}
     for name, convolution in chosen.items():
         reason = why_not(convolution)
@@ -231,7 +231,7 @@ def why_not(convolution: nn.Conv2d) -> str:
     return next((reason for reason, applies in checks.items() if applies), "")
 
 
-def find_place(name: str, flow: Flow, modules: Mapping[str, nn.Module]) -> Place | str:
+def find_place(name: str, flow: Flow, modules: Mapping[str, nn.Module]) -> ConvolutionPlace | str:
     """Follow the output of a convolution to its BatchNorm; return the place, or why there is none."""
     if flow.calls.get(name) != 1:
         return f"it is evaluated {flow.calls.get(name, 0)} times"
@@ -246,4 +246,4 @@ def find_place(name: str, flow: Flow, modules: Mapping[str, nn.Module]) -> Place
         return f"'{follower}', which follows it, is evaluated {flow.calls[follower]} times"
     if type(norm) is not nn.BatchNorm2d and not keeps_activation(norm):
         return f"'{follower}' ({type(norm).__name__}), which follows it, may do more than a BatchNorm"
-    return Place(value.layers, follower)
+    return ConvolutionPlace(value.layers, follower)

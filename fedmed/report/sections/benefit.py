@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
 from fedmed.report.schema.figures import BenefitEntry, DifferenceEntry
-from fedmed.report.sections.forest import Row, render_forest
+from fedmed.report.sections.forest import ForestRow, render_forest
 
 MOST_NAMED = 5
 SHOWN_SITES = 20
@@ -152,7 +152,7 @@ def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:
         key = numbers.get("benefit", site, "decided_by")
         verdict = numbers.get("benefit", site, "verdict")
         if key is None:
-            rows.append(Row(show_name(site), [VERDICTS[verdict], "", "n/a"], None))
+            rows.append(ForestRow(show_name(site), [VERDICTS[verdict], "", "n/a"], None))
             continue
         path = ("benefit", site, "differences", "local", key)
         css = ' class="flag"' if verdict == "worse" else ""
@@ -162,7 +162,7 @@ def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:
             f"{numbers.show_signed(*path, 'value')}{numbers.interval(*path, signed=True)}"
             f'<span class="interval">{numbers.show_chance(*path, "p_value")}</span>',
         ]
-        rows.append(Row(show_name(site), cells, numbers.get(*path)))
+        rows.append(ForestRow(show_name(site), cells, numbers.get(*path)))
     caption = (
         "Federated minus local-only, on the same test images, with 95 % intervals: right of the dashed zero the "
         "federated model is better, left of it worse. The figure is balanced accuracy, or accuracy where that is n/a."

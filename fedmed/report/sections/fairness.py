@@ -15,7 +15,7 @@ from fedmed.report.figures.fairness import LEADING_GAPS
 from fedmed.report.schema.figures import FigureEntries, FigureEntry, GapEntry
 from fedmed.report.sections.fairness_course import render_course
 from fedmed.report.sections.fairness_findings import list_findings
-from fedmed.report.sections.forest import Row, render_forest
+from fedmed.report.sections.forest import ForestRow, render_forest
 
 MOST_GROUPS = 12
 OPEN_ATTRIBUTES = 4
@@ -82,12 +82,12 @@ def _find_pooled(numbers: Numbers) -> FigureEntry:
     return figure
 
 
-def _list_rows(numbers: Numbers, attribute: str) -> list[Row]:
+def _list_rows(numbers: Numbers, attribute: str) -> list[ForestRow]:
     rows = []
     for group in _pick_ends(numbers, attribute):
         path = ("groups", attribute, group, "balanced_accuracy")
         cells = [numbers.show(*path, "n", missing="n/a"), f"{numbers.figure(*path)}{numbers.interval(*path)}"]
-        rows.append(Row(show_name(group), cells, numbers.get(*path)))
+        rows.append(ForestRow(show_name(group), cells, numbers.get(*path)))
     return rows
 
 

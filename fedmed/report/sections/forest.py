@@ -17,7 +17,7 @@ SMALLEST_SPAN = 0.02
 
 
 @dataclass(frozen=True)
-class Row:
+class ForestRow:
     """One row of the plot.
 
     Attributes
@@ -74,7 +74,7 @@ def _count_steps(low: float, high: float, step: float) -> int:
 
 
 def render_forest(
-    caption: str, columns: Sequence[str], parts: Sequence[tuple[str, Sequence[Row]]], reference: float | None
+    caption: str, columns: Sequence[str], parts: Sequence[tuple[str, Sequence[ForestRow]]], reference: float | None
 ) -> str:
     """Return a dot-and-interval plot.
 
@@ -84,7 +84,7 @@ def render_forest(
         HTML of the caption, which says what the dashed line is.
     columns : sequence of str
         HTML of the column headings, the last one that of the drawing.
-    parts : sequence of (str, sequence of Row)
+    parts : sequence of (str, sequence of ForestRow)
         HTML of each part's heading, which may be empty, and its rows.
     reference : float or None
         Where to draw the dashed line.
@@ -99,7 +99,7 @@ def render_forest(
     )
 
 
-def _render_part(title: str, rows: Sequence[Row], width: int, axis: Axis, reference: float | None) -> str:
+def _render_part(title: str, rows: Sequence[ForestRow], width: int, axis: Axis, reference: float | None) -> str:
     heading = f'<tr><th scope="rowgroup" colspan="{width}" class="part">{title}</th></tr>\n' if title else ""
     lines = "\n".join(
         f'<tr><th scope="row">{row.heading}</th>{"".join(f"<td>{cell}</td>" for cell in row.cells)}'

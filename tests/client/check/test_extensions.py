@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.check.bench import Bench
+from client.check.context import CheckContext
 from client.check.extensions import check_extensions
 from client.check.results import CheckFailedError
 from client.check.run import CHECKS, run_preflight
@@ -24,17 +24,17 @@ def _installed(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def make_bench(tmp_path: Path, extensions: list[Any], **changes: Any) -> Bench:
+def make_context(tmp_path: Path, extensions: list[Any], **changes: Any) -> CheckContext:
     """Return what the check works on, once the server has told a plan with the example's network."""
     config = make_kit(tmp_path / "kit", policy={"extensions": extensions})
-    bench = Bench(config, False, connect_to(FakeFleet({})), tmp_path, tmp_path / "skipped.csv")
+    context = CheckContext(config, False, connect_to(FakeFleet({})), tmp_path, tmp_path / "skipped.csv")
     plan = Plan.model_validate(PLAN | {"model": {"name": MODEL}}).describe_extensions()
-    bench.plan = plan.model_copy(update={"extensions": [plan.extensions[0].model_copy(update=changes)]})
-    return bench
+    context.plan = plan.model_copy(update={"extensions": [plan.extensions[0].model_copy(update=changes)]})
+    return context
 
 
 def test_what_is_allowed_and_the_same_is_told(tmp_path: Path) -> None:
-    result = check_extensions(make_bench(tmp_path, [MODEL]), "extensions")
+    result = check_extensions(make_context(tmp_path, [MODEL]), "extensions")
     assert (result.status, result.found) == (
         "ok",
         f"{find_extension(MODEL)}: allowed, and the same here (policy.extensions)",
@@ -55,7 +55,7 @@ def test_what_is_allowed_and_the_same_is_told(tmp_path: Path) -> None:
 )
 def test_what_does_not_agree_fails(tmp_path: Path, extensions: list[Any], changes: dict[str, str], found: str) -> None:
     with pytest.raises(CheckFailedError, match=found) as caught:
-        check_extensions(make_bench(tmp_path, extensions, **changes), "extensions")
+        check_extensions(make_context(tmp_path, extensions, **changes), "extensions")
     assert caught.value.advice
     assert not [name for name in sys.modules if name.startswith(PACKAGE)]
 

@@ -14,7 +14,7 @@ import torch
 
 from client.check import memory as preflight_memory
 from client.check import run as preflight
-from client.check.bench import Bench, Check
+from client.check.context import Check, CheckContext
 from client.check.memory import estimate_training_bytes
 from client.check.model import format_seconds
 from client.check.network import compare_clocks
@@ -142,10 +142,10 @@ def test_offline_leaves_the_network_alone(config: ClientConfig) -> None:
 
 
 def test_fault_of_a_check_becomes_its_result(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(bench: Bench, name: str) -> CheckResult:
+    def break_down(context: CheckContext, name: str) -> CheckResult:
         raise ZeroDivisionError("by zero")
 
-    def succeed(bench: Bench, name: str) -> CheckResult:
+    def succeed(context: CheckContext, name: str) -> CheckResult:
         return CheckResult(name, "ok", "fine")
 
     checks = (Check("a", break_down), Check("b", succeed, ("a",)), Check("c", succeed))

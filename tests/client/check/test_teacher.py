@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from client.check.bench import CheckResult
+from client.check.context import CheckResult
 from client.check.memory import estimate_frozen_bytes, estimate_teacher_bytes
 from client.check.run import run_preflight
 from client.guard.policy import check_plan

@@ -13,7 +13,7 @@ from client.hospital.site_data import Site, find_hospital, open_site
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import ConfigError, DataError, FedmedError, KeyFileError, RunFolderError, WireError
-from fedmed.fairness.disclosure.tables import Release, tell_everything
+from fedmed.fairness.disclosure.tables import Disclosure, tell_everything
 from fedmed.metrics.site_tables import FEDERATED
 from tests.client.support.hospital import CLASSES, FILE, PATIENT, PLAN, HospitalSite, make_rows
 from tests.data.conftest import write_csv
@@ -213,12 +213,12 @@ def test_stored_tables_below_raised_thresholds_or_damaged_are_not_sent_again(tmp
     logits = {FEDERATED: torch.eye(3).repeat(4, 1)}
     tables = tell_everything(logits, torch.arange(3).repeat(4), {"site": ["north"] * 12})
     files.store_test_tables("ab" * 32, tables)
-    assert files.read_test_tables("ab" * 32, Release(12, 4), "north") is not None
-    assert files.read_test_tables("ab" * 32, Release(12, 5), "north") is None
-    assert files.read_test_tables("ab" * 32, Release(12, 4), "south") is None
-    assert files.read_test_tables("cd" * 32, Release(), "north") is None
+    assert files.read_test_tables("ab" * 32, Disclosure(12, 4), "north") is not None
+    assert files.read_test_tables("ab" * 32, Disclosure(12, 5), "north") is None
+    assert files.read_test_tables("ab" * 32, Disclosure(12, 4), "south") is None
+    assert files.read_test_tables("cd" * 32, Disclosure(), "north") is None
     (tmp_path / "state/runs/run1/test_tables" / f"{'ab' * 32}.safetensors").write_bytes(b"damaged")
-    assert files.read_test_tables("ab" * 32, Release(), "north") is None
+    assert files.read_test_tables("ab" * 32, Disclosure(), "north") is None
 
 
 def test_share_of_the_gpu_is_claimed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,11 +233,11 @@ def test_share_of_the_gpu_is_claimed_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_simulation_holds_nothing_back(tmp_path: Path) -> None:
     site = open_site(Federation(tmp_path / "run", {}).grid()._configs[1])
-    assert site.release_of("validation") == site.release_of("test") == Release(1, 1, scores=True)
+    assert site.disclosure_of("validation") == site.disclosure_of("test") == Disclosure(1, 1, scores=True)
     assert site.synthetic
 
 
 def test_hospital_holds_back_as_its_policy_says(tmp_path: Path) -> None:
     site = open_site(write_config(tmp_path, data=PHANTOM, policy=PolicyConfig().model_dump()))
-    assert site.release_of("validation") == Release(10, 5, scores=False)
-    assert site.release_of("test") == Release(10, 5, scores=True)
+    assert site.disclosure_of("validation") == Disclosure(10, 5, scores=False)
+    assert site.disclosure_of("test") == Disclosure(10, 5, scores=True)

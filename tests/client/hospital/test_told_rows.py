@@ -11,9 +11,9 @@ from client.hospital.told_rows import count_part, read_told
 from fedmed.config import FairnessConfig
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
-from fedmed.fairness.disclosure.rows import Release, Told
+from fedmed.fairness.disclosure.rows import Disclosure, ToldRows
 
-LIMITS = Release(k=6, k_row=3)
+LIMITS = Disclosure(k=6, k_row=3)
 
 
 def make_part(names: list[str]) -> ImagePart:
@@ -27,7 +27,7 @@ NAMES = [f"scan-{number:03d}" for number in range(40)]
 def test_plan_is_made_once_for_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part, record = make_part(NAMES), tmp_path / "told/test.json"
     first = count_part(part, "north", FairnessConfig(), LIMITS, record)
-    monkeypatch.setattr(told_rows, "plan_release", None)
+    monkeypatch.setattr(told_rows, "plan_disclosure", None)
     assert count_part(part, "north", FairnessConfig(), LIMITS, record) is first
     assert list(first.groups) == ["site", "sex"]
 
@@ -56,10 +56,10 @@ def test_later_plan_knows_of_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_thresholds_of_one_leave_no_record(tmp_path: Path) -> None:
-    counted = count_part(make_part(NAMES), "north", FairnessConfig(), Release(), tmp_path / "test.json")
+    counted = count_part(make_part(NAMES), "north", FairnessConfig(), Disclosure(), tmp_path / "test.json")
     assert counted.plan.is_complete
     assert not list(tmp_path.iterdir())
-    assert read_told(tmp_path / "test.json") == Told()
+    assert read_told(tmp_path / "test.json") == ToldRows()
 
 
 @pytest.mark.parametrize(

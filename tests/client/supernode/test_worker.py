@@ -16,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.supernode.objects import deflate_message, take_announcement
-from client.supernode.worker import Worker
+from client.supernode.worker import SiteWorker
 from client.supernode.worker_process import WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.errors import DataError, PolicyError, ProcessError, describe_error
 from tests.client.support.apps import app, flip, make_request, read_data, read_report
@@ -67,7 +67,7 @@ class TestWorker:
     def test_a_message_comes_and_goes(self, size):
         data = os.urandom(size)
         task, objects = make_task(make_request("flip", data))
-        answer = Worker(app).answer(task, objects)
+        answer = SiteWorker(app).answer(task, objects)
         assert answer.failure is None
         reply = read_reply(answer.parts)
         assert objects == {}  # memory is let go
@@ -77,7 +77,7 @@ class TestWorker:
         assert (metadata.message_type, metadata.reply_to_message_id) == ("train", task["root"])
 
     def test_the_app_sees_its_site_and_no_settings_of_the_server(self):
-        worker = Worker(app)
+        worker = SiteWorker(app)
         first, second = (
             read_report(read_reply(worker.answer(*make_task(make_request(), "query")).parts)) for _ in range(2)
         )
@@ -102,7 +102,7 @@ class TestWorker:
         ],
     )
     def test_errors_become_replies_that_hold_nothing_private(self, do, reason, failure, caplog):
-        answer = Worker(app).answer(*make_task(make_request(do)))
+        answer = SiteWorker(app).answer(*make_task(make_request(do)))
         assert answer.failure == failure  # for the people at the site
         reply = read_reply(answer.parts)
         assert reply.has_error()
@@ -112,19 +112,19 @@ class TestWorker:
             assert "patient_0815.png" in caplog.text  # the site's own log says it
 
     def test_an_unknown_kind_is_an_error_reply(self):
-        reply = read_reply(Worker(app).answer(*make_task(make_request(), "train.other")).parts)
+        reply = read_reply(SiteWorker(app).answer(*make_task(make_request(), "train.other")).parts)
         assert reply.error.reason == "ValueError at the site; its log says more"
 
     @pytest.mark.parametrize("change", [{"message_type": "query"}, {"run_id": 8}, {"node_id": 6}])
     def test_another_message_than_announced_is_refused(self, change):
         with pytest.raises(ValueError, match="not the one that was announced"):
-            Worker(app).answer(*make_task(make_request(), **change))
+            SiteWorker(app).answer(*make_task(make_request(), **change))
 
     def test_what_is_no_message_is_refused(self):
         task, objects = make_task(make_request())
         record = next(object_id for object_id, content in objects.items() if content.startswith(b"RecordDict"))
         with pytest.raises(ValueError, match="not a request"):
-            Worker(app).answer(task | {"root": record}, objects)
+            SiteWorker(app).answer(task | {"root": record}, objects)
 
     def test_shareable_texts_only(self):
         assert describe_error(PolicyError("a\nb")) == "PolicyError: a"

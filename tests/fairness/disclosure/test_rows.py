@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fedmed.config import FairnessConfig
-from fedmed.fairness.disclosure.rows import Release, ReleasePlan, plan_release
-from fedmed.fairness.disclosure.tables import find_breach, release_site_tables
+from fedmed.fairness.disclosure.rows import Disclosure, DisclosurePlan, plan_disclosure
+from fedmed.fairness.disclosure.tables import disclose_tables, find_breach
 from fedmed.fairness.figures.groups import assign_groups
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.seeding import make_rng
 
-LIMITS = Release(k=10, k_row=5)
+LIMITS = Disclosure(k=10, k_row=5)
 Groups = Mapping[str, Sequence[str]]
 Rows = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -23,7 +23,7 @@ def make_groups(attributes: Mapping[str, Sequence[str]], num_images: int, inters
     return assign_groups("north", attributes, FairnessConfig(intersections=intersections), num_images)
 
 
-def list_told(plan: ReleasePlan, labels: np.ndarray, groups: Groups) -> Rows:
+def list_told(plan: DisclosurePlan, labels: np.ndarray, groups: Groups) -> Rows:
     """Return the images of every row in a site's tables: (attribute, group, class), or no class for rare ones."""
     rows = {}
     for attribute, of_attribute in plan.attributes.items():
@@ -35,7 +35,7 @@ def list_told(plan: ReleasePlan, labels: np.ndarray, groups: Groups) -> Rows:
     return {key: mask for key, mask in rows.items() if mask.any()}
 
 
-def list_naive(labels: np.ndarray, groups: Groups, release: Release = LIMITS) -> Rows:
+def list_naive(labels: np.ndarray, groups: Groups, disclosure: Disclosure = LIMITS) -> Rows:
     """Leave out small groups and small rows, put the latter into the rare row if that is large enough, no more."""
     rows = {}
     for attribute, of_images in groups.items():
@@ -43,11 +43,11 @@ def list_naive(labels: np.ndarray, groups: Groups, release: Release = LIMITS) ->
         for name in np.unique(names):
             inside = names == name
             sizes = {int(label): int((inside & (labels == label)).sum()) for label in np.unique(labels[inside])}
-            small = [label for label, size in sizes.items() if size < release.k_row]
+            small = [label for label, size in sizes.items() if size < disclosure.k_row]
             rare = inside & np.isin(labels, small)
-            if inside.sum() >= release.k:
+            if inside.sum() >= disclosure.k:
                 rows |= {(attribute, str(name), c): inside & (labels == c) for c in sizes if c not in small}
-                rows |= {(attribute, str(name), None): rare} if rare.sum() >= release.k_row else {}
+                rows |= {(attribute, str(name), None): rare} if rare.sum() >= disclosure.k_row else {}
     return rows
 
 
@@ -72,9 +72,9 @@ def find_small_set(rows: Sequence[np.ndarray], most: int) -> tuple[int, ...] | N
     return None
 
 
-def plan_of(labels: np.ndarray, groups: Groups, release: Release = LIMITS, **options) -> ReleasePlan:
+def plan_of(labels: np.ndarray, groups: Groups, disclosure: Disclosure = LIMITS, **options) -> DisclosurePlan:
     items = options.pop("items", [f"image{number:04d}" for number in range(len(labels))])
-    return plan_release(torch.from_numpy(labels), groups, items, release, **options)
+    return plan_disclosure(torch.from_numpy(labels), groups, items, disclosure, **options)
 
 
 def secrets(num_images: int, seed: int = 5) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_nothing_about_few_images_ever_follows(seed: int) -> None:
     """Three rounds, two withdrawals; every set of up to k_row - 1 images and every small group is tried."""
     labels, attributes = draw(seed, 26, 2)
     rng = make_rng(seed, "withdrawals")
-    release = Release(k=7, k_row=3)
+    release = Disclosure(k=7, k_row=3)
     present, told, protected = np.arange(26), None, None
     rows: list[np.ndarray] = []
     naive: list[np.ndarray] = []
@@ -265,7 +265,7 @@ def test_plan_is_the_same_again_and_its_tables_breach_nothing(seed: int) -> None
         np.testing.assert_array_equal(of_attribute.rare, again.attributes[attribute].rare)
         assert of_attribute.whole == again.attributes[attribute].whole
     logits = {FEDERATED: torch.randn(200, 4, generator=torch.Generator().manual_seed(seed))}
-    tables = release_site_tables(logits, torch.from_numpy(labels), groups, plan, LIMITS)
+    tables = disclose_tables(logits, torch.from_numpy(labels), groups, plan, LIMITS)
     assert find_breach(tables, LIMITS, "north") is None
     assert tables.site.num_images == plan.num_told
 
@@ -285,7 +285,7 @@ def test_no_row_that_is_held_back_follows_in_a_test_part_of_real_size(seed: int)
         name: [str(value) for value in rng.choice(list(of), number, p=list(of.values()))] for name, of in shares.items()
     }
     groups = make_groups(attributes, number, "pairs")
-    everything = list_naive(labels, groups, Release())
+    everything = list_naive(labels, groups, Disclosure())
     naive, told = list_naive(labels, groups), list_told(plan_of(labels, groups), labels, groups)
     secret = secrets(number)
     for rows, safe in ((naive, False), (told, True)):
@@ -316,7 +316,7 @@ def test_rows_of_other_attributes_of_an_earlier_run_count_too() -> None:
 def test_thresholds_of_one_need_no_work() -> None:
     labels, attributes = draw(1, 30, 3)
     groups = make_groups(attributes, 30, "pairs")
-    plan = plan_of(labels, groups, Release())
+    plan = plan_of(labels, groups, Disclosure())
     assert all(of_attribute.counted.all() for of_attribute in plan.attributes.values())
     assert plan.told.rows == frozenset()
     assert plan.is_complete

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedmed.fairness.disclosure.rows import plan_release
+from fedmed.fairness.disclosure.rows import plan_disclosure
 from fedmed.fairness.disclosure.tables import (
-    Release,
+    Disclosure,
     counts_may_leave,
+    disclose_tables,
     find_breach,
-    release_site_tables,
     tell_everything,
 )
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
@@ -24,15 +24,18 @@ LABELS = torch.tensor([0] * 6 + [1] * 4 + [2] * 5 + [3] * 3)
 LOGITS = torch.randn(18, 4, generator=torch.Generator().manual_seed(1))
 OTHER = torch.randn(18, 4, generator=torch.Generator().manual_seed(2))
 SITE = {"site": ["north"] * 18}
-LIMITS = Release(k=10, k_row=5)
+LIMITS = Disclosure(k=10, k_row=5)
 
 
 def release(
-    limits: Release, groups: Mapping[str, Sequence[str]] = SITE, labels: torch.Tensor = LABELS, **logits: torch.Tensor
+    limits: Disclosure,
+    groups: Mapping[str, Sequence[str]] = SITE,
+    labels: torch.Tensor = LABELS,
+    **logits: torch.Tensor,
 ) -> SiteTables:
     logits = {FEDERATED: LOGITS[: len(labels)], **logits}
-    plan = plan_release(labels, groups, [str(i) for i in range(len(labels))], limits)
-    return release_site_tables(logits, labels, groups, plan, limits)
+    plan = plan_disclosure(labels, groups, [str(i) for i in range(len(labels))], limits)
+    return disclose_tables(logits, labels, groups, plan, limits)
 
 
 def assert_equal(found: EvaluationTables, expected: EvaluationTables, *but: str) -> None:
@@ -43,7 +46,7 @@ def assert_equal(found: EvaluationTables, expected: EvaluationTables, *but: str)
 
 def test_nothing_is_held_back_by_default() -> None:
     groups = {**SITE, "sex": ["f", "m", "unknown"] * 6}
-    found = release(Release(), groups)
+    found = release(Disclosure(), groups)
     for attribute, of_images in groups.items():
         assert_equal(found.models[FEDERATED][attribute], tables_from_logits(LOGITS, LABELS, of_images))
     assert found.paired == {}
@@ -75,7 +78,7 @@ def test_rare_row_that_is_small_itself_is_withheld() -> None:
 )
 def test_group_of_fewer_than_k_images_is_withheld_as_a_whole(k: int, k_row: int, told: int) -> None:
     """There are 6, 4 and 5 images; those of small rows count together from k_row on."""
-    found = release(Release(k, k_row), labels=LABELS[:15], groups={"site": ["north"] * 15}).site
+    found = release(Disclosure(k, k_row), labels=LABELS[:15], groups={"site": ["north"] * 15}).site
     assert found.num_images == told
     assert found.groups == ("north",)
     if not told:
@@ -85,7 +88,7 @@ def test_group_of_fewer_than_k_images_is_withheld_as_a_whole(k: int, k_row: int,
 
 def test_each_group_has_rows_of_its_own() -> None:
     sex = ["f"] * 5 + ["m"] + ["f"] * 2 + ["m"] * 2 + ["m"] * 5 + ["f"] * 2 + ["m"]
-    found = release(Release(k=5, k_row=3), {**SITE, "sex": sex}).models[FEDERATED]
+    found = release(Disclosure(k=5, k_row=3), {**SITE, "sex": sex}).models[FEDERATED]
     assert found["sex"].groups == ("f", "m")
     # f has 5, 2, 0 and 2 images of the classes, m has 1, 2, 5 and 1. The site's 6 of class 0 would give the one away.
     assert found["site"].counts.sum(axis=-1).tolist() == [[6, 4, 5, 3]]
@@ -106,7 +109,7 @@ def test_set_aside_images_are_in_no_table() -> None:
 
 
 def test_scores_stay_where_they_are_not_allowed() -> None:
-    found, expected = release(Release(scores=False)).site, tables_from_logits(LOGITS, LABELS, SITE["site"])
+    found, expected = release(Disclosure(scores=False)).site, tables_from_logits(LOGITS, LABELS, SITE["site"])
     assert not found.scores.any()
     assert_equal(found, expected, "scores")
 
@@ -151,16 +154,16 @@ def test_class_counts_may_leave_only_if_none_is_small(counts: list[int], may: bo
 
 def test_what_is_released_breaches_nothing() -> None:
     groups = {**SITE, "sex": ["f", "m"] * 9}
-    for limits in (Release(), LIMITS, Release(10, 5, scores=False), Release(100, 5), Release(3, 2)):
+    for limits in (Disclosure(), LIMITS, Disclosure(10, 5, scores=False), Disclosure(100, 5), Disclosure(3, 2)):
         assert find_breach(release(limits, groups, **{LOCAL: OTHER, UNCALIBRATED: LOGITS / 2}), limits, "north") is None
 
 
 def test_breach_is_found_and_named() -> None:
-    complete = release(Release())
+    complete = release(Disclosure())
     assert find_breach(complete, LIMITS, "north") == "a class has fewer than k_row = 5 images"
-    assert find_breach(complete, Release(19, 3), "north") == "a group has fewer than k = 19 images"
-    assert find_breach(complete, Release(scores=False), "north") == "they hold scores"
-    assert find_breach(complete, Release(), "south") == "they are of other groups than the site"
+    assert find_breach(complete, Disclosure(19, 3), "north") == "a group has fewer than k = 19 images"
+    assert find_breach(complete, Disclosure(scores=False), "north") == "they hold scores"
+    assert find_breach(complete, Disclosure(), "south") == "they are of other groups than the site"
     arrays, told = complete.site.to_arrays(), release(LIMITS).site.to_arrays()
 
     def mix(**changes: Any) -> SiteTables:
@@ -174,8 +177,8 @@ def test_breach_is_found_and_named() -> None:
     assert find_breach(mix(rare=few), LIMITS, "north") == expected
     nothing = np.zeros_like(told["withheld"])
     expected = "a group has fewer than k = 12 images"
-    assert find_breach(mix(rare=few * 0, withheld=nothing), Release(12, 5), "north") == expected
-    assert find_breach(mix(rare=few * 0), Release(12, 5), "north") is None
+    assert find_breach(mix(rare=few * 0, withheld=nothing), Disclosure(12, 5), "north") == expected
+    assert find_breach(mix(rare=few * 0), Disclosure(12, 5), "north") is None
     wrong = np.array([[1, 1, 0, 1]])
     assert find_breach(mix(withheld=wrong), LIMITS, "north") == "they count a class that is withheld"
     assert find_breach(mix(withheld=told["withheld"] * 2), LIMITS, "north") == "they count a class that is withheld"
@@ -183,7 +186,7 @@ def test_breach_is_found_and_named() -> None:
 
 def test_breach_of_other_models_is_found() -> None:
     found = release(LIMITS, **{LOCAL: OTHER})
-    full = release(Release(), **{LOCAL: OTHER})
+    full = release(Disclosure(), **{LOCAL: OTHER})
     different = "the tables are about different images"
 
     def swap(cells: Callable[[np.ndarray], np.ndarray]) -> SiteTables:

@@ -223,7 +223,7 @@ def test_decision_is_in_manifest_card_audit_log_and_signed_manifest(waiting: Run
     assert read_decision(waiting) == decision
     manifest = read(waiting.model / "manifest.json")
     assert manifest["release"] == {"kind": "manual", "by": "Ada Lovelace", "time": decision.time}
-    assert "Release: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
+    assert "Disclosure: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
     check_hashes(waiting.model)
     check_decided(waiting, decision)
     (entry,) = [

@@ -13,7 +13,7 @@ from fedmed.errors import FedmedError
 from fedmed.protocol.hello import Hello
 
 if TYPE_CHECKING:
-    from client.check.tls import Certificate
+    from client.check.tls import ServerCertificate
     from client.hospital.site_data import Hospital, Site
     from fedmed.training.network import Network
 
@@ -64,7 +64,7 @@ class Server(Protocol):
 
 
 @dataclass
-class Bench:
+class CheckContext:
     """What the checks work on, and what they leave for each other.
 
     Attributes
@@ -79,7 +79,7 @@ class Bench:
         Where the checks may write. The site's own state is not touched.
     skipped_file : Path
         Where the list of rows that cannot be used is left for a person.
-    certificate : Certificate or None
+    certificate : ServerCertificate or None
         The server's.
     hello : Hello or None
         The server's answer.
@@ -98,7 +98,7 @@ class Bench:
     connect: Callable[[ClientConfig], Server]
     folder: Path
     skipped_file: Path
-    certificate: "Certificate | None" = None
+    certificate: "ServerCertificate | None" = None
     hello: Hello | None = None
     clock_ahead_s: float | None = None
     plan: Plan | None = None
@@ -106,7 +106,7 @@ class Bench:
     hospital: "Hospital | None" = None
     network: "Network | None" = None
 
-    def get_certificate(self) -> "Certificate":
+    def get_certificate(self) -> "ServerCertificate":
         """Return the server's certificate, which an earlier check has verified."""
         assert self.certificate is not None, "the check 'TLS' comes first"
         return self.certificate
@@ -127,7 +127,7 @@ class Bench:
         return self.network
 
 
-Run = Callable[[Bench, str], CheckResult]
+Run = Callable[[CheckContext, str], CheckResult]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Check:
     name : str
         Shown to a person.
     run : callable
-        Gets the bench and the name.
+        Gets the context and the name.
     needs : tuple of str
         Checks that must have come out well before.
     online : bool
@@ -152,14 +152,14 @@ class Check:
     online: bool = False
 
 
-def run_check(check: Check, bench: Bench, blocked: Mapping[str, str]) -> tuple[CheckResult, str | None]:
+def run_check(check: Check, context: CheckContext, blocked: Mapping[str, str]) -> tuple[CheckResult, str | None]:
     """Run one check; whatever happens in it becomes a result.
 
     Parameters
     ----------
     check : Check
         The check.
-    bench : Bench
+    context : CheckContext
         What it works on.
     blocked : mapping of str to str
         Checks that others cannot build on, with the reason.
@@ -173,11 +173,11 @@ def run_check(check: Check, bench: Bench, blocked: Mapping[str, str]) -> tuple[C
     for need in check.needs:
         if need in blocked:
             return CheckResult(check.name, "skipped", f"Not run, because {blocked[need]}."), blocked[need]
-    if check.online and bench.offline:
+    if check.online and context.offline:
         reason = "the network was to be left alone (offline)"
         return CheckResult(check.name, "skipped", f"Not run, because {reason}."), reason
     try:
-        result = check.run(bench, check.name)
+        result = check.run(context, check.name)
     except CannotCheckError as reason:
         return CheckResult(check.name, "skipped", str(reason)), f"'{check.name}' could not be checked"
     except NotApplicableError as reason:
