@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedmed.errors import WireError
-from fedmed.protocol.reading import Told
+from fedmed.protocol.reading import MessageForm
 from fedmed.protocol.reports import (
     Declined,
     DistilReport,
@@ -70,7 +70,7 @@ TESTED = {"model_sha256": SHA256, "artefact_sha256": SHA256}
         (FormsReport, TESTED | {"comparison": {"problem": "It is another."}, "artefact_sha256": None}),
     ],
 )
-def test_what_was_written_is_read_and_written_again(form: type[Told], values: dict[str, Any]) -> None:
+def test_what_was_written_is_read_and_written_again(form: type[MessageForm], values: dict[str, Any]) -> None:
     """Whole numbers become floats where floats are meant, and nothing else changes: neither keys nor values."""
     found = form.read(json.loads(json.dumps(values)))
     assert found.to_values() == values

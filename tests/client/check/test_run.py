@@ -266,7 +266,7 @@ def test_versions(config: ClientConfig) -> None:
     assert torch_only.status == "warning"
     assert torch_only.found == f"torch {versions['torch']} here, 1.0 at the server"
     other = check(config, make_hello(versions=versions | {"fedmed": "9.9"}))["versions"]
-    assert (other.status, other.advice) == ("failed", "Install the server's version here: fedmed==9.9.")
+    assert (other.status, other.advice) == ("failed", "Install the server's version here: fedmed-hospitals==9.9.")
 
 
 def test_key_of_another_site(config: ClientConfig) -> None:

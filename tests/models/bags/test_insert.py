@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedmed.errors import ConfigError
 from fedmed.models.bags.bag import HeterogeneousPyramidConv2d as Bag
-from fedmed.models.bags.insert import Place, convert_depthwise, find_places, levels_up_to_kernel
+from fedmed.models.bags.insert import ConvolutionPlace, convert_depthwise, find_places, levels_up_to_kernel
 from fedmed.reparameterization import reparameterize
 from tests.models.bags.test_bag import disturb
 
@@ -66,7 +66,7 @@ def test_depthwise_networks(library: str, name: str, num_places: int) -> None:
 def test_activation_inside_the_norm_stays() -> None:
     model = timm.create_model("mobilenetv2_035", num_classes=3)
     (place,) = [place for place in find_places(model)[0] if place.convolutions == ("blocks.1.0.conv_dw",)]
-    assert place == Place(("blocks.1.0.conv_dw",), "blocks.1.0.bn2")
+    assert place == ConvolutionPlace(("blocks.1.0.conv_dw",), "blocks.1.0.bn2")
     activation = model.blocks[1][0].bn2.act
     convert_depthwise(model, (3, 5))
     assert model.blocks[1][0].bn2 is activation
@@ -207,7 +207,7 @@ class Network(nn.Module):
 def test_what_cannot_be_replaced_is_refused() -> None:
     model = Network()
     places, refused = find_places(model, image_shape=(4, 16, 16))
-    assert places == [Place(("first",), "norm")]
+    assert places == [ConvolutionPlace(("first",), "norm")]
     no_norm = "no BatchNorm alone takes its output"
     assert refused == {
         "twice": "it is evaluated 2 times",

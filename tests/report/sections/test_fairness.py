@@ -7,7 +7,7 @@ import pytest
 
 from fedmed.report.drawing.fairness_plots import draw_course, draw_front
 from fedmed.report.drawing.wording import EXPLANATIONS, LABELS
-from fedmed.report.sections.forest import Row, make_axis, render_forest
+from fedmed.report.sections.forest import ForestRow, make_axis, render_forest
 from fedmed.report.sections.small_reliability import draw_small_reliability
 from tests.report.support.example import make_content, make_record, make_site
 from tests.report.support.fairness_example import draw_site, make_fair_content, make_sites, only_federated
@@ -203,7 +203,10 @@ def test_axis_has_round_ends_around_all_values():
 
 
 def test_dots_and_intervals_lie_where_the_numbers_say():
-    rows = [Row("a", ["1"], {"value": 0.5, "interval": [0.25, 1.0]}), Row("b", ["2"], {"value": 0.0, "interval": None})]
+    rows = [
+        ForestRow("a", ["1"], {"value": 0.5, "interval": [0.25, 1.0]}),
+        ForestRow("b", ["2"], {"value": 0.0, "interval": None}),
+    ]
     table = render_forest("caption", ["Name", "Cell", "Drawn"], [("", rows)], None)
     assert 'class="whisker" d="M25.0 10H100.0"' in table
     assert re.findall(r'class="dot" d="M([\d.]+) 10h0"', table) == ["50.0", "0.0"]

@@ -43,7 +43,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedmed.keys import Authority
 from fedmed.processes import child_environment, find_free_port
 from server.superlink.control import Control
-from server.superlink.executor import Task, acquire_task
+from server.superlink.executor import ServerTask, acquire_task
 from server.superlink.grid import DeploymentGrid
 
 
@@ -245,7 +245,7 @@ def running_task(link: Link, control: Control, run_dir: Path) -> Iterator[tuple[
     secret = (link.folder / "executor.secret").read_bytes()
     address = f"127.0.0.1:{link.private_port}"
     grid = DeploymentGrid(address, token=acquire_task(address, secret, timeout_s=10))
-    task = Task(grid)
+    task = ServerTask(grid)
     context = task.begin(str(run_dir))
     try:
         yield grid, context
