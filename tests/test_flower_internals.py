@@ -17,7 +17,7 @@ ROOMS = ("server/superlink", "client/supernode", "simulations/backend")
 FILES = sorted(
     path for package in ("fedmed", "server", "client", "simulations") for path in (ROOT / package).rglob("*.py")
 )
-ADVICE = "The file was written for flwr 1.41.0; see what replaced it before another version is pinned."
+ADVICE = "The file was written for flwr 1.42.0; see what replaced it before another version is pinned."
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 
 # What is used by name only: private members, overridden methods, parameters.

@@ -65,7 +65,7 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
     folder.record_start()
     folder.record_start()
-    assert folder.read_environment()["versions"]["flwr"] == "1.41.0"  # type: ignore[index]
+    assert folder.read_environment()["versions"]["flwr"] == "1.42.0"  # type: ignore[index]
     assert folder.environment_file.read_text().count('"python"') == 2
 
 
