@@ -265,8 +265,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="exit code: 0 finished (single files may be unreadable); 1 explained problem; 2 wrong arguments",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders to search")
-    here = Path(__file__).parent
-    parser.add_argument("--model", type=Path, default=here, metavar="DIR", help="the model's folder (default: here)")
+    parser.add_argument("--version", action="version", version=f"predict.py, for models of the format {FORMAT}")
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: here")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the table (default: standard output)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: one for each core)")

@@ -112,6 +112,14 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
     return code, list(csv.DictReader(io.StringIO(shown.out))), shown.err
 
 
+def test_version_is_that_of_the_models_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    """It travels alone, so it knows no version of fedmed."""
+    with pytest.raises(SystemExit) as end:
+        predict.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == "predict.py, for models of the format 2\n"
+
+
 def test_names_are_those_of_the_library() -> None:
     assert predict.FORMAT == FORMAT
 
