@@ -32,6 +32,13 @@ class Distillation(TypedDict, total=False):
     teacher: TeacherOrigin | None
 
 
+class Start(Distillation, total=False):
+    """One start of a run in ``environment.json``, beside what :func:`describe_environment` says."""
+
+    extensions: list[dict[str, str | None]]
+    """Code from outside fedmed, as :class:`fedmed.extensions.Extension` holds it."""
+
+
 def describe_environment() -> dict[str, JsonValue]:
     """Return versions, processor and command of this process; nothing that names the machine or its user."""
     import torch  # noqa: PLC0415  (takes seconds and memory, which a process that only watches should not pay)

@@ -27,6 +27,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -37,7 +38,7 @@ from fedmed.errors import RunFolderError
 from fedmed.extensions import Extension
 from fedmed.formats import RUN_FOLDER
 from fedmed.storage.atomic_files import write_atomically
-from fedmed.storage.environment import Distillation, describe_environment
+from fedmed.storage.environment import Distillation, Start, TeacherOrigin, describe_environment
 from fedmed.storage.records import CompressionRecord, TemperatureRecord
 
 LOCK_FILE = "server.lock"
@@ -245,8 +246,7 @@ class RunFolder:
         Returns
         -------
         CompressionRecord or None
-            ``kind``, ``status`` (``accepted``, ``rejected`` or ``skipped``), ``reason``, ``from_sha256`` and, of a
-            network that was judged, ``model``, ``model_file`` (in this folder), ``model_sha256`` and all numbers.
+            Of a network that was judged with all numbers; its ``model_file`` is in this folder.
 
         Raises
         ------
@@ -273,13 +273,7 @@ class RunFolder:
 
     def record_start(self) -> None:
         """Add this start of the run to ``environment.json``."""
-        starts = []
-        if self.environment_file.is_file():
-            starts = json.loads(self.environment_file.read_text())["starts"]
-        starts.append(describe_environment())
-        write_atomically(
-            self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
-        )
+        self._write_starts([*self._read_starts(), cast("Start", describe_environment())])
 
     def record_distillation(self, fopro: str, teacher: Mapping[str, object] | None) -> None:
         """Add to this start in ``environment.json`` what the sites distil.
@@ -291,11 +285,9 @@ class RunFolder:
         teacher : mapping, optional
             Name, source, SHA-256 and image size of the teacher.
         """
-        starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
-        starts[-1] |= {"fopro": fopro, "teacher": None if teacher is None else dict(teacher)}
-        write_atomically(
-            self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
-        )
+        starts = self._read_starts() or [Start()]
+        starts[-1] |= {"fopro": fopro, "teacher": None if teacher is None else cast("TeacherOrigin", dict(teacher))}
+        self._write_starts(starts)
 
     def record_extensions(self, extensions: Sequence[Extension]) -> None:
         """Add to this start in ``environment.json`` which code from outside fedmed runs.
@@ -305,7 +297,7 @@ class RunFolder:
         RunFolderError
             If the run has begun with other code.
         """
-        starts = json.loads(self.environment_file.read_text())["starts"] if self.environment_file.is_file() else [{}]
+        starts = self._read_starts() or [Start()]
         told = [one.model_dump() for one in extensions]
         before = next((start["extensions"] for start in starts if start.get("extensions")), told)
         if before != told:
@@ -316,22 +308,23 @@ class RunFolder:
             )
         if told:
             starts[-1] |= {"extensions": told}
-            write_atomically(
-                self.environment_file, json.dumps({"format": RUN_FOLDER.number, "starts": starts}, indent=2).encode()
-            )
+            self._write_starts(starts)
 
     def read_distillation(self) -> Distillation:
         """Return ``fopro`` and ``teacher`` of the newest start; empty where a run does not say."""
-        told = Distillation()
-        if self.environment_file.is_file():
-            latest: Distillation = json.loads(self.environment_file.read_text())["starts"][-1]
-            if "fopro" in latest:
-                told["fopro"] = latest["fopro"]
-            if "teacher" in latest:
-                told["teacher"] = latest["teacher"]
-        return told
+        starts = self._read_starts() or [Start()]
+        return cast("Distillation", {key: value for key, value in starts[-1].items() if key in ("fopro", "teacher")})
 
     def read_environment(self) -> dict[str, JsonValue]:
         """Return the newest start of ``environment.json``."""
-        latest: dict[str, JsonValue] = json.loads(self.environment_file.read_text())["starts"][-1]
-        return latest
+        return cast("dict[str, JsonValue]", self._read_starts()[-1])
+
+    def _read_starts(self) -> list[Start]:
+        if not self.environment_file.is_file():
+            return []
+        starts: list[Start] = json.loads(self.environment_file.read_text())["starts"]
+        return starts
+
+    def _write_starts(self, starts: list[Start]) -> None:
+        content = {"format": RUN_FOLDER.number, "starts": starts}
+        write_atomically(self.environment_file, json.dumps(content, indent=2).encode())
