@@ -55,8 +55,8 @@ def validation_logits(federation: Federation) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_temperature_is_that_of_all_validation_images(make_federation: Make) -> None:
-    """Found here by trying a fine grid on all logits at once."""
-    federation = make_federation(rounds=2, benefit=False, data=DATA)
+    """Found here by trying a fine grid on all logits at once; with this seed the best is inside the range."""
+    federation = make_federation(rounds=2, seed=1, benefit=False, data=DATA)
     asked: list[dict[str, Any]] = []
 
     def look(site: str, request: Message, reply: Message) -> Message:
