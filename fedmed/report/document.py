@@ -16,6 +16,7 @@ from fedmed.report.figures.describe import describe_tables, make_empty_tables, n
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
 from fedmed.storage.history import Participation, RoundRecord, to_plain_json
+from fedmed.storage.statuses import find_status
 
 _DERIVED = ("worst_group_", "es_")
 
@@ -159,7 +160,7 @@ def _describe_participation(records: Sequence[RoundRecord]) -> dict[str, Any]:
         shares = [entries[name].share or 0.0 if name in entries else 0.0 for entries in by_round]
         sites[name] = {
             "accepted_rounds": statuses.count("accepted"),
-            "missed_rounds": len(statuses) - statuses.count("accepted"),
+            "missed_rounds": sum(find_status(status).missed for status in statuses),
             "mean_share": sum(shares) / len(shares),
             "update_bytes": sum(entries[name].update_bytes or 0 for entries in by_round if name in entries),
             "statuses": statuses,
