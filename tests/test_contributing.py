@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / ".github" / "CONTRIBUTING.md"
 MOST_FILES = 4
 _PRODUCT = r"(?:fedmed|server|client|simulations)/[\w/]*"
-_CODE = r"`([^`\s]+)`"
+_CODE = r"`(\w+)(?:\(\))?`"
 
 
 def read_table() -> dict[str, tuple[int, str]]:
