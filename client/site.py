@@ -11,17 +11,17 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.answers.answering import ask_for_model, fill_network, memory, open_request, register_files, reply
 from client.answers.compared_models import collect_norm_sums, compute_compared_logits
 from client.answers.losses import measure_risks, tell_distillation, tell_training, weigh_images
 from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
 from client.guard.guard import guard_messages
-from client.guard.outside_code import check_code
-from client.guard.requests import ModelMemory, Request, check_classes, read_request
+from client.guard.requests import Request
 from client.guard.second_model import take_other
 from client.hospital.own_rows import encode_rows
-from client.hospital.site_data import Site, open_site
+from client.hospital.site_data import Site
 from client.hospital.told_rows import CountedPart
 from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
@@ -31,15 +31,13 @@ from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import disclose_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.protocol.kinds import ScoredPart
-from fedmed.protocol.messages import MODEL, REPORT, make_content, read_artefact
+from fedmed.protocol.messages import MODEL, read_artefact
 from fedmed.protocol.quantisation import compress_update
 from fedmed.protocol.reports import (
     Declined,
     FormsReport,
-    MissingModel,
     NormSumsReport,
     Part,
-    Report,
     ScoreReport,
     SiteDescription,
     TemperatureReport,
@@ -52,7 +50,6 @@ from fedmed.training.network import Network, hash_model
 from fedmed.versions import find_versions
 
 _logger = logging.getLogger("fedmed.client")
-_memory = ModelMemory()
 
 _MOMENTUM, _RESIDUAL = "momentum/", "residual/"
 
@@ -66,7 +63,7 @@ def describe(message: Message, context: Context) -> Message:
     Of validation and test, only images that may be counted are told, since a total would give away what the tables
     hold back.
     """
-    site, request = _open(message, context)
+    site, request = open_request(message, context)
     release = site.disclosure_of("validation")
     parts: tuple[ScoredPart, ...] = ("validation", "test")
     scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
@@ -83,19 +80,19 @@ def describe(message: Message, context: Context) -> Message:
         synthetic=site.synthetic,
         thresholds=Thresholds(k=release.k, k_row=release.k_row),
     )
-    return _reply(message, told)
+    return reply(message, told)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
-    site, request = _open(message, context)
+    site, request = open_request(message, context)
     if not len(site.data.train):
         raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
-    packed = _memory.take(message, request)
+    packed = memory.take(message, request)
     if packed is None:
-        return _ask_for_model(message)
-    network, kept = _fill_network(packed, request, site, before_round=request.round)
+        return ask_for_model(message)
+    network, kept = fill_network(packed, request, site, before_round=request.round)
     risks = measure_risks(network.model, request.plan, site)
     momentum = _select(kept, _MOMENTUM)
     result = fit(
@@ -114,7 +111,7 @@ def train(message: Message, context: Context) -> Message:
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
         site.files_of(request.plan).state.save(request.round, state, {}, keep=request.best_round)
-    return _reply(message, tell_training(result, risks, site), model=update)
+    return reply(message, tell_training(result, risks, site), model=update)
 
 
 @app.train("local")
@@ -123,29 +120,29 @@ def train_alone(message: Message, context: Context) -> Message:
 
     Begins no further round after half of the time in which the server waits; it asks again then.
     """
-    site, request = _open(message, context)
+    site, request = open_request(message, context)
     if not site.policy.benefit:
-        return _reply(message, Declined(declined=True))
+        return reply(message, Declined(declined=True))
     training = LocalTraining(site, request.plan)
-    progress = training.train(_memory.take(message, request), request.round, message.metadata.ttl / 2)
+    progress = training.train(memory.take(message, request), request.round, message.metadata.ttl / 2)
     if progress is None:
-        return _ask_for_model(message)
-    return _reply(message, training.describe(progress))
+        return ask_for_model(message)
+    return reply(message, training.describe(progress))
 
 
 @app.train("distil")
 def train_small(message: Message, context: Context) -> Message:
     """Train the small network on this site's images against the frozen large one, and answer with the update."""
-    site, request = _open(message, context)
+    site, request = open_request(message, context)
     if not len(site.data.train):
         raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
-    packed, large = _memory.take(message, request), take_other(message, request.other)
+    packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
-        return _ask_for_model(message)
+        return ask_for_model(message)
     network = get_network(request.plan)
     network.fill(packed, {})
     result = train_student(network.model, large, request, site)
-    return _reply(message, tell_distillation(result), model=network.pack())
+    return reply(message, tell_distillation(result), model=network.pack())
 
 
 @app.evaluate()
@@ -156,8 +153,8 @@ def score(message: Message, context: Context) -> Message:
     temperature, since many of them would tell single scores. Only if the site has raised its thresholds since, they
     are computed anew.
     """
-    site, request = _open(message, context)
-    packed = _memory.take(message, request)
+    site, request = open_request(message, context)
+    packed = memory.take(message, request)
     # What is kept in memory was hashed when it came.
     arrived = packed if MODEL in message.content else None
     model_sha256 = str(request.model_sha256) if arrived is None else hash_model(arrived)
@@ -166,39 +163,39 @@ def score(message: Message, context: Context) -> Message:
         tables = site.files_of(request.plan).read_test_tables(model_sha256, site.disclosure_of("test"), site.name)
     if tables is None:
         if packed is None:
-            return _ask_for_model(message)
+            return ask_for_model(message)
         tables = _compute_tables(packed, model_sha256, request, site, take_other(message, request.other))
     told = ScoreReport(model_sha256=model_sha256)
     if packed is not None and request.part == "validation" and request.other is not None:
-        network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+        network, _ = fill_network(packed, request, site, before_round=request.round + 1)
         mismatch = measure_own_mismatch(network.model, request, site)
         told = ScoreReport(model_sha256=model_sha256, mismatch=mismatch)
-    return _reply(message, told, tables=tables)
+    return reply(message, told, tables=tables)
 
 
 @app.evaluate("recalibrate")
 def sum_norm_inputs(message: Message, context: Context) -> Message:
     """Answer with the sums of what every BatchNorm gets from this site's training images, without changing anything."""
-    site, request = _open(message, context)
-    packed = _memory.take(message, request)
+    site, request = open_request(message, context)
+    packed = memory.take(message, request)
     if packed is None:
-        return _ask_for_model(message)
-    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+        return ask_for_model(message)
+    network, _ = fill_network(packed, request, site, before_round=request.round + 1)
     sums = collect_norm_sums(network.model, request, site, "recalibrate")
-    return _reply(message, NormSumsReport(model_sha256=hash_model(packed)), sums=sums)
+    return reply(message, NormSumsReport(model_sha256=hash_model(packed)), sums=sums)
 
 
 @app.evaluate("calibrate")
 def sum_likelihoods(message: Message, context: Context) -> Message:
     """Answer with the sums from which a temperature is fitted, over the validation images that may be counted."""
-    site, request = _open(message, context)
-    packed = _memory.take(message, request)
+    site, request = open_request(message, context)
+    packed = memory.take(message, request)
     if packed is None:
-        return _ask_for_model(message)
-    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+        return ask_for_model(message)
+    network, _ = fill_network(packed, request, site, before_round=request.round + 1)
     n, sums = collect_temperature_sums(network.model, request, site)
     told = TemperatureReport(model_sha256=hash_model(packed), n=n)
-    return _reply(message, told, sums={"temperature": sums} if n else None)
+    return reply(message, told, sums={"temperature": sums} if n else None)
 
 
 @app.evaluate("release")
@@ -207,38 +204,18 @@ def compare_forms(message: Message, context: Context) -> Message:
     # Imported late: the ONNX runtime is needed for this alone.
     from client.answers.compare_forms import compare_candidate  # noqa: PLC0415
 
-    site, request = _open(message, context)
+    site, request = open_request(message, context)
     artefact = read_artefact(message)
-    packed = _memory.take(message, request)
+    packed = memory.take(message, request)
     if packed is None:
-        return _ask_for_model(message)
-    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+        return ask_for_model(message)
+    network, _ = fill_network(packed, request, site, before_round=request.round + 1)
     told = FormsReport(
         model_sha256=hash_model(packed),
         artefact_sha256=request.artefact_sha256,
         comparison=compare_candidate(artefact, network.model, request, site),
     )
-    return _reply(message, told)
-
-
-def _reply(
-    message: Message,
-    told: Report,
-    *,
-    model: bytes | None = None,
-    tables: SiteTables | None = None,
-    sums: Mapping[str, torch.Tensor] | None = None,
-) -> Message:
-    return Message(make_content(REPORT, told.to_values(), model=model, tables=tables, sums=sums), reply_to=message)
-
-
-def _open(message: Message, context: Context) -> tuple[Site, Request]:
-    site = open_site(context.node_config)
-    request = read_request(message)
-    for plan in request.plans:  # at a hospital, the guard has done so; a simulation's workers may be other machines
-        check_code(plan)
-    check_classes(request, site.data.classes)
-    return site, request
+    return reply(message, told)
 
 
 def _pack_update(
@@ -254,10 +231,6 @@ def _pack_update(
 
 def _select(kept: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)}
-
-
-def _ask_for_model(message: Message) -> Message:
-    return _reply(message, MissingModel(missing_model=True))
 
 
 def _may_tell_counts(site: Site, scored: Iterable[CountedPart]) -> bool:
@@ -284,7 +257,7 @@ def _count_classes(site: Site) -> dict[Part, list[int]]:
 
 def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Site, other: bytes | None) -> SiteTables:
     """Return the tables that may leave; those of a test are stored, also in full for the site's own report."""
-    network, _ = _fill_network(packed, request, site, before_round=request.round + 1)
+    network, _ = fill_network(packed, request, site, before_round=request.round + 1)
     is_test = request.part == "test"
     name = "test" if is_test else "validation"
     counted = site.count_part(name, request.plan.fairness)
@@ -309,15 +282,4 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
     return tables
 
 
-def _fill_network(
-    packed: bytes, request: Request, site: Site, *, before_round: int
-) -> tuple[Network, dict[str, torch.Tensor]]:
-    """Return the network with the message's values and the site's state from before a round."""
-    network = get_network(request.plan)
-    state = site.files_of(request.plan).state
-    found = state.load_before(before_round)
-    for problem in state.problems:
-        _logger.warning("%s: %s An older state is used.", site.name, problem)
-    kept = found[0] if found else {}
-    network.fill(packed, kept)
-    return network, kept
+register_files(app)

@@ -21,6 +21,7 @@ import simulations.run
 from fedmed.config import RunConfig
 from fedmed.losses import list_losses
 from fedmed.models import list_models
+from fedmed.protocol.kinds import list_flower_types
 from simulations.studies import readme_tables
 from tests.markdown import PACKAGES, ROOT, SCRIPTS, Command, Page, list_files, list_pages, read_command
 
@@ -237,8 +238,7 @@ def model_options() -> set[str]:
 
 
 def kinds_of_messages() -> set[str]:
-    named = re.findall(r'^@app\.(\w+)\("(\w+)"\)', (ROOT / "client" / "site.py").read_text(), re.MULTILINE)
-    return {f"{kind}.{name}" for kind, name in named}
+    return set(list_flower_types())
 
 
 @pages

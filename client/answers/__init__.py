@@ -1,1 +1,1 @@
-"""The work behind the ClientApp's handlers; the handlers themselves are in :mod:`client.site`."""
+"""The work behind the ClientApp's handlers, which are in :mod:`client.site` or in a file of the kind's name here."""

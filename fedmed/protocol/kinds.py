@@ -2,8 +2,9 @@
 
 A row says all that is known of a kind before anything is asked: what travels which way, what may leave a site, what the
 site's policy and ledger make of it, and how it is called in what people read. The guard, ``--check``, the console and
-the status take it from here, so that a new kind is one row, one handler in ``client.site`` and one caller in
-``server``. Nothing here needs torch or Flower.
+the status take it from here, so that a new kind is one row, one handler in ``client`` (see
+:mod:`client.answers.answering`) and one caller in ``server``. A report that only one kind has may stand beside its row.
+Nothing here needs torch or Flower.
 """
 
 from collections.abc import Container, Mapping

@@ -24,6 +24,7 @@ from fedmed.report.schema.document import (
 )
 from fedmed.report.schema.figures import FigureEntries, Part
 from fedmed.storage.history import Participation, RoundRecord, to_plain_json
+from fedmed.storage.statuses import find_status
 
 _DERIVED = ("worst_group_", "es_")
 
@@ -175,7 +176,7 @@ def _describe_participation(records: Sequence[RoundRecord]) -> ParticipationEntr
         shares = [entries[name].share or 0.0 if name in entries else 0.0 for entries in by_round]
         sites[name] = {
             "accepted_rounds": statuses.count("accepted"),
-            "missed_rounds": len(statuses) - statuses.count("accepted"),
+            "missed_rounds": sum(find_status(status).missed for status in statuses),
             "mean_share": sum(shares) / len(shares),
             "update_bytes": sum(entries[name].update_bytes or 0 for entries in by_round if name in entries),
             "statuses": statuses,

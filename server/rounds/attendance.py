@@ -22,6 +22,7 @@ from fedmed.protocol.reports import Part, SiteDescription, TeacherDescription
 from fedmed.protocol.requests import Request
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.run_folder import RunFolder
+from fedmed.storage.statuses import find_status
 from fedmed.versions import find_versions
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
@@ -148,9 +149,10 @@ class Attendance:
         """
         silent = set(unscored)
         for site, status in statuses.items():
-            if status in {"late", "absent", "error"} or (site in silent and status != "dormant"):
+            streak = find_status(status).streak
+            if streak == "longer" or (site in silent and streak != "kept"):
                 self.missed[site] = self.missed.get(site, 0) + 1
-            elif status != "dormant":
+            elif streak == "ended":
                 self.missed[site] = 0
 
     def probe_in_passing(self, exchange: Exchange, silent: list[str], ttl: float) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fedmed.protocol.kinds import Bar, describe_phase, find_phase
 from fedmed.storage.history import RoundRecord
+from fedmed.storage.statuses import find_status
 from server.rounds.progress import Listener
 
 _SPANS = {"train": (0.0, 0.9), "evaluate": (0.9, 0.1)}
@@ -155,7 +156,8 @@ class PlainListener:
 def describe_round(record: RoundRecord, num_rounds: int) -> str:
     """Return one line about a closed round."""
     statuses = [line.status for line in record.participation]
-    left_out = f", {len(statuses) - statuses.count('accepted')} left out" if set(statuses) != {"accepted"} else ""
+    missed = sum(find_status(status).missed for status in statuses)
+    left_out = f", {missed} left out" if missed else ""
     return (
         f"round {record.round}/{num_rounds}  {_describe_figures(record)}  "
         f"{statuses.count('accepted')} sites{left_out}  {record.wall_s:.1f} s"

@@ -151,17 +151,6 @@ VERDICTS = {
 }
 ALARM_KINDS = {"fall": "A figure fell", "coverage": "No longer covered"}
 
-STATUSES = {
-    "accepted": ("●", "took part", "its update was averaged into the model"),
-    "late": ("L", "late", "its update came after the deadline"),
-    "error": ("E", "error", "the site reported an error"),
-    "quarantined": ("Q", "quarantined", "its update was refused by the checks"),
-    "revoked": ("R", "revoked", "it was taken from the list of sites"),
-    "dormant": ("D", "dormant", "not waited for, after missing several rounds in a row"),
-    "absent": ("·", "absent", "not connected, or not asked"),
-}
-UNKNOWN_STATUS = ("?", "other", "a status that this page does not know")
-
 
 def label_figure(key: str) -> str:
     """Return the name of a figure; a key that is not known stands for itself."""

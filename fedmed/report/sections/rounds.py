@@ -14,8 +14,9 @@ from fedmed.report.drawing.markup import (
 )
 from fedmed.report.drawing.palette import series_css
 from fedmed.report.drawing.plots import MOST_SINGLE_LINES, draw_loss, draw_validation
-from fedmed.report.drawing.wording import STATUSES, UNKNOWN_STATUS, count, label_figure
+from fedmed.report.drawing.wording import count, label_figure
 from fedmed.report.schema.document import LeftOut, RoundEntry, SiteParticipation
+from fedmed.storage.statuses import STATUSES, find_status
 
 SHOWN_SITES = 20
 MOST_REASONS = 3
@@ -175,8 +176,8 @@ def _say_bytes(numbers: Numbers) -> str:
 
 
 def _explain_status(status: str) -> str:
-    symbol, word, meaning = STATUSES.get(status, (UNKNOWN_STATUS[0], status, UNKNOWN_STATUS[2]))
-    return f'<span class="rounds-key">{symbol}</span> {escape(word)}: {escape(meaning)}'
+    row = find_status(status)
+    return f'<span class="rounds-key">{row.symbol}</span> {escape(row.word)}: {escape(row.meaning)}'
 
 
 def _list_participation(numbers: Numbers, names: Sequence[str]) -> str:
@@ -206,7 +207,7 @@ def _list_participation(numbers: Numbers, names: Sequence[str]) -> str:
 
 
 def _draw_statuses(statuses: Sequence[str]) -> str:
-    symbols = [STATUSES.get(status, UNKNOWN_STATUS)[0] for status in statuses]
+    symbols = [find_status(status).symbol for status in statuses]
     groups = [
         f"<span>{''.join(symbols[start : start + ROUNDS_PER_GROUP])}</span>"
         for start in range(0, len(symbols), ROUNDS_PER_GROUP)

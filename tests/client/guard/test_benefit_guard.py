@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from client import site as app
+from client.answers import answering
 from client.guard.ledger import COUNTS_FILE
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.temperature import GRID
@@ -97,8 +98,8 @@ def test_sums_are_withheld_below_k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_own_model_never_leaves(site: HospitalSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the app may do wrong: a model is not on the list of what may leave with this answer."""
     assert set(KINDS["local"].leaving) == {REPORT}
-    make = app.make_content
-    monkeypatch.setattr(app, "make_content", lambda kind, values, **named: make(kind, values, model=site.model))
+    make = answering.make_content
+    monkeypatch.setattr(answering, "make_content", lambda kind, values, **named: make(kind, values, model=site.model))
     with pytest.raises(PolicyError, match="not on the list of what may leave"):
         site.ask(LOCAL, site.model, ALONE, round=1)
 

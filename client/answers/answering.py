@@ -1,0 +1,100 @@
+"""What every answer begins and ends with: the request is read and checked, the model is at hand, the reply is packed.
+
+A kind of message is answered by a handler in :mod:`client.site`, or by a file of this folder that has the name of its
+row in :data:`fedmed.protocol.kinds.KINDS` and a function ``answer(message, context)``. It is imported at the first
+request of that kind, and goes through the guard like the others.
+"""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.guard.outside_code import check_code
+from client.guard.requests import ModelMemory, Request, check_classes, read_request
+from client.hospital.site_data import Site, open_site
+from fedmed.distillation.network import get_network
+from fedmed.metrics.site_tables import SiteTables
+from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import REPORT, make_content
+from fedmed.protocol.reports import MissingModel, Report
+from fedmed.training.network import Network
+
+_logger = logging.getLogger("fedmed.client")
+
+memory = ModelMemory()
+"""The model that was sent last: a request can name it by its hash."""
+
+
+def open_request(message: Message, context: Context) -> tuple[Site, Request]:
+    """Return the site and what is asked of it."""
+    site = open_site(context.node_config)
+    request = read_request(message)
+    for plan in request.plans:  # at a hospital, the guard has done so; a simulation's workers may be other machines
+        check_code(plan)
+    check_classes(request, site.data.classes)
+    return site, request
+
+
+def fill_network(
+    packed: bytes, request: Request, site: Site, *, before_round: int
+) -> tuple[Network, dict[str, torch.Tensor]]:
+    """Return the network with the message's values and the site's state from before a round."""
+    network = get_network(request.plan)
+    state = site.files_of(request.plan).state
+    found = state.load_before(before_round)
+    for problem in state.problems:
+        _logger.warning("%s: %s An older state is used.", site.name, problem)
+    kept = found[0] if found else {}
+    network.fill(packed, kept)
+    return network, kept
+
+
+def reply(
+    message: Message,
+    told: Report,
+    *,
+    model: bytes | None = None,
+    tables: SiteTables | None = None,
+    sums: Mapping[str, torch.Tensor] | None = None,
+) -> Message:
+    """Return an answer with a report, and what goes beside it."""
+    return Message(make_content(REPORT, told.to_values(), model=model, tables=tables, sums=sums), reply_to=message)
+
+
+def ask_for_model(message: Message) -> Message:
+    """Return the answer of a site that lacks the model."""
+    return reply(message, MissingModel(missing_model=True))
+
+
+def register_files(app: ClientApp, package: str = "client.answers") -> None:
+    """Have an app answer the kinds that have a file of their own.
+
+    Parameters
+    ----------
+    app : ClientApp
+        Gets a handler for each.
+    package : str
+        Where the files are.
+    """
+    for name, kind in KINDS.items():
+        module = f"{package}.{name}"
+        if importlib.util.find_spec(module) is not None:
+            category, _, action = kind.flower.partition(".")
+            register = {"query": app.query, "train": app.train, "evaluate": app.evaluate}[category]
+            register(action or "default")(_Late(module))
+
+
+class _Late:
+    """The handler in a file, which is imported when it is asked for the first time."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        answered: Message = importlib.import_module(self._module).answer(message, context)
+        return answered
