@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmed.own_packages import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         env=os.environ | {"FEDMED_NATIVE": "0"},
     )
-    return next(folder.glob("fedmed-*.whl"))
+    return next(folder.glob("fedmed_hospitals-*.whl"))
 
 
 def test_wheel_holds_code_settings_and_licence(wheel: Path) -> None:
@@ -42,6 +44,9 @@ def test_wheel_holds_code_settings_and_licence(wheel: Path) -> None:
     ):
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    scripts = next(name for name in names if name.endswith("entry_points.txt"))
+    told = zipfile.ZipFile(wheel).read(scripts).decode()
+    assert all(f"{command} = fedmed.own_packages:" in told for command in COMMANDS)
     assert not any(name.startswith(("tests/", "runs/")) for name in names)
 
 

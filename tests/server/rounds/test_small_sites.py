@@ -40,7 +40,7 @@ def federation(make_federation: Callable[..., Federation], monkeypatch: pytest.M
 
 def read_statuses(federation: Federation) -> list[dict[str, str]]:
     history = read_history(federation.run.history_file)
-    return [{line["site"]: line["status"] for line in record["participation"]} for record in history]
+    return [{line.site: line.status for line in record.participation} for record in history]
 
 
 def test_no_site_is_left_out_for_its_number_of_images(federation: Federation) -> None:
