@@ -22,6 +22,8 @@ from fedmed.processes import single_instance, watch_parent
 from fedmed.storage.run_folder import LOCK_FILE, RunFolder
 from fedmed.versions import add_version_option
 
+INSTALLED = "fedmed-simulate"
+"""The command that a wheel brings; ``simulations/run.py`` is there in a checkout only."""
 EPILOG = """\
 examples:
   python simulations/run.py
@@ -97,7 +99,7 @@ def _run_study(options: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python simulations/run.py",
+        prog=_command(),
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -214,8 +216,12 @@ def _print_result(run: RunFolder) -> None:
     print(f"report: {run.report / 'index.html'}")
 
 
+def _command() -> str:
+    return INSTALLED if Path(sys.argv[0]).name == INSTALLED else "python simulations/run.py"
+
+
 def _resume_command(path: Path) -> str:
-    return f"python simulations/run.py --resume {path}"
+    return f"{_command()} --resume {path}"
 
 
 def _stop_like_ctrl_c(signal_number: int, frame: FrameType | None) -> None:

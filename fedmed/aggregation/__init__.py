@@ -5,15 +5,18 @@ from fedmed.aggregation import divergence_rule, extension, fair_rules, group_rul
 from fedmed.aggregation.average import WeightedUpdate, average_updates, site_weights
 from fedmed.aggregation.quarantine import UpdateCheck, check_num_images, check_update, compare_norms
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule
-from fedmed.aggregation.server_step import GlobalModel, ServerStep, make_step
+from fedmed.aggregation.server_step import GlobalModel, Moments, MomentStep, ServerStep, Values, make_step
 
 __all__ = [
     "GlobalModel",
+    "MomentStep",
+    "Moments",
     "RoundUpdates",
     "Rule",
     "RuleState",
     "ServerStep",
     "UpdateCheck",
+    "Values",
     "WeightedUpdate",
     "Weights",
     "average_updates",

@@ -46,6 +46,9 @@ def _build(what: str, base: type, path: str, options: Mapping[str, object]) -> o
             f"The {what} '{path}' is a {type(built).__name__}. Needed: a subclass of "
             f"fedmed.aggregation.{base.__name__}."
         )
+    method = "weigh" if base is Rule else "take"
+    if getattr(type(built), method) is getattr(base, method):
+        raise ExtensionError(f"The {what} '{path}' has no '{method}' of its own, which does its work.")
     return built
 
 

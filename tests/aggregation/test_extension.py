@@ -66,6 +66,19 @@ def test_what_is_no_rule_or_step_is_refused() -> None:
         make_rule(make_config({"kind": RULE, "options": {"mots": 1}}).aggregation.fair)
 
 
+def test_rule_and_step_without_their_method_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "unfinished_code.py").write_text(
+        "from fedmed.aggregation import MomentStep, Rule, ServerStep\n"
+        "class NoWeigh(Rule): pass\n"
+        "class NoTake(ServerStep): pass\n"
+    )
+    with importable(tmp_path):
+        with pytest.raises(ExtensionError, match=r"'unfinished_code:NoWeigh' has no 'weigh' of its own"):
+            make_rule(make_config({"kind": "unfinished_code:NoWeigh"}).aggregation.fair)
+        with pytest.raises(ExtensionError, match=r"'unfinished_code:NoTake' has no 'take' of its own"):
+            make_step(make_config(step={"kind": "unfinished_code:NoTake"}).server_step)
+
+
 @pytest.mark.parametrize("weights", [{"c": 0.5}, {"a": -0.1, "b": 0.5}, {"a": float("nan")}, {"a": 0.9, "b": 0.2}, {}])
 def test_weights_that_cannot_be_end_the_run(weights: dict[str, float]) -> None:
     with pytest.raises(FederationError, match=rf"The rule '{MODEL}' has given the weights .*Allowed: for sites"):

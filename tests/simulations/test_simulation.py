@@ -22,6 +22,21 @@ def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "told"),
+    [("/opt/venv/bin/fedmed-simulate", "fedmed-simulate"), ("simulations/run.py", "python simulations/run.py")],
+)
+def test_command_that_goes_on_is_the_one_that_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, told: str
+) -> None:
+    """A wheel brings no file simulations/run.py into the working directory."""
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "checkpoints" / "round_0001").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", [typed])
+    assert main(["--out", str(tmp_path)]) == 1
+    assert f"  {told} --resume {tmp_path}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("num_gpus", "num_workers", "share"),
     [(1, 1, 1.0), (1, 4, 0.25), (2, 3, 0.5), (2, 4, 0.5), (4, 2, 2.0), (4, 3, 1.0)],
 )
