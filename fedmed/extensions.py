@@ -51,8 +51,11 @@ def check_path(path: str) -> str:
     shown = tame(path, _LONGEST)
     module, _, name = path.partition(":")
     top = module.partition(".")[0]
-    if module in RESERVED:
-        raise ExtensionError(f"'{shown}': networks of {module} cannot be named like this in this version.")
+    if top in RESERVED:  # their builders fetch weights from the internet, which a policy must be asked about
+        raise ExtensionError(
+            f"'{shown}': networks of {top} cannot be named like this in this version. Allowed: a function of your own "
+            "package that builds one."
+        )
     if len(path) > _LONGEST or not _PATH.fullmatch(path):
         raise ExtensionError(
             f"'{shown}' is no import path. Allowed: package.module:name, for example my_package.networks:build."

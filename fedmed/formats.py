@@ -51,7 +51,8 @@ class Format:
         allowed = str(self.number) if self.oldest == self.number else f"{self.oldest} to {self.number}"
         raise FormatError(
             f"{self.what} of {where} has the format {text[:40]!r}; fedmed {find_version(SOFTWARE)} opens {allowed}. "
-            "Install the version of fedmed that wrote it, or write it anew with this one."
+            "Install the version of fedmed that wrote it"
+            f"{', or ask the coordinating site for one of this version' if self.what == 'The kit' else ''}."
         )
 
 

@@ -125,7 +125,7 @@ class ClientConfig(Section):
         try:
             return KIT.check(number, "this site")
         except FormatError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removesuffix(".")) from None
 
     @model_validator(mode="after")
     def _check(self) -> "ClientConfig":

@@ -76,6 +76,7 @@ class RunFolder:
         self.initial_model = self.checkpoints / "initial.safetensors"
         self.temperature_file = self.tables / "temperature.json"
         self.finished_file = self.path / "finished.json"
+        self._files = (self.environment_file, self.roster_file, self.audit_file, self.history_file, self.config_file)
         self._subfolders = (self.splits, self.checkpoints, self.tables, self.updates, self.sites, self.logs)
 
     @classmethod
@@ -97,9 +98,9 @@ class RunFolder:
             If the folder is not empty or cannot be made.
         """
         folder = cls(path)
-        if folder.config_file.exists() and not any(folder.checkpoints.glob("round_*")):
-            folder.clear()  # a start that failed before the first checkpoint, for example for want of data
-        if folder.config_file.exists():
+        if folder._is_failed_start():
+            folder.clear()
+        if folder.config_file.exists() and any(folder.checkpoints.glob("round_*")):
             raise RunFolderError(
                 f"'{path}' holds a run already. To go on with it, type:\n  {resume_command}\n"
                 f"For a new run, name another folder with {setting}."
@@ -131,13 +132,7 @@ class RunFolder:
         return folder
 
     def check_format(self) -> None:
-        """Check that this version opens the folder.
-
-        Raises
-        ------
-        FormatError
-            If it is of another format.
-        """
+        """Raise a FormatError if this version does not open the folder."""
         if self.environment_file.is_file():
             RUN_FOLDER.check(json.loads(self.environment_file.read_text()).get("format"), self.path)
 
@@ -157,6 +152,12 @@ class RunFolder:
             return path.is_dir() and not any(path.iterdir())
         return path.name == LOCK_FILE or re.fullmatch(r"\.config\.yaml\..*partial", path.name) is not None
 
+    def _is_failed_start(self) -> bool:
+        """Return whether all that is here is of a start that failed early, as for want of data: nothing of a user's."""
+        known = {*self._subfolders, *self._files, self.path / LOCK_FILE, self.path / "run_id"}
+        is_ours = self.config_file.is_file() and set(self.path.iterdir()) <= known and bool(self._read_starts())
+        return is_ours and not any(self.checkpoints.glob("round_*"))
+
     def make_folders(self) -> None:
         """Make the subfolders that are written during a run."""
         for folder in self._subfolders:
@@ -166,7 +167,7 @@ class RunFolder:
         """Remove what a run writes, and nothing else."""
         for subfolder in self._subfolders:
             shutil.rmtree(subfolder, ignore_errors=True)
-        for file in (self.environment_file, self.roster_file, self.audit_file, self.history_file, self.config_file):
+        for file in self._files:
             file.unlink(missing_ok=True)
 
     def write_config(self, config: FederationConfig) -> None:
@@ -320,9 +321,8 @@ class RunFolder:
         return cast("dict[str, JsonValue]", self._read_starts()[-1])
 
     def _read_starts(self) -> list[Start]:
-        if not self.environment_file.is_file():
-            return []
-        starts: list[Start] = json.loads(self.environment_file.read_text())["starts"]
+        file = self.environment_file
+        starts: list[Start] = json.loads(file.read_text())["starts"] if file.is_file() else []
         return starts
 
     def _write_starts(self, starts: list[Start]) -> None:

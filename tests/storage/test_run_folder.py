@@ -31,6 +31,7 @@ def test_folder_with_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_folder_of_a_start_that_failed_is_used_again_and_other_files_stay(tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
+    folder.record_start()
     (folder.splits / "splits.json").write_text("old")
     again = RunFolder.create(tmp_path / "run", "type this")
     assert list(again.splits.iterdir()) == []
@@ -89,3 +90,28 @@ def test_environment_names_neither_machine_nor_user() -> None:
     text = str(describe_environment())
     assert platform.node() not in text
     assert f"/{getpass.getuser()}/" not in text
+
+
+def test_files_of_a_user_are_never_cleared_away(tmp_path: Path) -> None:
+    """A folder with a config.yaml of the user's own and folders named like ours."""
+    (tmp_path / "config.yaml").write_text("rounds: 3\n")
+    for name in ("logs", "sites"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keep.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="is no empty folder"):
+        RunFolder.create(tmp_path, "type this")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError):
+        RunFolder.create(tmp_path, "type this")
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["config.yaml", "logs/keep.txt", "notes.txt", "sites/keep.txt"]
+
+
+def test_a_start_that_failed_early_is_begun_anew(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    folder.write_config(RunConfig(sites=1))
+    folder.record_start()
+    (folder.logs / "old.log").write_text("the folder of the images does not exist")
+    again = RunFolder.create(tmp_path / "run", "type this")
+    assert not again.config_file.exists()
+    assert not (again.logs / "old.log").exists()
