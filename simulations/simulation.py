@@ -15,6 +15,7 @@ from fedmed.export.onnx_file import ExportError
 from fedmed.losses import build_loss
 from fedmed.models import create_model
 from fedmed.storage.run_folder import RunFolder
+from fedmed.training.outside_code import try_loss, try_network
 from server.federation import create_server_app
 from server.rounds.progress import Listener
 from simulations.backend.grid import RayGrid, SimulatedNode
@@ -104,11 +105,12 @@ def check_settings(config: RunConfig, source: str) -> None:
         With the file, the section, what was found and what is allowed.
     """
     try:
-        build_loss(config.loss, class_counts=[1, 1])
+        try_loss(config.loss, build_loss(config.loss, class_counts=[1, 1]), 2)
     except ConfigError as error:
         raise ConfigError(f"{source}: loss: {error}") from None
     try:
         model = create_model(config.model.name, 2, **config.model.options)
+        try_network(config.model.name, model, 2, config.data.image_size)
     except ConfigError as error:
         raise ConfigError(f"{source}: model: {error}") from None
     try:

@@ -23,6 +23,7 @@ from fedmed.protocol.messages import MODEL, REQUEST, read_model, read_values
 from fedmed.protocol.requests import NEEDS_DISTIL
 from fedmed.protocol.requests import Request as SentRequest
 from fedmed.training.network import hash_model
+from fedmed.training.outside_code import try_loss, try_network
 
 _logger = logging.getLogger("fedmed.client")
 
@@ -109,8 +110,8 @@ def _try_plan(plan_json: str) -> None:
     try:
         make_train_transform(plan.augmentation, plan.image_size)
         make_eval_transform(plan.augmentation, plan.image_size)
-        build_loss(plan.loss, [1] * len(plan.classes))
-        get_network(plan)
+        try_loss(plan.loss, build_loss(plan.loss, [1] * len(plan.classes)), len(plan.classes))
+        try_network(plan.model.name, get_network(plan).model, len(plan.classes), plan.image_size)
     except ExtensionFailedError as error:  # what others' code says may hold anything
         _logger.warning("Code that the plan names has failed: %s", error)
         raise WireError(f"{_CANNOT}: its code from outside fedmed has failed; the site's log says more.") from error

@@ -7,14 +7,15 @@ the server alone.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 from fedmed.aggregation.rule import Rule, Weights, make_rule
 from fedmed.aggregation.server_step import MomentStep, ServerStep, make_step
 from fedmed.config.aggregation import ExtensionRuleConfig
 from fedmed.config.server_step import ExtensionStepConfig
-from fedmed.errors import ConfigError, ExtensionError, FederationError
+from fedmed.errors import ConfigError, ExtensionError, FederationError, FedmedError, tame
 from fedmed.extensions import build_extension
 
 _ROUNDING = 1e-9
@@ -50,6 +51,36 @@ def _build(what: str, base: type, path: str, options: Mapping[str, object]) -> o
     if getattr(type(built), method) is getattr(base, method):
         raise ExtensionError(f"The {what} '{path}' has no '{method}' of its own, which does its work.")
     return built
+
+
+@contextmanager
+def explained_failure(what: str, kind: str) -> Iterator[None]:
+    """Turn an error of code from outside fedmed into one line that names it; our own errors, and the disk's, pass.
+
+    Parameters
+    ----------
+    what : str
+        What it is: ``"rule"``.
+    kind : str
+        As in the settings; without a colon it is fedmed's own, whose errors all pass.
+
+    Raises
+    ------
+    FederationError
+        What happened; everything up to the round before is saved.
+    """
+    try:
+        yield
+    except (FedmedError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in kind:
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        raise FederationError(
+            f"The {what} '{kind}' has ended with {tame(f'{type(error).__name__}: {first}')}. Mend it; everything up to "
+            "the round before is saved."
+        ) from error
 
 
 def check_weights(kind: str, weights: Weights, sites: Collection[str]) -> None:

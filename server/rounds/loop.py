@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step
+from fedmed.aggregation.extension import explained_failure
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.protocol.kinds import KINDS
@@ -86,7 +87,8 @@ class RoundLoop:
         began = time.monotonic()
         collector, attempt = collect_until(self.session, f"Round {round_number}", partial(self._ask, round_number))
         averaged, weights = self._average(collector, round_number)
-        following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
+        with explained_failure("server step", self.session.config.server_step.kind):
+            following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
         sha256 = hash_file(following.model)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
         scores = self.session.score(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedmed.aggregation import RoundUpdates, RuleState, WeightedUpdate, Weights, make_rule
-from fedmed.aggregation.extension import check_weights
+from fedmed.aggregation.extension import check_weights, explained_failure
 from fedmed.aggregation.rule import normalise
 from fedmed.config import (
     ExtensionRuleConfig,
@@ -56,9 +56,12 @@ def weigh_updates(
             f"{round_number}. A site with fewer training images than its policy.suppression.k tells none. Choose "
             "another aggregation.fair."
         )
-    weights, remembered = rule.weigh(updates, state)
-    if isinstance(config.aggregation.fair, ExtensionRuleConfig):
-        check_weights(config.aggregation.fair.kind, weights, updates.shares)
+    fair = config.aggregation.fair
+    if not isinstance(fair, ExtensionRuleConfig):
+        return rule.weigh(updates, state)
+    with explained_failure("rule", fair.kind):
+        weights, remembered = rule.weigh(updates, state)
+        check_weights(fair.kind, weights, updates.shares)
     return weights, remembered
 
 
