@@ -208,7 +208,7 @@ def load_extension(path: str) -> Callable[..., object]:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         _loaded.pop(module)
-        raise ExtensionFailedError(f"'{module}' cannot be imported here: {_describe(error)}") from error
+        raise ExtensionFailedError(f"'{module}' cannot be imported here: {describe_failure(error)}") from error
     if Path(str(getattr(imported, "__file__", None))).resolve() != find_module_file(module):
         raise ExtensionError(f"Another module '{module}' is loaded here already, from another place.")
     attribute = getattr(imported, name, None)
@@ -263,7 +263,7 @@ def _explain_failures(kind: str, path: str, function: Callable[..., object]) -> 
         try:
             return function(*args, **options)
         except Exception as error:
-            raise ExtensionFailedError(f"The {kind} '{path}' cannot be built: {_describe(error)}") from error
+            raise ExtensionFailedError(f"The {kind} '{path}' cannot be built: {describe_failure(error)}") from error
 
     try:
         signature = inspect.signature(function)
@@ -274,7 +274,8 @@ def _explain_failures(kind: str, path: str, function: Callable[..., object]) -> 
     return call
 
 
-def _describe(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
+    """Return the kind of an error of code from outside fedmed, and the first line of what it says."""
     first = next(iter(str(error).splitlines()), "")
     return tame(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 

@@ -15,8 +15,8 @@ from fedmed.aggregation.rule import Rule, Weights, make_rule
 from fedmed.aggregation.server_step import MomentStep, ServerStep, make_step
 from fedmed.config.aggregation import ExtensionRuleConfig
 from fedmed.config.server_step import ExtensionStepConfig
-from fedmed.errors import ConfigError, ExtensionError, FederationError, FedmedError, tame
-from fedmed.extensions import build_extension
+from fedmed.errors import ConfigError, ExtensionError, FederationError, FedmedError
+from fedmed.extensions import build_extension, describe_failure
 
 _ROUNDING = 1e-9
 
@@ -76,9 +76,8 @@ def explained_failure(what: str, kind: str) -> Iterator[None]:
     except Exception as error:
         if ":" not in kind:
             raise
-        first = next(iter(str(error).splitlines()), "")
         raise FederationError(
-            f"The {what} '{kind}' has ended with {tame(f'{type(error).__name__}: {first}')}. Mend it; everything up to "
+            f"The {what} '{kind}' has ended with {describe_failure(error)}. Mend it; everything up to "
             "the round before is saved."
         ) from error
 

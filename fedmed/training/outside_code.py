@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fedmed.errors import ExtensionError, ExtensionFailedError, FedmedError, tame
+from fedmed.errors import ExtensionError, ExtensionFailedError, FedmedError
+from fedmed.extensions import describe_failure
 
 
 def try_network(name: str, model: nn.Module, num_classes: int, image_size: int) -> None:
@@ -80,5 +81,4 @@ def _explained(what: str) -> Iterator[None]:
     except FedmedError:
         raise
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise ExtensionFailedError(f"{what} cannot be run: {tame(f'{type(error).__name__}: {first}')}") from error
+        raise ExtensionFailedError(f"{what} cannot be run: {describe_failure(error)}") from error
