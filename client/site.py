@@ -18,6 +18,7 @@ from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
 from client.guard.guard import guard_messages
+from client.guard.leaving import warn_of_tables
 from client.guard.requests import Request
 from client.guard.second_model import take_other
 from client.hospital.own_rows import encode_rows
@@ -76,10 +77,12 @@ def describe(message: Message, context: Context) -> Message:
         class_counts=_count_classes(site) if _may_tell_counts(site, scored.values()) else None,
         attributes=[name for name in scored["validation"].groups if name != SITE_ATTRIBUTE],
         validation_scores=site.policy.validation_scores,
+        validation_tables=site.policy.validation_tables,
         show_alone=site.policy.show_alone,
         synthetic=site.synthetic,
         thresholds=Thresholds(k=release.k, k_row=release.k_row),
     )
+    warn_of_tables(request.plan, site.policy)
     return reply(message, told)
 
 

@@ -70,5 +70,7 @@ REPORT = Format("The report", 1)
 """``report.json``."""
 RUN_FOLDER = Format("The run folder", 1)
 """Names and contents of a run's files; the number is in ``environment.json``."""
+FIGURES = Format("The list of figures", 1)
+"""``figures.json`` of a site: what it has told of the rounds' models."""
 AUDIT_LOG = Format("The audit log", 2)
 """Lines of ``audit.jsonl``; those of format 1 have no number, and both may stand in one log."""

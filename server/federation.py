@@ -40,7 +40,7 @@ from server.rounds.loop_state import LoopState, save_checkpoint
 from server.rounds.progress import EventListener, Listener, LogListener
 from server.rounds.scoring import save_tables
 from server.rounds.session import Session
-from server.rounds.validation import choice_value
+from server.rounds.validation import choice_value, is_better
 
 _TEST_CALLS = 2
 
@@ -147,7 +147,11 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
         checkpoints=RunCheckpoints(run.checkpoints),
         audit=audit,
         attendance=Attendance(
-            plan, digest, teacher=describe_teacher(plan.fopro), needs_scores=config.choose_by in SCORE_FIGURES
+            plan,
+            digest,
+            teacher=describe_teacher(plan.fopro),
+            needs_scores=config.choose_by in SCORE_FIGURES,
+            needs_tables=config.choice == "tables",
         ),
         listener=listener,
         parameters=parameters,
@@ -189,9 +193,11 @@ def _replace_lost_best(session: Session, found: Checkpoint, state: LoopState) ->
     }
     kept = [number for number in session.checkpoints.rounds if values.get(number) is not None]
     sound = [number for number in kept if number == found.round or _is_sound(session, number)]
-    chosen = max(sound, key=lambda number: (values[number], -number), default=None)
-    state.best_round, state.best_value = chosen, None if chosen is None else values[chosen]
-    session.listener.on_note(f"{problem} The best round that is left is {chosen}.")
+    state.best_round = state.best_value = None
+    for number in sorted(sound):
+        if is_better(session.config, values[number], state.best_value):
+            state.best_round, state.best_value = number, values[number]
+    session.listener.on_note(f"{problem} The best round that is left is {state.best_round}.")
 
 
 def _is_sound(session: Session, round_number: int) -> bool:

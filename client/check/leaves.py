@@ -100,7 +100,7 @@ _CHECKS_BY_HAND = {"release": _check_comparison}
 
 def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     """Build one reply and list its parts."""
-    asked = _find_plan(row.name, context)
+    asked = _find_plan(row, context)
     if isinstance(asked, str):
         return CheckResult(name, "ok", f"nothing: {asked}")
     folder = context.folder / (_SMALL if row.kind.counted_as else WHOLE)
@@ -122,9 +122,12 @@ def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"{parts}{in_use}{_explain(row.kind, reply)}")
 
 
-def _find_plan(kind: str, context: CheckContext) -> Plan | str:
+def _find_plan(row: _Row, context: CheckContext) -> Plan | str:
     """Return the plan of the network that a request is about; or why there is no such request."""
-    plan, small, setting = context.get_plan(), find_small(context), KINDS[kind].setting
+    plan, small, setting, kind = context.get_plan(), find_small(context), row.kind.setting, row.name
+    wanted = "figure" if kind == "figure" else "tables" if row.phase.name == "evaluate" else plan.choice
+    if plan.choice != wanted:
+        return f"the plan asks for none (choice: {plan.choice})"
     if setting is not None and not getattr(plan, setting):
         return f"the plan foresees no model of this site alone ({setting}: false)"
     if kind == "recalibrate" and plan.batch_norm != "recalibrate":

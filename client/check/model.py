@@ -12,7 +12,16 @@ from client.check.context import CheckContext, CheckResult
 from client.check.memory import GIB, count_shared_bytes
 from client.check.results import CheckFailedError
 from client.check.teacher import find_small
-from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
+from client.guard.policy import (
+    Refusal,
+    check_choice,
+    check_disk,
+    check_hours,
+    check_plan,
+    check_size,
+    check_test,
+    measure_folder,
+)
 from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
 from fedmed.config import FoproPlan, Plan
@@ -78,7 +87,7 @@ def check_policy(context: CheckContext, name: str) -> CheckResult:
     small = find_small(context)
     plans = [plan] if small is None else [plan, small.plan]
     refused = [*dict.fromkeys(refusal for one in plans for refusal in check_plan(policy, one))]
-    refused += check_disk(policy, Path(context.config.state_dir))
+    refused += check_choice(policy, plan) + check_disk(policy, Path(context.config.state_dir))
     if refused:
         raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
     limited = check_hours(policy, datetime.now()) + check_test(policy, "test")

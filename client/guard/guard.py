@@ -18,11 +18,20 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import find_bands_breach
+from client.guard.leaving import find_bands_breach, find_figure_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
 from client.guard.outside_code import check_extensions
-from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, refuse
+from client.guard.policy import (
+    Refusal,
+    check_disk,
+    check_hours,
+    check_plan,
+    check_size,
+    check_test,
+    check_validation,
+    refuse,
+)
 from client.guard.requests import Request, read_request, try_plan
 from client.hospital.site_data import Hospital, choose_disclosure, find_hospital
 from fedmed.aggregation.divergence_rule import find_divergence_breach
@@ -44,7 +53,7 @@ from fedmed.protocol.kinds import (
     name_kind,
 )
 from fedmed.protocol.messages import read_tables, read_values
-from fedmed.protocol.reports import FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
+from fedmed.protocol.reports import FigureReport, FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
 from fedmed.storage.audit import AuditLog
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -165,6 +174,7 @@ class Guard:
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_extensions(policy, plan)),
             *check_test(policy, request.part),
+            *check_validation(policy, request.kind, request.part),
             *(check_hours(policy, self._clock()) if _trains(policy, KINDS[request.kind]) else []),
             *check_disk(policy, self._state_dir),
             *check_size(policy, sum(part["bytes"] for part in parts)),
@@ -181,6 +191,8 @@ class Guard:
         match told:
             case TrainReport():
                 return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
+            case FigureReport():
+                return find_figure_breach(told, k)
             case FormsReport():
                 return self._find_breach_of_comparison(request, told)
             case TemperatureReport() if SUMS in reply.content and told.n < k:

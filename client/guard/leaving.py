@@ -1,7 +1,15 @@
-"""What of its prompt a hospital may tell; the lists of all that leaves are in :mod:`fedmed.protocol.kinds`."""
+"""What of prompt and figures a hospital may tell; the lists of all that leaves are in :mod:`fedmed.protocol.kinds`."""
 
+import logging
+
+from client.guard.policy import check_choice
+from fedmed.config import Plan
+from fedmed.config.client import PolicyConfig
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
-from fedmed.protocol.reports import TrainReport
+from fedmed.metrics.rounding import has_digits
+from fedmed.protocol.reports import FigureReport, TrainReport
+
+_logger = logging.getLogger("fedmed.client")
 
 
 def find_bands_breach(told: TrainReport) -> str | None:
@@ -13,3 +21,25 @@ def find_bands_breach(told: TrainReport) -> str | None:
     if told.prompt_bands is None or told.num_images >= MIN_IMAGES_TO_SHARE_PROMPT:
         return None
     return f"its prompt is of fewer than {MIN_IMAGES_TO_SHARE_PROMPT} images"
+
+
+def find_figure_breach(told: FigureReport, k: int) -> str | None:
+    """Return why figures of validation images must not leave, or None.
+
+    Parameters
+    ----------
+    told : FigureReport
+        About to leave.
+    k : int
+        Fewest images; their number is a multiple of it.
+    """
+    if told.n % k:
+        return f"its number of images is no multiple of k = {k}"
+    figures = [figure for figure in (told.accuracy, told.balanced_accuracy) if figure is not None]
+    return None if all(map(has_digits, figures)) else "its figures have more than 3 digits"
+
+
+def warn_of_tables(plan: Plan, policy: PolicyConfig) -> None:
+    """Say at the site, when it joins, that the plan foresees tables that this site does not let leave."""
+    for refusal in check_choice(policy, plan):
+        _logger.warning("This site cannot take part as the federation is planned: %s", refusal)

@@ -16,6 +16,10 @@ from fedmed.extensions import is_path
 from fedmed.models import list_models
 
 GIB, MIB = 2**30, 2**20
+NO_TABLES = (
+    "Set choice: figure in server.yaml, with which two figures of them leave; or the site sets "
+    "policy.validation_tables: true in its client.yaml."
+)
 _SPAN = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
 
 
@@ -88,6 +92,20 @@ def check_test(policy: PolicyConfig, part: str | None) -> list[Refusal]:
         return []
     advice = "The federation can go on without this site's test figures, or the site changes its client.yaml."
     return [Refusal("test_tables", "a request for tables of the test images", "no such tables", advice)]
+
+
+def check_validation(policy: PolicyConfig, kind: str, part: str | None) -> list[Refusal]:
+    """Return a refusal if tables of the validation images are asked for and may not leave."""
+    if (kind, part) != ("evaluate", "validation") or policy.validation_tables:
+        return []
+    return [Refusal("validation_tables", "a request for tables of the validation images", "no such tables", NO_TABLES)]
+
+
+def check_choice(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
+    """Return a refusal if a plan foresees tables of the validation images in every round and they may not leave."""
+    if plan.choice == "figure" or policy.validation_tables:
+        return []
+    return [Refusal("validation_tables", "a plan with choice: tables", "choice: figure", NO_TABLES)]
 
 
 def check_hours(policy: PolicyConfig, now: datetime) -> list[Refusal]:

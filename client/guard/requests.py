@@ -66,6 +66,7 @@ def read_request(message: Message) -> Request:
         raise WireError("The request is to train a model of this site alone, which the plan does not foresee.")
     if (request.temperature is not None or request.compare) and (kind, request.part) != ("evaluate", "test"):
         raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
+    _check_choice(request)
     if request.group_weights and (kind != "train" or request.plan.losses != "groups"):
         raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
     if kind == "distil" and request.distil is None:
@@ -189,6 +190,14 @@ def _check_plan(plan: Plan) -> None:
             f"The server's plan has the run_id {_show(plan.run_id)}. Allowed: up to 100 letters, digits, '_', '-' and "
             "'.', beginning with a letter or digit; it names a folder here."
         )
+
+
+def _check_choice(request: "Request") -> None:
+    """Check that of the validation images no more is asked for than the plan says."""
+    if request.kind == "figure" and request.plan.choice != "figure":
+        raise WireError("The request is for figures of validation images, and the plan has choice: tables.")
+    if (request.kind, request.part) == ("evaluate", "validation") and request.plan.choice != "tables":
+        raise WireError("The request is for tables of validation images, and the plan has choice: figure.")
 
 
 def _find_round(request: SentRequest, kind: str) -> int:

@@ -3,9 +3,11 @@
 A node config tells where: ``run-dir`` and ``site`` in a simulation, ``client-config`` at a hospital.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -107,6 +109,17 @@ class Site:
     """Whether the images are the phantom's."""
     policy: PolicyConfig
     is_hospital: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
+
+    def patient_of(self, item: str) -> str:
+        """Return the id of an image's patient or lesion, as far as the data has one."""
+        return self.patients.get(item, item)
+
+    def digest_part(self, part: str) -> str:
+        """Return a hash of which images ``train``, ``validation`` or ``test`` has now; it never leaves."""
+        images: ImagePart = getattr(self.data, part)
+        return hashlib.sha256(json.dumps(sorted(images.items)).encode()).hexdigest()
 
     def files_of(self, plan: Plan) -> RunFiles:
         """Return what the site keeps of a plan's run.
@@ -181,6 +194,7 @@ class Hospital:
             synthetic=config.data.source == "phantom",
             policy=config.policy,
             is_hospital=True,
+            patients=self.data.patients,
         )
 
 
@@ -244,7 +258,9 @@ def _load_simulated_site(run_dir: Path, name: str, cache_mib: float) -> Site:
         device=select_device(config.device),
         share_class_counts=True,  # in a simulation one person holds all images
         synthetic=config.data.source == "phantom",
-        policy=PolicyConfig(suppression=config.suppression, validation_scores=True, show_alone=True),
+        policy=PolicyConfig(
+            suppression=config.suppression, validation_tables=True, validation_scores=True, show_alone=True
+        ),
     )
 
 

@@ -44,8 +44,10 @@ from fedmed.config.distillation import (
 )
 from fedmed.config.fairness import (
     GROUP_FIGURES,
+    PLAIN_FIGURES,
     SCORE_FIGURES,
     SITE_ATTRIBUTE,
+    Choice,
     ChoiceFigure,
     FairnessConfig,
     SuppressionConfig,
@@ -69,12 +71,14 @@ from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConf
 __all__ = [
     "GROUP_FIGURES",
     "LOCAL_MODEL_OPTIONS",
+    "PLAIN_FIGURES",
     "SCORE_FIGURES",
     "SITE_ATTRIBUTE",
     "AdaptiveConfig",
     "AggregationConfig",
     "AgnosticConfig",
     "AverageConfig",
+    "Choice",
     "ChoiceFigure",
     "ClassFolderData",
     "Compression",

@@ -36,6 +36,8 @@ class RuleConfig(Section):
     """What a site tells about its losses."""
     needs_local_models: ClassVar[bool] = False
     """Whether the rounds need to know how good the sites' own models are."""
+    needs_tables: ClassVar[bool] = False
+    """Whether the rounds need tables of validation images."""
 
     kind: str
 
@@ -98,6 +100,8 @@ class GroupMinimaxConfig(RuleConfig):
 
 class FairFedConfig(RuleConfig):
     """FairFed: sites whose gap between groups is near that of all images count for more."""
+
+    needs_tables: ClassVar[bool] = True
 
     kind: Literal["fairfed"]
     attribute: str

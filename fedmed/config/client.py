@@ -35,6 +35,9 @@ class PolicyConfig(Section):
     (``fopro.teacher.source: torchvision``). Packaged teachers and ``teacher_file`` need no download."""
     test_tables: bool = True
     """Whether tables of the test images may leave."""
+    validation_tables: bool = False
+    """Whether tables of the validation images may leave after every round; without them two figures do
+    (``choice: figure`` in ``server.yaml``)."""
     validation_scores: bool = False
     """Whether histograms of scores may leave for the validation images as well."""
     suppression: SuppressionConfig = SuppressionConfig()

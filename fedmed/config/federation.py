@@ -7,7 +7,14 @@ from pydantic import Field, model_validator
 from fedmed.config.aggregation import AggregationConfig, RuleConfig
 from fedmed.config.data import DataConfig, SitesData
 from fedmed.config.distillation import FoproConfig, FoproPlan, OffOrNone, StudentConfig
-from fedmed.config.fairness import GROUP_FIGURES, SITE_ATTRIBUTE, ChoiceFigure, FairnessConfig
+from fedmed.config.fairness import (
+    GROUP_FIGURES,
+    SITE_ATTRIBUTE,
+    Choice,
+    ChoiceFigure,
+    FairnessConfig,
+    find_choice_conflict,
+)
 from fedmed.config.model import ModelConfig
 from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
 from fedmed.config.section import Section
@@ -49,6 +56,9 @@ class FederationConfig(Section):
     compression: Compression = "none"
     """What a site sends back: ``none`` is float32; ``fp16`` and ``int8`` send the change in 16 or 8 bits and carry
     the rounding error over to the next round."""
+    choice: Choice = "tables"
+    """What the sites tell after every round, so that the best round can be chosen: ``figure``, balanced accuracy and
+    accuracy with 3 digits, and tables in the last step only; or ``tables`` of validation images by patient group."""
     choose_by: ChoiceFigure = "balanced_accuracy"
     """Validation figure that chooses the best round: of all images together, or by groups of ``choose_attribute``
     (``worst_group_…``, ``es_…``)."""
@@ -89,6 +99,7 @@ class FederationConfig(Section):
             batch_norm=self.batch_norm,
             compression=self.compression,
             fairness=self.fairness,
+            choice=self.choice,
             benefit=self.benefit,
             losses=self.aggregation.losses,
             loss_attribute=self.aggregation.attribute,
@@ -124,6 +135,11 @@ class FederationConfig(Section):
             self._check_divergence(fair)
         if self.model.name == "frozen_teacher":
             self._check_frozen_teacher()
+        if self.choice == "figure":
+            compresses = self.student is not None and self.student.kind != "skip"
+            conflict = find_choice_conflict(self.choose_by, fair, compresses=compresses)
+            if conflict is not None:
+                raise ValueError(conflict)
         known, attribute = self.fairness.attributes, self.aggregation.attribute
         if known is not None and attribute is not None and not set(attribute.split(" x ")) <= set(known):
             raise ValueError(

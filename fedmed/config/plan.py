@@ -6,7 +6,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedmed.config.aggregation import DivergenceReport, LossReport
 from fedmed.config.distillation import FoproPlan
-from fedmed.config.fairness import FairnessConfig
+from fedmed.config.fairness import Choice, FairnessConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
@@ -39,6 +39,8 @@ class Plan(Section):
     """Names one run for what its sites keep between rounds; the same after a restart."""
     fairness: FairnessConfig = FairnessConfig()
     """Patient groups that evaluations tell apart."""
+    choice: Choice = "tables"
+    """What sites tell of their validation images; a plan from before there was a choice means tables."""
     benefit: bool = False
     """Whether every site also trains a model on its own images alone, to compare with."""
     losses: LossReport = "none"

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from fedmed.protocol.reports import (
     Declined,
     DistilReport,
+    FigureReport,
     FormsReport,
     LocalReport,
     MissingModel,
@@ -186,6 +187,15 @@ KINDS: dict[str, Kind] = {
         reports=(ScoreReport, MissingModel),
         returns=(TABLES,),
         counted_as="tested",
+    ),
+    "figure": Kind(
+        flower="evaluate.figure",
+        phases=(Phase("figure", "validation by figures", "validation figures", "validation", None, "round", "rounds"),),
+        reports=(FigureReport, MissingModel),
+        tells="n",
+        about="accuracy and balanced accuracy with 3 digits over the classes of which this site has k_row patients, "
+        "and the number of images, rounded down to a multiple of k",
+        counted_as="run",
     ),
     "recalibrate": Kind(
         flower="evaluate.recalibrate",

@@ -95,6 +95,8 @@ class SiteDescription(Report):
     thresholds: Thresholds = Field(description="Its thresholds for small numbers are no plausible counts.")
     validation_scores: bool = Field(description="It does not say whether validation scores may leave.")
     """Whether histograms of validation scores may leave."""
+    validation_tables: bool = False
+    """Whether tables of validation images may leave; a site of before there was a choice does not say so."""
     show_alone: bool = Field(description="It does not say whether groups may be shown alone.")
     """Whether patient groups may be shown that are this site's alone."""
     attributes: list[Name] = Field(
@@ -181,6 +183,34 @@ class ScoreReport(Report):
         None, ge=0, lt=LARGEST_MISMATCH, description=f"none, or a distance from 0 to {LARGEST_MISMATCH:g}"
     )
     """How far the site's images are from a network's BatchNorm statistics; not told unless it is asked for."""
+
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class FigureReport(Report):
+    """How good a model is on a site's validation images of the classes of which it has enough patients.
+
+    The classes are the same for the whole run. Both figures have 3 significant digits.
+    """
+
+    model_sha256: Sha256
+    n: Count
+    """Images, rounded down to a multiple of the site's k; 0 where there are too few to tell anything."""
+    accuracy: Rate | None = Field(None, description="none, or 0 to 1")
+    balanced_accuracy: Rate | None = Field(None, description="none, or 0 to 1")
+    """Mean over these classes."""
+
+    @model_validator(mode="after")
+    def _check_figures(self) -> Self:
+        given = [figure is not None for figure in (self.accuracy, self.balanced_accuracy)]
+        if given != [self.n > 0] * len(given):
+            raise ValueError(f"The report has figures without images, or images without figures. {SAME_VERSION}")
+        return self
+
+    def to_values(self) -> dict[str, JsonValue]:
+        """Return the JSON values that travel."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class NormSumsReport(Report):

@@ -183,7 +183,8 @@ class RunFolder:
         content = read_yaml(self.config_file)
         data = content.get("data")
         if isinstance(data, dict) and data.get("source") == "sites":
-            return validate_settings(ServerConfig, content, str(self.config_file))
+            # A run of before there was a choice had tables of validation images; a new server.yaml means figures.
+            return validate_settings(ServerConfig, {"choice": "tables"} | content, str(self.config_file))
         return self.read_config()
 
     def read_run_id(self) -> str:

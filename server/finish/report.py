@@ -20,6 +20,11 @@ from server.rounds.attendance import load_sites
 from server.rounds.scoring import load_tables, round_folder
 
 _REPORT_LOCK = "report.lock"
+_NO_TABLES = (
+    "Validation by class and by patient group, and alarms over the rounds: n/a. With choice: figure the sites tell no "
+    "tables of validation images, but balanced accuracy and accuracy with 3 digits over the classes of which each has "
+    "enough patients; the pooled figures are their means, weighted by images."
+)
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
 
 
@@ -108,12 +113,12 @@ def _make_notes(
     *,
     tested: bool,
 ) -> list[str]:
+    notes = [_NO_TABLES] if config.choice == "figure" else []
     if not tested:
-        return [
-            f"The run goes on: {rounds_done} of {config.rounds} rounds are done. Test images are scored at the end."
-        ]
+        done = f"{rounds_done} of {config.rounds} rounds are done"
+        return [f"The run goes on: {done}. Test images are scored at the end.", *notes]
     untested = sorted(set(sites) - answered)
-    return [f"No test answer from: {', '.join(untested)}."] if untested else []
+    return [*([f"No test answer from: {', '.join(untested)}."] if untested else []), *notes]
 
 
 def _drop_reasons(record: RoundRecord) -> RoundRecord:

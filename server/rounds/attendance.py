@@ -34,6 +34,11 @@ _NEEDS_SCORES = (
     "Choose another rule in server.yaml, for example balanced_accuracy, or set policy.validation_scores: true in the "
     "site's client.yaml."
 )
+_NEEDS_TABLES = (
+    "choice: tables in server.yaml needs tables of validation images from every site after every round, and this site "
+    "does not let them leave. Set choice: figure in server.yaml, or policy.validation_tables: true in the site's "
+    "client.yaml."
+)
 
 
 @dataclass
@@ -61,6 +66,10 @@ class Attendance:
     """Whether the best round is chosen by a figure that needs histograms of validation scores from every site."""
     without_scores: set[str] = field(default_factory=set)
     """Sites that were turned away because they do not allow these histograms to leave."""
+    needs_tables: bool = False
+    """Whether every site has to tell tables of its validation images after every round."""
+    without_tables: set[str] = field(default_factory=set)
+    """Sites that were turned away because they do not allow these tables to leave."""
     silent: set[str] = field(default_factory=set)
     """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
     waits for them."""
@@ -102,6 +111,11 @@ class Attendance:
             self._turn_away(answer.site, _NEEDS_SCORES, listener)
             return
         self.without_scores.discard(answer.site)
+        if self.needs_tables and not description.validation_tables:
+            self.without_tables.add(answer.site)
+            self._turn_away(answer.site, _NEEDS_TABLES, listener)
+            return
+        self.without_tables.discard(answer.site)
         self.silent.discard(answer.site)
         self._refusals.pop(answer.site, None)
         self.descriptions[answer.site] = description

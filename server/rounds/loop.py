@@ -24,12 +24,12 @@ from server.rounds.attendance import save_sites
 from server.rounds.fopro_record import describe_round
 from server.rounds.local_record import read_local
 from server.rounds.loop_state import LoopState, save_checkpoint
-from server.rounds.scoring import Scores, load_tables, prune_tables, round_folder, save_tables
+from server.rounds.scoring import Scores, load_before, prune_tables, round_folder, save_tables
 from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
 from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
-from server.rounds.validation import choice_value, summarise
+from server.rounds.validation import choice_value, is_better, summarise_round
 from server.rounds.weights import to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
@@ -91,8 +91,8 @@ class RoundLoop:
             following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
         sha256 = hash_file(following.model)
         answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
-        scores = self.session.score(
-            round_number, following.model, sha256, sorted(answered), part="validation", best_round=self.state.best_round
+        scores = self.session.score_round(
+            round_number, following.model, sha256, sorted(answered), best_round=self.state.best_round
         )
         record = RoundRecord(
             round=round_number,
@@ -107,7 +107,7 @@ class RoundLoop:
             coverage_images=self._coverage(collector),
             weights=weights,
             participation=collector.to_records(),
-            validation=summarise(scores.tables, self.session.attendance.agreed),
+            validation=summarise_round(scores, self.session.plan.choice, self.session.attendance.agreed),
         )
         if self.session.plan.fopro is not None:
             record.fopro = describe_round(self.session.plan, collector.accepted(), following.model)
@@ -180,7 +180,7 @@ class RoundLoop:
             collector,
             self.state.fair,
             round_number=round_number,
-            before=lambda: load_tables(round_folder(run.tables, round_number - 1)),
+            before=lambda: load_before(self.session.config, run, round_number),
             local_losses=lambda: read_local(run).losses,
         )
         path = run.updates / "average.safetensors"
@@ -226,7 +226,7 @@ class RoundLoop:
         """Save the round: from here on it is never trained again."""
         session, state, round_number = self.session, self.state, record.round
         value = choice_value(session.config, record.validation)
-        if value is not None and (state.best_value is None or value > state.best_value):
+        if is_better(session.config, value, state.best_value):
             state.best_round, state.best_value = round_number, value
         norms = [update.update_norm for update in collector.accepted() if update.update_norm is not None]
         state.recent_norms = [*state.recent_norms, *norms][-_NORMS_REMEMBERED:]
@@ -237,7 +237,8 @@ class RoundLoop:
         session.audit.append("round", round=round_number, model_sha256=record.model_sha256)
         state.audit_head = session.audit.head
         save_sites(session.run, session.attendance.descriptions)
-        save_tables(round_folder(session.run.tables, round_number), scores.tables)
+        if session.plan.choice == "tables":
+            save_tables(round_folder(session.run.tables, round_number), scores.tables)
         self._model = save_checkpoint(session.checkpoints, round_number, following, state)
         prune_site_models(session, {round_number, state.best_round or round_number})
         self._model_sha256 = record.model_sha256

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmed.config import SITE_ATTRIBUTE, FederationConfig, Plan
@@ -18,7 +18,7 @@ from server.rounds.attendance import Attendance
 from server.rounds.courier import Courier, SecondModel
 from server.rounds.exchange import Exchange
 from server.rounds.progress import Listener
-from server.rounds.scoring import Scores, collect_tables
+from server.rounds.scoring import TOO_FEW, Scores, collect_figures, collect_tables
 
 _WAITING_STEP_S = 0.5
 
@@ -40,6 +40,8 @@ class Session:
     """Names of the model's parameters."""
     patient: bool = False
     """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
+    without_figures: set[str] = field(default_factory=set)
+    """Sites of which it was said that they tell no figures, which is said once."""
 
     def make_request(
         self,
@@ -103,6 +105,28 @@ class Session:
             other=other,
         )
 
+    def score_round(
+        self, round_number: int, model_file: Path, model_sha256: str, sites: list[str], *, best_round: int | None
+    ) -> Scores:
+        """Return what the sites tell of a round's model on their validation images: two figures, or tables."""
+        if self.plan.choice == "tables":
+            return self.score(round_number, model_file, model_sha256, sites, part="validation", best_round=best_round)
+        self.listener.on_phase(KINDS["figure"].phase_name("validation"), round_number, len(sites))
+        scores = collect_figures(
+            self.courier,
+            self.make_request(round_number, part="validation", best_round=best_round),
+            model_file,
+            model_sha256,
+            sites,
+            num_images=self.attendance.num_images("validation"),
+            deadline_s=self.config.round_deadline_s,
+            listener=self.listener,
+        )
+        for site in sorted(scores.few - self.without_figures):
+            self.listener.on_note(f"{site} has no part in the choice of the best round: {TOO_FEW}.")
+        self.without_figures |= scores.few
+        return scores
+
     def gather_sites(self, round_number: int) -> None:
         """Welcome connected sites, and make sure that enough of them can be waited for.
 
@@ -115,7 +139,7 @@ class Session:
         while True:
             self._join(round_number)
             if round_number == 0:
-                self._check_scores()
+                self._check_allowed()
             awake, dormant = self.attendance.split(self.config.max_missed_rounds)
             present = sorted(set(self.exchange.online_sites()) & set(awake))
             if len(present) >= self.config.min_sites:
@@ -161,14 +185,21 @@ class Session:
                 return
             time.sleep(_WAITING_STEP_S)
 
-    def _check_scores(self) -> None:
-        """Refuse to begin with a rule for the best round that some site's own rules rule out.
+    def _check_allowed(self) -> None:
+        """Refuse to begin with a choice of the best round that some site's own rules rule out.
 
         Raises
         ------
         FederationError
-            If a site is connected that does not let scores of validation images leave.
+            If a site is connected that does not let tables or scores of validation images leave.
         """
+        if self.attendance.without_tables:
+            names = ", ".join(sorted(self.attendance.without_tables))
+            raise FederationError(
+                "choice is 'tables', which needs tables of validation images from every site after every round; "
+                f"{names} does not let them leave. Set choice: figure, or have the site set policy.validation_tables: "
+                "true in its client.yaml."
+            )
         if self.attendance.without_scores:
             names = ", ".join(sorted(self.attendance.without_scores))
             raise FederationError(

@@ -1,14 +1,56 @@
 """A round's validation figures as the history keeps them: of all images, by site and by patient group."""
 
+import math
 from collections.abc import Collection, Mapping
 
-from fedmed.config import FederationConfig
+from fedmed.config import PLAIN_FIGURES, Choice, FederationConfig
 from fedmed.fairness.chance.compare_groups import compute_gaps
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
 from fedmed.metrics.classification import Figure, compute_figures
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables, combine_attribute
 from fedmed.metrics.tables import EvaluationTables
+from fedmed.protocol.reports import FigureReport
 from fedmed.storage.history import Figures, Validation
+from server.rounds.scoring import Scores
+
+SAME_FIGURE = 1e-3
+"""Rounded figures that differ by no more are equal: the earlier round stays the best one."""
+_EXACT = 1e-9
+
+
+def summarise_round(scores: Scores, choice: Choice, agreed: Collection[str] = ()) -> Validation:
+    """Return the figures of a round, of what the sites have told: tables, or two figures each."""
+    return summarise(scores.tables, agreed) if choice == "tables" else average_figures(scores.figures)
+
+
+def average_figures(sites: Mapping[str, FigureReport]) -> Validation:
+    """Return the mean of the sites' figures, weighted by their numbers of images.
+
+    Parameters
+    ----------
+    sites : mapping of str to FigureReport
+        What sites have told, each of some images.
+
+    Notes
+    -----
+    With ``choice: figure``, the pooled balanced accuracy is so a mean over sites, of means over the classes that each
+    has; with tables it is the mean over classes, of all images together.
+    """
+    total = sum(told.n for told in sites.values())
+    by_site: dict[str, Figures] = {
+        site: {"n": told.n, **{key: getattr(told, key) for key in PLAIN_FIGURES}} for site, told in sites.items()
+    }
+    pooled: Figures = {
+        key: math.fsum(told.n * getattr(told, key) for told in sites.values()) / total for key in PLAIN_FIGURES if total
+    }
+    return Validation(pooled=pooled, sites=by_site, groups={}, hidden={}, gaps={}, counts={})
+
+
+def is_better(config: FederationConfig, value: float | None, best: float | None) -> bool:
+    """Return whether a later round with the figure ``value`` takes the place of the best one so far."""
+    if value is None or best is None:
+        return value is not None
+    return value > best + (SAME_FIGURE + _EXACT if config.choice == "figure" else 0)
 
 
 def summarise(sites: Mapping[str, SiteTables], agreed: Collection[str] = ()) -> Validation:

@@ -119,26 +119,44 @@ def test_names_and_titles_tell_kinds_and_phases_apart() -> None:
 def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, make_class_folders(tmp_path / "images", {"benign": 40, "malignant": 20, "other": 8}))
     limits = kit.policy.suppression.model_copy(update={"k": 4, "k_row": 3})
-    policy = kit.policy.model_copy(update={"suppression": limits})
+    policy = kit.policy.model_copy(update={"suppression": limits, "validation_tables": True})
     small = PLAN | {"model": {"name": "tiny", "width": 40}}
     hello = make_hello(
-        {"benefit": True, "batch_norm": "recalibrate"}, small_network={"plan": small, "is_trained_at_sites": True}
+        {"benefit": True, "batch_norm": "recalibrate", "choice": "tables"},
+        small_network={"plan": small, "is_trained_at_sites": True},
     )
     with serve(lambda connection: None) as port:
         config = kit.model_copy(update={"server": f"127.0.0.1:{port}", "policy": policy, "insecure": True})
         results = check_run.run_preflight(config, connect=connect_to(FakeFleet(hello)))
     sizes = {result.name: result for result in results if result.name.startswith("leaves: ")}
-    for phase in PHASES:
+    instead = sizes.pop("leaves: validation figures")
+    assert (instead.status, instead.found) == ("ok", "nothing: the plan asks for none (choice: tables)")
+    phases = [phase for phase in PHASES if phase.name != "figure"]
+    for phase in phases:
         rows = [found for name, found in sizes.items() if re.fullmatch(rf"leaves: {phase.leaves}(, \w+)?", name)]
         assert rows, phase
         for row in rows:
             assert row.status == "ok", row
             assert re.match(r"report [\d,]+ bytes", row.found), row
     for name, kind in KINDS.items():
-        for phase in kind.phases:
+        for phase in set(kind.phases) & set(phases):
             told = next(row.found for title, row in sizes.items() if title.startswith(f"leaves: {phase.leaves}"))
             assert [part for part in kind.returns if f"; {part} " not in told] == [], name
-    assert len(sizes) == len(PHASES) + 2, "training has a row for each of the three forms of an update"
+    assert len(sizes) == len(phases) + 2, "training has a row for each of the three forms of an update"
+
+
+def test_check_lists_figures_in_place_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default policy and the default of a real federation."""
+    names = {"leaves: validation figures", "leaves: validation tables"}
+    before = [check for check in check_run.CHECKS if not check.name.startswith("leaves: ")]
+    monkeypatch.setattr(check_run, "CHECKS", (*before, *(one for one in list_size_checks() if one.name in names)))
+    config = make_kit(tmp_path, make_class_folders(tmp_path / "images", {"benign": 80, "malignant": 40, "other": 8}))
+    with serve(lambda connection: None) as port:
+        config = config.model_copy(update={"server": f"127.0.0.1:{port}", "insecure": True})
+        *_, tables, figures = check_run.run_preflight(config, connect=connect_to(FakeFleet(make_hello())))
+    assert (tables.status, tables.found) == ("ok", "nothing: the plan asks for none (choice: figure)")
+    assert figures.status == "ok"
+    assert re.match(r"report \d+ bytes \(accuracy, balanced_accuracy, model_sha256, n\); accuracy and", figures.found)
 
 
 def test_the_handbook_tells_what_leaves_with_every_kind() -> None:

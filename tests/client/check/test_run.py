@@ -402,8 +402,9 @@ def read_bytes(text: str, part: str) -> int:
 
 
 def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
-    plan = {"model": {"name": "tiny", "width": 64}}
-    config = with_policy(config, suppression=config.policy.suppression.model_copy(update={"k": 4, "k_row": 3}))
+    plan = {"model": {"name": "tiny", "width": 64}, "choice": "tables"}
+    limits = config.policy.suppression.model_copy(update={"k": 4, "k_row": 3})
+    config = with_policy(config, suppression=limits, validation_tables=True)
     found = check(config, make_hello(plan))
     network = Network(Plan.model_validate(PLAN | plan))
     packed = network.pack()
@@ -429,7 +430,8 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
 def test_withheld_rows_are_those_of_all_images(config: ClientConfig) -> None:
     """Rows of fewer than 5 images stay here; the sample of few images must decide as all images would."""
     limits = config.policy.suppression.model_copy(update={"k": 6, "k_row": 5})
-    found = check(with_policy(config, suppression=limits))
+    allowed = with_policy(config, suppression=limits, validation_tables=True)
+    found = check(allowed, make_hello({"choice": "tables"}))
     counts = dict(re.findall(r"(\w+) (\d+/\d+/\d+)", found["class counts"].found))
     assert {label: sum(map(int, text.split("/"))) for label, text in counts.items()} == COUNTS
     for place, part in ((1, "validation"), (2, "test")):

@@ -97,6 +97,7 @@ def test_plan_within_the_policy_is_accepted(tmp_path: Path) -> None:
         "max_disk_gib": 1,
         "max_message_mib": 1,
         "suppression": {"k": 6, "k_row": 3},
+        "validation_tables": True,
     }
     site = HospitalSite(tmp_path, policy=policy)
     site.ask("query")

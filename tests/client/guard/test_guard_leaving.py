@@ -20,7 +20,7 @@ from fedmed.metrics.site_tables import FEDERATED
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_tables
 from tests.client.support import second_model
-from tests.client.support.hospital import FILE, PATIENT, PLAN, HospitalSite
+from tests.client.support.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
 from tests.support.fopro import make_fopro
 
 
@@ -156,7 +156,7 @@ def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
     assert held_back.counts.any()
     assert not held_back.scores.any()
     assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.scores.any()
-    generous = site.restart(policy={"suppression": {"k": 6, "k_row": 3}, "validation_scores": True})
+    generous = site.restart(policy=POLICY | {"validation_scores": True})
     assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.scores.any()
 
 
@@ -206,7 +206,8 @@ def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.Log
 
 def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     """A key that is on the list but never sent would be a hole that nobody needs."""
-    site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
+    everything = {"suppression": {"k": 1, "k_row": 1}, "validation_tables": True}
+    site = HospitalSite(tmp_path, policy=everything, share_class_counts=True)
     sent: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
         replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
@@ -215,8 +216,10 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
-        for kind in ("recalibrate", "calibrate"):
-            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, **values)
+        for kind in ("recalibrate", "calibrate", "figure"):
+            choice = {"choice": "figure"} if kind == "figure" else {}
+            asked = values | ({"part": "validation"} if kind == "figure" else {})
+            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, choice, **asked)
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     alone = {"benefit": True, "losses": "site"}
     declining = site.restart(policy={"suppression": {"k": 1, "k_row": 1}, "benefit": False})

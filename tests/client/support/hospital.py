@@ -21,7 +21,7 @@ from tests.data.conftest import write_csv, write_image
 PATIENT = "PATIENT-ERIKA-MUSTERMANN"
 FILE = "SCAN-OF-ERIKA"
 CLASSES = ["a", "b", "c"]
-POLICY = {"suppression": {"k": 6, "k_row": 3}}
+POLICY = {"suppression": {"k": 6, "k_row": 3}, "validation_tables": True}
 PLAN = {
     "seed": 3,
     "rounds": 4,

@@ -32,6 +32,7 @@ PLAN = {
     "batch_norm": "average",
     "study": "skin",
     "approval": "EK 7/26",
+    "choice": "figure",
 }
 
 
