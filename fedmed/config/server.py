@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fedmed.config import FederationConfig, Plan, Section, SitesData
+from fedmed.config import DeployedAggregationConfig, FederationConfig, Plan, Section, SitesData
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
 
@@ -41,6 +41,7 @@ class ServerConfig(FederationConfig):
     classes: Annotated[list[str], Field(min_length=2)]
     """Class names in order, the same at every site."""
     data: SitesData = SitesData()
+    aggregation: DeployedAggregationConfig = DeployedAggregationConfig()
     study: EthicsConfig = EthicsConfig()
     keys: str | None = None
     """Folder made by ``--provision``; null: the folder of this file."""
