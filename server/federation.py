@@ -26,13 +26,14 @@ from fedmed.storage.checkpoints import Checkpoint, RunCheckpoints
 from fedmed.storage.history import append_record, read_history, truncate_history, write_metrics_csv
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.tensor_files import TensorFile
+from fedmed.training.batch_norm_policy import find_norm_buffers
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
 from server.finish.own_models import compared_models, train_local, write_initial
 from server.finish.recalibrate import take_chosen
 from server.finish.report import write_final_report
 from server.finish.small_network import Product, check_compression, choose_product, compress_between
-from server.rounds.attendance import Attendance, save_sites
+from server.rounds.attendance import Attendance, read_declared, save_sites
 from server.rounds.courier import Courier
 from server.rounds.exchange import Exchange
 from server.rounds.loop import RoundLoop
@@ -128,7 +129,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     if deployed:
         plan = plan.model_copy(update={"run_id": run.read_run_id()})
     network = build_network(plan)  # for its names only: the server holds no model between rounds
-    parameters = network.parameter_names
+    parameters, norms = network.parameter_names, find_norm_buffers(network.whole, network.shared)
     digest = network.digest()
     audit = AuditLog(run.audit_file)
     code = [*plan.extensions, *map(find_extension, config.code_at_server)]
@@ -150,11 +151,13 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
             plan,
             digest,
             teacher=describe_teacher(plan.fopro),
+            declared=read_declared(run),
             needs_scores=config.choose_by in SCORE_FIGURES,
             needs_tables=config.choice == "tables",
         ),
         listener=listener,
         parameters=parameters,
+        norms=norms,
         patient=deployed,
     )
 
@@ -247,7 +250,7 @@ def _test_once(product: Product, state: LoopState, temperature: float | None) ->
         refused |= scores.refused
     if not tables and not (session.patient and refused):
         raise FederationError("No site has answered the test of the chosen model. Start again to ask again.")
-    save_sites(session.run, session.attendance.descriptions)
+    save_sites(session.run, session.attendance.describe_sites())
     save_tables(session.run.tables / "test", dict(sorted(tables.items())))
     for site in sorted(tables):
         session.audit.append("test", round=model.round, site=site)

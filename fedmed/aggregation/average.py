@@ -97,7 +97,8 @@ def average_updates(updates: Sequence[WeightedUpdate], *, window: int = WINDOW_E
     error is below ``(2 S + 1) 2**-53`` for S sites, far under half a step of float32, ``2**-25``. For float64 the mean
     is clipped to the range of the sites' values, where every mean lies, and the same holds.
 
-    Integers and truth values take the element-wise maximum over the sites, which is a count that some site really has.
+    Integers and truth values take the element-wise median over the sites, of two middle ones the lower: a value that
+    some site really has, and that none can choose alone where there are three.
     """
     ordered = sorted(updates, key=lambda update: update.site)
     _check_weights(ordered)
@@ -105,7 +106,7 @@ def average_updates(updates: Sequence[WeightedUpdate], *, window: int = WINDOW_E
     files = _open_alike(ordered)
     weights = [float(update.weight) for update in ordered]
     for name, spec in files[0].layout.items():
-        combine = _Mean(weights, spec, window) if spec.dtype.kind == "f" else _take_maximum
+        combine = _Mean(weights, spec, window) if spec.dtype.kind == "f" else _take_middle
         result = np.empty(spec.size, spec.dtype)
         buffer = np.empty(min(window, spec.size), spec.dtype)
         for start in range(0, spec.size, window):
@@ -174,8 +175,7 @@ class _Mean:
         out[:] = total
 
 
-def _take_maximum(values: Iterator[Array], out: Array) -> None:
-    """Element-wise maximum over the sites: what at least one of them has really counted."""
-    out[:] = next(values)
-    for value in values:
-        np.maximum(out, value, out=out)
+def _take_middle(values: Iterator[Array], out: Array) -> None:
+    """Element-wise lower median over the sites; all of their buffers are the same one, hence the copies."""
+    of_sites = np.stack([value.copy() for value in values])
+    out[:] = np.sort(of_sites, axis=0)[(len(of_sites) - 1) // 2]

@@ -235,7 +235,7 @@ def compare_norms(norms: Mapping[str, float], recent: Sequence[float], max_ratio
         left = {site: norms[site] for site in sorted(norms) if site not in reasons}
         found = {}
         for site, norm in left.items():
-            usual = _find_usual_norm([left[other] for other in left if other != site], recent)
+            usual = find_usual_norm([left[other] for other in left if other != site], recent)
             if usual is not None and norm > max_ratio * usual:
                 found[site] = _explain_norm(norm, usual, max_ratio)
         if not found:
@@ -243,7 +243,16 @@ def compare_norms(norms: Mapping[str, float], recent: Sequence[float], max_ratio
         reasons.update(found)
 
 
-def _find_usual_norm(others: Sequence[float], recent: Sequence[float]) -> float | None:
+def find_usual_norm(others: Sequence[float], recent: Sequence[float]) -> float | None:
+    """Return the median length of the other sites' updates and of as many recent ones; None if none is above 0.
+
+    Parameters
+    ----------
+    others : sequence of float
+        Of this round; without any, all recent ones count.
+    recent : sequence of float
+        Of the rounds before, the latest last.
+    """
     history = recent[-len(others) :] if others else recent
     positive: Iterable[float] = [norm for norm in (*others, *history) if norm > 0]
     return statistics.median(positive) if positive else None

@@ -7,6 +7,7 @@ to the sites. Reading files, ``--set`` and friendly errors are in :mod:`fedmed.c
 from fedmed.config.aggregation import (
     AggregationConfig,
     AgnosticConfig,
+    DeployedAggregationConfig,
     DivergenceConfig,
     DivergenceReport,
     ExtensionRuleConfig,
@@ -15,6 +16,7 @@ from fedmed.config.aggregation import (
     GapToLocalConfig,
     GroupMinimaxConfig,
     LossReport,
+    MaxShare,
     QFedAvgConfig,
     RuleConfig,
 )
@@ -84,6 +86,7 @@ __all__ = [
     "Compression",
     "DataConfig",
     "DataSection",
+    "DeployedAggregationConfig",
     "DivergenceConfig",
     "DivergenceReport",
     "ExtensionData",
@@ -104,6 +107,7 @@ __all__ = [
     "GroupMinimaxConfig",
     "ImageTableData",
     "LossReport",
+    "MaxShare",
     "ModelConfig",
     "NpzData",
     "OptimizerConfig",

@@ -25,6 +25,10 @@ FairFigure = Literal[
 """Gaps between groups that can be had from counts alone."""
 
 
+MaxShare = Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None
+"""Largest share of one site among the weights: ``auto`` is a half, from four sites on a third; None is no limit."""
+
+
 class RuleConfig(Section):
     """What the settings of every rule say: its name, and what it needs of the sites, which a plan tells them.
 
@@ -193,6 +197,15 @@ class AggregationConfig(Section):
     """Weight of a site: its number of training images, or the same for all."""
     max_norm_ratio: Annotated[float, Field(gt=1)] = 25.0
     """An update is quarantined when its norm is more than this many times the median of the others'."""
+    max_share: MaxShare = None
+    """Largest share of one site among the weights of a round; what is above it goes to the others in proportion.
+    ``auto``: a half, from four sites on a third, the default of a real federation; null: no limit, that of a
+    simulation, in which nobody claims images that are not there. A limit that not all sites could keep makes them count
+    the same; so with ``auto`` two sites do."""
+    clip_norm_ratio: Annotated[float, Field(ge=1)] | None = None
+    """An update is shortened to this many times the median of the others' norms, and so far that from three sites on
+    none moves the model further than all others together. 5 by default in a real federation; null, the default of a
+    simulation: none is shortened."""
     fair: FairConfig | None = None
     """Rule that changes the weights for the sake of fairness; its ``kind`` is ``q_fedavg``, ``agnostic``,
     ``group_minimax``, ``fairfed``, ``gap_to_local`` or ``divergence``, or the import path of a class. Null: none."""
@@ -216,3 +229,10 @@ class AggregationConfig(Section):
     def needs_local_models(self) -> bool:
         """Whether the rounds need to know how good the sites' own models are."""
         return self.fair is not None and self.fair.needs_local_models
+
+
+class DeployedAggregationConfig(AggregationConfig):
+    """The same where sites belong to different parties: nobody's update can be the model by itself."""
+
+    max_share: MaxShare = "auto"
+    clip_norm_ratio: Annotated[float, Field(ge=1)] | None = 5.0

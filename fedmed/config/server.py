@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fedmed.config import Choice, FederationConfig, Plan, Section, SitesData
+from fedmed.config import Choice, DeployedAggregationConfig, FederationConfig, Plan, Section, SitesData
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
 
@@ -42,6 +42,7 @@ class ServerConfig(FederationConfig):
     """Class names in order, the same at every site."""
     data: SitesData = SitesData()
     choice: Choice = "figure"
+    aggregation: DeployedAggregationConfig = DeployedAggregationConfig()
     study: EthicsConfig = EthicsConfig()
     keys: str | None = None
     """Folder made by ``--provision``; null: the folder of this file."""

@@ -57,6 +57,8 @@ __all__ = [
 ]
 
 STYPE = "safetensors"
+_LARGEST_CONTENTS = 8 * 2**20
+"""Bytes of the list of what is in tables."""
 T = TypeVar("T", bound=MessageForm)
 
 
@@ -185,15 +187,27 @@ def read_sums(message: Message) -> dict[str, torch.Tensor]:
     return sums
 
 
-def read_tables(message: Message) -> SiteTables:
+def read_tables(message: Message, most_bytes: int | None = None) -> SiteTables:
     """Return the evaluation tables of a message.
+
+    Parameters
+    ----------
+    message : Message
+        Of a site.
+    most_bytes : int, optional
+        Looked at before they are unpacked.
 
     Raises
     ------
     WireError
-        If they are missing or contradict themselves.
+        If they are missing, too many or contradict themselves.
     """
-    return unpack_tables(_from_record(message, TABLES))
+    data = _from_record(message, TABLES)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise WireError(f"The tables that arrived have {len(data)} bytes; at most {most_bytes} are read.")
+    if int.from_bytes(data[:8], "little") > _LARGEST_CONTENTS:
+        raise WireError("The tables that arrived have a list of contents that is too long to be read.")
+    return unpack_tables(data)
 
 
 def read_artefact(message: Message) -> bytes:

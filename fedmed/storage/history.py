@@ -80,6 +80,8 @@ class Participation(Stored):
     images: int | None = None
     share: float | None = None
     """Of all accepted training images."""
+    limit: str | None = None
+    """What was cut of the part of an accepted update, as a sentence; None where nothing was."""
     train_s: float | None = None
     update_mib: float | None = None
     update_bytes: int | None = None

@@ -5,12 +5,50 @@ Under the policy ``local`` it stays (FedBN, Li et al. 2021, https://arxiv.org/ab
 BatchNorm is found by the module's type, never by a name: a layer may be called ``bn1``, ``norm`` or ``2``.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmed.data import FEWEST_IN_BATCH
+
+
+@dataclass(frozen=True)
+class NormBuffers:
+    """Names of what one BatchNorm keeps of the images that it has seen."""
+
+    layer: str
+    """For people."""
+    mean: str
+    variance: str
+    counter: str | None
+    """Of its batches; None where it has none."""
+    eps: float
+    """Added to the variance."""
+
+
+def find_norm_buffers(model: nn.Module, shared: Collection[str]) -> tuple[NormBuffers, ...]:
+    """Return the running statistics of a network's BatchNorms, in the order of the modules.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; BatchNorm is found as by :func:`batch_norm_names`.
+    shared : collection of str
+        Names of the tensors that travel; a BatchNorm whose statistics stay at the sites is left out.
+    """
+    found = []
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _BatchNorm):
+            start = f"{prefix}." if prefix else ""
+            mean, variance, counter = (start + name for name in ("running_mean", "running_var", "num_batches_tracked"))
+            if mean in shared and variance in shared:
+                found.append(
+                    NormBuffers(prefix, mean, variance, counter if counter in shared else None, float(module.eps))
+                )
+    return tuple(found)
 
 
 def batch_norm_names(model: nn.Module) -> frozenset[str]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from fedmed.aggregation import average_updates
+from fedmed.aggregation import average_updates, replace_counters
 from fedmed.config import StudentConfig
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
@@ -24,6 +24,7 @@ from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import RECORD_FILE, read_record
 from fedmed.storage.records import DistilledLine, DistilledRecord, DistilRoundRecord
 from fedmed.storage.tensor_files import TensorFile, write_tensors
+from fedmed.training.batch_norm_policy import find_norm_buffers
 from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import build_student
 from server.finish.small_plans import make_distil_plan
@@ -31,7 +32,7 @@ from server.rounds.courier import SecondModel
 from server.rounds.session import Session
 from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
-from server.rounds.weights import to_weighted
+from server.rounds.weights import bound_round, to_weighted
 
 
 def distil_at_sites(session: Session, model: ChosenModel, settings: StudentConfig, folder: Path) -> DistilledRecord:
@@ -65,6 +66,7 @@ class _Rounds:
         self._plan = make_distil_plan(session.plan, settings)
         folder.mkdir(parents=True, exist_ok=True)
         self._student, self._not_copied = build_student(session, settings)
+        self._norms = find_norm_buffers(self._student.whole, self._student.shared)
         self._history: list[DistilledLine] = []
         self._path = self._find_last() or self._write_first()
 
@@ -78,11 +80,13 @@ class _Rounds:
         session, began = self._session, time.monotonic()
         what = f"Distillation at the sites: round {number}"
         collector, _ = collect_until(session, what, lambda _: self._ask(number))
-        weights = collector.site_weights(session.config.aggregation.weighting)
+        weights = bound_round(session, collector, collector.site_weights(session.config.aggregation.weighting), [])
         target = self._folder / f"round_{number:05d}"
         target.mkdir(exist_ok=True)
+        before, most = TensorFile(self._path), collector.most_batches(self._plan.training)
         averaged = average_updates(to_weighted(collector, weights, self._path))
-        write_tensors(target / MODEL_FILE, averaged, {"format": "pt"}, layout=TensorFile(self._path).layout)
+        averaged = replace_counters(averaged, before, self._norms, most)
+        write_tensors(target / MODEL_FILE, averaged, {"format": "pt"}, layout=before.layout)
         self._history.append(
             {
                 "round": number,
@@ -159,5 +163,6 @@ class _Rounds:
             compression="none",
             dormant_note="not waited for after too many missed rounds",
             recent_norms=[],
+            norms=self._norms,
             other=self._large,
         )

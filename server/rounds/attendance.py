@@ -62,6 +62,9 @@ class Attendance:
     """Rounds missed in a row, by site; part of the checkpoint."""
     descriptions: dict[str, SiteDescription] = field(default_factory=dict)
     """What each joined site said of itself."""
+    declared: dict[str, dict[Part, int]] = field(default_factory=dict)
+    """Images of each part that each site stated when it joined first: what it may count with, however many it states
+    later."""
     needs_scores: bool = False
     """Whether the best round is chosen by a figure that needs histograms of validation scores from every site."""
     without_scores: set[str] = field(default_factory=set)
@@ -73,6 +76,7 @@ class Attendance:
     silent: set[str] = field(default_factory=set)
     """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
     waits for them."""
+    _told: dict[str, SiteDescription] = field(default_factory=dict)
     _refusals: dict[str, str] = field(default_factory=dict)
     _probed: float = -math.inf
 
@@ -118,9 +122,21 @@ class Attendance:
         self.without_tables.discard(answer.site)
         self.silent.discard(answer.site)
         self._refusals.pop(answer.site, None)
+        self._keep_declared(answer.site, description, listener)
         self.descriptions[answer.site] = description
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
+
+    def _keep_declared(self, site: str, description: SiteDescription, listener: Listener) -> None:
+        first, now = self.declared.setdefault(site, dict(description.num_images)), description.num_images
+        grown = [f"{now[part]} {part} images after {first[part]}" for part in first if now[part] > first[part]]
+        before = self.descriptions.get(site) or self._told.get(site)
+        if grown and (before is None or before.num_images != now):
+            listener.on_note(
+                f"{site} now states {', '.join(grown)} when it joined. It counts with those that it joined with; "
+                "further images belong into a new run."
+            )
+        self._told[site] = description
 
     def _read(self, message: Message, site: str) -> SiteDescription:
         description = read_report(message, SiteDescription)
@@ -186,8 +202,28 @@ class Attendance:
         return frozenset(name for told in self.descriptions.values() for name in told.attributes)
 
     def num_images(self, part: Part) -> dict[str, int]:
-        """Return the images of a part that each site stated."""
-        return {site: told.num_images[part] for site, told in self.descriptions.items()}
+        """Return the images of a part that each site has, at most those that it stated when it joined first."""
+        return {
+            site: min(told.num_images[part], self.declared.get(site, told.num_images)[part])
+            for site, told in self.descriptions.items()
+        }
+
+    def describe_sites(self) -> dict[str, SiteDescription]:
+        """Return what each joined site said of itself, with the numbers of images that it counts with."""
+        return {
+            site: told.model_copy(
+                update={"num_images": {part: min(n, self.declared[site][part]) for part, n in told.num_images.items()}}
+            )
+            if site in self.declared
+            else told
+            for site, told in self.descriptions.items()
+        }
+
+    def list_grown(self, part: Part) -> dict[str, int]:
+        """Return the images of a part by the newest word of the sites that state more than when they joined."""
+        counted = self.num_images(part)
+        stated = {site: told.num_images[part] for site, told in self.descriptions.items()}
+        return {site: number for site, number in stated.items() if number > counted[site]}
 
     def _make_request(self) -> RecordDict:
         return make_content(REQUEST, Request(plan=self.plan).to_values())
@@ -247,3 +283,11 @@ def load_sites(run: RunFolder) -> dict[str, SiteDescription]:
             f"{file}, what the sites have told of themselves, cannot be read ({'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}). Put the file of a backup in its place."
         ) from None
+
+
+def read_declared(run: RunFolder) -> dict[str, dict[Part, int]]:
+    """Return the images with which each site counted before a restart; a damaged file is as none."""
+    try:
+        return {site: dict(told.num_images) for site, told in load_sites(run).items()}
+    except RunFolderError:
+        return {}

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from safetensors import SafetensorError
 
 from fedmed.errors import FedmedError, tame
 from fedmed.protocol.kinds import KINDS
@@ -22,7 +23,18 @@ _LONGEST_PAUSE_S = 0.25
 _SPARE_BYTES = 64 * 2**20
 _TTL_MARGIN_S = 5.0  # a site gives up a little after the server does, not before
 
-MALFORMATIONS = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError)
+MALFORMATIONS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    Warning,
+    SafetensorError,
+)
 """What reading an answer may raise that its site has made up; one site must not end the run of all."""
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step
+from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step, replace_counters
 from fedmed.aggregation.extension import explained_failure
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
@@ -29,8 +29,8 @@ from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
 from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
-from server.rounds.validation import choice_value, is_better, summarise_round
-from server.rounds.weights import to_weighted, weigh_updates
+from server.rounds.validation import choice_value, is_better, summarise, summarise_round
+from server.rounds.weights import bound_round, to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
 _COVERAGE_DROP = 0.1
@@ -166,6 +166,7 @@ class RoundLoop:
             compression=session.plan.compression,
             dormant_note="not waited for after too many missed rounds; it is asked in passing",
             recent_norms=self.state.recent_norms,
+            norms=session.norms,
         )
         self._changed |= collector.changed
         for line in collector.to_records():
@@ -183,10 +184,12 @@ class RoundLoop:
             before=lambda: load_before(self.session.config, run, round_number),
             local_losses=lambda: read_local(run).losses,
         )
+        weights = bound_round(self.session, collector, weights, self.state.recent_norms)
         path = run.updates / "average.safetensors"
-        layout = TensorFile(self._model.model).layout
-        updates = to_weighted(collector, weights, self._model.model)
-        write_tensors(path, average_updates(updates), {"format": "pt"}, layout=layout)
+        before, most = TensorFile(self._model.model), collector.most_batches(self.session.config.training)
+        averaged = average_updates(to_weighted(collector, weights, self._model.model))
+        averaged = replace_counters(averaged, before, self.session.norms, most)
+        write_tensors(path, averaged, {"format": "pt"}, layout=before.layout)
         put_away(self.session, round_number, {site: collector.file_of(site) for site in weights})
         return path, weights
 
@@ -236,7 +239,7 @@ class RoundLoop:
         state.record = record
         session.audit.append("round", round=round_number, model_sha256=record.model_sha256)
         state.audit_head = session.audit.head
-        save_sites(session.run, session.attendance.descriptions)
+        save_sites(session.run, session.attendance.describe_sites())
         if session.plan.choice == "tables":
             save_tables(round_folder(session.run.tables, round_number), scores.tables)
         self._model = save_checkpoint(session.checkpoints, round_number, following, state)

@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from fedmed.config import FederationConfig
 from fedmed.errors import FederationError, WireError
+from fedmed.fairness.disclosure.whole_answer import Asked, find_contradiction, find_most_bytes
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
 from fedmed.protocol.kinds import KINDS
@@ -91,10 +92,13 @@ def collect_tables(
         most_images = num_images[answer.site]
 
         def read(message: Message) -> SiteTables:
-            tables, told = read_tables(message), read_report(message, ScoreReport)
+            told = read_report(message, ScoreReport)
+            tables = read_tables(message, find_most_bytes(num_classes))
             if told.model_sha256 != model_sha256:
                 raise WireError("The tables are of another model than the one that was sent.")
-            _check(tables, answer.site, num_classes, most_images)
+            problem = find_contradiction(tables, Asked(answer.site, num_classes, most_images, request.plan.fairness))
+            if problem is not None:
+                raise WireError(problem)
             if other is not None and SITE_ATTRIBUTE not in tables.paired.get(other.name, {}):
                 raise WireError(f"The tables hold no comparison with the model '{other.name}'.")
             if told.mismatch is not None:
@@ -217,17 +221,3 @@ def prune_tables(root: Path, keep: set[int]) -> None:
     for folder in root.glob("round_*"):
         if folder.name not in kept:
             shutil.rmtree(folder)
-
-
-def _check(tables: SiteTables, site: str, num_classes: int, most_images: int) -> None:
-    """Refuse tables that cannot be true of a site's images."""
-    for by_attribute in tables.models.values():
-        for attribute, own in by_attribute.items():
-            if own.num_classes != num_classes or (attribute == SITE_ATTRIBUTE and not set(own.groups) <= {site}):
-                raise WireError("The tables are not of this site or have another number of classes.")
-            if own.num_images > most_images:
-                raise WireError("The tables count more images than the site declared.")
-    for paired in tables.paired.values():
-        for pair in paired.values():
-            if pair.cells.shape[1] != num_classes or pair.cells.sum() > most_images:
-                raise WireError("The paired tables have another number of classes, or more images than declared.")

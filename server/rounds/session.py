@@ -14,6 +14,7 @@ from fedmed.protocol.requests import Request
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.storage.run_folder import RunFolder
+from fedmed.training.batch_norm_policy import NormBuffers
 from server.rounds.attendance import Attendance
 from server.rounds.courier import Courier, SecondModel
 from server.rounds.exchange import Exchange
@@ -38,6 +39,10 @@ class Session:
     listener: Listener
     parameters: frozenset[str]
     """Names of the model's parameters."""
+    norms: tuple[NormBuffers, ...] = ()
+    """The model's BatchNorms, as far as their statistics travel."""
+    limited: set[str] = field(default_factory=set)
+    """Sites of whose part in the last round something was cut."""
     patient: bool = False
     """Whether to wait for sites as long as it takes, as in a hospital's network, or to fail."""
     without_figures: set[str] = field(default_factory=set)

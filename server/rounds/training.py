@@ -12,6 +12,7 @@ from fedmed.processes import Backoff
 from fedmed.protocol.kinds import Kind
 from fedmed.protocol.requests import Request
 from fedmed.storage.tensor_files import TensorFile
+from fedmed.training.batch_norm_policy import NormBuffers
 from server.rounds.courier import SecondModel
 from server.rounds.exchange import Answer
 from server.rounds.session import Session
@@ -80,6 +81,7 @@ def train_at_sites(
     compression: Compression,
     dormant_note: str,
     recent_norms: Sequence[float],
+    norms: Sequence[NormBuffers],
     other: SecondModel | None = None,
 ) -> UpdateCollector:
     """Have the sites that are waited for train a model, and return their updates and who has none.
@@ -102,6 +104,8 @@ def train_at_sites(
         Why dormant sites are not waited for.
     recent_norms : sequence of float
         Lengths of earlier updates, with which these are compared.
+    norms : sequence of NormBuffers
+        Its BatchNorms.
     other : SecondModel, optional
         Sent beside the model.
     """
@@ -110,7 +114,13 @@ def train_at_sites(
     session.run.updates.mkdir()
     sites, dormant = attendance.split(config.max_missed_rounds)
     collector = UpdateCollector(
-        session.run.updates, TensorFile(model_file), attendance.num_images("train"), parameters, compression
+        session.run.updates,
+        TensorFile(model_file),
+        attendance.num_images("train"),
+        parameters,
+        compression,
+        norms,
+        attendance.list_grown("train"),
     )
     collector.mark(dormant, "dormant", dormant_note)
     session.listener.on_phase(kind.phase_name(), request.round or 0, len(sites))

@@ -1,14 +1,21 @@
 """The updates of one round: received, written to disk, checked, and accounted for site by site."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from flwr.app import Message
 
-from fedmed.aggregation import check_num_images, check_update, compare_norms, site_weights
-from fedmed.config import Compression
+from fedmed.aggregation import (
+    check_num_images,
+    check_update,
+    compare_norms,
+    find_implausible_buffers,
+    site_weights,
+)
+from fedmed.config import Compression, TrainingConfig
+from fedmed.data import FEWEST_IN_BATCH, count_batches
 from fedmed.errors import WireError
 from fedmed.protocol.messages import read_model, read_report
 from fedmed.protocol.quantisation import CompressionError, decompress_update
@@ -16,6 +23,7 @@ from fedmed.protocol.reports import GroupLosses, TrainReport
 from fedmed.storage.atomic_files import explain_write_failure
 from fedmed.storage.history import Participation
 from fedmed.storage.tensor_files import TensorFile
+from fedmed.training.batch_norm_policy import NormBuffers
 from server.rounds.exchange import MALFORMATIONS, Answer, explain_malformation
 from server.rounds.fopro_record import check_prompt
 
@@ -27,6 +35,8 @@ class Update:
     site: str
     status: str
     reason: str | None = None
+    limit: str | None = None
+    """What was cut of its part, as a sentence."""
     images: int | None = None
     loss: float | None = None
     learning_rate: float | None = None
@@ -53,6 +63,7 @@ class Update:
             reason=self.reason,
             images=self.images,
             share=share,
+            limit=self.limit,
             train_s=self.train_s,
             update_mib=self.update_mib,
             update_bytes=self.update_bytes,
@@ -83,6 +94,11 @@ class UpdateCollector:
     declared: Mapping[str, int]
     parameters: frozenset[str]
     compression: Compression = "none"
+    norms: Sequence[NormBuffers] = ()
+    """The model's BatchNorms."""
+    stated: Mapping[str, int] = field(default_factory=dict)
+    """Training images by a site's newest word, where that is more than what it declared when it joined: then it counts
+    with those."""
     updates: dict[str, Update] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     """Sites whose number of images is not the one that they declared."""
@@ -107,11 +123,18 @@ class UpdateCollector:
             self.updates[site] = Update(site, status, reason)
 
     def compare(self, recent_norms: list[float], max_ratio: float) -> None:
-        """Quarantine updates whose norm is far from the others'."""
+        """Quarantine updates whose norm, or whose BatchNorm statistics, are far from the others'."""
         norms = {site: u.update_norm for site, u in self.updates.items() if u.status == "accepted"}
         known = {site: norm for site, norm in norms.items() if norm is not None}
         for site, reason in compare_norms(known, recent_norms, max_ratio).items():
-            self.updates[site].status, self.updates[site].reason = "quarantined", reason
+            self.quarantine(site, reason)
+        files = {update.site: TensorFile(self.file_of(update.site)) for update in self.accepted()}
+        for site, reason in find_implausible_buffers(files, self.reference, self.norms, self.parameters).items():
+            self.quarantine(site, reason)
+
+    def quarantine(self, site: str, reason: str) -> None:
+        """Leave an update out of the round."""
+        self.updates[site].status, self.updates[site].reason = "quarantined", reason
 
     def accepted(self) -> list[Update]:
         """Return the updates that count, in the order of the sites' names."""
@@ -120,6 +143,16 @@ class UpdateCollector:
     def site_weights(self, weighting: Literal["images", "equal"]) -> dict[str, float]:
         """Return the weights of the accepted updates without any rule for fairness, in the order of the names."""
         return site_weights(weighting, {u.site: u.images for u in self.accepted() if u.images is not None})
+
+    def lengths(self) -> dict[str, float]:
+        """Return the norms of the accepted updates."""
+        return {u.site: u.update_norm for u in self.accepted() if u.update_norm is not None}
+
+    def most_batches(self, training: TrainingConfig) -> int:
+        """Return how many batches the site with most has had in the round; few images leave BatchNorm alone."""
+        images = [u.images for u in self.accepted() if u.images is not None and u.images >= FEWEST_IN_BATCH]
+        batches = (count_batches(number, training.batch_size) for number in images)
+        return training.epochs_per_round * max(batches, default=0)
 
     def file_of(self, site: str) -> Path:
         """Return the tensor file of a site's update."""
@@ -144,11 +177,13 @@ class UpdateCollector:
     def _read(self, site: str, message: Message) -> Update:
         told, packed = read_report(message, TrainReport), read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))
-        reason = check_num_images(told.num_images, self.declared[site])
-        if told.num_images != self.declared[site]:
+        stated = self.stated.get(site, self.declared[site])
+        reason = check_num_images(told.num_images, stated)
+        if told.num_images != stated:
             self.changed.add(site)
         if reason is None:
-            update.images, update.loss, update.train_s = told.num_images, told.loss, told.train_s
+            update.images = min(told.num_images, self.declared[site])
+            update.loss, update.train_s = told.loss, told.train_s
             update.learning_rate, update.ekd, update.prompt_bands = told.learning_rate, told.ekd, told.prompt_bands
             update.start_loss, update.group_losses = told.start_loss, told.group_losses
             update.divergence = told.mas_weight

@@ -1,10 +1,10 @@
 """The weights of a round's updates: what the sites have told goes into the rule that the settings name."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedmed.aggregation import RoundUpdates, RuleState, WeightedUpdate, Weights, make_rule
+from fedmed.aggregation import RoundUpdates, RuleState, WeightedUpdate, Weights, bound_weights, make_rule
 from fedmed.aggregation.extension import check_weights, explained_failure
 from fedmed.aggregation.rule import normalise
 from fedmed.config import (
@@ -13,6 +13,7 @@ from fedmed.config import (
 )
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import SiteTables
+from server.rounds.session import Session
 from server.rounds.updates import UpdateCollector
 
 _GLOBAL = ""
@@ -63,6 +64,32 @@ def weigh_updates(
         weights, remembered = rule.weigh(updates, state)
         check_weights(fair.kind, weights, updates.shares)
     return weights, remembered
+
+
+def bound_round(
+    session: Session, collector: UpdateCollector, weights: Mapping[str, float], recent_norms: Sequence[float]
+) -> Weights:
+    """Return the weights within the bounds of the settings; a site at a bound is named, when that begins.
+
+    Parameters
+    ----------
+    session : Session
+        The federation.
+    collector : UpdateCollector
+        The updates; gets what was cut of each.
+    weights : mapping of str to float
+        Of the accepted updates.
+    recent_norms : sequence of float
+        Lengths of earlier updates.
+    """
+    bounded = bound_weights(session.config.aggregation, weights, collector.lengths(), recent_norms)
+    cut = bounded.describe()
+    for site, text in cut.items():
+        collector.updates[site].limit = text
+        if site not in session.limited:  # what goes on is told once
+            session.listener.on_note(f"{site}: {text}")
+    session.limited = set(cut)
+    return bounded.weights
 
 
 def to_weighted(collector: UpdateCollector, weights: Mapping[str, float], model_file: Path) -> list[WeightedUpdate]:

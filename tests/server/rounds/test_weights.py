@@ -225,4 +225,4 @@ def test_integers_are_those_of_a_site_that_took_part(tmp_path):
     collector = make_collector(tmp_path, a={}, b={})
     for site, count in {"a": 15, "b": 10}.items():
         write_update(tmp_path, site, {"n": np.int64([count])})
-    assert dict(average_updates(to_weighted(collector, {"a": 0.1, "b": 0.1}, model)))["n"] == [15]
+    assert dict(average_updates(to_weighted(collector, {"a": 0.1, "b": 0.1}, model)))["n"] == [10]
