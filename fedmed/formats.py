@@ -72,3 +72,5 @@ RUN_FOLDER = Format("The run folder", 1)
 """Names and contents of a run's files; the number is in ``environment.json``."""
 AUDIT_LOG = Format("The audit log", 2)
 """Lines of ``audit.jsonl``; those of format 1 have no number, and both may stand in one log."""
+SIGNED_REQUEST = Format("The signature of a request", 2, oldest=2)
+"""What a site signs with each request; of format 1 it was the time alone."""
