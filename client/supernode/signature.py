@@ -52,7 +52,9 @@ class RequestSignature(httpx.Auth):
             All of it.
         """
         time, nonce, body_sha256 = now().isoformat(), secrets.token_hex(16), hashlib.sha256(body).hexdigest()
-        text = make_signed_text(method, target, body_sha256, time, nonce, SIGNED_REQUEST.number)
+        text = make_signed_text(
+            method, target, body_sha256=body_sha256, time=time, nonce=nonce, number=SIGNED_REQUEST.number
+        )
         return {
             FLEET_HTTP_PUBLIC_KEY_HEADER: self._public_key,
             TIMESTAMP_HEADER: time,

@@ -67,7 +67,7 @@ REFUSALS: dict[Problem, Refusal] = {
 }
 
 
-def make_signed_text(method: str, target: str, body_sha256: str, time: str, nonce: str, number: int) -> bytes:
+def make_signed_text(method: str, target: str, *, body_sha256: str, time: str, nonce: str, number: int) -> bytes:
     """Return what is signed; no part can hold the line breaks that separate them, as HTTP allows none.
 
     Parameters

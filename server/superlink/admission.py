@@ -7,11 +7,13 @@ import json
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 # Touched internals: names of the headers in which Flower's SuperNode proves who it is, how old such a proof may be, and
@@ -19,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 # request into memory; ours covers the request, and is checked before.
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from starlette.types import Scope
 
@@ -72,6 +73,8 @@ class Visitor:
         The same, as the site is told.
     body_sha256 : str
         What was signed of the body, hexadecimal.
+    key : bytes, optional
+        Public key of a site that is let in, DER.
     """
 
     fingerprint: str
@@ -79,6 +82,7 @@ class Visitor:
     problem: str | None = None
     refusal: Problem | None = None
     body_sha256: str = EMPTY_SHA256
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def number(self) -> int:
@@ -151,37 +155,51 @@ def identify(state: DeploymentLinkState, nonces: UsedNonces, scope: Scope) -> Vi
     scope : Scope
         Of ASGI; the body is not looked at.
     """
-    names = [name for name, _ in scope["headers"] if name in _SIGNED]
-    if len(set(names)) < len(names):  # Flower, behind this gate, might take another of the two
-        return _refuse("none", "key")
-    found = {name: value for name, value in scope["headers"] if name in _SIGNED}
+    shown = [(name, value) for name, value in scope["headers"] if name in _SIGNED]
+    found = dict(shown)
     try:
         public_bytes = base64.b64decode(found[_KEY][:_LONGEST_KEY], validate=True)
         key = bytes_to_public_key(public_bytes)
         print_of_key = fingerprint(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii"))
     except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm, KeyFileError):
-        return _refuse("none", "key")
-    if found.get(_FORMAT) != str(SIGNED_REQUEST.number).encode():
-        return _refuse(print_of_key, "format")
+        return refuse_visitor("none", "key")
+    if len(found) < len(shown):  # Flower, behind this gate, might take the other of two
+        return refuse_visitor("none", "key")
     node_id = state.get_node_id_by_public_key(public_bytes)
-    if node_id is None:
-        return _refuse(print_of_key, "unknown")
+    signed_at = None if node_id is None else _check_signature(key, found, scope)
+    problem: Problem | None = None
+    if found.get(_FORMAT) != str(SIGNED_REQUEST.number).encode():
+        problem = "format"
+    elif node_id is None:
+        problem = "unknown"
+    elif signed_at is None:
+        problem = "signature"
+    else:
+        age_s = time.time() - signed_at
+        if not -SYSTEM_TIME_TOLERANCE < age_s < _OLDEST_S:
+            return Visitor(print_of_key, problem=f"its clock differs by {-age_s:+.0f} s", refusal="clock")
+        problem = nonces.use(node_id, found[_NONCE].decode(), signed_at)
+    if problem is not None:
+        return refuse_visitor(print_of_key, problem)
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Visitor(print_of_key, node_id, body_sha256=found[_BODY].decode(), key=der)
+
+
+def _check_signature(key: ec.EllipticCurvePublicKey, found: Mapping[bytes, bytes], scope: Scope) -> float | None:
+    """Return when a request was signed, in seconds since 1970; None if the signature does not fit it."""
     try:
         signature = base64.b64decode(found[_SIGNATURE], validate=True)
-        time, nonce, body = (found[name].decode("ascii") for name in (_TIME, _NONCE, _BODY))
-        if not (NONCE.fullmatch(nonce) and BODY_SHA256.fullmatch(body) and len(time) <= _LONGEST_TIME):
-            return _refuse(print_of_key, "signature")
-        text = make_signed_text(scope["method"], find_target(scope), body, time, nonce, SIGNED_REQUEST.number)
-        if not verify_signature(key, text, signature):
-            return _refuse(print_of_key, "signature")
-        signed = datetime.fromisoformat(time)
-        age_s = (now() - signed).total_seconds()
+        signed, nonce, body = (found[name].decode("ascii") for name in (_TIME, _NONCE, _BODY))
+        if not (NONCE.fullmatch(nonce) and BODY_SHA256.fullmatch(body) and len(signed) <= _LONGEST_TIME):
+            return None
+        target, number = find_target(scope), SIGNED_REQUEST.number
+        text = make_signed_text(scope["method"], target, body_sha256=body, time=signed, nonce=nonce, number=number)
+        moment = datetime.fromisoformat(signed)
+        if moment.tzinfo is None or not verify_signature(key, text, signature):
+            return None
+        return moment.timestamp()
     except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
-        return _refuse(print_of_key, "signature")
-    if not -SYSTEM_TIME_TOLERANCE < age_s < _OLDEST_S:
-        return Visitor(print_of_key, problem=f"its clock differs by {-age_s:+.0f} s", refusal="clock")
-    problem = nonces.use(node_id, nonce, signed.timestamp())
-    return Visitor(print_of_key, node_id, body_sha256=body) if problem is None else _refuse(print_of_key, problem)
+        return None
 
 
 def find_target(scope: Scope) -> str:
@@ -191,7 +209,8 @@ def find_target(scope: Scope) -> str:
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
-def _refuse(print_of_key: str, problem: Problem) -> Visitor:
+def refuse_visitor(print_of_key: str, problem: Problem) -> Visitor:
+    """Return somebody who is refused, with the reason."""
     return Visitor(print_of_key, problem=REFUSALS[problem].at_server, refusal=problem)
 
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedmed.protocol.http import DROP_PATH, HOLD_S, OPEN_PATH, OWN_PATHS, RELEASE_HEADER, RELEASED_HOLD_S
 from fedmed.protocol.signing import REFUSALS
-from server.superlink.admission import RefusalLog, UsedNonces, Visitor, identify
+from server.superlink.admission import RefusalLog, UsedNonces, Visitor, identify, refuse_visitor
 from server.superlink.asgi import (
     BodyDiffers,
     Notifier,
@@ -35,6 +35,7 @@ from server.superlink.asgi import (
     replay,
     wait_for_end,
 )
+from server.superlink.connections import ConnectionCounter, Peer
 from server.superlink.limits import ConcurrencyLimiter, TooManyRequests
 from server.superlink.object_transfer import MAX_PART_BYTES, ObjectTransfer
 from server.superlink.routes import Routes
@@ -146,6 +147,10 @@ class PublicGate:
         Takes who was refused.
     opened : asyncio.Event
         Nobody is let in before it is set, as the list of sites may be an old one.
+    counter : ConnectionCounter, optional
+        Is told over which connections signed requests come; knows the certificates that were shown.
+    is_mutual : bool
+        Whether a site has to show a certificate for the key with which it signs.
     """
 
     def __init__(
@@ -158,8 +163,12 @@ class PublicGate:
         routes: Routes,
         refusals: RefusalLog,
         opened: asyncio.Event,
+        counter: ConnectionCounter | None = None,
+        is_mutual: bool = False,
     ) -> None:
         self._app, self._state, self._notifier, self._parts = app, state, notifier, parts
+        self._counter = ConnectionCounter() if counter is None else counter  # an empty one is false
+        self._is_mutual = is_mutual
         self._routes, self._refusals, self._opened = routes, refusals, opened
         self._limiter = ConcurrencyLimiter()
         self._nonces = UsedNonces(time.time())
@@ -177,10 +186,14 @@ class PublicGate:
             await refuse(503, retry_after_s=1)(scope, receive, send)
             return
         visitor = await asyncio.to_thread(identify, self._state, self._nonces, scope)
+        peer = _find_peer(scope)
+        if visitor.refusal is None and self._is_mutual and visitor.key != self._counter.find_key(peer):
+            visitor = refuse_visitor(visitor.fingerprint, "certificate")
         if visitor.refusal is not None:
             await self._note_refusal(scope, visitor, visitor.problem or "")
             await refuse_signed(visitor.refusal)(scope, receive, send)
             return
+        self._counter.note_signed(peer, visitor.number)
         receive = check_body(receive, visitor.body_sha256)
         try:
             with self._limiter.count(visitor.number, waits=path == _PULL):
@@ -281,6 +294,11 @@ def check_length(scope: Scope) -> int | None:
         return 411 if scope["method"] != "GET" or b"transfer-encoding" in headers else None
     most_bytes = MAX_PART_BYTES if scope["path"] == _PUSH_PART else MAX_BODY_BYTES
     return None if length.isdigit() and int(length) <= most_bytes else 413
+
+
+def _find_peer(scope: Scope) -> Peer | None:
+    client = scope.get("client")
+    return None if client is None else (str(client[0]), int(client[1]))
 
 
 def _read_token(scope: Scope) -> str:

@@ -128,10 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
         text = make_signed_text(
             self.command,
             self.path,
-            hashlib.sha256(body).hexdigest(),
-            timestamp,
-            self.headers[NONCE_HEADER],
-            int(self.headers[FORMAT_HEADER]),
+            body_sha256=hashlib.sha256(body).hexdigest(),
+            time=timestamp,
+            nonce=self.headers[NONCE_HEADER],
+            number=int(self.headers[FORMAT_HEADER]),
         )
         ours = base64.b64decode(self.headers[SIGNATURE_HEADER])
         public = bytes_to_public_key(key)

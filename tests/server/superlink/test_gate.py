@@ -163,7 +163,7 @@ class Request:
 
 
 class Gates:
-    def __init__(self, folder: Path, app: FakeApp, *, start_open: bool = True) -> None:
+    def __init__(self, folder: Path, app: FakeApp, *, start_open: bool = True, **settings: Any) -> None:
         for name in ("release", "collected"):
             (folder / name).mkdir()
         (folder / "hello.json").write_text('{"round": 3}')
@@ -176,7 +176,14 @@ class Gates:
         if start_open:
             opened.set()
         self.public = PublicGate(
-            app, state, self.notifier, parts=parts, routes=self.routes, refusals=refusals, opened=opened
+            app,
+            state,
+            self.notifier,
+            parts=parts,
+            routes=self.routes,
+            refusals=refusals,
+            opened=opened,
+            **settings,
         )
         self.private = PrivateGate(app, state, self.notifier, parts, opened=opened, control_token="control")
 
