@@ -74,3 +74,5 @@ FIGURES = Format("The list of figures", 1)
 """``figures.json`` of a site: what it has told of the rounds' models."""
 AUDIT_LOG = Format("The audit log", 2)
 """Lines of ``audit.jsonl``; those of format 1 have no number, and both may stand in one log."""
+SIGNED_REQUEST = Format("The signature of a request", 2, oldest=2)
+"""What a site signs with each request; of format 1 it was the time alone."""

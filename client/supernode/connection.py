@@ -8,23 +8,19 @@ import re
 import socket
 import ssl
 import urllib.request
-from base64 import b64encode
-from collections.abc import Generator
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.constant import TIMESTAMP_HEADER
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from client.supernode.failures import FleetError, Outlook
+from client.supernode.signature import RequestSignature
 from fedmed.config.addresses import is_loopback, split_address
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, KeyFileError
 from fedmed.protocol.http import RELEASE_PATH
+from fedmed.protocol.signing import PROBLEM_HEADER
 
 MAX_ANSWER_BYTES = 64 * 2**20
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -55,7 +51,7 @@ def make_http_client(config: ClientConfig, key: ec.EllipticCurvePrivateKey) -> t
     versions = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
     client = httpx.Client(
         transport=transport,
-        auth=_Signature(key),
+        auth=RequestSignature(key),
         headers={**versions, "accept-encoding": "identity"},
         timeout=_TIMEOUT,
         follow_redirects=False,
@@ -140,22 +136,6 @@ def _notice_dead_peers() -> list[tuple[int, int, int]]:
     return options + [(socket.IPPROTO_TCP, getattr(socket, name), wanted[name]) for name in names]
 
 
-class _Signature(httpx.Auth):
-    """Signs the time with the site's key, as Flower's node authentication wants it."""
-
-    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
-        self._key = key
-        self._public_key = b64encode(public_key_to_bytes(key.public_key())).decode()
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Add the three headers."""
-        timestamp = now().isoformat()
-        request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] = self._public_key
-        request.headers[TIMESTAMP_HEADER] = timestamp
-        request.headers[FLEET_HTTP_SIGNATURE_HEADER] = b64encode(sign_message(self._key, timestamp.encode())).decode()
-        yield request
-
-
 class _Transport(httpx.HTTPTransport):
     """Refuses an answer that could fill the memory: packed, of unknown length or too long.
 
@@ -169,8 +149,8 @@ class _Transport(httpx.HTTPTransport):
             return response
         response.close()
         if response.is_error:  # perhaps of a firewall on the way, whose status says more than this refusal
-            date = [(name, value) for name, value in response.headers.items() if name == "date"]
-            return httpx.Response(response.status_code, headers=date, content=b"")
+            kept = [(name, value) for name, value in response.headers.items() if name in {"date", PROBLEM_HEADER}]
+            return httpx.Response(response.status_code, headers=kept, content=b"")
         raise httpx.RemoteProtocolError(problem, request=request)
 
 

@@ -13,6 +13,7 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.error import FlowerError
 
 from fedmed.errors import ConnectionRefusedByServerError
+from fedmed.protocol.signing import PROBLEM_HEADER
 
 # What Flower's node authentication allows: the site's clock 5 s ahead, 305 s behind.
 _MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
@@ -168,6 +169,10 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
         Of this site's public key, to read out over the phone.
     """
     status = response.status_code
+    problem = response.headers.get(PROBLEM_HEADER)
+    if problem in _PROBLEMS:
+        text, outlook = _PROBLEMS[problem]
+        return FleetError(text.format(server=server), outlook)
     if status == _UNAUTHORIZED:
         return _explain_unauthorized(response, server, fingerprint)
     if status == _FORBIDDEN and FlowerError.from_json(response.text) is not None:
@@ -185,6 +190,36 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
     )
 
 
+_CHANGED_ON_THE_WAY = (
+    "{server} refused a request of this site because {what} is not what this site has signed: something on the way "
+    "changed it, perhaps a proxy, or a firewall that inspects TLS. Ask IT to exempt this address. Trying again from "
+    "time to time."
+)
+_PROBLEMS: dict[str, tuple[str, Outlook]] = {
+    "format": (
+        "{server} runs another version of fedmed than this site: requests are signed in another form there. Install "
+        "the same version on both sides; the coordinating site says which (flower-server --version).",
+        Outlook.FATAL,
+    ),
+    "signature": (_CHANGED_ON_THE_WAY.replace("{what}", "method, path or body"), Outlook.RETRY_SLOWLY),
+    "body": (_CHANGED_ON_THE_WAY.replace("{what}", "the body"), Outlook.RETRY_SLOWLY),
+    "replayed": (
+        "{server} refused a request of this site because it came there before: something on the way repeats requests, "
+        "perhaps a proxy. Trying again.",
+        Outlook.RETRY,
+    ),
+    "restarted": (
+        "{server} was started a moment ago and takes no request that was signed before. Trying again; if this stays, "
+        "the clock of this machine is behind: set it (NTP).",
+        Outlook.RETRY,
+    ),
+    "certificate": (
+        "{server} refused this site because the certificate of its connection is of another site than its key. Put "
+        "'certificate' and 'key' of client.yaml back as the kit had them, or ask the coordinating site for a new kit.",
+        Outlook.FATAL,
+    ),
+}
+"""By what the server's answer names (:data:`fedmed.protocol.signing.REFUSALS`); others are explained by status."""
 _REFUSALS = {
     _PRECONDITION_FAILED: ("{server} does not let this site in at the moment.", Outlook.NOT_ACTIVATED),
     _FORBIDDEN: (

@@ -2,33 +2,54 @@
 
 import base64
 import binascii
+import heapq
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 # Touched internals: names of the headers in which Flower's SuperNode proves who it is, how old such a proof may be, and
-# the state that knows the keys. Flower checks the same, but only after it has read the whole request into memory.
+# the state that knows the keys. Flower checks its own signature of the time, but only after it has read the whole
+# request into memory; ours covers the request, and is checked before.
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from starlette.types import Scope
 
 from fedmed.errors import KeyFileError
+from fedmed.formats import SIGNED_REQUEST
 from fedmed.keys import fingerprint
+from fedmed.protocol.signing import (
+    BODY_HEADER,
+    BODY_SHA256,
+    EMPTY_SHA256,
+    FORMAT_HEADER,
+    NONCE,
+    NONCE_HEADER,
+    REFUSALS,
+    SIGNATURE_HEADER,
+    Problem,
+    make_signed_text,
+)
 from server.superlink.state import DeploymentLinkState
 
 _KEY = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
-_SIGNATURE = FLEET_HTTP_SIGNATURE_HEADER.encode()
 _TIME = TIMESTAMP_HEADER.encode()
+_FORMAT, _SIGNATURE = FORMAT_HEADER.encode(), SIGNATURE_HEADER.encode()
+_NONCE, _BODY = NONCE_HEADER.encode(), BODY_HEADER.encode()
+_FLOWER_SIGNATURE = FLEET_HTTP_SIGNATURE_HEADER.encode()
+_SIGNED = frozenset({_KEY, _TIME, _FORMAT, _SIGNATURE, _NONCE, _BODY, _FLOWER_SIGNATURE})
 _OLDEST_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+_LONGEST_TIME, _LONGEST_KEY = 40, 1000
+MAX_NONCES_PER_SITE = 8192
 _QUIET_S = 60.0
 _MOST_LINES_A_MINUTE = 100
 _LARGEST_RECORD_BYTES = 5 * 2**20
@@ -47,12 +68,21 @@ class Visitor:
     node_id : int, optional
         Number of the site; None for somebody who is refused.
     problem : str, optional
-        Why it is refused.
+        Why it is refused, for the coordinating site.
+    refusal : Problem, optional
+        The same, as the site is told.
+    body_sha256 : str
+        What was signed of the body, hexadecimal.
+    key : bytes, optional
+        Public key of a site that is let in, DER.
     """
 
     fingerprint: str
     node_id: int | None = None
     problem: str | None = None
+    refusal: Problem | None = None
+    body_sha256: str = EMPTY_SHA256
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def number(self) -> int:
@@ -61,37 +91,127 @@ class Visitor:
         return self.node_id
 
 
-def identify(state: DeploymentLinkState, headers: Iterable[tuple[bytes, bytes]]) -> Visitor:
-    """Check the three headers with which a site signs each of its requests.
+class UsedNonces:
+    """Remembers the numbers that known sites have used, so that a request that was recorded is of no use.
+
+    Each site has a memory of its own, which it cannot fill for others. Where it is full, the oldest is forgotten, and
+    from then on everything as old as that is refused; so are requests that were signed before this server began to
+    remember.
+
+    Parameters
+    ----------
+    started : float
+        Seconds since 1970; nothing older is accepted.
+    most : int
+        Numbers that are remembered of a site.
+    """
+
+    def __init__(self, started: float, most: int = MAX_NONCES_PER_SITE) -> None:
+        self._started, self._most = started, most
+        self._heaps: dict[int, list[tuple[float, str]]] = {}
+        self._known: dict[int, set[str]] = {}
+        self._floors: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def use(self, node_id: int, nonce: str, signed_at: float) -> Problem | None:
+        """Note a number; return why it cannot be used, None if it can.
+
+        Parameters
+        ----------
+        node_id : int
+            A site whose signature was right.
+        nonce : str
+            The number.
+        signed_at : float
+            Seconds since 1970, within the window of time that is accepted.
+        """
+        with self._lock:
+            if signed_at <= self._started:
+                return "restarted"
+            known, heap = self._known.setdefault(node_id, set()), self._heaps.setdefault(node_id, [])
+            if nonce in known or signed_at <= self._floors.get(node_id, 0.0):
+                return "replayed"
+            known.add(nonce)
+            heapq.heappush(heap, (signed_at, nonce))
+            while len(heap) > self._most or heap[0][0] < signed_at - 2 * _OLDEST_S:
+                self._floors[node_id], old = heapq.heappop(heap)
+                known.discard(old)
+        return None
+
+    def count(self, node_id: int) -> int:
+        """Return how many numbers of a site are remembered."""
+        return len(self._heaps.get(node_id, ()))
+
+
+def identify(state: DeploymentLinkState, nonces: UsedNonces, scope: Scope) -> Visitor:
+    """Check the headers with which a site signs each of its requests.
 
     Parameters
     ----------
     state : DeploymentLinkState
         Knows the keys of the sites.
-    headers : iterable of (bytes, bytes)
-        Lower-case names and values.
+    nonces : UsedNonces
+        Knows the requests that came before.
+    scope : Scope
+        Of ASGI; the body is not looked at.
     """
-    found = {name: value for name, value in headers if name in {_KEY, _SIGNATURE, _TIME}}
+    shown = [(name, value) for name, value in scope["headers"] if name in _SIGNED]
+    found = dict(shown)
     try:
-        public_bytes = base64.b64decode(found[_KEY], validate=True)
-        signature = base64.b64decode(found[_SIGNATURE], validate=True)
-        timestamp = found[_TIME].decode("ascii")
+        public_bytes = base64.b64decode(found[_KEY][:_LONGEST_KEY], validate=True)
         key = bytes_to_public_key(public_bytes)
         print_of_key = fingerprint(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii"))
     except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm, KeyFileError):
-        return Visitor("none", problem="it shows no key")
+        return refuse_visitor("none", "key")
+    if len(found) < len(shown):  # Flower, behind this gate, might take the other of two
+        return refuse_visitor("none", "key")
     node_id = state.get_node_id_by_public_key(public_bytes)
-    if node_id is None:
-        return Visitor(print_of_key, problem="its key is unknown or revoked")
+    signed_at = None if node_id is None else _check_signature(key, found, scope)
+    problem: Problem | None = None
+    if found.get(_FORMAT) != str(SIGNED_REQUEST.number).encode():
+        problem = "format"
+    elif node_id is None:
+        problem = "unknown"
+    elif signed_at is None:
+        problem = "signature"
+    else:
+        age_s = time.time() - signed_at
+        if not -SYSTEM_TIME_TOLERANCE < age_s < _OLDEST_S:
+            return Visitor(print_of_key, problem=f"its clock differs by {-age_s:+.0f} s", refusal="clock")
+        problem = nonces.use(node_id, found[_NONCE].decode(), signed_at)
+    if problem is not None:
+        return refuse_visitor(print_of_key, problem)
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Visitor(print_of_key, node_id, body_sha256=found[_BODY].decode(), key=der)
+
+
+def _check_signature(key: ec.EllipticCurvePublicKey, found: Mapping[bytes, bytes], scope: Scope) -> float | None:
+    """Return when a request was signed, in seconds since 1970; None if the signature does not fit it."""
     try:
-        if not verify_signature(key, timestamp.encode("ascii"), signature):
-            return Visitor(print_of_key, problem="its signature is wrong")
-        age_s = (now() - datetime.fromisoformat(timestamp)).total_seconds()
-    except (ValueError, TypeError):
-        return Visitor(print_of_key, problem="its signature is wrong")
-    if not -SYSTEM_TIME_TOLERANCE < age_s < _OLDEST_S:
-        return Visitor(print_of_key, problem=f"its clock differs by {-age_s:+.0f} s")
-    return Visitor(print_of_key, node_id)
+        signature = base64.b64decode(found[_SIGNATURE], validate=True)
+        signed, nonce, body = (found[name].decode("ascii") for name in (_TIME, _NONCE, _BODY))
+        if not (NONCE.fullmatch(nonce) and BODY_SHA256.fullmatch(body) and len(signed) <= _LONGEST_TIME):
+            return None
+        target, number = find_target(scope), SIGNED_REQUEST.number
+        text = make_signed_text(scope["method"], target, body_sha256=body, time=signed, nonce=nonce, number=number)
+        moment = datetime.fromisoformat(signed)
+        if moment.tzinfo is None or not verify_signature(key, text, signature):
+            return None
+        return moment.timestamp()
+    except (KeyError, ValueError, TypeError, OverflowError, binascii.Error):
+        return None
+
+
+def find_target(scope: Scope) -> str:
+    """Return path and query of a request as they were sent."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope.get("query_string", b"")
+    return (path + b"?" + query if query else path).decode("latin-1")
+
+
+def refuse_visitor(print_of_key: str, problem: Problem) -> Visitor:
+    """Return somebody who is refused, with the reason."""
+    return Visitor(print_of_key, problem=REFUSALS[problem].at_server, refusal=problem)
 
 
 class RefusalLog:

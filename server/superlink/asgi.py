@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import hashlib
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive
+
+from fedmed.protocol.signing import PROBLEM_HEADER, REFUSALS, Problem
 
 STALL_S = 120.0
 """For how long a body may make no progress, in either direction."""
@@ -64,10 +67,49 @@ class TooSlow(Exception):  # noqa: N818  (whoever reads the request answers it)
     """A body has made no progress."""
 
 
-def refuse(status: int, content: bytes | None = None, *, retry_after_s: int | None = None) -> Response:
+class BodyDiffers(Exception):  # noqa: N818  (whoever reads the request answers it)
+    """A body is another than the one that was signed."""
+
+
+def refuse(status: int, *, retry_after_s: int | None = None) -> Response:
     """Return an answer after which the connection ends, because the body of the request was not read."""
     again = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
-    return Response(content, status, {"connection": "close"} | again, None if content is None else "application/json")
+    return Response(None, status, {"connection": "close"} | again)
+
+
+def refuse_signed(problem: Problem) -> Response:
+    """Return the answer to a request that cannot prove whose it is; the connection ends."""
+    refusal = REFUSALS[problem]
+    headers = {"connection": "close", PROBLEM_HEADER: problem}
+    if refusal.status == 503:
+        headers["retry-after"] = "1"
+    return JSONResponse({"detail": refusal.detail}, refusal.status, headers)
+
+
+def check_body(receive: Receive, sha256: str) -> Receive:
+    """Return a ``receive`` that compares the body with what was signed while it comes; the last part comes checked.
+
+    Parameters
+    ----------
+    receive : Receive
+        Of ASGI.
+    sha256 : str
+        Of the body, hexadecimal.
+    """
+    digest, is_done = hashlib.sha256(), False
+
+    async def checked() -> Message:
+        nonlocal is_done
+        event = await receive()
+        if is_done or event["type"] != "http.request":
+            return event
+        digest.update(event.get("body", b""))
+        is_done = not event.get("more_body")
+        if is_done and digest.hexdigest() != sha256:
+            raise BodyDiffers
+        return event
+
+    return checked
 
 
 async def read_body(receive: Receive, most_bytes: int) -> bytes | None:

@@ -22,7 +22,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.federation import FederationManager
 
 from fedmed.processes import read_secret
-from server.superlink.listener import MAX_CONNECTIONS_PER_SOURCE
+from server.superlink.connections import ConnectionLimits
 from server.superlink.object_store import FileObjectStoreFactory
 from server.superlink.object_transfer import MAX_REPLY_BYTES
 from server.superlink.state import DeploymentLinkStateFactory
@@ -47,9 +47,12 @@ class LinkLaunch:
     certificate: str | None = None
     key: str | None = None
     insecure: bool = False
+    mutual_tls: bool = False
+    """Whether the sites need certificates, too, of the authority in ``authority``."""
+    authority: str | None = None
     refused_file: str | None = None
     max_reply_bytes: int = MAX_REPLY_BYTES
-    max_connections_per_source: int = MAX_CONNECTIONS_PER_SOURCE
+    max_connections_per_source: int = ConnectionLimits.per_source
     start_open: bool = True
     """Whether sites are let in at once, and not only when the supervisor says so."""
 

@@ -22,8 +22,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedmed.protocol.http import DROP_PATH, HOLD_S, OPEN_PATH, OWN_PATHS, RELEASE_HEADER, RELEASED_HOLD_S
-from server.superlink.admission import RefusalLog, Visitor, identify
-from server.superlink.asgi import Notifier, TooSlow, read_body, refuse, replay, wait_for_end
+from fedmed.protocol.signing import REFUSALS
+from server.superlink.admission import RefusalLog, UsedNonces, Visitor, identify, refuse_visitor
+from server.superlink.asgi import (
+    BodyDiffers,
+    Notifier,
+    TooSlow,
+    check_body,
+    read_body,
+    refuse,
+    refuse_signed,
+    replay,
+    wait_for_end,
+)
+from server.superlink.connections import ConnectionCounter, Peer
 from server.superlink.limits import ConcurrencyLimiter, TooManyRequests
 from server.superlink.object_transfer import MAX_PART_BYTES, ObjectTransfer
 from server.superlink.routes import Routes
@@ -36,7 +48,6 @@ _PULL, _PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 _ACTIVATE = "/v1/fleet/activate-node"
 _PUSH_PART, _PULL_PART = "/v1/fleet/push-object", "/v1/fleet/pull-object"
 _PUSH_OWN_PART, _PULL_OWN_PART = "/v1/runtime/push-object", "/v1/runtime/pull-object"
-_UNKNOWN = b'{"detail": "unknown or revoked site, or a clock that differs"}'
 _SEND = "/v1/runtime/push-messages"
 _REVOKE = "/v1/control/unregister-node"
 
@@ -136,6 +147,10 @@ class PublicGate:
         Takes who was refused.
     opened : asyncio.Event
         Nobody is let in before it is set, as the list of sites may be an old one.
+    counter : ConnectionCounter, optional
+        Is told over which connections signed requests come; knows the certificates that were shown.
+    is_mutual : bool
+        Whether a site has to show a certificate for the key with which it signs.
     """
 
     def __init__(
@@ -148,10 +163,15 @@ class PublicGate:
         routes: Routes,
         refusals: RefusalLog,
         opened: asyncio.Event,
+        counter: ConnectionCounter | None = None,
+        is_mutual: bool = False,
     ) -> None:
         self._app, self._state, self._notifier, self._parts = app, state, notifier, parts
+        self._counter = ConnectionCounter() if counter is None else counter  # an empty one is false
+        self._is_mutual = is_mutual
         self._routes, self._refusals, self._opened = routes, refusals, opened
         self._limiter = ConcurrencyLimiter()
+        self._nonces = UsedNonces(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -165,11 +185,16 @@ class PublicGate:
         if not self._opened.is_set():
             await refuse(503, retry_after_s=1)(scope, receive, send)
             return
-        visitor = await asyncio.to_thread(identify, self._state, scope["headers"])
-        if visitor.problem is not None:
-            await self._note_refusal(scope, visitor, visitor.problem)
-            await refuse(401, _UNKNOWN)(scope, receive, send)
+        visitor = await asyncio.to_thread(identify, self._state, self._nonces, scope)
+        peer = _find_peer(scope)
+        if visitor.refusal is None and self._is_mutual and visitor.key != self._counter.find_key(peer):
+            visitor = refuse_visitor(visitor.fingerprint, "certificate")
+        if visitor.refusal is not None:
+            await self._note_refusal(scope, visitor, visitor.problem or "")
+            await refuse_signed(visitor.refusal)(scope, receive, send)
             return
+        self._counter.note_signed(peer, visitor.number)
+        receive = check_body(receive, visitor.body_sha256)
         try:
             with self._limiter.count(visitor.number, waits=path == _PULL):
                 await self._serve(scope, receive, send, visitor)
@@ -177,12 +202,17 @@ class PublicGate:
             await refuse(429)(scope, receive, send)
         except TooSlow:
             await refuse(408)(scope, receive, send)
+        except BodyDiffers:
+            await self._note_refusal(scope, visitor, REFUSALS["body"].at_server)
+            await refuse_signed("body")(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor) -> None:
         """Handle a request of a known site."""
         path = scope["path"]
         if path.startswith(OWN_PATHS):
-            await self._routes.serve(scope, receive, send, visitor)
+            body = await read_body(receive, MAX_BODY_BYTES)
+            if body is not None:
+                await self._routes.serve(scope, replay(body, receive), send, visitor)
         elif path == _PUSH_PART:
             await self._parts.take(scope, receive, send, visitor.number, None)
         elif path == _PULL_PART:
@@ -264,6 +294,11 @@ def check_length(scope: Scope) -> int | None:
         return 411 if scope["method"] != "GET" or b"transfer-encoding" in headers else None
     most_bytes = MAX_PART_BYTES if scope["path"] == _PUSH_PART else MAX_BODY_BYTES
     return None if length.isdigit() and int(length) <= most_bytes else 413
+
+
+def _find_peer(scope: Scope) -> Peer | None:
+    client = scope.get("client")
+    return None if client is None else (str(client[0]), int(client[1]))
 
 
 def _read_token(scope: Scope) -> str:

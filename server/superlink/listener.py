@@ -1,94 +1,40 @@
-"""The public port, before a request is one: how many connections a source may hold, and how long it may talk.
+"""The public port, before a request is one: whose connections are taken, and how long a request may take to begin.
 
 This is here because no proxy is needed in front: uvicorn takes a head of any length and waits for its end for ever, and
 its own limit of connections counts all sources as one, so that one stranger could keep every hospital out.
 """
 
 import asyncio
-import ipaddress
-import logging
 import socket
-import time
-from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.superlink.connections import ConnectionCounter, Peer, find_source, shut
+from server.superlink.tls import read_public_key
+
 MAX_HEAD_BYTES = 32 * 2**10
 HEAD_S = 15.0
-MAX_CONNECTIONS = 512
-MAX_CONNECTIONS_PER_SOURCE = 64
-_NETWORK_BITS = 64  # of an IPv6 address; whoever has one address of such a network usually has all
-_QUIET_S = 60.0
-
-log = logging.getLogger("fedmed.superlink")
-
-
-class ConnectionCounter:
-    """Counts connections by where they come from.
-
-    Parameters
-    ----------
-    most_per_source : int
-        Connections that one address may hold; for IPv6, one network of 64 bits. The machine itself may hold any
-        number: what connects from there is a proxy of the house, or a trial of many sites on one machine.
-    most : int
-        Connections in all, so that files can still be opened.
-    """
-
-    def __init__(self, most_per_source: int = MAX_CONNECTIONS_PER_SOURCE, most: int = MAX_CONNECTIONS) -> None:
-        self._most_per_source, self._most = most_per_source, most
-        self._counts: Counter[str] = Counter()
-        self._logged_at = float("-inf")
-
-    def admit(self, source: str | None) -> bool:
-        """Count a connection that has come; return False, and do not count it, if it is one too many."""
-        if source is None:
-            return True
-        if self._counts[source] < self._most_per_source and self._counts.total() < self._most:
-            self._counts[source] += 1
-            return True
-        if time.monotonic() - self._logged_at > _QUIET_S:
-            self._logged_at = time.monotonic()
-            log.warning("too many connections, %d of them from %s", self._counts[source], source)
-        self._forget_if_gone(source)
-        return False
-
-    def leave(self, source: str | None) -> None:
-        """Count a connection that has ended."""
-        if source is not None:
-            self._counts[source] -= 1
-            self._forget_if_gone(source)
-
-    def _forget_if_gone(self, source: str) -> None:
-        if self._counts[source] <= 0:
-            del self._counts[source]
-
-
-def find_source(address: str) -> str | None:
-    """Return what counts as one source, None for this machine itself."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is None:
-            network = ipaddress.ip_network((found, _NETWORK_BITS), strict=False)
-            return None if found.is_loopback else str(network)
-        found = found.ipv4_mapped
-    return None if found.is_loopback else str(found)
+HANDSHAKE_S = 10.0
 
 
 class CountedSocket(socket.socket):
     """A connection that is counted until it is closed."""
 
     counter: ConnectionCounter
-    source: str | None
-    counted = False
+    peer: Peer | None = None
 
     def close(self) -> None:
         """Close the connection."""
         super().close()
-        if self.counted:
-            self.counted = False
-            self.counter.leave(self.source)
+        if self.peer is not None:
+            peer, self.peer = self.peer, None
+            self.counter.leave(peer)
+
+
+CONNECTION: ContextVar[CountedSocket | None] = ContextVar("connection", default=None)
+"""The one whose data is handled: what :meth:`LimitedListener.accept` sets goes on with the context of its tasks."""
 
 
 class LimitedListener(socket.socket):
@@ -105,12 +51,14 @@ class LimitedListener(socket.socket):
             If it was one too many; asyncio goes on to the next.
         """
         connection, address = super().accept()
-        source = find_source(address[0])
-        if not self.counter.admit(source):
-            connection.close()
-            raise ConnectionAbortedError
+        peer: Peer = (str(address[0]), int(address[1]))
         counted = CountedSocket(self.family, self.type, self.proto, connection.detach())
-        counted.counter, counted.source, counted.counted = self.counter, source, True
+        if not self.counter.admit(peer, find_source(peer[0]), lambda: shut(counted)):
+            counted.close()
+            raise ConnectionAbortedError
+        counted.counter, counted.peer = self.counter, peer
+        asyncio.get_running_loop().call_later(HANDSHAKE_S, self.counter.give_up_handshake, peer)
+        CONNECTION.set(counted)
         return counted, address
 
 
@@ -154,8 +102,12 @@ class LimitedProtocol(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the clock."""
+        """Start the clock; the handshake of TLS, if there is one, is over."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        connection, encrypted = CONNECTION.get(), transport.get_extra_info("ssl_object")
+        if connection is not None:
+            shown = None if encrypted is None else encrypted.getpeercert(binary_form=True)
+            connection.counter.finish_handshake(connection.peer, read_public_key(shown))
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -25,13 +25,15 @@ import uvicorn
 
 from fedmed.errors import KeyFileError
 from fedmed.processes import read_secret, set_up_logging, watch_parent
-from server.superlink.admission import RefusalLog
+from server.superlink.admission import RefusalLog, Visitor
 from server.superlink.asgi import Notifier
+from server.superlink.connections import ConnectionCounter, ConnectionLimits
 from server.superlink.flower_app import LinkLaunch, make_app
 from server.superlink.gate import PrivateGate, PublicGate
-from server.superlink.listener import ConnectionCounter, LimitedProtocol, open_listeners
+from server.superlink.listener import CONNECTION, LimitedProtocol, open_listeners
 from server.superlink.object_transfer import ObjectTransfer
 from server.superlink.routes import Routes
+from server.superlink.tls import CertificateFiles, demand_certificates, harden
 
 _LOOK_EVERY_S = 0.5
 _PURGE_EVERY_S = 30.0
@@ -73,8 +75,17 @@ class SuperLink:
         opened = asyncio.Event()
         if launch.start_open:
             opened.set()
+        counter = ConnectionCounter(ConnectionLimits(per_source=launch.max_connections_per_source))
         public = PublicGate(
-            app, self._state, self._notifier, parts=parts, routes=self._routes, refusals=refusals, opened=opened
+            app,
+            self._state,
+            self._notifier,
+            parts=parts,
+            routes=self._routes,
+            refusals=refusals,
+            opened=opened,
+            counter=counter,
+            is_mutual=launch.mutual_tls,
         )
         token = read_secret(Path(launch.control_token_file)).decode().strip()
         private = PrivateGate(app, self._state, self._notifier, parts, opened=opened, control_token=token)
@@ -82,11 +93,15 @@ class SuperLink:
         tls = {} if launch.insecure else {"ssl_certfile": launch.certificate, "ssl_keyfile": launch.key}
         config = _configure(public, lifespan="off", http=LimitedProtocol, **tls)
         config.load()
-        self._certificate = None if config.ssl is None else CertificateFiles(config.ssl, launch)
+        self._certificate: CertificateFiles | None = None
+        if config.ssl is not None and launch.certificate is not None:
+            harden(config.ssl)
+            if launch.mutual_tls:
+                demand_certificates(config.ssl, Path(str(launch.authority)), _make_recorder(refusals))
+            files = Path(launch.certificate), Path(launch.key or launch.certificate)
+            self._certificate = CertificateFiles(config.ssl, *files)
         self._public = Server(config)
-        self._listeners: list[socket.socket] = open_listeners(
-            launch.public_host, launch.public_port, ConnectionCounter(launch.max_connections_per_source)
-        )
+        self._listeners: list[socket.socket] = open_listeners(launch.public_host, launch.public_port, counter)
 
     async def serve(self) -> bool:
         """Serve until a signal comes; return whether both listeners had started."""
@@ -124,40 +139,15 @@ class SuperLink:
             log.info("removed %d messages, uploads and files that nobody waits for", removed)
 
 
-class CertificateFiles:
-    """The server's certificate, read again whenever its file has changed; open connections keep the old one.
+def _make_recorder(refusals: RefusalLog) -> Callable[[str], None]:
+    """Return a function that writes down why the handshake of the connection at hand was refused."""
 
-    Parameters
-    ----------
-    context : ssl.SSLContext
-        Used for all new connections.
-    launch : LinkLaunch
-        Names the files.
-    """
+    def record(reason: str) -> None:
+        connection = CONNECTION.get()
+        peer = None if connection is None else connection.peer
+        refusals.add("unknown" if peer is None else peer[0], Visitor("none"), reason)
 
-    def __init__(self, context: ssl.SSLContext, launch: LinkLaunch) -> None:
-        assert launch.certificate is not None, "insecure servers have no context"
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._context = context
-        self._files = Path(launch.certificate), Path(launch.key or launch.certificate)
-        self._seen = self._look()
-
-    def reload_if_changed(self) -> bool:
-        """Read the files again if they have changed, and return whether they are in use now."""
-        seen = self._look()
-        if seen == self._seen:
-            return False
-        self._seen = seen
-        try:
-            self._context.load_cert_chain(*self._files)
-        except (OSError, ssl.SSLError) as error:  # written at this very moment, or no pair
-            log.warning("the new certificate cannot be used yet: %s", type(error).__name__)
-            return False
-        log.info("the new certificate is in use")
-        return True
-
-    def _look(self) -> list[int]:
-        return [path.stat().st_mtime_ns if path.is_file() else 0 for path in self._files]
+    return record
 
 
 def _configure(app: Any, **settings: Any) -> uvicorn.Config:

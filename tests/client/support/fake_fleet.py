@@ -1,6 +1,7 @@
 """A small server that speaks Flower's Fleet API over TLS, and does wrong what a test asks for; and a small proxy."""
 
 import base64
+import hashlib
 import json
 import select
 import socket
@@ -21,6 +22,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.keys import Authority, make_site_key
+from fedmed.protocol.signing import FORMAT_HEADER, NONCE_HEADER, SIGNATURE_HEADER, make_signed_text
 
 NODE = 2**63 + 11
 RUN = 2**62 + 3
@@ -43,6 +45,7 @@ class FakeFleet:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.requests: list = []
+        self.nonces: set[str] = set()
         self.objects: dict[str, bytes] = {}
         self.not_yet: Counter[str] = Counter()  # object id -> times to say "not yet"
         self.stored: list[str] = []
@@ -122,9 +125,21 @@ class _Handler(BaseHTTPRequestHandler):
         signature = base64.b64decode(self.headers[FLEET_HTTP_SIGNATURE_HEADER])
         timestamp = self.headers[TIMESTAMP_HEADER]
         age_s = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
-        if not verify_signature(bytes_to_public_key(key), timestamp.encode(), signature) or abs(age_s) > 5:
+        text = make_signed_text(
+            self.command,
+            self.path,
+            body_sha256=hashlib.sha256(body).hexdigest(),
+            time=timestamp,
+            nonce=self.headers[NONCE_HEADER],
+            number=int(self.headers[FORMAT_HEADER]),
+        )
+        ours = base64.b64decode(self.headers[SIGNATURE_HEADER])
+        public = bytes_to_public_key(key)
+        is_signed = verify_signature(public, timestamp.encode(), signature) and verify_signature(public, text, ours)
+        if not is_signed or self.headers[NONCE_HEADER] in fleet.nonces or abs(age_s) > 5:
             status, answer, headers = 401, b"", {}
         else:
+            fleet.nonces.add(self.headers[NONCE_HEADER])
             status, answer, headers = fleet.answer(self.path.rpartition("/")[2], body)
         self.send_response_only(status)
         self.send_header(

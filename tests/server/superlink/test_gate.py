@@ -1,6 +1,8 @@
 import asyncio
 import base64
+import hashlib
 import json
+import secrets
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -41,12 +43,28 @@ KEY = ec.generate_private_key(ec.SECP384R1())
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-messages"
 
 
-def sign(key: ec.EllipticCurvePrivateKey = KEY, age_s: float = 0.0) -> list[tuple[bytes, bytes]]:
+def sign(
+    key: ec.EllipticCurvePrivateKey = KEY,
+    age_s: float = 0.0,
+    *,
+    path: str = PULL,
+    body: bytes = b"ask",
+    method: str = "POST",
+    nonce: str = "",
+    number: str = "2",
+) -> list[tuple[bytes, bytes]]:
+    """Sign by hand: what is signed is written out here, line by line."""
     timestamp = (now() - timedelta(seconds=age_s)).isoformat().encode()
+    sha256, nonce = hashlib.sha256(body).hexdigest(), nonce or secrets.token_hex(16)
+    text = f"fedmed request {number}\n{method}\n{path}\n{sha256}\n{timestamp.decode()}\n{nonce}".encode()
     return [
         (b"flwr-public-key", base64.b64encode(public_key_to_bytes(key.public_key()))),
         (b"flwr-timestamp", timestamp),
         (b"flwr-signature", base64.b64encode(sign_message(key, timestamp))),
+        (b"x-fedmed-format", number.encode()),
+        (b"x-fedmed-nonce", nonce.encode()),
+        (b"x-fedmed-body-sha256", sha256.encode()),
+        (b"x-fedmed-signature", base64.b64encode(sign_message(key, text))),
     ]
 
 
@@ -109,7 +127,7 @@ class Request:
         self, path: str, body: bytes = b"ask", headers: list[tuple[bytes, bytes]] | None = None, method: str = "POST"
     ) -> None:
         length = [(b"content-length", str(len(body)).encode())]
-        headers = [*(sign() if headers is None else headers), *length]
+        headers = [*(sign(path=path, body=body, method=method) if headers is None else headers), *length]
         self.scope = {"type": "http", "path": path, "method": method, "headers": headers, "client": ("10.0.0.7", 1234)}
         self.sent: list[Event] = []
         self._body: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -145,7 +163,7 @@ class Request:
 
 
 class Gates:
-    def __init__(self, folder: Path, app: FakeApp, *, start_open: bool = True) -> None:
+    def __init__(self, folder: Path, app: FakeApp, *, start_open: bool = True, **settings: Any) -> None:
         for name in ("release", "collected"):
             (folder / name).mkdir()
         (folder / "hello.json").write_text('{"round": 3}')
@@ -158,7 +176,14 @@ class Gates:
         if start_open:
             opened.set()
         self.public = PublicGate(
-            app, state, self.notifier, parts=parts, routes=self.routes, refusals=refusals, opened=opened
+            app,
+            state,
+            self.notifier,
+            parts=parts,
+            routes=self.routes,
+            refusals=refusals,
+            opened=opened,
+            **settings,
         )
         self.private = PrivateGate(app, state, self.notifier, parts, opened=opened, control_token="control")
 
@@ -310,7 +335,7 @@ def test_a_stranger_is_refused_before_its_request_is_read(tmp_path: Path) -> Non
 
 
 def without_signature() -> list[tuple[bytes, bytes]]:
-    return sign()[:2]
+    return sign()[:-1]
 
 
 def with_a_strange_key() -> list[tuple[bytes, bytes]]:
@@ -319,15 +344,19 @@ def with_a_strange_key() -> list[tuple[bytes, bytes]]:
 
 
 def with_another_time() -> list[tuple[bytes, bytes]]:
-    key, _, signature = sign()
-    return [key, (b"flwr-timestamp", b"2020-01-01"), signature]
+    return [
+        (b"flwr-timestamp", b"2020-01-01") if name == b"flwr-timestamp" else (name, value) for name, value in sign()
+    ]
 
 
 @pytest.mark.parametrize(
     ("make_headers", "reason"),
     [
-        (without_signature, "it shows no key"),
+        (without_signature, "its signature is wrong"),
         (list, "it shows no key"),
+        (lambda: [*sign(), sign()[0]], "it shows no key"),  # Flower might take the other
+        (lambda: sign(number="3"), "its requests are signed in another form"),
+        (lambda: sign(nonce="../" * 10), "its signature is wrong"),
         (with_a_strange_key, "it shows no key"),
         (with_another_time, "its signature is wrong"),
         (lambda: sign(age_s=400), "its clock differs by -400 s"),
@@ -337,9 +366,12 @@ def with_another_time() -> list[tuple[bytes, bytes]]:
 def test_a_bad_proof_is_refused_with_its_reason(
     tmp_path: Path, make_headers: Callable[[], list[tuple[bytes, bytes]]], reason: str
 ) -> None:
-    gates = Gates(tmp_path, FakeApp(b"x"))
-    assert asyncio.run(Request(PULL, headers=make_headers()).run(gates.public)).status == 401
-    assert [line["reason"] for line in gates.refused()] == [reason]
+    gates = Gates(tmp_path, app := FakeApp(b"x"))
+    request = asyncio.run(Request(PULL, headers=make_headers()).run(gates.public))
+    assert request.status == (426 if "another form" in reason else 401)
+    (line,) = gates.refused()
+    assert line["reason"].startswith(reason)
+    assert app.requests == []
 
 
 def test_a_second_process_with_one_identity_is_recorded(tmp_path: Path) -> None:
@@ -528,7 +560,7 @@ def test_a_body_that_stops_is_given_up_and_a_slow_one_is_not(
 
     class Trickle(Request):
         def __init__(self, num_blocks: int) -> None:
-            super().__init__(path)
+            super().__init__(path, b"x" * num_blocks)
             self.left = num_blocks
 
         async def receive(self) -> Event:
@@ -575,7 +607,9 @@ def test_nobody_is_let_in_before_the_supervisor_says_so(tmp_path: Path) -> None:
     assert pull().status == 503
     assert open_up(right) == open_up(right) == 204
     assert pull().body == b"message"
-    assert asyncio.run(Request(OPEN_PATH, b"", [*sign(), *right]).run(gates.public)).status == 404
+    assert (
+        asyncio.run(Request(OPEN_PATH, b"", [*sign(path=OPEN_PATH, body=b""), *right]).run(gates.public)).status == 404
+    )
 
 
 def test_a_download_ends_when_its_site_is_revoked(tmp_path: Path) -> None:

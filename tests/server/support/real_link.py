@@ -38,8 +38,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.supernode.signature import RequestSignature
 from fedmed.keys import Authority
 from fedmed.processes import child_environment, find_free_port
 from server.superlink.control import Control
@@ -143,12 +143,12 @@ class Site:
         self.address = f"127.0.0.1:{link.public_port}"
         self.insecure = link.insecure
         self.ca = link.folder / "ca.pem"
-        self._signer = NodeAuthHttpInterceptor(self.key, self.key.public_key())
+        self._signature = RequestSignature(self.key)
         self.client = FleetHttpClient.from_server_address(
             self.address,
             link.insecure,
             None if link.insecure else self.ca.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperNode"), self._signer],
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperNode"), self],
         )
         self.node = Node()
 
@@ -224,15 +224,15 @@ class Site:
             import ssl
 
             verify = ssl.create_default_context(cafile=str(self.ca))
-        with httpx.Client(verify=verify, trust_env=False) as client:
-            request = client.build_request(method, f"{scheme}://{self.address}{path}", **settings)
+        with httpx.Client(verify=verify, trust_env=False, auth=self._signature) as client:
+            return client.request(method, f"{scheme}://{self.address}{path}", **settings)
 
-            class Once:
-                pass
-
-            context = Once()
-            context.request = request  # type: ignore[attr-defined]
-            return self._signer.intercept(context, lambda ready: client.send(ready.request))  # type: ignore[arg-type]
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        """Sign a request; flwr's client calls this."""
+        request = context.request
+        target = request.url.raw_path.decode()
+        request.headers.update(self._signature.sign(request.method, target, request.content))
+        return call_next(context)
 
     def close(self) -> None:
         self.client.close()
