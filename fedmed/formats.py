@@ -70,5 +70,6 @@ REPORT = Format("The report", 1)
 """``report.json``."""
 RUN_FOLDER = Format("The run folder", 1)
 """Names and contents of a run's files; the number is in ``environment.json``."""
-AUDIT_LOG = Format("The audit log", 2)
-"""Lines of ``audit.jsonl``; those of format 1 have no number, and both may stand in one log."""
+AUDIT_LOG = Format("The audit log", 3)
+"""Lines of ``audit.jsonl``; those of format 1 have no number, and all may stand in one log. Since 3 an entry
+``received`` holds the request, and the oldest lines may have been deleted."""
