@@ -70,6 +70,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions.add_argument(
         "--verify-audit", action="store_true", help="check the hash chain of this site's audit log, and its end"
     )
+    actions.add_argument(
+        "--audit", action="store_true", help="show what this site was asked, what left it, and what it refused"
+    )
     actions.add_argument("--forget", action="store_true", help="remove what this site keeps of finished federations")
     actions.add_argument(
         "--make-key",
@@ -85,12 +88,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="with --forget: also of federations that have not ended as far as this site knows",
     )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
-    parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
+    parser.add_argument("--since", metavar="TIME", help="with --audit: from this date or time on, as 2026-11-30")
+    parser.add_argument("--last", type=int, metavar="N", help="with --audit: the newest N rows only")
+    parser.add_argument("--json", action="store_true", help="with --check, --audit or --verify-audit: print JSON")
     add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    if options.json and not (options.check or options.verify_audit):
-        parser.error("--json goes with --check or --verify-audit")
+    if options.json and not (options.check or options.audit or options.verify_audit):
+        parser.error("--json goes with --check, --audit or --verify-audit")
+    if (options.since is not None or options.last is not None) and not options.audit:
+        parser.error("--since and --last go with --audit")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
     if options.offline and not options.check:
@@ -106,8 +113,8 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
         print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
     if options.check:
         return _check(config, offline=options.offline, as_json=options.json)
-    if options.verify_audit:
-        return _verify_audit(config, options.json)
+    if options.verify_audit or options.audit:
+        return _verify_audit(config, options.json) if options.verify_audit else _show_audit(config, options)
     if options.fetch_model:
         return _fetch_model(config)
     if options.forget:
@@ -157,6 +164,14 @@ def _verify_audit(config: ClientConfig, as_json: bool) -> int:
     else:
         print(f"The chain is broken: {report.reason} ({report.num_entries} entries are sound.)")
     return 0 if report.ok else 1
+
+
+def _show_audit(config: ClientConfig, options: argparse.Namespace) -> int:
+    from client.guard.audit_view import audit_to_json, render_audit  # noqa: PLC0415  (imports rich)
+
+    show = audit_to_json if options.json else render_audit
+    print(show(Path(config.state_dir), since=options.since, last=options.last))
+    return 0
 
 
 def _fetch_model(config: ClientConfig) -> int:

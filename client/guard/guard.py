@@ -1,9 +1,9 @@
 """Stands at a hospital's door: nothing comes in or goes out without being checked and written down.
 
 What may leave is listed in :mod:`fedmed.protocol.kinds`. A reply with anything else in it is not sent. Every message
-leaves a trace in ``audit.jsonl`` of the state folder: ``received``, perhaps ``refused`` or ``failed``, and ``sent``
-with name, bytes and SHA-256 of every part, written before the part leaves. ``audit.head`` beside it notes how far the
-log goes.
+leaves a trace in ``audit.jsonl`` of the state folder: ``received`` with the request, perhaps ``refused`` or
+``failed``, and ``sent`` with name, bytes and SHA-256 of every part, written before the part leaves; the same refusal
+again is counted (:mod:`client.guard.message_log`). ``audit.head`` beside it notes how far the log goes.
 """
 
 import functools
@@ -20,6 +20,7 @@ from flwr.app import Context, Message
 from client.guard.audit import open_site_audit
 from client.guard.leaving import find_bands_breach, find_figure_breach
 from client.guard.ledger import Ledger
+from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
 from client.guard.outside_code import check_extensions
 from client.guard.policy import (
@@ -32,6 +33,7 @@ from client.guard.policy import (
     check_validation,
     refuse,
 )
+from client.guard.received import RequestWriter, WrittenRequest
 from client.guard.requests import Request, read_request, try_plan
 from client.hospital.site_data import Hospital, choose_disclosure, find_hospital
 from fedmed.aggregation.divergence_rule import find_divergence_breach
@@ -83,7 +85,9 @@ class Guard:
     """
 
     def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
-        self._policy, self._audit, self._state_dir, self._clock = policy, audit, state_dir, clock
+        self._policy, self._state_dir, self._clock = policy, state_dir, clock
+        self._audit, self._writer = MessageLog(lambda: audit, state_dir), RequestWriter()
+        self._written: WrittenRequest = {}
         self._ledger = Ledger(state_dir / "runs", policy)
         self._exclusions: object = None
         audit.append("policy", **policy.model_dump(mode="json"))
@@ -96,6 +100,8 @@ class Guard:
         WireError
             If it is not what was agreed.
         """
+        self._audit.open_message()
+        self._written = self._writer.write(message)
         parts = list_parts(message.content) if message.has_content() else []
         request: Request | None = None
         problem: WireError | None = None
@@ -110,7 +116,8 @@ class Guard:
             problem = WireError(f"Requests '{found}' are not answered here. Allowed: {allowed}.")
         elif any(part["name"] not in agreed or part["sha256"] is None for part in parts):
             problem = WireError(f"The message holds parts that were not agreed. Allowed: {', '.join(agreed)}.")
-        self._audit.append("received", **_describe(message, request), parts=[shorten_part(part) for part in parts])
+        told = [shorten_part(part) for part in parts]
+        self._audit.append("received", **_describe(message, request), parts=told, **self._written)
         if problem is not None or request is None:
             raise problem or WireError("The message cannot be read.")
         return request
@@ -130,6 +137,7 @@ class Guard:
             told = [asdict(refusal) for refusal in refusals]
             self._audit.append("refused", **_describe(message, request), refusals=told)
             refuse(refusals)
+        self._audit.accept()
         for plan in request.plans:
             try_plan(plan)
 
@@ -166,6 +174,8 @@ class Guard:
         if not isinstance(error, PolicyError):  # recorded already
             self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
         self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
+        if not self._audit.close(text):  # the same as before, which is only counted
+            self._writer.forget(self._written)
 
     def _find_refusals(self, request: Request, parts: list[Part]) -> list[Refusal]:
         policy = self._policy

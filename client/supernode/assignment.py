@@ -12,7 +12,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-from client.guard.audit import open_site_audit
+from client.guard.message_log import record_refusal
 from client.supernode.activation import SignsOfLife
 from client.supernode.failures import FleetError, Outlook
 from client.supernode.fleet import Download, Fleet
@@ -94,7 +94,7 @@ class Assignment:
         except WorkerLateError as late:
             raise FleetError(f"{late}.", Outlook.RUN_OVER) from late
         except (PolicyError, WorkerLostError) as refusal:
-            open_site_audit(Path(desk.config.state_dir)).append("refused", kind=tame(self.kind, 60), text=str(refusal))
+            record_refusal(Path(desk.config.state_dir), tame(self.kind, 60), str(refusal))
             reply = Reply(self._make_error(refusal), str(refusal))
         seconds = time.monotonic() - begin
         if reply.failure is not None:

@@ -8,6 +8,10 @@ Every line is one JSON object in canonical form (keys sorted, no spaces)::
 change, remove or move a line therefore breaks the chain from there on. To cut off the end, or to write the whole log
 anew, does not; but whoever keeps a hash (a checkpoint, another hospital) can demand that the log still holds it.
 
+Where the settings say so (``keep``), the oldest lines are deleted. The last entry then tells how far, ``deleted`` with
+``audit_log: {"hash": …, "up_to": n}``, and the first line that is left follows that entry; a beginning that is gone
+without such an entry is found.
+
 A crash can leave the last line incomplete. The next writer moves these bytes to ``NAME.torn`` beside the log and
 records that with an entry ``torn_line_removed``. Several processes may append; a lock keeps their lines apart.
 """
@@ -16,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,14 +29,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from fedmed.errors import FormatError, RunFolderError
+from fedmed.errors import RunFolderError
 from fedmed.formats import AUDIT_LOG
-from fedmed.storage.atomic_files import encode_json, sync_path
+from fedmed.storage.atomic_files import atomic_file, encode_json, sync_path
+from fedmed.storage.audit_chain import DELETED, GENESIS, NO_BEGINNING, Chain, hash_record
 
-GENESIS = "0" * 64
-"""Head of an empty log."""
-
-_KEYS = {"event", "fields", "hash", "prev", "sequence", "time"}
+__all__ = ["DELETED", "GENESIS", "AuditLog", "AuditReport", "verify_audit"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,7 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._length = 0
-        self._head = GENESIS
+        self._chain = Chain()
         self._num_bytes = 0  # up to where the chain was followed
         with self._locked() as descriptor:
             os.fchmod(descriptor, 0o600)
@@ -87,12 +88,21 @@ class AuditLog:
     @property
     def head(self) -> str:
         """Hash of the last entry."""
-        return self._head
+        return self._chain.head
 
     @property
     def length(self) -> int:
-        """Number of entries."""
-        return self._length
+        """Number of entries, with those that were deleted because they are kept no longer."""
+        return self._chain.length
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, as far as it was followed."""
+        return self._num_bytes
+
+    def holds(self, number: int, digest: str) -> bool:
+        """Return whether an entry, counted from 1, has a hash; of one that is kept no longer it cannot be told."""
+        return self._chain.holds(number, digest)
 
     def append(self, event: str, /, **fields: Any) -> None:
         """Append one entry; it is on the disk when this returns.
@@ -114,6 +124,38 @@ class AuditLog:
         with self._locked() as descriptor:
             self._catch_up(descriptor)
             self._write(descriptor, event, fields)
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete the oldest entries, and return how many; the newest always stays.
+
+        No other process may have the log open. An entry :data:`DELETED` says how far it was deleted.
+
+        Parameters
+        ----------
+        moment : datetime
+            With a time zone. Entries from before it are deleted.
+
+        Raises
+        ------
+        RunFolderError
+            As for :meth:`append`.
+        """
+        with self._locked() as descriptor:
+            self._catch_up(descriptor)
+            old = _count_before(self.path, moment)
+            up_to = self._chain.removed + min(old, self.length - self._chain.removed - 1)
+            if up_to <= self._chain.removed:
+                return 0
+            number = up_to - self._chain.removed
+            fields: dict[str, JsonValue] = {"hash": self._chain.hash_of(up_to), "up_to": up_to}
+            self._write(descriptor, DELETED, {"audit_log": fields, "entries": number})
+            with self.path.open("rb") as source, atomic_file(self.path) as target:
+                target.writelines(line for place, line in enumerate(source) if place >= number)
+        self.path.chmod(0o600)
+        self._chain, self._num_bytes = Chain(), 0
+        with self._locked() as descriptor:
+            self._catch_up(descriptor)
+        return number
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -148,15 +190,20 @@ class AuditLog:
                 if not line.endswith(b"\n"):
                     torn = line
                     break
-                reason, digest = _check_line(line[:-1], self._length + 1, self._head)
+                reason = self._chain.follow(line[:-1])
                 if reason:
-                    raise RunFolderError(
-                        f"The audit log {self.path} is broken in line {self._length + 1}: {reason} Keep the file as "
-                        "evidence: move it elsewhere, then start again with a new one."
-                    )
-                self._advance(digest, len(line))
+                    raise self._broken(self._chain.length - self._chain.removed + 1, reason)
+                self._num_bytes += len(line)
+        if not self._chain.is_told:
+            raise self._broken(1, NO_BEGINNING)
         if torn:
             self._remove_torn(descriptor, torn)
+
+    def _broken(self, line: int, reason: str) -> RunFolderError:
+        return RunFolderError(
+            f"The audit log {self.path} is broken in line {line}: {reason} Keep the file as evidence: move it "
+            "elsewhere, then start again with a new one."
+        )
 
     def _remove_torn(self, descriptor: int, torn: bytes) -> None:
         """Move an incomplete last line aside and say so in the log."""
@@ -178,13 +225,13 @@ class AuditLog:
     def _write(self, descriptor: int, event: str, fields: dict[str, JsonValue]) -> None:
         record: dict[str, JsonValue] = {
             "format": AUDIT_LOG.number,
-            "sequence": self._length + 1,
+            "sequence": self._chain.length + 1,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "event": event,
             "fields": fields,
-            "prev": self._head,
+            "prev": self._chain.head,
         }
-        digest = _hash(record)
+        digest = hash_record(record)
         line = encode_json({**record, "hash": digest}).encode() + b"\n"
         try:
             _write_all(descriptor, line)
@@ -193,15 +240,24 @@ class AuditLog:
             # A half-written line would look like a crash to the next writer.
             os.ftruncate(descriptor, self._num_bytes)
             raise
-        self._advance(digest, len(line))
-
-    def _advance(self, digest: str, num_bytes: int) -> None:
-        self._length += 1
-        self._head = digest
-        self._num_bytes += num_bytes
+        self._chain.advance(digest)
+        self._num_bytes += len(line)
 
 
-def verify_audit(path: Path, expected_head: str | None = None) -> AuditReport:
+def _count_before(path: Path, moment: datetime) -> int:
+    """Return how many of the first entries are older than a moment."""
+    number = 0
+    with path.open("rb") as file:
+        for line in file:
+            if datetime.fromisoformat(json.loads(line)["time"]) >= moment:
+                break
+            number += 1
+    return number
+
+
+def verify_audit(
+    path: Path, expected_head: str | None = None, expected: Mapping[int, str] | None = None
+) -> AuditReport:
     """Check a log without changing it.
 
     Parameters
@@ -211,6 +267,8 @@ def verify_audit(path: Path, expected_head: str | None = None) -> AuditReport:
     expected_head : str, optional
         A head that is known from elsewhere, for example from a checkpoint. The log must still hold it; it may have
         grown since. This is what shows that the end was cut off.
+    expected : mapping of int to str, optional
+        Number of an entry, from 1, and the hash that it must have; what the other side has countersigned.
 
     Returns
     -------
@@ -222,48 +280,34 @@ def verify_audit(path: Path, expected_head: str | None = None) -> AuditReport:
     RunFolderError
         If the file cannot be read.
     """
-    head, count = GENESIS, 0
+    chain = Chain()
     seen = expected_head in (None, GENESIS)
     try:
         with Path(path).open("rb") as file:
             for line in file:
-                reason, digest = _check_line(line.removesuffix(b"\n"), count + 1, head)
+                before = chain.length - chain.removed
+                reason = chain.follow(line.removesuffix(b"\n"))
                 if not line.endswith(b"\n"):
                     reason = "The last line is incomplete, as after a crash or a cut."
                 if reason:
-                    return AuditReport(False, count, count + 1, reason, head)
-                head, count = digest, count + 1
-                seen = seen or digest == expected_head
+                    return AuditReport(False, before, before + 1, reason, chain.head)
+                seen = seen or chain.head == expected_head
     except OSError as error:
         raise RunFolderError(f"The audit log {path} cannot be read: {error.strerror or error}.") from error
+    count = chain.length - chain.removed
+    if not chain.is_told:
+        return AuditReport(False, 0, 1, NO_BEGINNING, chain.head)
     if not seen:
         reason = f"The log does not hold the entry {expected_head}: its end was cut off, or it is another log."
-        return AuditReport(False, count, None, reason, head)
-    return AuditReport(True, count, None, None, head)
-
-
-def _check_line(line: bytes, sequence: int, head: str) -> tuple[str | None, str]:
-    """Return what is wrong with a line (None if nothing) and its hash."""
-    try:
-        record = json.loads(line)
-        if isinstance(record, dict):
-            AUDIT_LOG.check(record.get("format"), f"line {sequence}")
-        if not isinstance(record, dict) or record.keys() - {"format"} != _KEYS or encode_json(record).encode() != line:
-            return "It is not an entry in the log's form.", ""
-    except FormatError as error:
-        return str(error), ""
-    except (ValueError, RecursionError):
-        return "It is not JSON.", ""
-    digest = record.pop("hash")
-    if digest != _hash(record):
-        return "It was changed: its hash does not fit its content.", ""
-    if record["prev"] != head or record["sequence"] != sequence:
-        return "It does not follow the line before: lines were removed, added or moved.", ""
-    return None, digest
-
-
-def _hash(record: dict[str, JsonValue]) -> str:
-    return hashlib.sha256(encode_json(record).encode()).hexdigest()
+        return AuditReport(False, count, None, reason, chain.head)
+    for number, digest in sorted((expected or {}).items()):
+        if not chain.holds(number, digest):
+            reason = (
+                f"The log does not hold the entry {number} that the other side has countersigned ({digest[:12]}…): its "
+                "end was cut off, or it was written anew."
+            )
+            return AuditReport(False, count, None, reason, chain.head)
+    return AuditReport(True, count, None, None, chain.head)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
