@@ -23,8 +23,37 @@ _BATCHES = (2, 3)
 _MOST_FOLLOWED = 4096
 _MOST_SIDE, _CHANNELS = 4096, 3
 _COMPUTED = frozenset(
-    "Add Cast Ceil Concat Constant ConstantOfShape Div Equal Expand Floor Gather Identity Max Min Mod Mul Neg Range "
-    "ReduceProd ReduceSum Reshape Shape Size Slice Squeeze Sub Tile Unsqueeze Where".split()
+    [
+        "Add",
+        "Cast",
+        "Ceil",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Floor",
+        "Gather",
+        "Identity",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Range",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 """Operators whose few whole numbers are computed here, because the size of something may depend on them."""
 

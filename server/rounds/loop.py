@@ -29,7 +29,7 @@ from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
 from server.rounds.training import collect_until, train_at_sites
 from server.rounds.updates import UpdateCollector
-from server.rounds.validation import choice_value, is_better, summarise, summarise_round
+from server.rounds.validation import choice_value, is_better, summarise_round
 from server.rounds.weights import bound_round, to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
