@@ -12,8 +12,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.answers.answering import ask_for_model, fill_network, memory, open_request, register_files, reply
-from client.answers.compared_models import collect_norm_sums, compute_compared_logits
-from client.answers.losses import measure_risks, tell_distillation, tell_training, weigh_images
+from client.answers.compared_models import compute_compared_logits
+from client.answers.losses import measure_risks, require_images, tell_distillation, tell_training, weigh_images
+from client.answers.norm_sums import tell_norm_sums
 from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
 from client.answers.temperature_sums import collect_temperature_sums
@@ -28,7 +29,6 @@ from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
 from fedmed.distillation import describe_teacher
 from fedmed.distillation.network import get_network
-from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import disclose_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.protocol.kinds import ScoredPart
@@ -70,7 +70,10 @@ def describe(message: Message, context: Context) -> Message:
     scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
     told = SiteDescription(
         site=site.name,
-        num_images={"train": len(site.data.train), **{name: part.plan.num_told for name, part in scored.items()}},
+        num_images={
+            "train": site.round_down(len(site.data.train)),
+            **{name: site.round_down(part.plan.num_told) for name, part in scored.items()},
+        },
         model_digest=get_network(request.plan).digest(),
         teacher=describe_teacher(request.plan.fopro),
         versions=find_versions("fedmed", "flwr", "torch"),
@@ -90,8 +93,7 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
     site, request = open_request(message, context)
-    if not len(site.data.train):
-        raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    require_images(site)
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)
@@ -109,7 +111,7 @@ def train(message: Message, context: Context) -> Message:
         image_weights=weigh_images(request.plan, site, request.group_weights),
         objective=network.objective,
     )
-    network.withhold(packed, result.num_images)
+    network.withhold(packed, site.round_down(result.num_images))
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
@@ -137,15 +139,14 @@ def train_alone(message: Message, context: Context) -> Message:
 def train_small(message: Message, context: Context) -> Message:
     """Train the small network on this site's images against the frozen large one, and answer with the update."""
     site, request = open_request(message, context)
-    if not len(site.data.train):
-        raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    require_images(site)
     packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
         return ask_for_model(message)
     network = get_network(request.plan)
     network.fill(packed, {})
     result = train_student(network.model, large, request, site)
-    return reply(message, tell_distillation(result), model=network.pack())
+    return reply(message, tell_distillation(result, site), model=network.pack())
 
 
 @app.evaluate()
@@ -153,8 +154,8 @@ def score(message: Message, context: Context) -> Message:
     """Score a global model on this site's validation or test images and answer with tables.
 
     Test tables are computed once for a model and stored; asked again, the stored answer is given, also with another
-    temperature, since many of them would tell single scores. Only if the site has raised its thresholds since, they
-    are computed anew.
+    temperature, since many of them would tell single scores. Only if the site has raised its thresholds or a patient
+    has withdrawn since, they are computed anew.
     """
     site, request = open_request(message, context)
     packed = memory.take(message, request)
@@ -163,7 +164,8 @@ def score(message: Message, context: Context) -> Message:
     model_sha256 = str(request.model_sha256) if arrived is None else hash_model(arrived)
     tables = None
     if request.part == "test":
-        tables = site.files_of(request.plan).read_test_tables(model_sha256, site.disclosure_of("test"), site.name)
+        data = site.digest_part("test")
+        tables = site.files_of(request.plan).read_test_tables(model_sha256, data, site.disclosure_of("test"), site.name)
     if tables is None:
         if packed is None:
             return ask_for_model(message)
@@ -184,7 +186,7 @@ def sum_norm_inputs(message: Message, context: Context) -> Message:
     if packed is None:
         return ask_for_model(message)
     network, _ = fill_network(packed, request, site, before_round=request.round + 1)
-    sums = collect_norm_sums(network.model, request, site, "recalibrate")
+    sums = tell_norm_sums(network.model, request, site)
     return reply(message, NormSumsReport(model_sha256=hash_model(packed)), sums=sums)
 
 
@@ -276,12 +278,12 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_other_logits(other, request, site, name)
     tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
     if is_test:
-        files = site.files_of(request.plan)
+        files, data = site.files_of(request.plan), site.digest_part("test")
         if site.is_hospital:
             own = tell_everything(logits, part.labels, counted.groups)
-            files.store_test_tables(model_sha256, tables, own, encode_rows(logits, part.labels, counted.groups))
+            files.store_test_tables(model_sha256, data, tables, own, encode_rows(logits, part.labels, counted.groups))
         else:
-            files.store_test_tables(model_sha256, tables)
+            files.store_test_tables(model_sha256, data, tables)
     return tables
 
 

@@ -72,6 +72,8 @@ RUN_FOLDER = Format("The run folder", 1)
 """Names and contents of a run's files; the number is in ``environment.json``."""
 FIGURES = Format("The list of figures", 1)
 """``figures.json`` of a site: what it has told of the rounds' models."""
+LEFT_OUT = Format("The list of who is left out", 1)
+"""``left_out.json`` of a site."""
 AUDIT_LOG = Format("The audit log", 3)
 """Lines of ``audit.jsonl``; those of format 1 have no number, and all may stand in one log. Since 3 an entry
 ``received`` holds the request, and the oldest lines may have been deleted."""

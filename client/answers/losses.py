@@ -14,9 +14,11 @@ from client.hospital.site_data import Site
 from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
 from fedmed.data import ImagePart
+from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
 from fedmed.errors import TrainingError
 from fedmed.fairness.figures.group_losses import disclose_group_losses, disclose_start_loss
 from fedmed.fairness.figures.groups import assign_groups
+from fedmed.metrics.rounding import round_digits
 from fedmed.protocol.reading import explained
 from fedmed.protocol.reports import DistilReport, GroupLosses, TrainReport
 from fedmed.training.evaluate import compute_logits
@@ -58,7 +60,36 @@ def measure_risks(model: nn.Module, plan: Plan, site: Site) -> Risks:
     if plan.losses == "site":
         return Risks(start_loss=disclose_start_loss(losses_N, k))
     groups = _find_groups(part, plan, site.name)
-    return Risks() if groups is None else Risks(group_losses=disclose_group_losses(losses_N, groups, k))
+    if groups is None:
+        return Risks()
+    padding = _list_padding(plan, site)
+    places = [place for place, item in enumerate(part.items) if item not in padding]
+    return Risks(group_losses=disclose_group_losses(losses_N[places], [groups[place] for place in places], k))
+
+
+def require_images(site: Site) -> None:
+    """Refuse to train without images.
+
+    Raises
+    ------
+    TrainingError
+        If there are none.
+    """
+    if not len(site.data.train):
+        raise TrainingError(
+            "This site has no training image left; all that it had belong to patients who withdrew, or others who are "
+            "left out with them so that nobody can be told apart."
+        )
+
+
+def _list_padding(plan: Plan, site: Site) -> set[str]:
+    """Return the images that are in no loss by group, so that after a withdrawal no group has lost fewer than k."""
+    if site.hospital is None:
+        return set()
+    whole = site.hospital.whole.train
+    groups = _find_groups(whole, plan, site.name)
+    assert groups is not None, "the site knows the attribute"
+    return site.hospital.pad_groups(dict(zip(whole.items, groups, strict=True)), site.policy.suppression.k)
 
 
 def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
@@ -69,14 +100,16 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
     TrainingError
         If a number cannot be told, as of a model that has diverged.
     """
-    told = dict(result.told)
+    told = {name: _shorten(value, site) if isinstance(value, float) else value for name, value in result.told.items()}
+    if site.round_down(result.num_images) < MIN_IMAGES_TO_SHARE_PROMPT:
+        told.pop("prompt_bands", None)
     if len(site.data.train) < site.policy.suppression.k:
         told.pop(MAS_WEIGHT, None)
     with explained(TrainReport, TrainingError):
         return TrainReport.model_validate(
             {
-                "num_images": result.num_images,
-                "loss": result.loss,
+                "num_images": site.round_down(result.num_images),
+                "loss": _shorten(result.loss, site),
                 "learning_rate": result.learning_rate,
                 "train_s": result.train_s,
                 "start_loss": risks.start_loss,
@@ -86,7 +119,7 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
         )
 
 
-def tell_distillation(result: FitResult) -> DistilReport:
+def tell_distillation(result: FitResult, site: Site) -> DistilReport:
     """Return what a site tells of the training of a small network.
 
     Raises
@@ -96,11 +129,16 @@ def tell_distillation(result: FitResult) -> DistilReport:
     """
     with explained(DistilReport, TrainingError):
         return DistilReport(
-            num_images=result.num_images,
-            loss=result.loss,
+            num_images=site.round_down(result.num_images),
+            loss=_shorten(result.loss, site),
             learning_rate=result.learning_rate,
             train_s=result.train_s,
         )
+
+
+def _shorten(value: float, site: Site) -> float:
+    """Return a number that is made of a hospital's images with few digits; in a simulation as it is."""
+    return value if site.policy.suppression.k <= 1 else round_digits(value)
 
 
 def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> torch.Tensor | None:

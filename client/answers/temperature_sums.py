@@ -19,12 +19,13 @@ def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> 
     Returns
     -------
     n : int
-        0 where all are withheld.
+        Rounded down to a multiple of this site's k; 0 where all are withheld.
     sums : Tensor
-        float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`.
+        float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`; of so many images with the same means.
     """
     part = site.data.validation
     plan = site.count_part("validation", request.plan.fairness).plan
     index = torch.from_numpy(np.flatnonzero(plan.attributes[SITE_ATTRIBUTE].counted))
     logits_NK = compute_logits(model, part, request.plan, device=site.device)
-    return len(index), temperature_sums(logits_NK[index], part.labels[index])
+    sums, told = temperature_sums(logits_NK[index], part.labels[index]), site.round_down(len(index))
+    return told, sums if told == len(index) else sums * (told / len(index))

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydantic import JsonValue
 
 from client.check.context import CannotCheckError, CheckContext, CheckResult
 from client.check.results import CheckFailedError
+from client.hospital.exclusions import RECORD_FILE
 from client.hospital.site_data import Hospital
 from fedmed.data import ImagePart, count_classes
 from fedmed.data.checks import SKIPPED_FILE
@@ -28,6 +30,7 @@ _SPLIT_KEYS = ("settings", "fingerprint", "classes")
 def check_data(context: CheckContext, name: str) -> CheckResult:
     """Read the labels, try every file and split the images into train, validation and test."""
     state = context.folder / WHOLE
+    _copy_record(Path(context.config.state_dir), state)
     context.hospital = Hospital(context.config.model_copy(update={"state_dir": str(state), "device": "cpu"}))
     try:
         context.site = context.hospital.open_site()
@@ -50,6 +53,15 @@ def check_data(context: CheckContext, name: str) -> CheckResult:
     if skipped:
         return CheckResult(name, "warning", f"{found}. {_describe_skipped(skipped)}", _advise_skipped(context))
     return CheckResult(name, "ok", found)
+
+
+def _copy_record(own: Path, state: Path) -> None:
+    """Copy what this site has told and left out so far, from which follows who is left out now."""
+    state.mkdir(parents=True, exist_ok=True)
+    if (own / RECORD_FILE).is_file():
+        shutil.copy2(own / RECORD_FILE, state / RECORD_FILE)
+    if (own / "told_rows").is_dir():
+        shutil.copytree(own / "told_rows", state / "told_rows", dirs_exist_ok=True)
 
 
 def check_splits(context: CheckContext, name: str) -> CheckResult:
@@ -75,6 +87,9 @@ def check_exclusions(context: CheckContext, name: str) -> CheckResult:
         return CheckResult(name, "ok", "no list is named (exclude)")
     images = ", ".join(f"{number} {part}" for part, number in counts.images.items())
     found = f"{counts.listed} lines, {counts.matched} of them name images of this site; left out: {images}"
+    if any(counts.further.values()):
+        further = ", ".join(f"{number} {part}" for part, number in counts.further.items())
+        found += f"; and of others, so that nobody can be told apart: {further}"
     if counts.matched < counts.listed:
         return CheckResult(
             name,

@@ -18,7 +18,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import find_bands_breach, find_figure_breach
+from client.guard.leaving import find_figure_breach, find_number_breach, find_training_breach
 from client.guard.ledger import Ledger
 from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -200,14 +200,19 @@ class Guard:
             return "its report is malformed"
         match told:
             case TrainReport():
-                return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
+                return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_training_breach(told, k)
             case FigureReport():
-                return find_figure_breach(told, k)
+                return find_figure_breach(told) or find_number_breach(told, k)
             case FormsReport():
                 return self._find_breach_of_comparison(request, told)
             case TemperatureReport() if SUMS in reply.content and told.n < k:
                 return f"its sums are over fewer than k = {k} images"
-        return self._find_breach_of_tables(request, reply, told, site) if TABLES in reply.content else None
+        breach = find_number_breach(told, k)
+        return (
+            self._find_breach_of_tables(request, reply, told, site)
+            if not breach and TABLES in reply.content
+            else breach
+        )
 
     def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:
         tables, k = read_tables(reply), self._policy.suppression.k

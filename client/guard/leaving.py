@@ -7,7 +7,14 @@ from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
 from fedmed.metrics.rounding import has_digits
-from fedmed.protocol.reports import FigureReport, TrainReport
+from fedmed.protocol.reports import (
+    DistilReport,
+    FigureReport,
+    Report,
+    SiteDescription,
+    TemperatureReport,
+    TrainReport,
+)
 
 _logger = logging.getLogger("fedmed.client")
 
@@ -23,18 +30,19 @@ def find_bands_breach(told: TrainReport) -> str | None:
     return f"its prompt is of fewer than {MIN_IMAGES_TO_SHARE_PROMPT} images"
 
 
-def find_figure_breach(told: FigureReport, k: int) -> str | None:
+def find_training_breach(told: TrainReport, k: int) -> str | None:
+    """Return why a report about a training must not leave because of its prompt or its number of images, or None."""
+    return find_bands_breach(told) or find_number_breach(told, k)
+
+
+def find_figure_breach(told: FigureReport) -> str | None:
     """Return why figures of validation images must not leave, or None.
 
     Parameters
     ----------
     told : FigureReport
         About to leave.
-    k : int
-        Fewest images; their number is a multiple of it.
     """
-    if told.n % k:
-        return f"its number of images is no multiple of k = {k}"
     figures = [figure for figure in (told.accuracy, told.balanced_accuracy) if figure is not None]
     return None if all(map(has_digits, figures)) else "its figures have more than 3 digits"
 
@@ -43,3 +51,25 @@ def warn_of_tables(plan: Plan, policy: PolicyConfig) -> None:
     """Say at the site, when it joins, that the plan foresees tables that this site does not let leave."""
     for refusal in check_choice(policy, plan):
         _logger.warning("This site cannot take part as the federation is planned: %s", refusal)
+
+
+def find_number_breach(told: Report, k: int) -> str | None:
+    """Return why a report must not leave because of a number of images in it, or None.
+
+    Parameters
+    ----------
+    told : Report
+        About to leave.
+    k : int
+        Numbers of images are multiples of it.
+    """
+    match told:
+        case SiteDescription():
+            numbers = list(told.num_images.values())
+        case DistilReport():
+            numbers = [told.num_images]
+        case FigureReport() | TemperatureReport():
+            numbers = [told.n]
+        case _:
+            numbers = []
+    return f"a number of images is no multiple of k = {k}" if any(number % k for number in numbers) else None

@@ -1,19 +1,25 @@
 """Patients who withdrew: their images are left out from the next message on.
 
 The file that ``exclude`` names holds one patient or lesion id, or one image file name, a line. It is read again
-whenever it has changed. Which image is in which part does not change for the others.
+whenever it has changed. Which image is in which part does not change for the others. Who else is left out with them is
+in :mod:`client.hospital.left_out`.
 """
 
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import torch
 
+from client.hospital.left_out import LeftOut, leave_out
 from fedmed.data import ImagePart, SiteData
 from fedmed.errors import DataError
 
+_logger = logging.getLogger("fedmed.client")
+
+RECORD_FILE = "left_out.json"
 _PARTS = ("train", "validation", "test")
 
 
@@ -26,7 +32,9 @@ class ExclusionCounts:
     matched: int
     """Those that belong to an image of this site."""
     images: Mapping[str, int]
-    """Images left out, by part."""
+    """Images left out because their patient withdrew, by part; also where the list no longer names them."""
+    further: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
+    """Images of further patients who are left out with them."""
 
 
 class Exclusions:
@@ -34,16 +42,21 @@ class Exclusions:
 
     Parameters
     ----------
-    path : Path
-        The list.
+    path : Path, optional
+        The list; without one, only those are left out who were before.
     data : SiteData
         All images of the site.
     groups : mapping of str to str
         Item -> id of its patient or lesion.
+    state_dir : Path
+        Where this site keeps who was left out.
+    k : int
+        So many patients at least are left out at a time; 1: those alone who withdrew.
     """
 
-    def __init__(self, path: Path, data: SiteData, groups: Mapping[str, str]) -> None:
-        self._path, self._all, self._groups = path, data, groups
+    def __init__(self, path: Path | None, data: SiteData, groups: Mapping[str, str], state_dir: Path, k: int) -> None:
+        self._path, self._all, self._groups, self._state_dir, self._k = path, data, groups, state_dir, k
+        self.left_out: LeftOut | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._current = data
         self.counts = ExclusionCounts(0, 0, dict.fromkeys(_PARTS, 0))
@@ -57,10 +70,12 @@ class Exclusions:
             If the list cannot be read: training on would ignore a withdrawal.
         """
         try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamp = (0, 0, 0)
+            if self._path is not None:
+                status = self._path.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                self._leave_out(_read_names(self._path))
+                self._leave_out(frozenset() if self._path is None else _read_names(self._path))
                 self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
@@ -71,17 +86,50 @@ class Exclusions:
         return self._current
 
     def _leave_out(self, names: Set[str]) -> None:
-        parts = {part: getattr(self._all, part) for part in _PARTS}
-        matched: set[str] = set()
-        kept = {}
-        for name, part in parts.items():
-            found = [_names_of(item, self._groups.get(item, item)) & names for item in part.items]
-            matched = matched.union(*found)
-            kept[name] = select_images(part, [index for index, hits in enumerate(found) if not hits])
-        images = {name: len(part) - len(kept[name]) for name, part in parts.items()}
-        self.counts = ExclusionCounts(len(names), len(matched), images)
+        parts: dict[str, ImagePart] = {part: getattr(self._all, part) for part in _PARTS}
+        found = {
+            item: hits
+            for part in parts.values()
+            for item in part.items
+            if (hits := _names_of(item, self._groups.get(item, item)) & names)
+        }
+        withdrawn, further = self._choose(parts, set(found))
+        gone = withdrawn | further
+        kept = {
+            name: select_images(part, [place for place, item in enumerate(part.items) if item not in gone])
+            for name, part in parts.items()
+        }
+        matched = set[str]().union(*found.values())
+        images, beside = (
+            {name: sum(item in which for item in part.items) for name, part in parts.items()}
+            for which in (withdrawn, further)
+        )
+        self.counts = ExclusionCounts(len(names), len(matched), images, beside)
         train, validation, test = (kept[part] for part in _PARTS)
         self._current = replace(self._all, train=train, validation=validation, test=test)
+        for name in _PARTS:
+            if beside[name] and not len(kept[name]):
+                _logger.warning(
+                    "Of this site's images for %s none is left: after a patient withdrew, fewer than k = %d patients "
+                    "would be left beside those who are left out so that nobody can be told apart. This site cannot "
+                    "take part with them any more.",
+                    name,
+                    self._k,
+                )
+
+    def _choose(self, parts: Mapping[str, ImagePart], named: set[str]) -> tuple[set[str], set[str]]:
+        """Return the images that are left out because a patient withdrew, and those that are beside them."""
+        record = self._state_dir / RECORD_FILE
+        if self._k <= 1 and not record.exists():
+            return named, set()
+        part_of = {item: name for name, part in parts.items() for item in part.items}
+        self.left_out = leave_out(record, part_of, self._groups, named, self._k, told=has_told(self._state_dir))
+        return self.left_out.select(part_of)
+
+
+def has_told(state_dir: Path) -> bool:
+    """Return whether a site has told a server anything, as far as its state folder shows."""
+    return (state_dir / "told_rows").is_dir() or any((state_dir / "runs").glob("*"))
 
 
 def select_images(part: ImagePart, indices: Iterable[int]) -> ImagePart:

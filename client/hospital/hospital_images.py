@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from client.hospital.exclusions import ExclusionCounts, Exclusions
+from client.hospital.exclusions import RECORD_FILE, ExclusionCounts, Exclusions
+from client.hospital.left_out import pad_groups
 from fedmed.config import DataConfig, PartitionConfig
 from fedmed.config.client import ClientConfig
 from fedmed.data import SiteData, load_site, prepare_data
@@ -45,6 +46,26 @@ class HospitalData:
         """
         return self._all if self._exclusions is None else self._exclusions.apply()
 
+    def pad_groups(self, groups: Mapping[str, str], k: int) -> set[str]:
+        """Return further images to leave out where a part is told by group; see :mod:`client.hospital.left_out`.
+
+        Parameters
+        ----------
+        groups : mapping of str to str
+            Every image of the part, withdrawn ones included, to its group.
+        k : int
+            Fewest patients that a group may lose at a time.
+        """
+        left_out = None if self._exclusions is None else self._exclusions.left_out
+        if left_out is None:
+            return set()
+        return pad_groups(groups, self.patients, left_out.list_told(groups), k, left_out)
+
+    @property
+    def whole(self) -> SiteData:
+        """All images, also those that may not be used any more."""
+        return self._all
+
     @property
     def exclusion_counts(self) -> ExclusionCounts | None:
         """How much is left out; None without a list."""
@@ -77,8 +98,10 @@ def load_hospital_data(config: ClientConfig) -> HospitalData:
         raise RunFolderError(f"{error} {_KEEP_SPLIT.format(splits)}") from None
     except OSError as error:
         raise DataError(f"The site's data cannot be read: {error}. Check 'data' in client.yaml.") from None
-    exclusions = None if config.exclude is None else Exclusions(Path(config.exclude), data, groups)
-    return HospitalData(data, exclusions, groups)
+    state_dir, path = Path(config.state_dir), None if config.exclude is None else Path(config.exclude)
+    if path is None and not (state_dir / RECORD_FILE).exists():
+        return HospitalData(data, None, groups)
+    return HospitalData(data, Exclusions(path, data, groups, state_dir, config.policy.suppression.k), groups)
 
 
 def _choose_source(config: ClientConfig) -> tuple[DataConfig, int | None, str]:

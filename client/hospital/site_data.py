@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from fedmed.errors import FedmedError, WireError
 from fedmed.fairness.disclosure.tables import Disclosure, find_breach
 from fedmed.fairness.figures.groups import check_attribute
 from fedmed.metrics.packing import pack_site_tables
+from fedmed.metrics.rounding import round_down
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.processes import private_folder, write_secret
 from fedmed.protocol.messages import unpack_tables
@@ -32,6 +33,7 @@ from fedmed.training.devices import select_device
 
 NodeConfig = Mapping[str, str | int | float | bool | bytes]
 CLIENT_CONFIG = "client-config"
+_DIGEST_LETTERS = 16
 
 _logger = logging.getLogger("fedmed.client")
 
@@ -42,7 +44,8 @@ class RunFiles:
 
     ========================  ====================================================================
     ``state/``                momentum, local BatchNorm and the like, round by round
-    ``test_tables/``          tables of test images as they were sent, by hash of the model
+    ``test_tables/``          tables of test images as they were sent, by hash of the model and of
+                              which images these are
     ``own_tables/``           the same without anything held back, and what each image was taken
                               for; they never leave the site
     ========================  ====================================================================
@@ -55,12 +58,13 @@ class RunFiles:
         """What is kept between rounds."""
         return SiteState(self.folder / "state")
 
-    def read_test_tables(self, model_sha256: str, disclosure: Disclosure, site: str) -> SiteTables | None:
+    def read_test_tables(self, model_sha256: str, data: str, disclosure: Disclosure, site: str) -> SiteTables | None:
         """Return the stored answer to a test of this model, so that test images are scored once only.
 
-        None if there is none, or if the site has raised its thresholds since.
+        None if there is none, if it is of other images than those of now (``data``, see :meth:`Site.digest_part`), as
+        after a withdrawal, or if the site has raised its thresholds since.
         """
-        path = self.folder / "test_tables" / f"{model_sha256}.safetensors"
+        path = self._name_test_tables(model_sha256, data)
         if not path.is_file():
             return None
         try:
@@ -70,15 +74,25 @@ class RunFiles:
             return None
         return None if find_breach(tables, disclosure, site) else tables
 
+    def _name_test_tables(self, model_sha256: str, data: str) -> Path:
+        return self.folder / "test_tables" / f"{model_sha256}.{data[:_DIGEST_LETTERS]}.safetensors"
+
     def store_test_tables(
-        self, model_sha256: str, tables: SiteTables, own: SiteTables | None = None, rows: bytes | None = None
+        self,
+        model_sha256: str,
+        data: str,
+        tables: SiteTables,
+        own: SiteTables | None = None,
+        rows: bytes | None = None,
     ) -> None:
-        """Store the answer to a test of this model.
+        """Store the answer to a test of this model, in place of one of other images.
 
         Parameters
         ----------
         model_sha256 : str
             Hash of the model.
+        data : str
+            State of the test images, see :meth:`Site.digest_part`.
         tables : SiteTables
             The answer.
         own : SiteTables, optional
@@ -89,10 +103,14 @@ class RunFiles:
         own_folder = self.folder / "own_tables"
         if rows is not None:
             write_secret(private_folder(own_folder) / f"{model_sha256}.rows.json", rows)
-        for folder, content in ((own_folder, own), (self.folder / "test_tables", tables)):
+        path = self._name_test_tables(model_sha256, data)
+        for file, content in ((own_folder / f"{model_sha256}.safetensors", own), (path, tables)):
             if content is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / f"{model_sha256}.safetensors", pack_site_tables(content))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, pack_site_tables(content))
+        for old in path.parent.glob(f"{model_sha256}.*"):  # of patients who have withdrawn since
+            if old != path:
+                old.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -109,12 +127,21 @@ class Site:
     """Whether the images are the phantom's."""
     policy: PolicyConfig
     is_hospital: bool = False
-    patients: Mapping[str, str] = field(default_factory=dict)
-    """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
+    hospital: HospitalData | None = None
+    """Of a hospital: its images with those who withdrew, and whose they are."""
 
     def patient_of(self, item: str) -> str:
-        """Return the id of an image's patient or lesion, as far as the data has one."""
-        return self.patients.get(item, item)
+        """Return the id of an image's patient or lesion, as far as the data has one; else the image stands alone."""
+        return item if self.hospital is None else self.hospital.patients.get(item, item)
+
+    def count_patients(self, part: str) -> int:
+        """Return how many patients ``train``, ``validation`` or ``test`` has now."""
+        images: ImagePart = getattr(self.data, part)
+        return len(set(map(self.patient_of, images.items)))
+
+    def round_down(self, number: int) -> int:
+        """Return a number of images as it may be told: a multiple of this site's threshold k."""
+        return round_down(number, self.policy.suppression.k)
 
     def digest_part(self, part: str) -> str:
         """Return a hash of which images ``train``, ``validation`` or ``test`` has now; it never leaves."""
@@ -194,7 +221,7 @@ class Hospital:
             synthetic=config.data.source == "phantom",
             policy=config.policy,
             is_hospital=True,
-            patients=self.data.patients,
+            hospital=self.data,
         )
 
 

@@ -196,7 +196,9 @@ def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
     counts = {name: torch.bincount(getattr(data, name).labels, minlength=3).tolist() for name in ("validation", "test")}
     told_of = {name: sum(count for count in of_part if count >= 3) for name, of_part in counts.items()}
     assert told_of["validation"] < len(data.validation)  # a rare class that a total would give away
-    assert told["num_images"] == {"train": len(data.train), **told_of}
+    num_images = {"train": len(data.train), **told_of}
+    assert told["num_images"] == {name: number // 6 * 6 for name, number in num_images.items()}
+    assert told["num_images"] != num_images
     assert told["attributes"] == []
     assert told["validation_scores"] is told["show_alone"] is False
     assert told["thresholds"] == {"k": 6, "k_row": 3}
@@ -213,13 +215,21 @@ def test_class_counts_are_told_only_where_allowed_and_none_is_small(tmp_path: Pa
     assert sum(map(sum, told["class_counts"].values())) == len(hospital.rows)
 
 
+def count_train(hospital: HospitalSite) -> list[int]:
+    return torch.bincount(open_site(hospital.config).data.train.labels, minlength=3).tolist()
+
+
 def test_class_counts_are_not_told_when_few_images_withdrew_since(tmp_path: Path) -> None:
     limits = {"suppression": {"k": 4, "k_row": 2}}
     (tmp_path / "withdrawn.txt").write_text("")
     hospital = HospitalSite(tmp_path, policy=limits, share_class_counts=True, exclude="withdrawn.txt")
-    assert read_values(hospital.ask("query"), REPORT)["class_counts"] is not None
+    before = read_values(hospital.ask("query"), REPORT)["class_counts"]
     (tmp_path / "withdrawn.txt").write_text(open_site(hospital.config).data.train.items[0])
-    assert read_values(hospital.ask("query"), REPORT)["class_counts"] is None
+    after = read_values(hospital.ask("query"), REPORT)["class_counts"]
+    # Three further patients, of two images each, are left out; as they are drawn, a class may have lost one image.
+    lost = [then - now for then, now in zip(before["train"], count_train(hospital), strict=True)]
+    assert sum(lost) == 7
+    assert after is None or 1 not in lost
 
 
 def score_directly(hospital: HospitalSite, part: str) -> tuple[Any, torch.Tensor]:
@@ -306,13 +316,14 @@ def test_damaged_record_of_what_was_told_stops_everything(tmp_path: Path) -> Non
 def test_withdrawn_patient_does_not_follow_from_two_rounds(tmp_path: Path) -> None:
     """The difference of two validations of the same model would be the images of one patient."""
     (tmp_path / "withdrawn.txt").write_text("")
-    hospital = HospitalSite(tmp_path, exclude="withdrawn.txt")
+    hospital = HospitalSite(tmp_path, make_rows((160, 96, 24)), exclude="withdrawn.txt")
     first = read_tables(hospital.ask("evaluate", hospital.model, round=1, part="validation")).site
     images = open_site(hospital.config).data.validation
     patient = next(row["patient"] for row in hospital.rows if row["file"] == images.items[0])
     (tmp_path / "withdrawn.txt").write_text(str(patient))
     second = read_tables(hospital.ask("evaluate", hospital.model, round=2, part="validation")).site
-    assert len(open_site(hospital.config).data.validation) == len(images) - 2
+    left = open_site(hospital.config).data.validation
+    assert len(left) == len(images) - 2 * 6, "5 further patients, of two images each"
     difference = first.counts.sum(axis=-1) - second.counts.sum(axis=-1)
     assert difference.sum() >= 3
     assert all(n == 0 or n >= 3 for n in difference.ravel())
@@ -329,8 +340,8 @@ def test_test_images_are_scored_once_at_a_hospital(tmp_path: Path, monkeypatch: 
         raise AssertionError("scored again")
 
     monkeypatch.setattr("client.site.compute_logits", fail)
-    # After a restart, and after a patient withdrew, the answer is the one that was given; the model is not needed.
-    (tmp_path / "withdrawn.txt").write_text(str(hospital.rows[0]["patient"]))
+    # After a restart the answer is the one that was given; the model is not needed.
+    (tmp_path / "withdrawn.txt").write_text("")
     restarted = hospital.restart(exclude="withdrawn.txt")
     again = restarted.ask("evaluate", model_sha256=hash_model(hospital.model), round=1, part="test")
     assert_equal(read_tables(again), read_tables(first))
@@ -339,6 +350,10 @@ def test_test_images_are_scored_once_at_a_hospital(tmp_path: Path, monkeypatch: 
         hospital.restart(policy={"suppression": {"k": 6, "k_row": 8}}).ask(
             "evaluate", hospital.model, round=1, part="test"
         )
+    patient_of = {str(row["file"]): str(row["patient"]) for row in hospital.rows}
+    (tmp_path / "withdrawn.txt").write_text(patient_of[open_site(hospital.config).data.test.items[0]])
+    with pytest.raises(AssertionError, match="scored again"):  # and the answer with a patient who withdrew is not given
+        restarted.ask("evaluate", hospital.model, round=1, part="test")
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -376,6 +391,7 @@ def test_training_goes_on_without_a_withdrawn_patient(tmp_path: Path) -> None:
     )
     second = hospital.ask("train", hospital.model, round=2)
     data = open_site(hospital.config).data
-    assert read_values(second, REPORT)["num_images"] == len(data.train) < read_values(first, REPORT)["num_images"]
+    told = [read_values(reply, REPORT)["num_images"] for reply in (first, second)]
+    assert told[1] == len(data.train) // 6 * 6 < told[0]
     assert 2 not in data.train.labels
     assert 2 not in data.test.labels

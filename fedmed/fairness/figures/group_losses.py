@@ -9,13 +9,17 @@ from collections.abc import Sequence
 
 import torch
 
+from fedmed.metrics.rounding import has_digits, round_digits, round_down
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.protocol.reports import GroupLosses, TrainReport
 
 
 def disclose_start_loss(losses_N: torch.Tensor, k: int) -> float | None:
-    """Return the mean loss of a site's training images, None if there are fewer than ``k``."""
-    return float(losses_N.double().mean()) if len(losses_N) >= max(k, 1) else None
+    """Return the mean loss of a site's training images, None if there are fewer than ``k``; above 1, with 3 digits."""
+    if len(losses_N) < max(k, 1):
+        return None
+    mean = float(losses_N.double().mean())
+    return mean if k <= 1 else round_digits(mean)
 
 
 def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int) -> GroupLosses:
@@ -33,7 +37,8 @@ def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int)
     Returns
     -------
     dict of str to (int, float)
-        In the order of the names.
+        In the order of the names. With a ``k`` above 1 the number is rounded down to a multiple of it, and the sum is
+        that of so many images of the same mean, with 3 digits.
     """
     values_N = losses_N.double().tolist()
     told: GroupLosses = {}
@@ -43,7 +48,12 @@ def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int)
             told[group] = len(own), math.fsum(own)
     while told and 0 < len(groups) - sum(n for n, _ in told.values()) < k:
         told.pop(min(told, key=lambda group: (told[group][0], group)))
-    return told
+    return told if k <= 1 else {group: _coarsen(n, total, k) for group, (n, total) in told.items()}
+
+
+def _coarsen(n: int, total: float, k: int) -> tuple[int, float]:
+    told = round_down(n, k)
+    return told, round_digits(total / n * told)
 
 
 def find_loss_breach(report: TrainReport, k: int) -> str | None:
@@ -59,6 +69,10 @@ def find_loss_breach(report: TrainReport, k: int) -> str | None:
     if report.start_loss is not None and report.num_images < k:
         return f"its loss is of fewer than k = {k} images"
     losses = report.group_losses or {}
+    if k > 1 and not all(n % k == 0 and has_digits(total) for n, total in losses.values()):
+        return f"a group's losses are of no multiple of k = {k} images, or have more than 3 digits"
+    if k > 1 and report.start_loss is not None and not has_digits(report.start_loss):
+        return "its loss has more than 3 digits"
     left = report.num_images - sum(n for n, _ in losses.values())
     if any(n < k for n, _ in losses.values()) or (losses and 0 < left < k):
         return f"a group has fewer than k = {k} images"

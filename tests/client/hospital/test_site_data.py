@@ -19,6 +19,7 @@ from tests.client.support.hospital import CLASSES, FILE, PATIENT, PLAN, Hospital
 from tests.data.conftest import write_csv
 from tests.support.federation import Federation
 
+DATA = "12" * 32
 PLAN_1 = Plan.model_validate(PLAN)
 PHANTOM = {"source": "phantom", "num_classes": 3, "images_per_site": 40, "image_size": 16}
 
@@ -212,13 +213,14 @@ def test_stored_tables_below_raised_thresholds_or_damaged_are_not_sent_again(tmp
     files = open_site(HospitalSite(tmp_path).config).files_of(PLAN_1)
     logits = {FEDERATED: torch.eye(3).repeat(4, 1)}
     tables = tell_everything(logits, torch.arange(3).repeat(4), {"site": ["north"] * 12})
-    files.store_test_tables("ab" * 32, tables)
-    assert files.read_test_tables("ab" * 32, Disclosure(12, 4), "north") is not None
-    assert files.read_test_tables("ab" * 32, Disclosure(12, 5), "north") is None
-    assert files.read_test_tables("ab" * 32, Disclosure(12, 4), "south") is None
-    assert files.read_test_tables("cd" * 32, Disclosure(), "north") is None
-    (tmp_path / "state/runs/run1/test_tables" / f"{'ab' * 32}.safetensors").write_bytes(b"damaged")
-    assert files.read_test_tables("ab" * 32, Disclosure(), "north") is None
+    files.store_test_tables("ab" * 32, DATA, tables)
+    assert files.read_test_tables("ab" * 32, DATA, Disclosure(12, 4), "north") is not None
+    assert files.read_test_tables("ab" * 32, DATA, Disclosure(12, 5), "north") is None
+    assert files.read_test_tables("ab" * 32, "34" * 32, Disclosure(12, 4), "north") is None, "of other images"
+    assert files.read_test_tables("ab" * 32, DATA, Disclosure(12, 4), "south") is None
+    assert files.read_test_tables("cd" * 32, DATA, Disclosure(), "north") is None
+    (tmp_path / "state/runs/run1/test_tables" / f"{'ab' * 32}.{DATA[:16]}.safetensors").write_bytes(b"damaged")
+    assert files.read_test_tables("ab" * 32, DATA, Disclosure(), "north") is None
 
 
 def test_share_of_the_gpu_is_claimed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,13 +45,29 @@ def test_the_smallest_other_group_goes_with_a_small_one():
 
 def test_small_groups_that_are_many_hide_each_other():
     losses, groups = torch.ones(9), ["a"] * 5 + ["b"] * 2 + ["c"] * 2
-    assert disclose_group_losses(losses, groups, 3) == {"a": (5, 5.0)}
+    assert disclose_group_losses(losses, groups, 3) == {"a": (3, 3.0)}, "5 images, told as 3 of the same mean"
 
 
 def test_images_of_unknown_group_are_not_given_away_either():
     losses, groups = torch.ones(9), ["a"] * 4 + ["b"] * 4 + ["unknown"]
-    assert disclose_group_losses(losses, groups, 3) == {"b": (4, 4.0)}
+    assert disclose_group_losses(losses, groups, 3) == {"b": (3, 3.0)}
     assert disclose_group_losses(losses, groups, 1) == {"a": (4, 4.0), "b": (4, 4.0)}
+
+
+def test_numbers_are_multiples_of_k_and_sums_have_three_digits():
+    """Mean of 1.2346 and 2.3457 is 1.79015; 7 of each are told as 6, whose sum is 21.4818."""
+    losses = torch.tensor([1.2346, 2.3457] * 7)
+    assert disclose_group_losses(losses, ["a"] * 14, 6) == {"a": (12, 21.5)}
+    assert disclose_start_loss(losses, 6) == 1.79
+
+
+@pytest.mark.parametrize(
+    ("losses", "problem"),
+    [({"a": (7, 1.0)}, "no multiple of k = 6"), ({"a": (6, 1.234)}, "more than 3 digits"), ({"a": (6, 1.23)}, None)],
+)
+def test_guard_looks_at_the_numbers(losses: dict[str, tuple[int, float]], problem: str | None):
+    found = find_loss_breach(make_report(12, group_losses=losses), 6)
+    assert found is None if problem is None else problem in str(found)
 
 
 def test_mean_only_of_k_images():
