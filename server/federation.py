@@ -29,6 +29,7 @@ from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.batch_norm_policy import find_norm_buffers
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
+from server.finish.doubts import note_doubts
 from server.finish.own_models import compared_models, train_local, write_initial
 from server.finish.recalibrate import take_chosen
 from server.finish.report import write_final_report
@@ -115,7 +116,8 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         train_local(session)
         temperature = fit_temperature(product.session, product.model, state.best_round)
         _test_once(product, state, None if temperature is None else float(temperature["temperature"]))
-    write_final_report(run, chosen)
+    note_doubts(product.session, product.model)
+    write_final_report(run, chosen, listener.on_note)
     make_candidate(product.session, product.model, state.best_round)
     session.audit.append("end", chosen_round=chosen)
     write_atomically(run.finished_file, json.dumps({"chosen_round": chosen}).encode())

@@ -24,8 +24,8 @@ _ADVICE = "Look for images of another scale at this site, or training that diver
 
 
 @dataclass(frozen=True)
-class _Statistics:
-    """Running mean and variance of one layer, both float64 (C,)."""
+class LayerStatistics:
+    """Mean and variance of one layer, both float64 (C,)."""
 
     mean: Array
     variance: Array
@@ -92,28 +92,49 @@ def find_implausible_buffers(
 
 
 def _check_layer(norm: NormBuffers, updates: Mapping[str, TensorFile], reference: TensorFile) -> dict[str, str]:
-    found = {site: _read(norm, file) for site, file in updates.items()}
+    return compare_statistics(norm, {site: _read(norm, file) for site, file in updates.items()}, _read(norm, reference))
+
+
+def compare_statistics(
+    norm: NormBuffers, found: Mapping[str, LayerStatistics], reference: LayerStatistics
+) -> dict[str, str]:
+    """Find sites whose statistics of one layer are too far from the usual ones.
+
+    Parameters
+    ----------
+    norm : NormBuffers
+        The layer.
+    found : mapping of str to LayerStatistics
+        By site.
+    reference : LayerStatistics
+        Of the global model.
+
+    Returns
+    -------
+    dict of str to str
+        Site to reason; see :func:`find_implausible_buffers`.
+    """
     reasons = {}
     for site, own in found.items():
         others = [found[other] for other in sorted(found) if other != site]
-        usual = [_take_median([own, *others])] if len(found) >= FEWEST_FOR_MEDIAN else [_read(norm, reference), *others]
+        usual = [_take_median([own, *others])] if len(found) >= FEWEST_FOR_MEDIAN else [reference, *others]
         problems = [_compare(norm, own, one) for one in usual]
         if all(problems):
             reasons[site] = str(problems[0])
     return reasons
 
 
-def _read(norm: NormBuffers, file: TensorFile) -> _Statistics:
-    return _Statistics(file.read(norm.mean).astype(np.float64), file.read(norm.variance).astype(np.float64))
+def _read(norm: NormBuffers, file: TensorFile) -> LayerStatistics:
+    return LayerStatistics(file.read(norm.mean).astype(np.float64), file.read(norm.variance).astype(np.float64))
 
 
-def _take_median(sites: Sequence[_Statistics]) -> _Statistics:
-    return _Statistics(
+def _take_median(sites: Sequence[LayerStatistics]) -> LayerStatistics:
+    return LayerStatistics(
         np.median([one.mean for one in sites], axis=0), np.median([one.variance for one in sites], axis=0)
     )
 
 
-def _compare(norm: NormBuffers, own: _Statistics, usual: _Statistics) -> str | None:
+def _compare(norm: NormBuffers, own: LayerStatistics, usual: LayerStatistics) -> str | None:
     """Return what is wrong with a layer's statistics, as a sentence, or None."""
     if not own.variance.size:
         return None

@@ -54,6 +54,9 @@ class ServerConfig(FederationConfig):
     """No TLS, on the loopback interface only, for tests. Sites still have to prove who they are."""
     link_mbit_s: Annotated[float, Field(gt=0)] = 100.0
     """Speed of a site's link, for the times that are printed before the first round."""
+    require_better_than_chance: bool = True
+    """Whether a model that is no better on validation images than a guess waits for a person, as with ``release:
+    manual``. One whose answers do not depend on the image always does."""
     collect_wait_s: Annotated[float, Field(ge=0)] = 600.0
     """Seconds to wait at the end for sites that have not collected the model."""
 

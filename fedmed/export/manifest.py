@@ -70,6 +70,8 @@ class ReleaseOrigin(TypedDict, total=False):
     """``automatic`` or ``manual``."""
     by: str
     time: str
+    doubts: list[str]
+    """Why it was not released by itself, as sentences."""
 
 
 class PlanContent(TypedDict):

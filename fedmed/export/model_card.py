@@ -86,8 +86,10 @@ def _describe_use(manifest: "ModelManifest") -> str:
     by = f", by {_plain(release['by'])}" if release.get("by") else ""
     if release.get("kind") == "manual" and not by:
         by = ", not decided yet: this is a candidate and no person has released it"
+    doubts = [f"**Warning.** {_plain(text)}" for text in release.get("doubts", [])]
     return _section(
         "Intended use",
+        *doubts,
         "For research on classifiers of images of the kind described below. Given one image, the model states for each "
         f"of {len(manifest['classes'])} classes how probable it holds it: {_list(manifest['classes'])}. It knows no "
         "other class: an image of anything else gets probabilities that sum to 1 all the same.",

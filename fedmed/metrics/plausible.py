@@ -62,7 +62,7 @@ def _find_out_of_range(name: str, array: Array, most_images: int) -> str | None:
         return f"Table '{name}' holds {array.dtype} and no numbers."
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return f"Table '{name}' holds a number that is not finite."
-    most: float = most_images
+    most: float = 1 if name == "withheld" else most_images  # a site marks a row that it withholds
     if array.dtype.kind == "f":
         most = _SIZE * float(most_images) ** _POWERS.get(name, 1) * (1 + _TOLERANCE)
     # Compared as Python's numbers: an absolute value of the smallest int64 would overflow.

@@ -19,7 +19,13 @@ MOST_BANDS = 8
 """Of a prompt, that are told."""
 LARGEST_MISMATCH = 1e12
 _LARGEST_GAIN = 1e6
-_LARGEST_NUMBER = 1e300
+_LARGEST_NUMBER = 1e30
+_LARGEST_DIFFERENCE = 1e39
+"""float32, in which the forms compute, ends below it; more is told as infinite."""
+_LONGEST_TEXT = 1000
+_LARGEST_WHOLE = 10**12
+"""Far above what is plausible, which is checked with better words, and far below what overflows."""
+_MOST_CLASSES = 100_000
 _LONGEST_PROBLEM = 500
 _DIVERGENCE = "The divergence from the teacher ('mas_weight') is no number above 0 and at most 1."
 _GROUP_LOSSES = (
@@ -31,10 +37,13 @@ _MALFORMED = f"The comparison that arrived is malformed. {SAME_VERSION}"
 
 Part = Literal["train", "validation", "test"]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
 Number = Annotated[float, Field(gt=-_LARGEST_NUMBER, lt=_LARGEST_NUMBER)]
 """One that is only shown."""
 Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
-GroupLoss = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]], Field(strict=False)]
+GroupLoss = Annotated[
+    tuple[Annotated[int, Field(ge=1, lt=_LARGEST_WHOLE)], Annotated[float, Field(ge=0)]], Field(strict=False)
+]
 """Number of images and sum of their losses. JSON has lists alone, hence not strict; its two numbers are."""
 GroupLosses = dict[Name, GroupLoss]
 
@@ -70,20 +79,21 @@ class Thresholds(Report):
 class TeacherDescription(Report):
     """What sites must have in common for their teacher's features to be comparable."""
 
-    name: str
-    source: str
-    sha256: str
-    image_size: int
+    name: Text
+    source: Text
+    sha256: Text
+    image_size: Count
 
 
 class SiteDescription(Report):
     """Who a site is, how many images it has, what it allows and which versions it runs."""
 
-    site: str
-    versions: dict[str, str] = Field(
-        description="It does not say which versions it runs. Install the same version of fedmed on both sides."
+    site: Text
+    versions: dict[Text, Text] = Field(
+        max_length=MOST_ATTRIBUTES,
+        description="It does not say which versions it runs. Install the same version of fedmed on both sides.",
     )
-    model_digest: str
+    model_digest: Text
     """Of the model's definition there."""
     num_images: dict[Part, Count] = Field(
         min_length=3, description="Its numbers of images are missing or no plausible counts."
@@ -103,7 +113,7 @@ class SiteDescription(Report):
         max_length=MOST_ATTRIBUTES, description=f"Its attributes are no list of at most {MOST_ATTRIBUTES} names."
     )
     """What its images can be told apart by."""
-    class_counts: dict[Part, list[Count]] | None = Field(
+    class_counts: dict[Part, Annotated[list[Count], Field(max_length=_MOST_CLASSES)]] | None = Field(
         min_length=3, description="Its class counts do not have one plausible count for every class and part."
     )
     """Images by class, where they may be told."""
@@ -114,7 +124,7 @@ class SiteDescription(Report):
 class DistilReport(Report):
     """What a site tells about one round of training, beside its update."""
 
-    num_images: int = Field(description="a whole number")
+    num_images: int = Field(gt=-_LARGEST_WHOLE, lt=_LARGEST_WHOLE, description="a whole number")
     """Training images."""
     loss: Number
     """Mean loss per image over the round."""
@@ -165,7 +175,9 @@ class Declined(Report):
 class LocalReport(Report):
     """How far a site's own model is, which never leaves."""
 
-    rounds_done: int = Field(ge=1, description="It does not say how many rounds of its own model are trained.")
+    rounds_done: int = Field(
+        ge=1, lt=_LARGEST_WHOLE, description="It does not say how many rounds of its own model are trained."
+    )
     loss: Loss | None = Field(None, description=f"0 to {LARGEST_LOSS:g}")
     """Of its best state on the training images; where the aggregation needs that, and not told otherwise."""
     train_s: Number
@@ -233,7 +245,7 @@ def _refuse_whole(value: object) -> object:
     return value
 
 
-Difference = Annotated[float, Field(ge=0), BeforeValidator(_refuse_whole)]
+Difference = Annotated[float, Field(ge=0, le=_LARGEST_DIFFERENCE), BeforeValidator(_refuse_whole)]
 
 
 class FormDifference(Report):
@@ -255,7 +267,7 @@ class FormsCompared(Report):
 
     deploy: FormDifference
     onnx: FormDifference
-    paired: list[Annotated[list[Count], Field(min_length=4, max_length=4)]]
+    paired: Annotated[list[Annotated[list[Count], Field(min_length=4, max_length=4)]], Field(max_length=_MOST_CLASSES)]
     """By true class, see :class:`fedmed.export.compare.FormComparison`."""
 
     @model_validator(mode="after")
@@ -270,7 +282,7 @@ class FormsCompared(Report):
 class FormsProblem(Report):
     """Why a site cannot compare the forms, in words about what it was sent."""
 
-    problem: str
+    problem: Annotated[str, Field(max_length=_LONGEST_PROBLEM)]
 
 
 class FormsReport(Report):

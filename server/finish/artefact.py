@@ -19,12 +19,14 @@ from fedmed.config.server import ServerConfig
 from fedmed.distillation.network import strip_packed
 from fedmed.errors import FederationError
 from fedmed.export import release_form, write_model
+from fedmed.export.manifest import ReleaseOrigin
 from fedmed.export.model_card import ReportData, read_report
 from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
+from server.finish.chance import read_doubts
 from server.finish.chosen import ChosenModel
 from server.finish.compare_forms import Findings, KeptFindings, compare_at_sites
 from server.rounds.session import Session
@@ -61,6 +63,8 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
             temperature=run.read_temperature(),
             distillation=run.read_distillation(),
         )
+        if isinstance(config, ServerConfig) and read_doubts(run):
+            release_form.change_manifest(run.model, None, {"release": _describe_release(run, config)})
         return
     from fedmed.export.check import is_artefact_of  # noqa: PLC0415  (imports the ONNX runtime)
 
@@ -98,7 +102,7 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
         title=f"Federated model '{config.name}'",
         report=read_shared_report(session.run),
         expected=sample_images(session.run, config).expected,
-        release={"kind": config.release},
+        release=_describe_release(session.run, config),
         temperature=session.run.read_temperature(),
         distillation=session.run.read_distillation(),
     )
@@ -106,6 +110,12 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
     build_artefact(network.model, settings, folder)
     check_plain_onnx((folder / ONNX_FILE).read_bytes())
     release_form.change_manifest(folder, settings.report, {"trained_sha256": model.model_sha256})
+
+
+def _describe_release(run: RunFolder, config: ServerConfig) -> ReleaseOrigin:
+    """Return how the model is released; with doubts about it, a person has to decide."""
+    doubts = read_doubts(run)
+    return {"kind": "manual", "doubts": doubts} if doubts else {"kind": config.release}
 
 
 def _hash_candidate(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One temperature for the chosen model, from sums that the sites send; see :mod:`fedmed.metrics.temperature`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from flwr.app import Message
 
 from fedmed.errors import WireError
-from fedmed.metrics.temperature import GRID, Temperature, solve_temperature
+from fedmed.metrics.temperature import GRID, MAX_TEMPERATURE, MIN_TEMPERATURE, Temperature, solve_temperature
 from fedmed.metrics.values import Array
+from fedmed.protocol.faulty_sites import has_finite_numbers, without_faulty
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_report, read_sums
 from fedmed.protocol.reports import TemperatureReport
@@ -19,6 +21,7 @@ from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
 
 _ROUNDING = 1e-6
+_LARGEST_LOSS = 1e9
 
 Sums = tuple[int, Array]
 """Number of images, and float64 (J,2)."""
@@ -58,13 +61,23 @@ def _read_model(session: Session) -> str | None:
 
 def _fit(session: Session, model: ChosenModel, best_round: int | None) -> None:
     sums = _collect(session, model, best_round)
-    n = sum(images for images, _ in sums.values())
-    total = sum((of_site for _, of_site in sums.values()), np.zeros((len(GRID), 2)))
-    found = solve_temperature(total, n)
+    done = without_faulty(sums, _solve, what="the temperature", is_sound=_is_sound)
+    sums, found = {site: sums[site] for site in sums if site not in done.left_out}, done.result
+    for site, reason in done.left_out.items():
+        session.listener.on_note(f"{site} is left out: {reason}.")
     session.listener.on_info(_describe(found, len(sums)))
     record = {**asdict(found), "round": model.round, "model_sha256": model.model_sha256, "sites": sorted(sums)}
     write_atomically(session.run.temperature_file, json.dumps(record).encode())
     session.audit.append("temperature", **record)
+
+
+def _solve(sums: Mapping[str, Sums]) -> Temperature:
+    total = sum((of_site for _, of_site in sums.values()), np.zeros((len(GRID), 2)))
+    return solve_temperature(total, sum(images for images, _ in sums.values()))
+
+
+def _is_sound(found: Temperature) -> bool:
+    return has_finite_numbers(asdict(found)) and MIN_TEMPERATURE * 0.99 <= found.temperature <= MAX_TEMPERATURE * 1.01
 
 
 def _describe(found: Temperature, num_sites: int) -> str:
@@ -106,4 +119,11 @@ def _read(message: Message, sha256: str, most_images: int) -> Sums:
     room = _ROUNDING * (1 + np.abs(values_J2).max())
     if values_J2[:, 0].min() < -room or np.diff(slopes_J).min() < -room:
         raise WireError("The sums cannot be true: a negative likelihood, or a slope that falls.")
+    if np.abs(values_J2).max() > _LARGEST_LOSS * told.n:
+        raise WireError(f"The sums cannot be true: a loss or a slope above {_LARGEST_LOSS:g} an image.")
+    rises_J, steps_J = np.diff(values_J2[:, 0]), np.diff(GRID)
+    # Convex in the inverse temperature, it rises from point to point by no less than its slope here and no more than
+    # its slope there.
+    if (rises_J < slopes_J[:-1] * steps_J - room).any() or (rises_J > slopes_J[1:] * steps_J + room).any():
+        raise WireError("The sums cannot be true: the likelihood does not fit its slopes.")
     return told.n, values_J2

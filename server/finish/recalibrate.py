@@ -12,19 +12,28 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
+from fedmed.aggregation import cap_weights, find_share_limit
+from fedmed.aggregation.norm_bounds import LayerStatistics, compare_statistics
 from fedmed.distillation.network import build_network
 from fedmed.errors import ReparameterizationError, WireError
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import read_report, read_sums
 from fedmed.protocol.reports import NormSumsReport
 from fedmed.reparameterization import apply_sums, pool_sums
-from fedmed.reparameterization.statistics import Sums, tracked_norms
+from fedmed.reparameterization.statistics import Sums, statistics_from_sums, tracked_norms
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.phase_records import find_recalibrated
+from fedmed.training.batch_norm_policy import find_norm_buffers
 from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel, ask_sums
 from server.rounds.session import Session
+
+_FEWEST_VALUES = 2
+"""Of which a layer's variance is known."""
+_LARGEST_SUM = 1e80
+"""Of a layer: squares of float32, which ends at 3.4e38, times the positions of very many images."""
+_ROUNDING = 1 + 1e-6
 
 
 def take_chosen(session: Session, chosen: int, best_round: int | None) -> ChosenModel:
@@ -76,10 +85,11 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
     network = build_network(session.plan)
     network.fill(model.model_path.read_bytes(), {})
     sums = _collect(session, model, network, best_round)
+    sums = _leave_out_implausible(session, network, sums)
     if not sums:
         session.listener.on_note("No site has sent BatchNorm sums; the averaged statistics stay.")
         return model
-    change = apply_sums(network.model, pool_sums(sums))
+    change = _apply(session, network, sums)
     session.listener.on_info(
         f"BatchNorm recalibrated on the training images of {len(sums)} sites; largest change {change:.3g} standard "
         "deviations."
@@ -115,6 +125,40 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
     return ask_sums(session, KINDS["recalibrate"], model, best_round, read)
 
 
+def _leave_out_implausible(session: Session, network: Network, sums: dict[str, Sums]) -> dict[str, Sums]:
+    """Leave out sites whose statistics are far from the others', as in an update."""
+    reasons: dict[str, str] = {}
+    for norm in find_norm_buffers(network.model, network.model.state_dict()):
+        module = tracked_norms(network.model)[norm.layer]
+        assert module.running_mean is not None, "the norm is tracked"
+        assert module.running_var is not None, "the norm is tracked"
+        centre = module.running_mean
+        found = {
+            site: LayerStatistics(*(part.numpy() for part in statistics_from_sums(of_site[norm.layer], centre)))
+            for site, of_site in sums.items()
+            if float(of_site[norm.layer][0].min()) >= _FEWEST_VALUES
+        }
+        here = LayerStatistics(centre.double().numpy(), module.running_var.double().numpy())
+        reasons |= compare_statistics(norm, found, here)
+    for site, reason in sorted(reasons.items()):
+        session.listener.on_note(f"{site} is left out of the BatchNorm statistics: {reason}")
+    return {site: of_site for site, of_site in sums.items() if site not in reasons}
+
+
+def _apply(session: Session, network: Network, sums: dict[str, Sums]) -> float:
+    """Set the network's statistics to those of the sites' sums, no site with more than its share of the values."""
+    limit = find_share_limit(session.config.aggregation.max_share, len(sums))
+    bounded: dict[str, Sums] = {site: {} for site in sums}
+    for layer in next(iter(sums.values())):
+        counts = {site: float(of_site[layer][0].max()) for site, of_site in sums.items()}
+        weights, capped = cap_weights(counts, limit)
+        scale = sum(counts.values()) / sum(weights.values()) if capped else 1.0
+        for site, of_site in sums.items():
+            factor = weights[site] * scale / counts[site] if capped and counts[site] else 1.0
+            bounded[site][layer] = of_site[layer] * factor
+    return apply_sums(network.model, pool_sums(bounded))
+
+
 def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], most_values: int) -> Sums:
     """Return a site's sums; what cannot be true of its images is refused."""
     if read_report(message, NormSumsReport).model_sha256 != sha256:
@@ -123,10 +167,13 @@ def _read(message: Message, sha256: str, shapes: dict[str, tuple[int, int]], mos
     if {name: tuple(values.shape) for name, values in sums.items()} != shapes:
         raise WireError("The sums are of another network.")
     for values in sums.values():
-        count, _, squares = values
+        count, total, squares = values
         # Every channel of a layer has as many values: images times positions.
         if not bool(torch.isfinite(values).all()) or bool((squares < 0).any()) or bool((count != count[0]).any()):
             raise ReparameterizationError("The sums cannot be true: negative, not finite, or with uneven counts.")
         if not 0 <= float(count[0]) <= most_values or float(count[0]) % 1:
             raise ReparameterizationError("The sums are of more values than the images that the site declared have.")
+        # The square of a sum of n numbers is at most n times the sum of their squares (Cauchy and Schwarz).
+        if float(values.abs().max()) > _LARGEST_SUM or bool((total.square() > count * squares * _ROUNDING).any()):
+            raise ReparameterizationError("The sums cannot be true: their squares do not fit them.")
     return sums

@@ -1,6 +1,9 @@
 """What a run folder shows for itself: its report, from what lies on the disk alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 from pydantic import JsonValue
 
@@ -8,6 +11,7 @@ from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.processes.locks import wait_for_lock
+from fedmed.protocol.faulty_sites import WithoutFaulty, without_faulty
 from fedmed.protocol.reports import SiteDescription
 from fedmed.report import ReportContent, write_report
 from fedmed.report.document import build_document
@@ -15,10 +19,13 @@ from fedmed.report.page import save_report
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
+from server.finish.chance import read_doubts
 from server.finish.own_models import explain_missing
 from server.rounds.attendance import load_sites
 from server.rounds.scoring import load_tables, round_folder
 
+T = TypeVar("T")
+R = TypeVar("R")
 _REPORT_LOCK = "report.lock"
 _NO_TABLES = (
     "Validation by class and by patient group, and alarms over the rounds: n/a. With choice: figure the sites tell no "
@@ -28,17 +35,29 @@ _NO_TABLES = (
 _DEPLOYMENT_COMMAND = "flower-server --config server.yaml"
 
 
-def write_final_report(run: RunFolder, chosen_round: int) -> None:
+def write_final_report(run: RunFolder, chosen_round: int, on_note: Callable[[str], None] = print) -> None:
     """Write the report of a run whose chosen model was tested.
 
     Of a real federation there are two: ``report/`` for the coordinating site, and ``shared/report/`` without the
     reasons why single hospitals were left out, which goes to all of them.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    chosen_round : int
+        Whose model was tested.
+    on_note : callable
+        Is told of sites with whose answers no report can be made.
     """
-    document = build_document(build_content(run, chosen_round, tested=True))
+    content = build_content(run, chosen_round, tested=True)
     with wait_for_lock(run.path / _REPORT_LOCK):
-        save_report(run.path, document)
+        left_out = _write_without_faulty(run.path, content)
     if isinstance(run.read_settings(), ServerConfig):
-        write_report(run.path / "shared", build_content(run, chosen_round, tested=True, with_reasons=False))
+        shared = build_content(run, chosen_round, tested=True, with_reasons=False)
+        left_out |= _write_without_faulty(run.path / "shared", shared)
+    for site, reason in left_out.items():
+        on_note(f"{site} is left out of the report: {reason}.")
 
 
 def write_interim_report(run: RunFolder) -> None:
@@ -49,10 +68,41 @@ def write_interim_report(run: RunFolder) -> None:
     history = read_history(run.history_file)
     if not history:
         return
-    document = build_document(build_content(run, history[-1].round, tested=False))
+    content = build_content(run, history[-1].round, tested=False)
+    document = _without_faulty(content, build_document).result
     with wait_for_lock(run.path / _REPORT_LOCK):
         if not load_tables(run.tables / "test"):
             save_report(run.path, document)
+
+
+def _write_without_faulty(folder: Path, content: ReportContent) -> dict[str, str]:
+    """Write a report; return the sites with whose answers it cannot be made, which are not in it, and why."""
+    return _without_faulty(content, lambda some: write_report(folder, some)).left_out
+
+
+def _without_faulty(content: ReportContent, make: Callable[[ReportContent], R]) -> WithoutFaulty[R]:
+    names = sorted({*content.test, *content.validation, *content.gate, *(content.composition or {})})
+
+    def compute(sites: Mapping[str, str]) -> R:
+        return make(content if len(sites) == len(names) else _restrict(content, set(sites), set(names) - set(sites)))
+
+    return without_faulty({name: name for name in names}, compute, what="the report", is_sound=lambda _: True)
+
+
+def _restrict(content: ReportContent, sites: set[str], others: set[str]) -> ReportContent:
+    """Return the content without what some sites have sent."""
+
+    def choose(of_sites: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in of_sites.items() if name in sites}
+
+    return replace(
+        content,
+        test=choose(content.test),
+        validation=choose(content.validation),
+        gate=choose(content.gate),
+        composition=None if content.composition is None else choose(content.composition) or None,
+        notes=[*content.notes, f"Left out, because their answers cannot be used: {', '.join(sorted(others))}."],
+    )
 
 
 def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reasons: bool = True) -> ReportContent:
@@ -91,7 +141,10 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         test=test,
         composition=_find_composition(sites),
         synthetic=_is_synthetic(config, sites),
-        notes=_make_notes(config, sites, set(test), len(history), tested=tested),
+        notes=[
+            *_make_notes(config, sites, set(test), len(history), tested=tested),
+            *(f"Warning: {text}" for text in (read_doubts(run) if tested else [])),
+        ],
         seed=config.seed,
         thresholds=_find_thresholds(sites),
         single_sites=not isinstance(config, ServerConfig),

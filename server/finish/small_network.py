@@ -24,6 +24,7 @@ from fedmed.distillation import GateDecision, GateLimits, decide_gate, describe_
 from fedmed.distillation.network import build_network
 from fedmed.errors import ConfigError, FederationError
 from fedmed.metrics.site_tables import STUDENT, TEACHER, PairedTables, SiteTables, combine_paired
+from fedmed.protocol.faulty_sites import without_faulty
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.checkpoints import MODEL_FILE
@@ -187,7 +188,14 @@ def _compress(
     raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, distilled["model_sha256"])
     small, seconds = _recalibrate(with_student, raw, best_round)
     scores, gate_s = _ask_gate(session, model, with_student, small, best_round)
-    decision = decide_gate(_combine(scores.tables), tuple(session.plan.classes), _make_limits(settings))
+    done = without_faulty(
+        scores.tables,
+        lambda tables: decide_gate(_combine(tables), tuple(session.plan.classes), _make_limits(settings)),
+        what="the comparison of the two networks",
+    )
+    decision = done.result
+    for site, reason in done.left_out.items():
+        session.listener.on_note(f"{site} is left out: {reason}.")
     told: CompressionPart = {
         "kind": settings.kind,
         "status": ACCEPTED if decision.accepted else REJECTED,

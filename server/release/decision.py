@@ -1,5 +1,7 @@
 """Who has decided that a model may be used: ``release: manual`` and ``flower-server --release --by NAME``.
 
+A model about which there are doubts (:mod:`server.finish.chance`) is decided in the same way, whatever the settings.
+
 The decision lies in ``release_decision.json`` of the run's folder. It is written after the name is in the manifest, in
 the model card and in the audit log, and the running server, or the next start, signs nothing without it.
 """
@@ -8,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmed.errors import ConfigError, FederationError, FedmedError
 from fedmed.processes import single_instance
@@ -15,7 +18,11 @@ from fedmed.protocol.release import MANIFEST_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.run_folder import RunFolder
+from server.finish.chance import read_doubts
 from server.release.publish import find_release
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from fedmed.export.manifest import ReleaseOrigin
 
 DECISION_FILE, LOCK_FILE = "release_decision.json", "decision.lock"
 _MOST_LETTERS = 100
@@ -102,7 +109,7 @@ def _check_candidate(run: RunFolder) -> None:
     if find_release(run) is not None:
         raise FederationError("The model was released already.")
     config = run.read_settings()
-    if config.release != "manual":
+    if config.release != "manual" and not read_doubts(run):
         raise FederationError("The run has 'release: automatic': its model is released as soon as it is proven.")
     if not run.finished_file.is_file():
         raise FederationError("The run has not finished, so there is no candidate yet; --status says how far it is.")
@@ -126,9 +133,13 @@ def _write_decision(run: RunFolder, name: str) -> Decision:
     from server.finish.artefact import read_shared_report  # noqa: PLC0415
 
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    change_manifest(run.model, read_shared_report(run), {"release": {"kind": "manual", "by": name, "time": time}})
+    release: ReleaseOrigin = {"kind": "manual", "by": name, "time": time}
+    doubts = read_doubts(run)
+    if doubts:
+        release["doubts"] = doubts
+    change_manifest(run.model, read_shared_report(run), {"release": release})
     decision = Decision(name, time, hash_file(run.model / MANIFEST_FILE))
-    AuditLog(run.audit_file).append("release_decided", **asdict(decision))
+    AuditLog(run.audit_file).append("release_decided", **asdict(decision), **({"doubts": doubts} if doubts else {}))
     write_atomically(run.path / DECISION_FILE, json.dumps(asdict(decision), ensure_ascii=False).encode())
     return decision
 

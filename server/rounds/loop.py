@@ -6,19 +6,30 @@ record says who was left out and why. Nothing here knows whether the sites are s
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from fedmed.aggregation import GlobalModel, average_updates, make_rule, make_step, replace_counters
+from fedmed.aggregation import (
+    GlobalModel,
+    RuleState,
+    Weights,
+    average_updates,
+    make_rule,
+    make_step,
+    replace_counters,
+)
 from fedmed.aggregation.extension import explained_failure
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
+from fedmed.metrics.site_tables import SiteTables
+from fedmed.protocol.faulty_sites import without_faulty
 from fedmed.protocol.kinds import KINDS
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import Checkpoint
-from fedmed.storage.history import Alarm, RoundRecord, append_record, read_history, write_metrics_csv
+from fedmed.storage.history import Alarm, RoundRecord, Validation, append_record, read_history, write_metrics_csv
 from fedmed.storage.tensor_files import TensorFile, write_tensors
 from server.rounds.attendance import save_sites
 from server.rounds.fopro_record import describe_round
@@ -28,8 +39,8 @@ from server.rounds.scoring import Scores, load_before, prune_tables, round_folde
 from server.rounds.session import Session
 from server.rounds.site_models import ROUNDS_KEPT, keeps_site_models, prune_site_models, put_away
 from server.rounds.training import collect_until, train_at_sites
-from server.rounds.updates import UpdateCollector
-from server.rounds.validation import choice_value, is_better, summarise_round
+from server.rounds.updates import Update, UpdateCollector
+from server.rounds.validation import average_figures, choice_value, is_better, summarise
 from server.rounds.weights import bound_round, to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
@@ -107,11 +118,15 @@ class RoundLoop:
             coverage_images=self._coverage(collector),
             weights=weights,
             participation=collector.to_records(),
-            validation=summarise_round(scores, self.session.plan.choice, self.session.attendance.agreed),
         )
+        scores = self._summarise(record, scores)
         if self.session.plan.fopro is not None:
-            record.fopro = describe_round(self.session.plan, collector.accepted(), following.model)
-        record.alarms = self._find_alarms(record)
+            updates = {update.site: update for update in collector.accepted()}
+            record.fopro = without_faulty(
+                updates,
+                lambda some: describe_round(self.session.plan, list(some.values()), following.model),
+                what="the record of the distillation",
+            ).result
         self._warn_of_coverage(record)
         self._close(record, collector, scores, following)
 
@@ -176,14 +191,22 @@ class RoundLoop:
     def _average(self, collector: UpdateCollector, round_number: int) -> tuple[Path, dict[str, float]]:
         """Write the updates' average beside them, remove them, and return its file and the sites' weights."""
         run = self.session.run
-        weights, self.state.fair = weigh_updates(
-            self.session.config,
-            collector,
-            self.state.fair,
-            round_number=round_number,
-            before=lambda: load_before(self.session.config, run, round_number),
-            local_losses=lambda: read_local(run).losses,
-        )
+
+        def weigh(updates: Mapping[str, Update]) -> tuple[Weights, RuleState]:
+            return weigh_updates(
+                self.session.config,
+                collector.only(updates),
+                self.state.fair,
+                round_number=round_number,
+                before=lambda: load_before(self.session.config, run, round_number),
+                local_losses=lambda: read_local(run).losses,
+            )
+
+        done = without_faulty({update.site: update for update in collector.accepted()}, weigh, what="the weights")
+        for site, reason in done.left_out.items():
+            collector.quarantine(site, reason)
+            self.session.listener.on_note(f"{site} is left out: {reason}.")
+        weights, self.state.fair = done.result
         weights = bound_round(self.session, collector, weights, self.state.recent_norms)
         path = run.updates / "average.safetensors"
         before, most = TensorFile(self._model.model), collector.most_batches(self.session.config.training)
@@ -199,16 +222,35 @@ class RoundLoop:
             collector.declared.values()
         )
 
+    def _summarise(self, record: RoundRecord, scores: Scores) -> Scores:
+        """Add the validation figures and the alarms to a record; return the tables that they rest on."""
+        if self.session.plan.choice == "figure":
+            record.validation = average_figures(scores.figures)
+            return scores
+
+        def compute(tables: Mapping[str, SiteTables]) -> tuple[Validation, list[Alarm]]:
+            validation = summarise(tables, self.session.attendance.agreed)
+            return validation, self._find_alarms(record.model_copy(update={"validation": validation}))
+
+        done = without_faulty(scores.tables, compute, what="the validation figures")
+        record.validation, record.alarms = done.result
+        self._tell_alarms(record.alarms)
+        for site, reason in done.left_out.items():
+            self.session.listener.on_note(f"{site} gave no evaluation: {reason}.")
+        kept = {site: tables for site, tables in scores.tables.items() if site not in done.left_out}
+        return replace(scores, tables=kept, refused={**scores.refused, **done.left_out})
+
     def _find_alarms(self, record: RoundRecord) -> list[Alarm]:
-        """Compare the groups of a round with those of the best round before, and say what a person should know."""
-        history = self._history
-        best = next((before for before in history if before.round == self.state.best_round), None)
-        alarms = find_alarms(history, record, best, num_rounds=self.session.config.rounds)
-        known = {_name_alarm(alarm) for alarm in (history[-1].alarms if history else [])}
+        """Compare the groups of a round with those of the best round before."""
+        best = next((before for before in self._history if before.round == self.state.best_round), None)
+        return find_alarms(self._history, record, best, num_rounds=self.session.config.rounds)
+
+    def _tell_alarms(self, alarms: Sequence[Alarm]) -> None:
+        """Say what a person should know."""
+        known = {_name_alarm(alarm) for alarm in (self._history[-1].alarms if self._history else [])}
         for alarm in alarms:
             if _name_alarm(alarm) not in known:  # what goes on is told once
                 self.session.listener.on_note(f"Alarm: {alarm.text}")
-        return alarms
 
     def _warn_of_coverage(self, record: RoundRecord) -> None:
         """Say when clearly fewer training images stand behind a round than behind the one before."""

@@ -1,7 +1,7 @@
 """The updates of one round: received, written to disk, checked, and accounted for site by site."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from fedmed.aggregation import (
 )
 from fedmed.config import Compression, TrainingConfig
 from fedmed.data import FEWEST_IN_BATCH, count_batches
-from fedmed.errors import WireError
+from fedmed.errors import FedmedError, WireError
 from fedmed.protocol.messages import read_model, read_report
 from fedmed.protocol.quantisation import CompressionError, decompress_update
 from fedmed.protocol.reports import GroupLosses, TrainReport
@@ -112,6 +112,8 @@ class UpdateCollector:
                 update = self._read(answer.site, answer.message)
             except (WireError, CompressionError) as error:
                 update = Update(answer.site, "quarantined", str(error))
+            except FedmedError:  # a full disk, for example: not the site's
+                raise
             except MALFORMATIONS as error:
                 update = Update(answer.site, "quarantined", explain_malformation(error))
         self.updates[answer.site] = update
@@ -131,6 +133,10 @@ class UpdateCollector:
         files = {update.site: TensorFile(self.file_of(update.site)) for update in self.accepted()}
         for site, reason in find_implausible_buffers(files, self.reference, self.norms, self.parameters).items():
             self.quarantine(site, reason)
+
+    def only(self, sites: Collection[str]) -> "UpdateCollector":
+        """Return the same with the updates of some sites alone."""
+        return replace(self, updates={site: update for site, update in self.updates.items() if site in sites})
 
     def quarantine(self, site: str, reason: str) -> None:
         """Leave an update out of the round."""

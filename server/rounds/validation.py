@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 
-from fedmed.config import PLAIN_FIGURES, Choice, FederationConfig
+from fedmed.config import PLAIN_FIGURES, FederationConfig
 from fedmed.fairness.chance.compare_groups import compute_gaps
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
 from fedmed.metrics.classification import Figure, compute_figures
@@ -11,16 +11,10 @@ from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables, combine_attri
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.protocol.reports import FigureReport
 from fedmed.storage.history import Figures, Validation
-from server.rounds.scoring import Scores
 
 SAME_FIGURE = 1e-3
 """Rounded figures that differ by no more are equal: the earlier round stays the best one."""
 _EXACT = 1e-9
-
-
-def summarise_round(scores: Scores, choice: Choice, agreed: Collection[str] = ()) -> Validation:
-    """Return the figures of a round, of what the sites have told: tables, or two figures each."""
-    return summarise(scores.tables, agreed) if choice == "tables" else average_figures(scores.figures)
 
 
 def average_figures(sites: Mapping[str, FigureReport]) -> Validation:

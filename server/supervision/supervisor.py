@@ -16,6 +16,7 @@ from fedmed.processes import Event, check_port_free
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
+from server.finish.chance import read_doubts
 from server.provisioning.provision import renew_certificate
 from server.release.decision import check_decided, describe_command, read_decision
 from server.release.publish import Receipts, find_release, prepare_release
@@ -203,12 +204,20 @@ class Supervisor:
 
     def _must_wait(self) -> bool:
         """Return whether a person has to release the model first."""
-        return self.config.release == "manual" and find_release(self.run) is None and read_decision(self.run) is None
+        is_asked = self.config.release == "manual" or bool(read_doubts(self.run))
+        return is_asked and find_release(self.run) is None and read_decision(self.run) is None
 
     def _wait_for_decision(self) -> None:
         """Keep a proven candidate until somebody has released it; sites stay connected meanwhile."""
         if self._must_wait():
+            doubts = " ".join(read_doubts(self.run))
             text = f"The model is proven and waits for its release. To release it, type: {self._release_command}"
+            if doubts:
+                self._note(doubts)
+                text = (
+                    f"WARNING: {doubts} The model is not released by itself. Look at the report first; to release it "
+                    f"all the same, type: {self._release_command}"
+                )
             self.status.set_state("waiting for release", text)
             self.listener.on_info(text)
         while self._must_wait():

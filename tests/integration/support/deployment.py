@@ -92,6 +92,7 @@ class Deployment:
             "round_deadline_s": 60,
             "collect_wait_s": 60,
             "benefit": artefact,  # doubles the training, so only where the whole way is gone
+            "require_better_than_chance": False,  # after so few rounds
             "classes": ["pattern_plain", "pattern_mesh", "pattern_globules"],
             "model": {"name": "tiny"},
             "data": {"source": "sites", "image_size": 16, "synthetic": True},
