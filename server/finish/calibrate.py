@@ -92,7 +92,7 @@ def _describe(found: Temperature, num_sites: int) -> str:
 
 def _collect(session: Session, model: ChosenModel, best_round: int | None) -> dict[str, Sums]:
     """Return the sums of the sites that have answered with some that can be used, in the order of their names."""
-    declared = session.attendance.num_images("validation")
+    declared = session.attendance.most_images("validation")
 
     def read(message: Message, site: str) -> Sums:
         return _read(message, model.model_sha256, declared[site])

@@ -116,7 +116,7 @@ def _collect(session: Session, model: ChosenModel, network: Network, best_round:
     shapes = {name: (3, norm.num_features) for name, norm in tracked_norms(network.model).items()}
     # No map of a network has more positions than its input.
     most_values = {
-        site: number * session.plan.image_size**2 for site, number in session.attendance.num_images("train").items()
+        site: number * session.plan.image_size**2 for site, number in session.attendance.most_images("train").items()
     }
 
     def read(message: Message, site: str) -> Sums:

@@ -208,6 +208,10 @@ class Attendance:
             for site, told in self.descriptions.items()
         }
 
+    def most_images(self, part: Part) -> dict[str, int]:
+        """Return how many images each site can have counted: it tells its number rounded down to a multiple of k."""
+        return {site: told + self.descriptions[site].thresholds.k - 1 for site, told in self.num_images(part).items()}
+
     def describe_sites(self) -> dict[str, SiteDescription]:
         """Return what each joined site said of itself, with the numbers of images that it counts with."""
         return {
