@@ -84,6 +84,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --forget: also of federations that have not ended as far as this site knows",
     )
+    parser.add_argument(
+        "--accept-uncompared",
+        action="store_true",
+        help="with --fetch-model: take the model also if no site is known to have compared it before its release",
+    )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
     parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
     add_version_option(parser)
@@ -93,6 +98,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--json goes with --check or --verify-audit")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
+    if options.accept_uncompared and not options.fetch_model:
+        parser.error("--accept-uncompared goes with --fetch-model")
     if options.offline and not options.check:
         parser.error("--offline goes with --check")
     return options
@@ -109,7 +116,7 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
     if options.verify_audit:
         return _verify_audit(config, options.json)
     if options.fetch_model:
-        return _fetch_model(config)
+        return _fetch_model(config, accept_uncompared=options.accept_uncompared)
     if options.forget:
         return _forget(config, everything=options.all)
     from client.supernode.supervisor import take_part  # noqa: PLC0415
@@ -159,10 +166,10 @@ def _verify_audit(config: ClientConfig, as_json: bool) -> int:
     return 0 if report.ok else 1
 
 
-def _fetch_model(config: ClientConfig) -> int:
+def _fetch_model(config: ClientConfig, *, accept_uncompared: bool) -> int:
     from client.release.collect import fetch_model  # noqa: PLC0415
 
-    print(fetch_model(config))
+    print(fetch_model(config, accept_uncompared=accept_uncompared))
     return 0
 
 
