@@ -87,6 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --forget: also of federations that have not ended as far as this site knows",
     )
+    parser.add_argument(
+        "--accept-uncompared",
+        action="store_true",
+        help="with --fetch-model: take the model also if no site is known to have compared it before its release",
+    )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
     parser.add_argument("--since", metavar="TIME", help="with --audit: from this date or time on, as 2026-11-30")
     parser.add_argument("--last", type=int, metavar="N", help="with --audit: the newest N rows only")
@@ -100,6 +105,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--since and --last go with --audit")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
+    if options.accept_uncompared and not options.fetch_model:
+        parser.error("--accept-uncompared goes with --fetch-model")
     if options.offline and not options.check:
         parser.error("--offline goes with --check")
     return options
@@ -116,7 +123,7 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
     if options.verify_audit or options.audit:
         return _verify_audit(config, options.json) if options.verify_audit else _show_audit(config, options)
     if options.fetch_model:
-        return _fetch_model(config)
+        return _fetch_model(config, accept_uncompared=options.accept_uncompared)
     if options.forget:
         return _forget(config, everything=options.all)
     from client.supernode.supervisor import take_part  # noqa: PLC0415
@@ -174,10 +181,10 @@ def _show_audit(config: ClientConfig, options: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch_model(config: ClientConfig) -> int:
+def _fetch_model(config: ClientConfig, *, accept_uncompared: bool) -> int:
     from client.release.collect import fetch_model  # noqa: PLC0415
 
-    print(fetch_model(config))
+    print(fetch_model(config, accept_uncompared=accept_uncompared))
     return 0
 
 

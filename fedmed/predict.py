@@ -3,10 +3,12 @@
     python -m fedmed.predict --model DIR IMAGE... --csv out.csv
     python predict.py IMAGE...                                    inside the folder of an exported model
 
-This one file is copied into every exported model. It needs numpy, pillow and onnxruntime and nothing else.
+This one file is copied into every exported model. It needs numpy, pillow and onnxruntime, for a released model, whose
+manifest is signed, also cryptography, and nothing else.
 """
 
 import argparse
+import base64
 import csv
 import hashlib
 import json
@@ -18,11 +20,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any
 
 try:
     import numpy as np
-    import numpy.typing as npt
     import onnxruntime  # type: ignore[import-untyped]
     from PIL import Image, ImageOps, UnidentifiedImageError
 except ImportError as lacking:  # a person at a fresh machine needs the line to type, not a traceback
@@ -30,18 +31,14 @@ except ImportError as lacking:  # a person at a fresh machine needs the line to 
 
 BANNER = "Research software, not a medical device: do not base a decision about a patient on it."
 MODEL_FILE, MANIFEST_FILE, FORMAT, SUFFIXES = "model.onnx", "manifest.json", 2, (".jpeg", ".jpg", ".png")
-Array = npt.NDArray[Any]
+SIGNATURE_FILE, KEY_FILE = "manifest.sig", "release.pub"
+# A hospital that has collected the model writes the public key of its federation here, in the copy beside the model.
+KEY = ""
+Array = np.ndarray[Any, Any]
 
 
 class PredictionError(Exception):
     """A foreseeable failure; its text is meant for the person at the keyboard."""
-
-
-class _Preprocessing(TypedDict):  # the manifest says more, for people
-    image_size: int
-    resize: dict[str, str | int]  # "kind", "exact" or "shorter_side"; "size"; the rest is for people
-    mean: list[float]
-    std: list[float]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Artefact:
     """An exported model that is sound and ready to run."""
 
     classes: tuple[str, ...]
-    preprocessing: _Preprocessing
+    preprocessing: dict[str, Any]  # image_size, resize, mean, std; the manifest says more, for people
     expected: dict[str, list[float] | str]  # ranges of what the model was trained on; empty where nothing is known
     sha256: str
     session: Any
@@ -60,68 +57,73 @@ class Artefact:
         return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: x_BCHW})[0])
 
 
-def open_artefact(folder: Path, threads: int = 0) -> Artefact:
-    """Read the folder of an exported model and check the hash of ``model.onnx``; raises PredictionError."""
+def open_artefact(folder: Path, threads: int = 0, key_file: Path | None = None) -> Artefact:
+    """Read an exported model's folder; check hash and, of a released one, signature; raises PredictionError."""
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        version, wanted = manifest["format"], manifest["sha256"].get(MODEL_FILE)
-        if version != FORMAT or wanted is None:
-            problem = f"has format {version!r}; needed is {FORMAT}, with the hash of {MODEL_FILE}"
+        written = (folder / MANIFEST_FILE).read_bytes()
+        manifest = json.loads(written)
+        check_origin(folder, written, key_file, is_released="released" in manifest)
+        if manifest["format"] != FORMAT or (wanted := manifest["sha256"].get(MODEL_FILE)) is None:
+            problem = f"has format {manifest['format']!r}; needed is {FORMAT}, with the hash of {MODEL_FILE}"
             raise PredictionError(f"The manifest in '{folder}' {problem}. Use the predict.py beside the model.")
         classes, expected = tuple(map(str, manifest["classes"])), dict(manifest.get("expected") or {})
-        preprocessing: _Preprocessing = manifest["preprocessing"]
-        prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing)  # all its numbers are there
+        prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing := manifest["preprocessing"])  # all is there
         if not 0 < (temperature := float(manifest.get("temperature", 1.0))) < float("inf"):
             raise ValueError(f"the temperature is {temperature}")
-        found = hash_file(folder / MODEL_FILE)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"is no exported model: {_explain(error)}. Name its folder with --model."
-        raise PredictionError(f"'{folder}' {reason}") from None
-    if found != wanted:
+        model = (folder / MODEL_FILE).read_bytes()
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        raise PredictionError(f"'{folder}' is no exported model: {_explain(error)}. Name it with --model.") from None
+    if (found := hashlib.sha256(model).hexdigest()) != wanted:
         problem = f"has been changed: its SHA-256 is {found[:16]}..., the manifest says {str(wanted)[:16]}..."
         raise PredictionError(f"'{folder / MODEL_FILE}' {problem}. Copy the folder again from where it came.")
-    return Artefact(classes, preprocessing, expected, found, open_session(folder / MODEL_FILE, threads), temperature)
+    return Artefact(classes, preprocessing, expected, found, open_session(model, threads), temperature)
 
 
-def open_session(file: Path, threads: int = 0) -> Any:
+def check_origin(folder: Path, manifest: bytes, key_file: Path | None, *, is_released: bool) -> None:
+    """Check the signature if anything here or in the folder says that there is one; raises PredictionError."""
+    if not (KEY or key_file or is_released or any((folder / name).exists() for name in (SIGNATURE_FILE, KEY_FILE))):
+        return
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
+        line = KEY if KEY and key_file is None else (key_file or folder / KEY_FILE).read_text("ascii")
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(line.split()[1], validate=True)[-32:])
+        key.verify(base64.b64decode((folder / SIGNATURE_FILE).read_text("ascii").strip(), validate=True), manifest)
+    except Exception as error:  # what is wrong with a key or a signature has no common class
+        lacking = "cryptography is not installed here; type: pip install -r requirements.txt"
+        unfit = f"{SIGNATURE_FILE} or the public key is missing, or does not fit {MANIFEST_FILE}"
+        reason = f"cannot be confirmed: {lacking if isinstance(error, ImportError) else unfit}"
+        raise PredictionError(f"The model in '{folder}' is not used, because its signature {reason}.") from None
+
+
+def open_session(model: Path | bytes, threads: int = 0) -> Any:
     """Return an ``InferenceSession`` on the CPU, 0: one thread a core; raises PredictionError if it cannot run."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3  # errors
+    # No other file is opened, whatever the model names: nothing lies in this "folder".
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        content = model if isinstance(model, bytes) else model.read_bytes()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common class of its errors
-        raise PredictionError(f"onnxruntime {onnxruntime.__version__} cannot run {file}: {error}") from None
-
-
-def hash_file(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise PredictionError(f"onnxruntime {onnxruntime.__version__} cannot run it: {_explain(error)}") from None
 
 
 def decode_image(path: Path) -> Array:
-    """Read a JPEG or PNG file as it was read for training, as uint8 (H, W, 3), RGB; raises PredictionError.
-
-    Grey is repeated over the channels, palettes and CMYK are converted, transparent pixels become black, the EXIF
-    orientation is applied, and grey of 16 bits is scaled so that 65,535 becomes 255. Colour profiles are ignored.
-    """
+    """Read a JPEG or PNG file as the manifest says, as uint8 (H, W, 3), RGB; raises PredictionError."""
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return np.array(_convert_to_rgb(_apply_orientation(image)))
+            return np.array(_convert_to_rgb(image))
     except Exception as error:  # a broken file may raise anything
         raise PredictionError(_explain(error)) from None
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF data says nothing about the pixels, so the image is taken as it lies
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
-
-
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    try:
+        is_turned = image.getexif().get(0x0112, 1) != 1
+    except Exception:  # broken EXIF data says nothing about the pixels, so the image is taken as it lies
+        is_turned = False
+    image = ImageOps.exif_transpose(image) if is_turned else image
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         grey = np.rint(np.clip(np.asarray(image).astype(np.float64) / 257.0, 0, 255)).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
@@ -130,7 +132,7 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def prepare_image(pixels: Array, preprocessing: _Preprocessing) -> Array:
+def prepare_image(pixels: Array, preprocessing: dict[str, Any]) -> Array:
     """Turn uint8 (H, W, 3) into what the model sees: float32 (3, S, S), ``(value / 255 - mean) / std``."""
     x_CHW = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     size, rule = int(preprocessing["image_size"]), preprocessing["resize"]
@@ -147,11 +149,8 @@ def prepare_image(pixels: Array, preprocessing: _Preprocessing) -> Array:
 
 
 def resize(x_CHW: Array, height: int, width: int) -> Array:
-    """Resize uint8 planes, bilinear with antialiasing, to the same bits as PyTorch does for uint8.
-
-    First along the rows, then along the columns, each rounded to uint8. Result i is the sum of the inputs j around
-    ``c = (i + 0.5) * scale`` with the weights ``max(0, 1 - |j + 0.5 - c| / max(scale, 1))``, as integers of 16 bits.
-    """
+    """Resize uint8 planes along rows, then columns, bilinear with antialiasing, to the bits of PyTorch for uint8."""
+    # i is the sum of j around c = (i + 0.5) * scale with weights max(0, 1 - |j + 0.5 - c| / max(scale, 1)) in 16 bits.
     channels, rows, columns = x_CHW.shape
     if columns != width:
         flat = x_CHW.reshape(channels * rows, columns)
@@ -168,10 +167,8 @@ def _weigh(size: int, target: int, block: int = 8) -> Iterator[tuple[slice, Arra
     support = max(size / target, 1.0)
     centres = [(i + 0.5) * (size / target) for i in range(target)]
     spans = [(max(int(c - support + 0.5), 0), min(int(c + support + 0.5), size)) for c in centres]
-    taps = [
-        np.maximum(0.0, 1 - np.abs((np.arange(*span) - centre + 0.5) * (1 / support)))
-        for centre, span in zip(centres, spans, strict=True)
-    ]
+    pairs = zip(spans, centres, strict=True)
+    taps = [np.maximum(0.0, 1 - np.abs((np.arange(*span) - c + 0.5) * (1 / support))) for span, c in pairs]
     rows = [row / row.sum() for row in taps]
     largest, bits = max(row.max() for row in rows), 0
     while bits < 22 and int(0.5 + largest * 2 ** (bits + 1)) < 2**15:
@@ -247,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(BANNER, file=sys.stderr)
     warnings.filterwarnings("ignore", module="PIL")  # remarks about size and metadata
     try:
-        _write_table(open_artefact(options.model, options.threads), list(find_images(options.images)), options)
+        artefact = open_artefact(options.model, options.threads, options.key)
+        _write_table(artefact, list(find_images(options.images)), options)
     except KeyboardInterrupt:
         print("\nStopped; the table is not complete.", file=sys.stderr)
         return 130
@@ -267,6 +265,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders to search")
     parser.add_argument("--version", action="version", version=f"predict.py, for models of the format {FORMAT}")
     parser.add_argument("--model", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: here")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="public key with which the model must be signed")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the table (default: standard output)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: one for each core)")
@@ -322,7 +321,7 @@ def _make_safe(text: str) -> str:
 def _explain(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "neither JPEG nor PNG, or empty"
-    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     return f"it has no {text}" if isinstance(error, KeyError) else text
 
 

@@ -24,6 +24,7 @@ from fedmed.data.sources.decoding import decode_image
 from fedmed.export.manifest import FORMAT, describe_preprocessing
 from fedmed.export.onnx_file import write_onnx
 from fedmed.seeding import make_rng, seeded_torch
+from fedmed.storage.atomic_files import hash_file
 
 CLASSES = ["benign", "=malignant", "other"]
 SIZE = 24
@@ -93,7 +94,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "classes": CLASSES,
         "preprocessing": describe_preprocessing("flips", SIZE),
         "expected": {"basis": "test", "width": [8, 420], "height": [8, 300], "mean": [0.1, 0.9], "colour": "colour"},
-        "sha256": {"model.onnx": predict.hash_file(folder / "model.onnx")},
+        "sha256": {"model.onnx": hash_file(folder / "model.onnx")},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

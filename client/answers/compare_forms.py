@@ -11,6 +11,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ import torch
 from torch import nn
 
 from client.guard.requests import Request
+from client.hospital.compared import OwnComparison, write_own_comparison
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE, Plan
 from fedmed.data import ImagePart
 from fedmed.errors import FedmedError, WireError
 from fedmed.export import load_model
-from fedmed.export.compare import compare_outputs, read_batches, run_onnx
+from fedmed.export.compare import FormComparison, compare_outputs, read_batches, run_onnx
 from fedmed.export.manifest import describe_preprocessing
 from fedmed.export.plain_onnx import check_plain_onnx
 from fedmed.export.release_form import describe_comparison, describe_problem
 from fedmed.predict import PredictionError, open_artefact
 from fedmed.protocol.messages import unpack_files
-from fedmed.protocol.release import COMPARED_FILES, MANIFEST_FILE, ONNX_FILE
+from fedmed.protocol.release import COMPARED_FILES, MANIFEST_FILE, MODEL_FILE, ONNX_FILE, name_compared
 from fedmed.protocol.reports import FormsCompared, FormsProblem
 
 _logger = logging.getLogger("fedmed.client")
@@ -66,19 +68,36 @@ def compare_candidate(packed: bytes, trained: nn.Module, request: Request, site:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="candidate-", dir=folder) as opened:
         try:
-            deploy, session = _open(packed, Path(opened), request)
+            candidate = _open(packed, Path(opened), request)
         except (CandidateError, WireError) as error:
             _logger.warning("The artefact is refused: %s", error)
             return describe_problem(str(error))
-        part = _take_counted(site, request.plan)
-        batches = read_batches(part, request.plan)
-        comparison = compare_outputs(trained.cpu(), deploy, session, batches, part.labels, len(request.plan.classes))
-    for failure in comparison.failures():
+        comparison = own = _compare(trained, candidate, _take_counted(site, request.plan), request.plan)
+        if not own.onnx.num_images:  # nothing may be told of so few images, but this site wants to know
+            own = _compare(trained, candidate, site.data.test, request.plan)
+    failures = own.failures()
+    for failure in failures:
         _logger.warning("The artefact is not equal to the model: %s", failure)
+    write_own_comparison(folder, OwnComparison(candidate.files, own.onnx.num_images, agrees=not failures))
     return describe_comparison(comparison)
 
 
-def _open(packed: bytes, folder: Path, request: Request) -> tuple[nn.Module, Any]:
+@dataclass(frozen=True)
+class _Candidate:
+    """An artefact that is nothing but a network of the plan."""
+
+    deploy: nn.Module
+    session: Any
+    files: dict[str, str]
+    """Hashes by which it is known again."""
+
+
+def _compare(trained: nn.Module, candidate: _Candidate, part: ImagePart, plan: Plan) -> FormComparison:
+    batches = read_batches(part, plan)
+    return compare_outputs(trained.cpu(), candidate.deploy, candidate.session, batches, part.labels, len(plan.classes))
+
+
+def _open(packed: bytes, folder: Path, request: Request) -> _Candidate:
     """Return deploy form and ONNX session once all checks have passed.
 
     Raises
@@ -89,8 +108,8 @@ def _open(packed: bytes, folder: Path, request: Request) -> tuple[nn.Module, Any
     if hashlib.sha256(packed).hexdigest() != request.artefact_sha256:
         raise CandidateError("The artefact that arrived is not the one that the request names; its hash differs.")
     files = unpack_files(packed, COMPARED_FILES)
-    _check_manifest(files, request.plan)
-    check_plain_onnx(files[ONNX_FILE])
+    hashes = _check_manifest(files, request.plan)
+    check_plain_onnx(files[ONNX_FILE], weight_bytes=len(files[MODEL_FILE]))
     for name, content in files.items():
         (folder / name).write_bytes(content)
     del files
@@ -105,11 +124,16 @@ def _open(packed: bytes, folder: Path, request: Request) -> tuple[nn.Module, Any
     except Exception as error:
         _logger.debug("The artefact cannot be used.", exc_info=error)
         raise CandidateError(f"The artefact's files cannot be used here ({type(error).__name__}).") from error
-    return deploy, session
+    return _Candidate(deploy, session, hashes)
 
 
-def _check_manifest(files: dict[str, bytes], plan: Plan) -> None:
+def _check_manifest(files: dict[str, bytes], plan: Plan) -> dict[str, str]:
     """Check that the manifest is of this plan and names the other files by their hashes.
+
+    Returns
+    -------
+    dict of str to str
+        Hashes by which the candidate is known again.
 
     Raises
     ------
@@ -119,6 +143,7 @@ def _check_manifest(files: dict[str, bytes], plan: Plan) -> None:
     try:
         manifest = json.loads(files[MANIFEST_FILE])
         hashes = {name: manifest["sha256"][name] for name in files if name != MANIFEST_FILE}
+        compared = name_compared(manifest)
         told = Plan.model_validate(manifest["plan"])
         described = {key: manifest[key] for key in ("form", "classes", "preprocessing")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -130,6 +155,7 @@ def _check_manifest(files: dict[str, bytes], plan: Plan) -> None:
     wrong = [name for name, digest in hashes.items() if hashlib.sha256(files[name]).hexdigest() != digest]
     if wrong:
         raise CandidateError(f"The artefact's {', '.join(wrong)} does not have the hash that its manifest names.")
+    return compared
 
 
 def _try_out(deploy: nn.Module, session: Any, plan: Plan) -> None:

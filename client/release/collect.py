@@ -2,13 +2,16 @@
 
 ::
 
-    state_dir/model/              the deployable model, its card, its proof, predict.py; manifest.json, manifest.sig
+    state_dir/model/              the deployable model, its proof, manifest.json, manifest.sig; and what this site's own
+                                  installation writes: predict.py, requirements.txt, model_card.md, release.pub
     state_dir/own_model/          with batch_norm: local, this site's own deployable model; model/ is then in train form
-    state_dir/federation_report/  index.html, report.json: the federation's report
+    state_dir/federation_report/  report.json, and index.html, which is drawn from it here
     state_dir/report/             this site's own report; it never leaves
     state_dir/collected.json      which release was collected last, and which runs have ended
 
-Nothing is put in place before the signature of the manifest and the hash of every file have been checked.
+Nothing is put in place before the signature of the manifest and the hash of every file have been checked, the model is
+known to be the one that was compared, and all files have been looked through. Nothing that travelled is executed,
+installed or shown as it came.
 
 By hand: ``python -m client.release.collect --config client.yaml``, or ``flower-client --fetch-model``.
 """
@@ -20,26 +23,26 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from client.guard.audit import open_site_audit
-from client.release.content import (
-    ASK,
-    Manifest,
-    ReleaseError,
-    parse_manifest,
-    write_programs,
-)
+from client.release.belonging import check_belonging, find_last_time
+from client.release.compared import check_compared
+from client.release.content import ASK, Manifest, ReleaseError, parse_manifest
 from client.supernode.collected import Collected, find_collected, write_collected
 from fedmed.config.client import ClientConfig, load_client_config
-from fedmed.errors import FedmedError, tame
+from fedmed.errors import FedmedError
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
-from fedmed.protocol.release import HISTORY_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, SIGNATURE_FILE
+from fedmed.protocol.release import MANIFEST_FILE, MAX_MANIFEST_BYTES, REPORT_DATA_FILE, SIGNATURE_FILE
 from fedmed.storage.atomic_files import hash_file, replace_folder, sync_path
 from fedmed.storage.history import RoundRecord
+
+if TYPE_CHECKING:  # it imports torch, which a waiting process does without
+    from client.release.look_through import Contents
 
 _PARTIAL = ".release.partial"
 _SPARE_BYTES = 64 * 2**20
@@ -56,7 +59,9 @@ class ReleaseServer(Protocol):
         """Tell the server that this site has the model."""
 
 
-def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = None) -> Path:
+def collect(
+    config: ClientConfig, fleet: ReleaseServer, announced: str | None = None, *, accept_uncompared: bool = False
+) -> Path:
     """Collect the released model, also if it was collected before; files that are here and sound are not sent again.
 
     Parameters
@@ -67,6 +72,8 @@ def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = 
         Signed connection to the server.
     announced : str, optional
         Hash of the manifest that the server has announced; default: whatever it has released.
+    accept_uncompared : bool
+        Whether a person takes a model that no site is known to have compared before the release.
 
     Returns
     -------
@@ -76,39 +83,48 @@ def collect(config: ClientConfig, fleet: ReleaseServer, announced: str | None = 
     Raises
     ------
     FedmedError
-        If there is no release, it is another one than was announced, or it cannot be trusted or stored. What was
-        collected before is untouched.
+        If there is no release, it is another one than was announced or compared, or it cannot be trusted or stored.
+        What was collected before is untouched.
     """
     state_dir = private_folder(Path(config.state_dir))
     with single_instance(state_dir / "release.lock", "a process that collects the released model"):
-        manifest = _bring_home(config, fleet, state_dir, announced)
+        manifest = _bring_home(config, fleet, state_dir, announced, accept_uncompared=accept_uncompared)
         _finish(fleet, state_dir, manifest)
-        if manifest.content.get("batch_norm") == "local":  # takes its time, for which the server need not wait
+        if manifest.content["batch_norm"] == "local":  # takes its time, for which the server need not wait
             _make_own_model(config, manifest)
     return state_dir / "model"
 
 
-def fetch_model(config: ClientConfig, announced: str | None = None) -> str:
+def fetch_model(config: ClientConfig, announced: str | None = None, *, accept_uncompared: bool = False) -> str:
     """Do what :func:`collect` does over a connection of its own; return one line for a person."""
     from client.supernode.fleet import Fleet  # noqa: PLC0415  (imports flwr)
 
     with Fleet(config) as fleet:
-        folder = collect(config, fleet, announced)
+        folder = collect(config, fleet, announced, accept_uncompared=accept_uncompared)
     own_report = folder.parent / "report" / "index.html"
-    return f"{_describe_model(folder)}. This site's own report is in {own_report}."
+    compared = find_collected(folder.parent).compared
+    told = f" It was compared before its release by {compared}." if compared else ""
+    return f"{_describe_model(folder)}.{told} This site's own report is in {own_report}."
 
 
-def _bring_home(config: ClientConfig, fleet: ReleaseServer, state_dir: Path, announced: str | None) -> Manifest:
+def _bring_home(
+    config: ClientConfig, fleet: ReleaseServer, state_dir: Path, announced: str | None, *, accept_uncompared: bool
+) -> Manifest:
     partial = state_dir / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     private_folder(partial)
     try:
         manifest = _download_manifest(config, fleet, partial, announced)
-        _check_belonging(config, manifest, state_dir, by_itself=announced is not None)
+        check_belonging(config, manifest, state_dir, by_itself=announced is not None)
+        compared = check_compared(state_dir, manifest, accept_uncompared=accept_uncompared)
+        manifest = replace(manifest, compared_by=compared)
         _gather_files(fleet, partial, state_dir, manifest)
-        _put_in_place(partial, state_dir, manifest)
+        from client.release.look_through import look_through  # noqa: PLC0415  (imports torch)
+
+        contents = look_through(partial, manifest)
+        _put_in_place(config, partial, state_dir, manifest, contents)
         _log_arrival(state_dir, manifest)
-        _write_own_report(config, manifest, partial / HISTORY_FILE)
+        _write_own_report(config, manifest, contents.history)
     except OSError as error:
         raise ReleaseError(f"The released model could not be stored: {error.strerror or error}. {ASK}") from error
     finally:
@@ -131,37 +147,10 @@ def _download_manifest(config: ClientConfig, fleet: ReleaseServer, folder: Path,
     return parse_manifest(data, sha256)
 
 
-def _check_belonging(config: ClientConfig, manifest: Manifest, state_dir: Path, *, by_itself: bool) -> None:
-    """Refuse a release that is genuine, but of another study, older than the one here, or of a run of others."""
-    plan = manifest.content.get("plan")
-    told: Mapping[str, object] = plan if isinstance(plan, dict) else {}
-    for key in ("study", "approval"):
-        wanted, found = getattr(config.policy, key), told.get(key)
-        if wanted is not None and wanted != found:
-            raise ReleaseError(
-                f"The released model is of {key} {tame(repr(found))}; policy.{key} allows {wanted!r} only. {ASK}"
-            )
-    here = _read_release_time(state_dir / "model" / MANIFEST_FILE)
-    if str(manifest.content.get("released", "")) < here:
-        raise ReleaseError(f"The server offers a model that was released before the one here ({here}). {ASK}")
-    if by_itself and not (state_dir / "runs" / manifest.run_id).is_dir():
-        raise ReleaseError(
-            "The released model is of a run in which this site took no part. To have it all the same, type: "
-            "flower-client --fetch-model"
-        )
-
-
-def _read_release_time(manifest_file: Path) -> str:
-    try:
-        return str(json.loads(manifest_file.read_text()).get("released", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
 def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest: Manifest) -> None:
     """Fetch the files that a site has use for, and check each; what lies here from an earlier time is taken."""
-    places = manifest.places
-    sources = {name: state_dir / folder / target for folder, files in places.items() for target, name in files.items()}
+    sources = {name: state_dir / "model" / name for name in manifest.model_files}
+    sources[REPORT_DATA_FILE] = state_dir / "federation_report" / REPORT_DATA_FILE
     lacking = [
         name for name in manifest.wanted if not _take_old(sources.get(name), partial / name, manifest.files[name][0])
     ]
@@ -184,7 +173,7 @@ def _gather_files(fleet: ReleaseServer, partial: Path, state_dir: Path, manifest
 
 def _take_old(source: Path | None, target: Path, digest: str) -> bool:
     """Link a file that was collected before, if it is the same."""
-    if source is None or not source.is_file() or hash_file(source) != digest:
+    if source is None or source.is_symlink() or not source.is_file() or hash_file(source) != digest:
         return False
     try:
         os.link(source, target)
@@ -193,17 +182,23 @@ def _take_old(source: Path | None, target: Path, digest: str) -> bool:
     return True
 
 
-def _put_in_place(partial: Path, state_dir: Path, manifest: Manifest) -> None:
-    """Replace the folders of an earlier release, each in one step."""
-    for folder, files in manifest.places.items():
-        draft = partial / folder
+def _put_in_place(
+    config: ClientConfig, partial: Path, state_dir: Path, manifest: Manifest, contents: "Contents"
+) -> None:
+    """Make both folders anew and replace those of an earlier release, each in one step; the model is last."""
+    from client.release.written_here import write_beside_model, write_federation_report  # noqa: PLC0415
+
+    drafts = {name: partial / name for name in ("federation_report", "model")}
+    for draft in drafts.values():
         draft.mkdir()
-        for name, source in files.items():
-            (partial / source).replace(draft / name)
-        if folder == "model" and manifest.is_deployable:
-            write_programs(draft, manifest.content)
+    write_federation_report(drafts["federation_report"], (partial / REPORT_DATA_FILE).read_bytes(), contents.report)
+    for name in manifest.model_files:
+        (partial / name).replace(drafts["model"] / name)
+    if manifest.is_deployable:
+        write_beside_model(drafts["model"], manifest.content, contents.report, Path(config.release_key))
+    for name, draft in drafts.items():
         sync_path(draft)
-        replace_folder(draft, state_dir / folder)
+        replace_folder(draft, state_dir / name)
 
 
 def _log_arrival(state_dir: Path, manifest: Manifest) -> None:
@@ -213,18 +208,21 @@ def _log_arrival(state_dir: Path, manifest: Manifest) -> None:
         if name in manifest.wanted
     ]
     open_site_audit(state_dir).append(
-        "release_received", run_id=manifest.run_id, manifest_sha256=manifest.sha256, parts=parts
+        "release_received",
+        run_id=manifest.run_id,
+        manifest_sha256=manifest.sha256,
+        parts=parts,
+        compared_by=manifest.compared_by,
     )
 
 
-def _write_own_report(config: ClientConfig, manifest: Manifest, history_file: Path) -> None:
+def _write_own_report(config: ClientConfig, manifest: Manifest, history: list[RoundRecord]) -> None:
     """Make the site's own report. The model is home whatever becomes of it, so a failure is only told."""
     # These import torch, which a waiting process does without.
     from client.hospital.own_rows import OwnReportError  # noqa: PLC0415
     from client.release.own_report import write_own_report  # noqa: PLC0415
 
     try:
-        history = [RoundRecord.model_validate(line) for line in json.loads(history_file.read_text(encoding="utf-8"))]
         has_figures = write_own_report(config, manifest.content, history, manifest.sha256)
     except OwnReportError as error:
         _logger.error("%s", error)
@@ -252,7 +250,7 @@ def _describe_model(folder: Path) -> str:
     """Return where the model is and how to use it."""
     content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     if content.get("form") == "deploy":
-        return f"The released model is in {folder}; to use it: python -m fedmed.predict --model {folder} IMAGE"
+        return f"The released model is in {folder}; to use it: python {folder / 'predict.py'} IMAGE"
     if content.get("batch_norm") != "local":
         return f"The released model is in {folder}"
     own = folder.parent / "own_model"
@@ -274,7 +272,11 @@ def _finish(fleet: ReleaseServer, state_dir: Path, manifest: Manifest) -> None:
     run_ids = [*find_collected(state_dir).run_ids, manifest.run_id]
     open_site_audit(state_dir).append("release_confirmed", manifest_sha256=manifest.sha256)
     fleet.report_collected(manifest.sha256)
-    write_collected(state_dir, Collected(manifest.sha256, tuple(dict.fromkeys(run_ids))))
+    last = find_last_time(state_dir)
+    released = last.isoformat() if manifest.released is None else max(last, manifest.released).isoformat()
+    write_collected(
+        state_dir, Collected(manifest.sha256, tuple(dict.fromkeys(run_ids)), released, manifest.compared_by)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

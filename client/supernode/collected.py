@@ -1,7 +1,7 @@
 """``state_dir/collected.json``: which release was collected last, and which runs have ended."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedmed.errors import CheckpointError
@@ -18,6 +18,10 @@ class Collected:
     """Disclosure that was collected last and reported; None: none yet."""
     run_ids: tuple[str, ...] = ()
     """Runs whose model is home."""
+    released: str = ""
+    """When the newest model that came here was released."""
+    compared: str = ""
+    """Who compared it before its release, for people."""
 
 
 def read_collected(state_dir: Path) -> Collected:
@@ -31,7 +35,9 @@ def read_collected(state_dir: Path) -> Collected:
     path = state_dir / _FILE
     try:
         content = json.loads(path.read_bytes())
-        return Collected(str(content["manifest_sha256"]), tuple(map(str, content.get("run_ids", []))))
+        run_ids = tuple(map(str, content.get("run_ids", [])))
+        told = (str(content.get(key, "")) for key in ("released", "compared"))
+        return Collected(str(content["manifest_sha256"]), run_ids, *told)
     except FileNotFoundError:
         return Collected()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -57,5 +63,5 @@ def write_collected(state_dir: Path, collected: Collected) -> None:
     CheckpointError
         If it cannot be written.
     """
-    content = {"manifest_sha256": collected.manifest_sha256, "run_ids": list(collected.run_ids)}
+    content = asdict(collected)
     write_atomically(state_dir / _FILE, json.dumps(content).encode())

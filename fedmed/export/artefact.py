@@ -155,7 +155,7 @@ def _fill(folder: Path, model: nn.Module, settings: ArtefactSettings, images: Pr
     sizes = describe_sizes(model, deploy, folder / ONNX_FILE, session, plan.image_size)
     for name, module in PROGRAMS.items():
         write_atomically(folder / name, Path(str(module.__file__)).read_bytes())
-    write_text_atomically(folder / REQUIREMENTS_FILE, _make_requirements())
+    write_text_atomically(folder / REQUIREMENTS_FILE, make_requirements())
     manifest = _describe(settings, _summarise(proof, conversion.places, comparison, shown.source), sizes)
     write_text_atomically(folder / CARD_FILE, write_model_card(manifest, settings.report))
     manifest["sha256"] = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
@@ -204,9 +204,9 @@ def _summarise(proof: Proof, places: Sequence[Place], comparison: FormComparison
     }
 
 
-def _make_requirements() -> str:
-    """Return ``requirements.txt``: the versions that the artefact was checked with."""
-    lines = [f"{package}=={metadata.version(package)}" for package in _RUNTIME]
+def make_requirements(*more: str) -> str:
+    """Return ``requirements.txt``: the versions here of what ``predict.py`` needs, and of further packages."""
+    lines = [f"{package}=={metadata.version(package)}" for package in (*_RUNTIME, *more)]
     head = "# The versions that this model was checked with, Python 3.11 or newer. Others are likely to work; compare."
     return "\n".join([head, *lines, ""])
 

@@ -136,6 +136,16 @@ class ReleasedFile(TypedDict):
     bytes: int
 
 
+class SiteComparison(TypedDict):
+    """What one site compared before the release; of a model in train form: which it tested."""
+
+    sha256: dict[str, str]
+    """See :func:`fedmed.protocol.release.name_compared`."""
+    num_images: int
+    max_abs_error: float | None
+    """Of a logit of deploy form or ONNX file; None where there is no deploy form."""
+
+
 class ModelManifest(TypedDict):
     """Content of ``manifest.json``, of a model in either form; keys that are not known here stay in the file."""
 
@@ -175,6 +185,8 @@ class ModelManifest(TypedDict):
     released: NotRequired[str]
     model_sha256: NotRequired[str]
     files: NotRequired[dict[str, ReleasedFile]]
+    compared: NotRequired[dict[str, SiteComparison]]
+    """By site."""
 
 
 class ManifestChanges(TypedDict, total=False):

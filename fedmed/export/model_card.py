@@ -3,16 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
+from fedmed.export.manifest import NOTICE, ModelManifest, PooledComparison
 from fedmed.storage.environment import TeacherOrigin
-
-if TYPE_CHECKING:
-    from fedmed.export.manifest import ModelManifest, PooledComparison
 
 FIGURES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "auc": "macro AUC"}
 BY_CLASS = {"sensitivity": "sensitivity", "specificity": "specificity"}
-_MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "|*_`[]<>#"} | {"\n": " ", "\r": " "})
+_MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`[]<>#&~!$"})
 
 
 class Figure(TypedDict, total=False):
@@ -57,7 +55,7 @@ def read_report(folder: Path) -> ReportData | None:
     return content
 
 
-def write_model_card(manifest: "ModelManifest", report: ReportData | None = None) -> str:
+def write_model_card(manifest: ModelManifest, report: ReportData | None = None) -> str:
     """Return the card as Markdown.
 
     Parameters
@@ -69,7 +67,7 @@ def write_model_card(manifest: "ModelManifest", report: ReportData | None = None
     """
     compared = manifest["proof"].get("sites")
     parts = [
-        f"# {_plain(manifest['title'])}\n\n**{manifest['notice']}** No decision about a patient may rest on it.",
+        f"# {_plain(manifest['title'])}\n\n**{NOTICE}** No decision about a patient may rest on it.",
         _describe_use(manifest),
         _describe_data(manifest, report),
         _describe_results(report),
@@ -81,7 +79,7 @@ def write_model_card(manifest: "ModelManifest", report: ReportData | None = None
     return "\n\n".join(parts) + "\n"
 
 
-def _describe_use(manifest: "ModelManifest") -> str:
+def _describe_use(manifest: ModelManifest) -> str:
     plan, release = manifest["plan"], manifest["release"]
     by = f", by {_plain(release['by'])}" if release.get("by") else ""
     if release.get("kind") == "manual" and not by:
@@ -93,7 +91,7 @@ def _describe_use(manifest: "ModelManifest") -> str:
         "For research on classifiers of images of the kind described below. Given one image, the model states for each "
         f"of {len(manifest['classes'])} classes how probable it holds it: {_list(manifest['classes'])}. It knows no "
         "other class: an image of anything else gets probabilities that sum to 1 all the same.",
-        f"Network `{plan['model']['name']}`, trained in {plan['rounds']} rounds, of which round "
+        f"Network `{_code(plan['model']['name'])}`, trained in {plan['rounds']} rounds, of which round "
         f"{manifest['chosen_round']} was chosen on validation images"
         + (f"; for the site {_plain(manifest['site'])} only, with its own BatchNorm" if manifest.get("site") else "")
         + f". Study: {_plain(plan['study'])}; approval: {_plain(plan['approval'] or 'none stated')}. "
@@ -101,7 +99,7 @@ def _describe_use(manifest: "ModelManifest") -> str:
     )
 
 
-def _describe_data(manifest: "ModelManifest", report: ReportData | None) -> str:
+def _describe_data(manifest: ModelManifest, report: ReportData | None) -> str:
     paragraphs = []
     if report and report.get("synthetic"):
         paragraphs.append(
@@ -114,10 +112,11 @@ def _describe_data(manifest: "ModelManifest", report: ReportData | None) -> str:
     paragraphs += _describe_distillation(manifest, report)
     expected = manifest["expected"]
     if expected:
+        basis = expected.get("basis", "of the training images")
         shown = [f"{key} {expected[key][0]:g} to {expected[key][1]:g}" for key in _RANGES if expected.get(key)]
-        shown += [f"colour: {expected['colour']}"] if expected.get("colour") else []
+        shown += [f"colour: {_plain(expected['colour'])}"] if expected.get("colour") else []
         paragraphs.append(
-            f"`predict.py` writes a note beside every image outside these ranges ({_plain(expected['basis'])}): "
+            f"`predict.py` writes a note beside every image outside these ranges ({_plain(basis)}): "
             f"{'; '.join(shown)}. Mean and standard deviation are of the pixel values, 0 to 1."
         )
     else:
@@ -127,7 +126,7 @@ def _describe_data(manifest: "ModelManifest", report: ReportData | None) -> str:
     return _section("Data", *paragraphs)
 
 
-def _describe_distillation(manifest: "ModelManifest", report: ReportData | None) -> list[str]:
+def _describe_distillation(manifest: ModelManifest, report: ReportData | None) -> list[str]:
     """Return what the sites learned from beside the labels, as far as it is known."""
     kind = manifest.get("fopro")
     if kind == "disabled":
@@ -144,7 +143,7 @@ def _describe_distillation(manifest: "ModelManifest", report: ReportData | None)
 
 def _describe_teacher(teacher: TeacherOrigin) -> str:
     source, digest = _plain(teacher.get("source", "unknown")), teacher.get("sha256")
-    shown = f"{source}; SHA-256 `{_plain(digest)}`" if digest else source
+    shown = f"{source}; SHA-256 `{_code(digest)}`" if digest else source
     return (
         f"`fopro: client`. Beside the labels, the sites learned from the features of a frozen public network, "
         f"{_plain(teacher.get('name', 'unknown'))} ({shown}), after FoPro-KD; the Fourier prompt of that method is a "
@@ -179,7 +178,7 @@ def _describe_results(report: ReportData | None) -> str:
     )
 
 
-def _describe_proof(manifest: "ModelManifest") -> str:
+def _describe_proof(manifest: ModelManifest) -> str:
     proof, sizes = manifest["proof"], manifest["sizes"]
     rows = [
         [name, _number(form.get("parameters")), f"{form['bytes'] / 2**20:.1f}", f"{form['latency_ms']:.1f}"]
@@ -193,13 +192,14 @@ def _describe_proof(manifest: "ModelManifest") -> str:
         f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])} "
         f"the logits of the ONNX file differ from those of the trained network by {onnx['max_abs_error']:.1e} at most "
         f"({_ALLOWED}); the class is the same for {onnx['num_agreeing']} of the "
-        f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. `{proof['details']}` has the details.",
+        f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. "
+        f"`{_code(proof['details'])}` has the details.",
         _table(["form", "parameters", "MiB", "ms for one image"], rows),
-        f"Times on a CPU ({machine['processor']}, {machine['threads']} threads), which may have been busy.",
+        f"Times on a CPU ({_plain(machine['processor'])}, {machine['threads']} threads), which may have been busy.",
     )
 
 
-def _describe_comparison(pooled: "PooledComparison") -> str:
+def _describe_comparison(pooled: PooledComparison) -> str:
     """Return what the sites found before the release; see :func:`fedmed.export.release_form.pool`."""
     silent = pooled.get("num_silent", 0)
     others = f" {silent} further sites gave no comparison." if silent else ""
@@ -219,7 +219,7 @@ def _describe_comparison(pooled: "PooledComparison") -> str:
     )
 
 
-def _describe_limits(manifest: "ModelManifest", report: ReportData | None) -> str:
+def _describe_limits(manifest: ModelManifest, report: ReportData | None) -> str:
     limits = [
         "It has not been shown to help patients, and no authority has approved it.",
         "It was tested on images of the sites named above. Other devices, populations and ways of taking images may "
@@ -235,7 +235,7 @@ def _describe_limits(manifest: "ModelManifest", report: ReportData | None) -> st
     return _section("Limits", "\n".join(f"- {limit}" for limit in limits))
 
 
-def _describe_calibration(manifest: "ModelManifest") -> str:
+def _describe_calibration(manifest: ModelManifest) -> str:
     fitted = manifest.get("calibration")
     limit = "Probabilities are not guaranteed to be calibrated; the report states the calibration error."
     if not fitted:
@@ -293,5 +293,14 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return a text that came from elsewhere, fit for Markdown."""
-    return str(text).translate(_MARKUP)
+    """Return a text that came from elsewhere, fit for Markdown: one line, in which nothing is a mark."""
+    return _flatten(text).translate(_MARKUP)
+
+
+def _code(text: object) -> str:
+    """Return a text that came from elsewhere, fit to stand between backticks, where no mark counts but these."""
+    return _flatten(text).replace("`", "'").replace("|", "/")
+
+
+def _flatten(text: object) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))

@@ -22,39 +22,11 @@ MOST_MULTIPLICATIONS = 4 * 10**12
 _BATCHES = (2, 3)
 _MOST_FOLLOWED = 4096
 _MOST_SIDE, _CHANNELS = 4096, 3
-_COMPUTED = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Ceil",
-        "Concat",
-        "Constant",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Expand",
-        "Floor",
-        "Gather",
-        "Identity",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Range",
-        "ReduceProd",
-        "ReduceSum",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+_NAMES = """
+Add Cast Ceil Concat Constant ConstantOfShape Div Equal Expand Floor Gather Identity Max Min Mod Mul Neg Range
+ReduceProd ReduceSum Reshape Shape Size Slice Squeeze Sub Tile Unsqueeze Where
+"""
+_COMPUTED = frozenset(_NAMES.split())
 """Operators whose few whole numbers are computed here, because the size of something may depend on them."""
 
 Shape = tuple[int, ...]
@@ -257,7 +229,8 @@ def _evaluate(proto: Any, node: Any, inputs: dict[str, Any]) -> Any:
     graph = helper.make_graph([node], "one", names, [ValueInfoProto(name=node.output[0])])
     try:
         model = helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
-        return ReferenceEvaluator(model).run(None, inputs)[0]
+        found: Any = ReferenceEvaluator(model).run(None, inputs)
+        return found[0]
     except Exception:  # numpy's and the library's have no common class
         raise SizeError(f"an operator '{node.op_type}' in it does not fit its inputs") from None
 

@@ -17,24 +17,20 @@ OPSETS = range(13, 29)
 """Versions of ONNX's operators that are read; this library writes one of them."""
 MOST_TIMES_THE_WEIGHTS = 4
 """Constants of a file, in sizes of the same network's weights."""
-OPERATORS = frozenset(
-    # Arithmetic, value by value
-    "Abs Add And Ceil Clip Cos Div Equal Erf Exp Floor Greater GreaterOrEqual Less LessOrEqual Log Max Mean Min Mod Mul "
-    "Neg Not Or Pow Reciprocal Round Sign Sin Sqrt Sub Sum Where Xor "
-    # Activations
-    "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu LogSoftmax Mish PRelu Relu Selu Sigmoid Softmax Softplus Softsign "
-    "Swish Tanh ThresholdedRelu "
-    # Layers
-    "AveragePool BatchNormalization Conv ConvTranspose Gemm GlobalAveragePool GlobalMaxPool GroupNormalization "
-    "InstanceNormalization LayerNormalization LpNormalization MatMul MaxPool RMSNormalization "
-    # Sums over axes
-    "ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare TopK "
-    # Shape and place
-    "Cast CastLike Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Identity "
-    "Pad Range Reshape Resize ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu "
-    "Unsqueeze".split()
-)
+_NAMES = """
+Abs Add And Ceil Clip Cos Div Equal Erf Exp Floor Greater GreaterOrEqual Less LessOrEqual Log Max Mean Min Mod Mul Neg
+Not Or Pow Reciprocal Round Sign Sin Sqrt Sub Sum Where Xor
+Celu Elu Gelu HardSigmoid HardSwish LeakyRelu LogSoftmax Mish PRelu Relu Selu Sigmoid Softmax Softplus Softsign Swish
+Tanh ThresholdedRelu
+AveragePool BatchNormalization Conv ConvTranspose Gemm GlobalAveragePool GlobalMaxPool GroupNormalization
+InstanceNormalization LayerNormalization LpNormalization MatMul MaxPool RMSNormalization
+ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare TopK
+Cast CastLike Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad
+Range Reshape Resize ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu
+Unsqueeze
+"""
+OPERATORS = frozenset(_NAMES.split())
 """Operators that are read; none of them draws a random number, holds a graph or opens a file."""
 _MOST_NODES = 100_000
 _LAST_IR = 13
@@ -103,8 +99,6 @@ def _find_problems_of_nodes(nodes: Iterable[Any]) -> Iterator[str]:
     for node in nodes:
         if node.domain not in STANDARD_DOMAINS:
             yield "operators that are not of ONNX itself"
-        if node.op_type not in OPERATORS:
-            yield "operators that are not of ONNX itself or not those of an image classifier"
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 yield "a graph within the graph, such as a loop"
@@ -118,6 +112,8 @@ def _find_problems_of_nodes(nodes: Iterable[Any]) -> Iterator[str]:
                 yield "numbers that are too large for the size of anything"
             tensors = [attribute.t] if attribute.HasField("t") else []
             yield from _find_problems_of_tensors([*tensors, *attribute.tensors])
+        if node.op_type not in OPERATORS:
+            yield "operators that are not of ONNX itself or not those of an image classifier"
 
 
 def _find_problems_of_tensors(tensors: Iterable[Any]) -> Iterator[str]:

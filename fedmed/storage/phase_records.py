@@ -9,6 +9,8 @@ from fedmed.storage.checkpoints import MODEL_FILE
 from fedmed.storage.records import PhaseRecord
 
 RECORD_FILE = "record.json"
+COMPARISON_FILE = "release.json"
+"""In a run's ``tables/``: what each site has found before the release."""
 _Record = TypeVar("_Record", bound=PhaseRecord)
 
 

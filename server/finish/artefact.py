@@ -24,14 +24,13 @@ from fedmed.export.model_card import ReportData, read_report
 from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.phase_records import COMPARISON_FILE
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
 from server.finish.chance import read_doubts
 from server.finish.chosen import ChosenModel
 from server.finish.compare_forms import Findings, KeptFindings, compare_at_sites
 from server.rounds.session import Session
-
-COMPARISON_FILE = "release.json"
 
 
 def make_candidate(session: Session, model: ChosenModel, best_round: int | None) -> None:
@@ -108,7 +107,7 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
     )
     folder = session.run.model
     build_artefact(network.model, settings, folder)
-    check_plain_onnx((folder / ONNX_FILE).read_bytes())
+    check_plain_onnx((folder / ONNX_FILE).read_bytes(), weight_bytes=(folder / MODEL_FILE).stat().st_size)
     release_form.change_manifest(folder, settings.report, {"trained_sha256": model.model_sha256})
 
 

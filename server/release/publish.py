@@ -2,13 +2,12 @@
 
 ::
 
-    release/manifest.json      classes, preprocessing, proof, hashes of all other files
+    release/manifest.json      classes, preprocessing, proof, which sites compared it, hashes of all other files
     release/manifest.sig       signature of the manifest, base64
-    release/model.onnx, model.safetensors, proof.json, model_card.md, requirements.txt
-    release/report.html, report.json, history.json
+    release/model.onnx, model.safetensors, proof.json, report.json, history.json
 
-Programs never travel: each site puts its own beside the model. With ``batch_norm: local`` the model is the one in train
-form, ``model.safetensors`` alone, from which each site makes its own.
+Programs, pages and lists of packages never travel: each site makes its own. With ``batch_norm: local`` the model is the
+one in train form, ``model.safetensors`` alone, from which each site makes its own.
 """
 
 import hashlib
@@ -29,16 +28,17 @@ from fedmed.protocol.release import (
     MODEL_FILE,
     MODEL_FILES,
     REPORT_DATA_FILE,
-    REPORT_FILE,
     SIGNATURE_FILE,
+    name_compared,
 )
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.audit import AuditLog
 from fedmed.storage.history import Validation, read_history
+from fedmed.storage.phase_records import COMPARISON_FILE
 from fedmed.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:  # it imports PyTorch, which the process that waits for a decision does without
-    from fedmed.export.manifest import ModelManifest
+    from fedmed.export.manifest import ModelManifest, SiteComparison
 
 
 def release_folder(run: RunFolder) -> Path:
@@ -102,12 +102,14 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
     for name in MODEL_FILES:
         if (run.model / name).is_file():
             _place(run.model / name, folder / name)
-    shared = run.path / "shared" / "report"  # the one without reasons that concern single hospitals
-    _place(shared / "index.html", folder / REPORT_FILE)
-    _place(shared / "report.json", folder / REPORT_DATA_FILE)
+    # The report without reasons that concern single hospitals
+    _place(run.path / "shared" / "report" / "report.json", folder / REPORT_DATA_FILE)
     write_atomically(folder / HISTORY_FILE, json.dumps(_share_history(run)).encode())
     manifest: ModelManifest = json.loads((run.model / MANIFEST_FILE).read_text(encoding="utf-8"))
+    compared = list_compared(run, manifest)
     manifest |= {
+        "sha256": {name: digest for name, digest in manifest["sha256"].items() if name in MODEL_FILES},
+        "compared": compared,
         "run_id": run.read_run_id(),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         # By the hash of the train form a site finds its own tables of the test.
@@ -124,6 +126,32 @@ def prepare_release(run: RunFolder, release_key: Path, audit: AuditLog) -> str:
     told = {"manifest_sha256": digest, "model_sha256": manifest["model_sha256"], **manifest["release"]}
     audit.append("release", **told)
     return digest
+
+
+def list_compared(run: RunFolder, manifest: "ModelManifest") -> "dict[str, SiteComparison]":
+    """Return which sites compared a model before its release, for those that were away.
+
+    Of a model in train form, which each site brings into its deploy form by itself, these are the sites that tested it.
+    """
+    hashes = name_compared(manifest)
+    if manifest["form"] != "deploy":
+        tested = sorted((run.tables / "test").glob("*.safetensors"))
+        return {path.stem: {"sha256": hashes, "num_images": 0, "max_abs_error": None} for path in tested}
+    try:
+        kept = json.loads((run.tables / COMPARISON_FILE).read_bytes())
+        sites = kept["sites"].items() if kept["files"] == {name: hashes[name] for name in kept["files"]} else ()
+        forms = {site: (told["deploy"], told["onnx"]) for site, told in sites}
+        return {
+            site: {
+                "sha256": hashes,
+                "num_images": onnx["num_images"],
+                "max_abs_error": max(deploy["max_abs_error"], onnx["max_abs_error"]),
+            }
+            for site, (deploy, onnx) in sorted(forms.items())
+            if onnx["num_images"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a run that compared nothing has no such file
+        return {}
 
 
 class Receipts:

@@ -29,7 +29,7 @@ def test_names_that_cross_the_network_are_written_once() -> None:
     folders have in common with a release's.
     """
     paths = {http.OWN_PATHS, http.HELLO_PATH, http.RELEASE_PATH, http.COLLECTED_PATH, http.DROP_PATH, http.OPEN_PATH}
-    files = {*release.MODEL_FILES, release.MANIFEST_FILE, release.SIGNATURE_FILE, release.REPORT_FILE}
+    files = {*release.MODEL_FILES, release.MANIFEST_FILE, release.SIGNATURE_FILE, release.CARD_FILE}
     texts = {*paths, http.RELEASE_HEADER, release.SHA256.pattern, *files}
     ours = {"fedmed/protocol/http.py", "fedmed/protocol/release.py"}
     apart = {"fedmed/predict.py", "fedmed/export/torch_loader.py"}

@@ -156,7 +156,7 @@ def one_more_file(files: Files) -> None:
         (other_classes, "is of another plan than the request"),
         (no_manifest, "manifest cannot be read"),
         (custom_operator, "operators that are not of ONNX itself"),
-        (broken_graph, "cannot run the artefact's ONNX file"),
+        (broken_graph, "a value in it is used before it is made"),
         (no_tensors, "cannot be used here"),
         (one_more_file, "Needed: manifest.json, model.onnx, model.safetensors"),
     ],

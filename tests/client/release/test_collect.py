@@ -1,6 +1,5 @@
 """The released model comes home: checked, put in place in one step, reported, and with a report of the site's own."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,69 +15,22 @@ from client.hospital.own_rows import OwnReportError, check_rows, encode_rows
 from client.release import collect as release
 from client.release.collect import ReleaseError, collect, fetch_model
 from client.supernode.collected import Collected, read_collected
-from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.errors import CheckpointError, ConnectionRefusedByServerError, KeyFileError, RunFolderError
-from fedmed.export import load_model, write_model
+from fedmed.export import load_model
 from fedmed.fairness.disclosure.tables import tell_everything
-from fedmed.keys import make_release_key, sign
+from fedmed.keys import make_release_key
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.processes import write_secret
 from fedmed.storage.audit import verify_audit
-from fedmed.training.network import Network
-from tests.client.support.kit import CLASSES, PLAN, FakeFleet, make_kit
-
-RUN = "0123abcd"
-HISTORY = [
-    {
-        "round": number,
-        "loss": 1.0 / number,
-        "learning_rate": 0.01,
-        "wall_s": 2.0,
-        "coverage_images": 1.0,
-        "validation": {"pooled": {"balanced_accuracy": 0.5}, "sites": {}},
-        "participation": [],
-    }
-    for number in (1, 2, 3, 4)
-]
+from tests.client.support.kit import CLASSES, FakeFleet, make_kit
+from tests.client.support.release import RUN, Release, draw_once
 
 
-class Release:
-    """A folder as the coordinating site releases it."""
-
-    def __init__(self, folder: Path, key: Path, seed: int = 3) -> None:
-        self.folder, self._key = folder, key
-        folder.mkdir(parents=True)
-        plan = Plan.model_validate(PLAN | {"seed": seed, "run_id": RUN})
-        (folder / "sent.safetensors").write_bytes(Network(plan).pack())
-        write_model(folder / "run", folder / "sent.safetensors", plan, chosen_round=3)
-        self.manifest: dict[str, Any] = json.loads((folder / "run" / "manifest.json").read_text())
-        (folder / "run" / "model.safetensors").rename(folder / "model.safetensors")
-        (folder / "report.html").write_text("<p>all sites</p>")
-        (folder / "report.json").write_text('{"title": "all sites"}')
-        (folder / "history.json").write_text(json.dumps(HISTORY))
-        names = ("model.safetensors", "report.html", "report.json", "history.json")
-        self.manifest["run_id"] = RUN
-        self.manifest["model_sha256"] = self.manifest["sha256"]["model.safetensors"]
-        self.manifest["files"] = {
-            name: {"sha256": self._hash(name), "bytes": (folder / name).stat().st_size} for name in names
-        }
-        self.sign()
-
-    def sign(self, **changes: Any) -> str:
-        """Write and sign the manifest, with changes, and return its hash."""
-        data = json.dumps(self.manifest | changes, indent=2).encode()
-        (self.folder / "manifest.json").write_bytes(data)
-        (self.folder / "manifest.sig").write_text(sign(self._key, data))
-        return self.sha256
-
-    @property
-    def sha256(self) -> str:
-        return self._hash("manifest.json")
-
-    def _hash(self, name: str) -> str:
-        return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.release.written_here.render_page", draw_once)
 
 
 @pytest.fixture
@@ -128,10 +80,12 @@ def test_model_report_and_own_report_are_in_place(
     assert manifest["classes"] == CLASSES
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
     assert (state / "model" / "manifest.sig").read_text() == (released.folder / "manifest.sig").read_text()
-    assert (state / "federation_report" / "index.html").read_text() == "<p>all sites</p>"
-    assert json.loads((state / "federation_report" / "report.json").read_text()) == {"title": "all sites"}
+    assert "<h1>all sites</h1>" in (state / "federation_report" / "index.html").read_text()
+    assert (state / "federation_report" / "report.json").read_bytes() == (released.folder / "report.json").read_bytes()
     assert fleet.collected == [released.sha256]
-    assert read_collected(Path(config.state_dir)) == Collected(released.sha256, (RUN,))
+    assert read_collected(state) == Collected(
+        released.sha256, (RUN,), released.manifest["released"], "nobody, as it is in train form; tested by south"
+    )
     assert json.loads((state / "collected.json").read_text())["run_ids"] == [RUN]
     assert not list(state.glob(".*"))
 
@@ -200,6 +154,7 @@ def test_own_report_outlives_its_tables(
     assert (state / "report" / "report.json").read_bytes() == before
     # Another release has another report, even without figures; and that one is no reason to keep anything.
     second = Release(tmp_path / "second", tmp_path / "coordinator" / "release.key", seed=5)
+    second.sign(released=released.manifest["released"])
     collect(config, FakeFleet({}, second.folder))
     assert json.loads((state / "report" / "report.json").read_text())["figures"]["accuracy"]["value"] is None
     store_own_tables(state, released)
@@ -280,10 +235,15 @@ def test_damaged_model_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"files": {}}, "lacks model.safetensors, report.html"),
-        ({"run_id": "../../etc"}, "names or hashes that are none"),
-        ({"model_sha256": "../x"}, "names or hashes that are none"),
-        ({"files": 3}, "cannot be read"),
+        ({"files": {}}, "lacks model.safetensors, report.json"),
+        ({"run_id": "../../etc"}, "cannot be read .'run_id'"),
+        ({"model_sha256": "../x"}, "cannot be read .'model_sha256'"),
+        ({"model_sha256": "0" * 64}, "two hashes of the trained model"),
+        ({"files": 3}, "cannot be read .'files'"),
+        ({"format": 99}, "cannot be read .'format'"),
+        ({"format": 2}, "is of format 2"),
+        ({"released": "9999-01-01T00:00:00+00:00"}, "a time that has not come"),
+        ({"released": "soon"}, "cannot be read"),
     ],
 )
 def test_manifest_that_makes_no_sense(
@@ -362,7 +322,8 @@ def test_server_that_goes_away_before_it_knows(
     fleet.downloaded.clear()
     collect(config, fleet, released.sha256)
     assert "model.safetensors" not in fleet.downloaded
-    assert read_collected(Path(config.state_dir)) == Collected(released.sha256, (RUN,))
+    found = read_collected(state)
+    assert (found.manifest_sha256, found.run_ids) == (released.sha256, (RUN,))
 
 
 def test_leftovers_of_a_crash_do_not_hinder(config: ClientConfig, fleet: FakeFleet, state: Path) -> None:
@@ -383,10 +344,8 @@ def test_next_release_replaces_the_last(
     second.sign(run_id="next")
     collect(config, FakeFleet({}, second.folder), second.sha256)
     assert load_model(state / "model")[1]["plan"]["seed"] == 5
-    assert json.loads((state / "collected.json").read_text()) == {
-        "manifest_sha256": second.sha256,
-        "run_ids": [RUN, "next"],
-    }
+    found = read_collected(state)
+    assert (found.manifest_sha256, found.run_ids) == (second.sha256, (RUN, "next"))
 
 
 def test_release_of_a_run_of_others_is_taken_by_hand_only(
@@ -403,13 +362,18 @@ def test_release_of_a_run_of_others_is_taken_by_hand_only(
 def test_older_release_does_not_replace_a_newer(
     config: ClientConfig, fleet: FakeFleet, released: Release, state: Path, tmp_path: Path
 ) -> None:
-    released.sign(released="2026-11-02T00:00:00+00:00")
+    released.sign(released="2025-11-02T00:00:00+00:00")
     collect(config, fleet)
     old = Release(tmp_path / "old", tmp_path / "coordinator" / "release.key", seed=5)
-    old.sign(released="2026-11-01T00:00:00+00:00")
+    for time in ("2025-11-01T00:00:00+00:00", "2025-11-02T12:00:00+14:00", ""):
+        old.sign(released=time)
+        with pytest.raises(ReleaseError, match="before the one here"):
+            collect(config, FakeFleet({}, old.folder), old.sha256)
+    assert load_model(state / "model")[1]["plan"]["seed"] != 5
+    shutil.rmtree(state / "model")  # what was here is remembered
     with pytest.raises(ReleaseError, match="before the one here"):
         collect(config, FakeFleet({}, old.folder), old.sha256)
-    assert load_model(state / "model")[1]["plan"]["seed"] != 5
+    assert not (state / "model").exists()
 
 
 @pytest.mark.parametrize("key", ["study", "approval"])

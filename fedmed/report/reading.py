@@ -1,0 +1,32 @@
+"""A ``report.json`` that came from elsewhere, read through its form; a page may then be drawn from it here."""
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedmed.errors import FormatError, tame
+from fedmed.formats import REPORT
+from fedmed.report.schema.document import Document
+
+_ADAPTER = TypeAdapter(Document)
+
+
+def read_document(data: bytes) -> Document:
+    """Return a report as its form reads it: nothing is converted, and what the form does not know is left out.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file; its size and depth were bounded before.
+
+    Raises
+    ------
+    FormatError
+        If it is of another version, or something in it has another form.
+    """
+    try:
+        document = _ADAPTER.validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = tame(".".join(map(str, first["loc"])), 100)
+        raise FormatError(f"The report has another form than this version of fedmed reads ('{place}').") from None
+    REPORT.check(document.get("format"), "the report")
+    return document
