@@ -67,9 +67,11 @@ class ReleaseOrigin(TypedDict, total=False):
     """Who decided that the model may be used."""
 
     kind: str
-    """``automatic`` or ``manual``."""
+    """``automatic``, ``manual`` or ``two_persons``."""
     by: str
     time: str
+    signatures: list[dict[str, str]]
+    """Of ``two_persons``: by whom, when, for what, and the signature."""
 
 
 class PlanContent(TypedDict):

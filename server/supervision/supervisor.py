@@ -18,6 +18,7 @@ from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
 from server.provisioning.provision import renew_certificate
 from server.release.decision import check_decided, describe_command, read_decision
+from server.release.operators import check_signatures
 from server.release.publish import Receipts, find_release, prepare_release
 from server.rounds.progress import Listener
 from server.supervision.children import EXPLAINED, Engine
@@ -60,7 +61,7 @@ class Supervisor:
         config_file: str = "server.yaml",
     ) -> None:
         self.config, self.run, self.listener = config, run, listener
-        self._release_command = describe_command(config_file)
+        self._release_command = describe_command(config_file, config.release)
         self.engine = Engine(config, run, server_app)
         self.status = StatusFile(run.path, rounds=config.rounds, sites=config.sites)
         self.health = HealthService(config.health)
@@ -203,7 +204,7 @@ class Supervisor:
 
     def _must_wait(self) -> bool:
         """Return whether a person has to release the model first."""
-        return self.config.release == "manual" and find_release(self.run) is None and read_decision(self.run) is None
+        return self.config.release != "automatic" and find_release(self.run) is None and read_decision(self.run) is None
 
     def _wait_for_decision(self) -> None:
         """Keep a proven candidate until somebody has released it; sites stay connected meanwhile."""
@@ -216,6 +217,8 @@ class Supervisor:
         decision = read_decision(self.run)
         if decision is not None and find_release(self.run) is None:
             check_decided(self.run, decision)
+            if self.config.release == "two_persons":
+                check_signatures(self.run, self.config)
             self.listener.on_info(f"{decision.by} has released the model.")
 
     def _release(self) -> None:
