@@ -83,6 +83,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "coordinating site needs only the public part, to make the kit",
     )
     parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="with --make-key: holds the new key's passphrase, mode 0600; default: the environment variable "
+        "FEDMED_KEY_PASSPHRASE, else it is asked for",
+    )
+    parser.add_argument("--no-passphrase", action="store_true", help="with --make-key: make a key without one")
+    parser.add_argument(
         "--all",
         action="store_true",
         help="with --forget: also of federations that have not ended as far as this site knows",
@@ -103,6 +111,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--json goes with --check, --audit or --verify-audit")
     if (options.since is not None or options.last is not None) and not options.audit:
         parser.error("--since and --last go with --audit")
+    if (options.passphrase_file or options.no_passphrase) and options.make_key is None:
+        parser.error("--passphrase-file and --no-passphrase go with --make-key")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
     if options.accept_uncompared and not options.fetch_model:
@@ -114,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _dispatch(options: argparse.Namespace, client_app: str) -> int:
     if options.make_key is not None:
-        return _make_key(options.config, options.make_key)
+        return _make_key(options)
     config = load_client_config(options.config)
     if config.insecure:
         print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
@@ -139,25 +149,31 @@ def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
     return 1 if has_failed(results) else 0
 
 
-def _make_key(config_file: Path, name: str) -> int:
-    """Make a key for ``name`` in the current folder; without a name for the site of a config, where it wants it."""
-    from client.hospital.own_key import make_own_key  # noqa: PLC0415
+def _make_key(options: argparse.Namespace) -> int:
+    """Make a key for a site in the current folder; without its name for the site of a config, where it wants it."""
+    from client.hospital.own_key import choose_passphrase, make_own_key  # noqa: PLC0415
 
-    folder = Path.cwd()
-    if not name:
-        config = load_client_config(config_file)
+    name, folder = str(options.make_key), Path.cwd()
+    has_kit = not name
+    if has_kit:
+        config = load_client_config(options.config)
         name, folder = config.name, Path(config.key).parent
         if Path(config.key).name != "site.key":
             raise ConfigError(
                 f"--make-key makes a file named site.key; 'key' in the config names '{config.key}'. Set key: site.key."
             )
-    fingerprint = make_own_key(folder, name)
+    passphrase = None if options.no_passphrase else choose_passphrase(options.passphrase_file)
+    fingerprint = make_own_key(folder, name, passphrase)
     key, public = folder / "site.key", folder / "site.pub"
     print(f"private key: {key} (never send it)\npublic key: {public}\nfingerprint: {fingerprint}")
     print(
         "Send the public key to the coordinating site and read the fingerprint out over the phone. There, type:\n"
         f"  flower-server --config server.yaml --add-site {name} --public-key {public.name}\n"
-        f"That makes the kit of this site. Put {key.name} into its folder when it has come."
+        + (
+            "That puts this site on the list."
+            if has_kit
+            else f"That makes the kit of this site. Put {key.name} into its folder when it has come."
+        )
     )
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmed.config.server import ServerConfig, load_server_config
@@ -14,13 +14,21 @@ from fedmed.storage.atomic_files import find_rounds
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.run_folder import LOCK_FILE, RunFolder
 from fedmed.versions import add_version_option
+from server.provisioning.commands import (
+    add_key_options,
+    check_key_options,
+    run_change_sites,
+    run_delete_kit_keys,
+    run_provision,
+)
 
 EPILOG = """\
 from nothing to a federation:
   1. copy configs/server.yaml, set address, sites, classes and the model
-  2. flower-server --provision FOLDER --config server.yaml
-     makes the server's keys and one kit for each site in FOLDER/kits
-  3. bring every kit to its hospital on a safe way and read its fingerprint out over the phone
+  2. flower-server --provision FOLDER --keys-at-sites --config server.yaml
+     makes the server's keys and one kit for each site in FOLDER/kits, without private keys
+  3. send every kit to its hospital, which types flower-client --make-key and sends site.pub back; compare the
+     fingerprint over the phone, then type --add-site NAME --public-key site.pub
   4. flower-server --config FOLDER/server.yaml
      waits for the sites, trains, and ends with the model and the report in FOLDER/run
 Started again after any stop, step 4 goes on with the run.
@@ -32,7 +40,9 @@ while it runs, from another terminal:
 
 at the end, with release: manual in server.yaml, while it waits or is stopped:
   flower-server --config FOLDER/server.yaml --release --by "NAME OF A PERSON"
-The name goes into the audit log, the manifest and the model card; the sites then get the model.
+The name goes into the audit log, the manifest and the model card; the sites then get the model. With release:
+two_persons two of the operators each type it with --key FILE; a key is made by
+  flower-server --make-operator-key NAME
 
 exit code: 0 finished; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
 """
@@ -70,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, see configs/server.yaml")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, see configs/server.yaml")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument(
         "--provision", type=Path, metavar="DIR", help="make keys, certificates and a kit for each site"
@@ -82,7 +92,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions.add_argument(
         "--release", action="store_true", help="with release: manual, release the proven model; needs --by"
     )
+    actions.add_argument(
+        "--delete-kit-keys", action="store_true", help="remove private keys from kits whose sites have connected"
+    )
+    actions.add_argument(
+        "--make-operator-key",
+        metavar="NAME",
+        help="make NAME.key and NAME.pub, with which a person signs a decision to release, in the current folder",
+    )
     parser.add_argument("--by", metavar="NAME", help="with --release: the person who has decided it")
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="with --release and release: two_persons: this person's private key"
+    )
+    add_key_options(parser)
     parser.add_argument(
         "--public-key", type=Path, metavar="FILE", help="with --add-site: the public key that the site has made itself"
     )
@@ -90,8 +112,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
+    if options.config is None and options.make_operator_key is None:
+        parser.error("the following arguments are required: --config")
     if options.public_key and not options.add_site:
         parser.error("--public-key goes with --add-site")
+    check_key_options(parser, options)
+    if options.key and not options.release:
+        parser.error("--key goes with --release")
     if options.release != (options.by is not None):
         parser.error("--release and --by NAME go together")
     if options.json and not (options.status or options.verify_audit):
@@ -101,56 +128,43 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _dispatch(options: argparse.Namespace, server_app: str) -> int:
     # Imported late, so that --help and --status answer at once.
+    if options.make_operator_key is not None:
+        return _make_operator_key(options)
     if options.provision:
-        return _provision(options)
+        return run_provision(options)
     config = load_server_config(options.config)
-    if options.add_site or options.revoke_site:
-        return _change_sites(options, config)
-    if options.release:
-        return _release(options, config)
-    if options.status:
-        return _show_status(config, options.json)
-    if options.verify_audit:
-        return _verify_audit(config, options.json)
-    return _serve(config, server_app, options.config)
+    actions: dict[str, Callable[[], int]] = {
+        "add_site": lambda: run_change_sites(options, config),
+        "revoke_site": lambda: run_change_sites(options, config),
+        "delete_kit_keys": lambda: _delete_kit_keys(config),
+        "release": lambda: _release(options, config),
+        "status": lambda: _show_status(config, options.json),
+        "verify_audit": lambda: _verify_audit(config, options.json),
+    }
+    wanted = next((name for name in actions if getattr(options, name)), None)
+    return _serve(config, server_app, options.config) if wanted is None else actions[wanted]()
 
 
-def _provision(options: argparse.Namespace) -> int:
-    from server.provisioning.provision import find_kept_settings, provision  # noqa: PLC0415
+def _make_operator_key(options: argparse.Namespace) -> int:
+    from server.release.operators import make_key  # noqa: PLC0415
 
-    made = provision(options.provision, options.config)
-    kept = find_kept_settings(options.provision, options.config)
-    if kept:
-        print(
-            f"{options.provision / 'server.yaml'} was there already and rules; other than given: {', '.join(kept)}.\n"
-        )
-    for site in made:
-        print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
-    print(
-        "\nBring each folder to its hospital on a safe way (it holds the site's private key) and compare the "
-        f"fingerprint over the phone.\nThen type:\n  flower-server --config {options.provision / 'server.yaml'}"
-    )
+    print(make_key(options))
     return 0
 
 
-def _change_sites(options: argparse.Namespace, config: ServerConfig) -> int:
-    from server.provisioning.provision import add_site, changing_sites, check_enough_sites, revoke_site  # noqa: PLC0415
+def _delete_kit_keys(config: ServerConfig) -> int:
+    from server.supervision.status_view import find_seen  # noqa: PLC0415
 
-    keys = Path(str(config.keys))
-    if options.add_site:
-        with changing_sites(keys):
-            site = add_site(config, options.add_site, options.public_key)
-        print(f"{site.name:<20} {site.folder}\n{'':<20} {site.fingerprint}")
-        print("A server that is running accepts the site within a few seconds.")
-    else:
-        with changing_sites(keys):
-            revoke_site(config, options.revoke_site)
-        print(f"{options.revoke_site} is revoked. A server that is running refuses it within a few seconds.")
-        try:
-            check_enough_sites(config)
-        except ConfigError as error:
-            print(f"WARNING: {error}", file=sys.stderr)
-    return 0
+    return run_delete_kit_keys(config, find_seen(Path(config.run_dir)))
+
+
+def _warn_of_keys(config: ServerConfig) -> None:
+    from server.provisioning.kit_keys import describe_left_keys  # noqa: PLC0415
+    from server.supervision.status_view import find_seen  # noqa: PLC0415
+
+    text = describe_left_keys(config, find_seen(Path(config.run_dir)))
+    if text is not None:
+        print(f"WARNING: {text}", file=sys.stderr)
 
 
 def _show_status(config: ServerConfig, as_json: bool) -> int:
@@ -158,6 +172,7 @@ def _show_status(config: ServerConfig, as_json: bool) -> int:
 
     status = read_status(Path(config.run_dir))
     print(json.dumps(status, indent=2) if as_json else render_status(status))
+    _warn_of_keys(config)
     return 0
 
 
@@ -190,8 +205,18 @@ def _release(options: argparse.Namespace, config: ServerConfig) -> int:
     from server.supervision.status import read_status  # noqa: PLC0415
 
     run = RunFolder(Path(config.run_dir))
-    decision = decide_release(run, options.by)
-    print(f"{decision.by} has released the model of {run.path}.")
+    if config.release == "two_persons":
+        from server.release.operators import sign_release  # noqa: PLC0415
+
+        signed = sign_release(run, config, options)
+        print(signed.text)
+        if not signed.is_complete:
+            return 0
+    elif options.key is not None:
+        raise ConfigError(f"--key goes with release: two_persons; server.yaml has release: {config.release}.")
+    else:
+        decision = decide_release(run, options.by)
+        print(f"{decision.by} has released the model of {run.path}.")
     if read_status(run.path)["running"]:
         print("The running flower-server signs it and hands it out now.")
     else:
@@ -217,6 +242,7 @@ def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
             check_release_key(Path(str(config.keys)))
         if config.insecure:
             print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
+        _warn_of_keys(config)
         print(f"run folder: {run.path}", flush=True)
         with make_listener(config.rounds, "starting") as listener:
             supervisor = Supervisor(config, run, listener, server_app, config_file=str(config_file))
@@ -230,10 +256,14 @@ def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
 
 
 _MAY_CHANGE = {
-    "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s",
+    "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s", "tls",
     "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
 }  # fmt: skip
 """Settings that do not change a run's results."""
+
+
+_DEMANDS = {"automatic": 0, "manual": 1, "two_persons": 2}
+"""How many persons a release takes."""
 
 
 def _open_run(run: RunFolder, config: ServerConfig) -> None:
@@ -245,8 +275,8 @@ def _open_run(run: RunFolder, config: ServerConfig) -> None:
         new = config.model_dump(mode="json")
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         forbidden = [key for key in changed if key not in _MAY_CHANGE]
-        if "release" in changed and new["release"] == "automatic":  # else editing a file would release a model
-            forbidden.append("release")
+        if "release" in changed and _DEMANDS[new["release"]] < _DEMANDS[old["release"]]:
+            forbidden.append("release")  # else editing a file would release a model
         if forbidden:
             raise ConfigError(
                 f"'{run.path}' holds a run with other settings: {', '.join(forbidden)} differ. These cannot change "

@@ -11,7 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from client.check.context import CheckContext, CheckResult, NotApplicableError
 from client.check.network import judge_expiry
 from client.check.results import CheckFailedError
-from fedmed.keys import fingerprint, read_private_key
+from client.hospital.site_key import open_site_key
+from fedmed.keys import fingerprint, is_issued_by, is_locked
+from fedmed.keys.certificates import read_certificates
 from fedmed.processes import private_folder
 
 _ASK_KIT = "Put back the file from the kit of this site, or ask the coordinating site for it."
@@ -38,11 +40,26 @@ def check_settings(context: CheckContext, name: str) -> CheckResult:
 
 def check_key(context: CheckContext, name: str) -> CheckResult:
     """Read the site's private key and show its fingerprint."""
-    key = read_private_key(Path(context.config.key))
+    path = Path(context.config.key)
+    key = open_site_key(context.config)
     line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    return CheckResult(
-        name, "ok", f"readable by its owner only; fingerprint {fingerprint(line)}, as the coordinating site has it"
-    )
+    lock = "locked by a passphrase" if is_locked(path) else "not locked by a passphrase"
+    found = f"readable by its owner only, {lock}; fingerprint {fingerprint(line)}, as the coordinating site has it"
+    return CheckResult(name, "ok", found)
+
+
+def check_site_certificate(context: CheckContext, name: str) -> CheckResult:
+    """Look whether the site's certificate, which tls: mutual wants, is for its key, of its authority and in date."""
+    config = context.config
+    if config.certificate is None:
+        raise NotApplicableError("client.yaml names no certificate; a server with tls: mutual would want one.")
+    path = Path(config.certificate)
+    shown = read_certificates(path)[0]
+    if shown.public_key() != open_site_key(config).public_key():
+        raise CheckFailedError(f"{path} is the certificate of another key than {config.key}.", _ASK_KIT)
+    if not is_issued_by(path, Path(config.ca)):
+        raise CheckFailedError(f"{path} is not signed by the authority in {config.ca}.", _ASK_KIT)
+    return judge_expiry(name, shown.not_valid_after_utc, "Ask the coordinating site for a new one.")
 
 
 def check_release_key(context: CheckContext, name: str) -> CheckResult:

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from client.check.context import CannotCheckError, CheckContext, CheckResult, NotApplicableError
 from client.check.results import CheckFailedError
 from client.check.tls import check_tls, find_addresses, open_connection, read_date
+from client.hospital.site_key import open_site_key
+from client.supernode.connection import make_site_context
 from fedmed.config import Plan
 from fedmed.config.addresses import split_address
 from fedmed.config.client import ClientConfig
@@ -44,9 +46,13 @@ def check_handshake(context: CheckContext, name: str) -> CheckResult:
     """Make a TLS connection that trusts the federation's authority only."""
     host, port = _get_direct_address(context.config)
     _require_tls(context.config)
-    version, certificate = check_tls(host, port, Path(context.config.ca))
+    own = None
+    if context.config.certificate is not None:
+        own = make_site_context(context.config, open_site_key(context.config))
+    version, certificate = check_tls(host, port, Path(context.config.ca), own=own)
     context.certificate = certificate
-    return CheckResult(name, "ok", f"{version}; the certificate is signed by our authority, '{certificate.issuer}'")
+    found = f"{version}; the certificate is signed by our authority, '{certificate.issuer}'"
+    return CheckResult(name, "ok", found if own is None else f"{found}; this site shows its own")
 
 
 def check_server_certificate(context: CheckContext, name: str) -> CheckResult:

@@ -40,7 +40,14 @@ from client.check.data import (
     check_statistics,
 )
 from client.check.extensions import check_extensions
-from client.check.files import check_authority, check_key, check_release_key, check_settings, check_state
+from client.check.files import (
+    check_authority,
+    check_key,
+    check_release_key,
+    check_settings,
+    check_site_certificate,
+    check_state,
+)
 from client.check.groups import check_groups
 from client.check.leaves import list_size_checks
 from client.check.memory import check_memory
@@ -64,6 +71,7 @@ CHECKS: tuple[Check, ...] = (
     Check("site key", check_key),
     Check("release key", check_release_key),
     Check("authority", check_authority),
+    Check("site certificate", check_site_certificate, ("site key", "authority")),
     Check("state folder", check_state),
     Check("server address", check_address, online=True),
     Check("connection", check_connection, ("server address",), online=True),

@@ -91,7 +91,9 @@ def open_connection(host: str, port: int, timeout_s: float = TIMEOUT_S) -> Itera
         yield connection
 
 
-def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S) -> tuple[str, ServerCertificate]:
+def check_tls(
+    host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S, *, own: ssl.SSLContext | None = None
+) -> tuple[str, ServerCertificate]:
     """Make a TLS connection that trusts one authority only.
 
     Parameters
@@ -102,6 +104,8 @@ def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S)
         ServerCertificate of the authority, or several.
     timeout_s : float
         Longest wait for an answer.
+    own : ssl.SSLContext, optional
+        With the site's own certificate; default: none is shown.
 
     Returns
     -------
@@ -115,7 +119,7 @@ def check_tls(host: str, port: int, ca_file: Path, timeout_s: float = TIMEOUT_S)
     CheckFailedError
         If the server does not speak TLS, or its certificate is of another authority, of other names or out of date.
     """
-    context = make_tls_context(ca_file)
+    context = make_tls_context(ca_file) if own is None else own
     with open_connection(host, port, timeout_s) as connection:
         try:
             with context.wrap_socket(connection, server_hostname=host) as secure:

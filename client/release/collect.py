@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from client.guard.audit import open_site_audit
+from client.hospital.site_key import add_inherit_option
 from client.release.belonging import check_belonging, find_last_time
 from client.release.compared import check_compared
 from client.release.content import ASK, Manifest, ReleaseError, parse_manifest
@@ -284,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m client.release.collect", description="Collect the released model.")
     parser.add_argument("--config", type=Path, default=Path("client.yaml"), metavar="FILE")
     parser.add_argument("--manifest", metavar="SHA256", help="hash of the manifest that the server has announced")
+    add_inherit_option(parser)
     options = parser.parse_args(arguments)
     try:
         told = fetch_model(load_client_config(options.config), options.manifest)

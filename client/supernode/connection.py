@@ -5,13 +5,16 @@ flwr's own follows redirects, trusts whatever the environment names, and knows n
 
 import os
 import re
+import secrets
 import socket
 import ssl
+import tempfile
 import urllib.request
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from client.supernode.failures import FleetError, Outlook
@@ -19,6 +22,8 @@ from client.supernode.signature import RequestSignature
 from fedmed.config.addresses import is_loopback, split_address
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, KeyFileError
+from fedmed.keys.certificates import read_certificates
+from fedmed.processes import write_secret
 from fedmed.protocol.http import RELEASE_PATH
 from fedmed.protocol.signing import PROBLEM_HEADER
 
@@ -42,7 +47,7 @@ def make_http_client(config: ClientConfig, key: ec.EllipticCurvePrivateKey) -> t
     proxy = find_proxy(config)
     transport = _Transport(
         # Without TLS there is nothing to verify; an empty context saves loading the system's authorities.
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.insecure else make_tls_context(Path(config.ca)),
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if config.insecure else make_site_context(config, key),
         proxy=proxy,
         limits=_LIMITS,
         trust_env=False,
@@ -79,6 +84,36 @@ def make_tls_context(ca_file: Path) -> ssl.SSLContext:
             "site made."
         ) from None
     return context
+
+
+def make_site_context(config: ClientConfig, key: ec.EllipticCurvePrivateKey) -> ssl.SSLContext:
+    """Return a context for this site: its trust, and its own certificate if it has one.
+
+    Raises
+    ------
+    KeyFileError
+        If a certificate cannot be read, or is not for the site's key.
+    """
+    context = make_tls_context(Path(config.ca))
+    if config.certificate is not None:
+        _add_certificate(context, Path(config.certificate), key)
+    return context
+
+
+def _add_certificate(context: ssl.SSLContext, certificate: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Let a context show a certificate; OpenSSL wants the key as a file, which is locked by a word that nobody has."""
+    shown = read_certificates(certificate)[0]
+    if shown.public_key() != key.public_key():
+        raise KeyFileError(
+            f"{certificate}, the file 'certificate' of client.yaml, is for another key than that of this site. Put "
+            "back site.crt as the coordinating site has made it for this key."
+        )
+    word = secrets.token_bytes(32).hex().encode()
+    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(word))
+    with tempfile.TemporaryDirectory(prefix="fedmed-") as folder:
+        file = Path(folder) / "locked.key"
+        write_secret(file, data)
+        context.load_cert_chain(certificate, file, word)
 
 
 def store_answer(response: httpx.Response, target: Path, max_bytes: int | None) -> None:

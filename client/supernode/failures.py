@@ -100,6 +100,12 @@ _CUT = TlsFault(
     "A firewall that inspects TLS often does this; ask IT to exempt this address. Otherwise ask the coordinating site "
     "whether flower-server is running.",
 )
+_WANTS_CERTIFICATE = TlsFault(
+    "{server} wants a certificate of this site and did not accept what it was shown ({reason}): it has tls: mutual.",
+    "Write certificate: site.crt in client.yaml, with the site.crt that the coordinating site has made for this site's "
+    "key; if it stands there, ask them for a new one.",
+    Outlook.RETRY_SLOWLY,
+)
 _NO_TLS = TlsFault(
     "{server} does not speak TLS as expected ({reason}).",
     "Compare the port in 'server' with that of the coordinating site. Another program may be listening there, or the "
@@ -121,6 +127,8 @@ def find_tls_fault(error: OSError, server: str) -> TlsFault:
     fault = _NO_TLS
     if isinstance(error, ssl.SSLCertVerificationError):
         fault, reason = _REFUSED_CERTIFICATES.get(error.verify_code, _OTHER_AUTHORITY), error.verify_message
+    elif "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA")):
+        fault = _WANTS_CERTIFICATE
     elif isinstance(error, ssl.SSLEOFError | ConnectionError):
         fault = _CUT
     return replace(fault, found=fault.found.format(server=server, host=server.rpartition(":")[0], reason=reason))
@@ -144,7 +152,9 @@ def explain_transport(error: httpx.RequestError, server: str, proxy: str | None)
         ``host:port`` of the HTTP proxy on the way, without its password.
     """
     for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        is_alert = isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or "")
+        if is_alert or isinstance(cause, ssl.SSLCertVerificationError):
+            assert isinstance(cause, OSError), "both are"
             return _to_error(find_tls_fault(cause, server))
     way = f"{server} through the proxy {proxy}" if proxy else server
     if isinstance(error, httpx.ProxyError):

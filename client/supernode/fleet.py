@@ -24,11 +24,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from client.hospital.site_key import open_site_key
 from client.supernode.connection import make_http_client, store_answer
 from client.supernode.failures import FleetError, Outlook, explain_status, explain_transport
 from fedmed.config.client import ClientConfig
 from fedmed.errors import PolicyError
-from fedmed.keys import fingerprint, read_private_key
+from fedmed.keys import fingerprint
 from fedmed.protocol.hello import Hello
 from fedmed.protocol.http import COLLECTED_PATH, HELLO_PATH, PULL_TIMEOUT_S, RELEASE_HEADER, RELEASE_PATH
 from fedmed.protocol.release import SHA256
@@ -119,7 +120,7 @@ class Fleet:
     """
 
     def __init__(self, config: ClientConfig) -> None:
-        key = read_private_key(Path(config.key))
+        key = open_site_key(config)
         line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
         self.fingerprint = fingerprint(line)
         self._public_key = public_key_to_bytes(key.public_key())

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.guard.audit import open_site_audit
+from client.hospital.site_key import add_inherit_option, inherit_passphrase
 from client.supernode.activation import Activation, SignsOfLife
 from client.supernode.assignment import Assignment, Desk
 from client.supernode.collected import find_collected
@@ -196,9 +197,15 @@ class SuperNode:
 
 def _run_release(config_file: Path, sha256: str) -> tuple[int, str]:
     """Run ``client.release.collect`` in a process of its own, which may import PyTorch; return code and last line."""
+    arguments, descriptors = inherit_passphrase()
     command = [sys.executable, "-P", "-m", "client.release.collect", "--config", str(config_file), "--manifest", sha256]
     process = subprocess.Popen(  # noqa: S603  the command is our own
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *arguments],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         output = process.communicate(timeout=_COLLECT_LIMIT_S)[0]
@@ -242,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="client.yaml")
     parser.add_argument("--app", default="client.site:app", help="module:attribute of the installed ClientApp")
     parser.add_argument("--parent", type=int, help="process id of the supervisor")
+    add_inherit_option(parser)
     options = parser.parse_args(arguments)
     if options.parent is not None:
         watch_parent(options.parent)

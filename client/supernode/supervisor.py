@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from client.guard.audit import open_site_audit
+from client.hospital.site_key import inherit_passphrase, prepare_site_key
 from client.supernode.collected import find_collected, read_collected
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
@@ -49,6 +50,7 @@ def take_part(config: ClientConfig, config_file: Path, client_app: str) -> int:
     FedmedError
         If it makes no sense to go on, with what to do.
     """
+    prepare_site_key(config)
     state_dir = private_folder(Path(config.state_dir))
     (state_dir / "logs").mkdir(exist_ok=True)
     with single_instance(state_dir / "client.lock", "a flower-client with this state folder"):
@@ -80,14 +82,16 @@ class _Supervisor:
         self._started_at = 0.0
         self._last_refusal = ""
         self._events = EventQueue()
+        arguments, descriptors = inherit_passphrase()
         self._child = Child(
             "supernode",
             [
                 sys.executable, "-P", "-m", "client.supernode.supernode", "--config", str(config_file),
-                "--app", client_app, "--parent", str(os.getpid()),
+                "--app", client_app, "--parent", str(os.getpid()), *arguments,
             ],
             self._state_dir / "logs" / "supernode.out",
             child_environment(self._state_dir / "flwr", network=True),
+            descriptors,
             on_line=self._events,
         )  # fmt: skip
 

@@ -90,6 +90,11 @@ class ClientConfig(Section):
     """Certificate of the authority that signed the server's, or a bundle of them."""
     key: str = "site.key"
     """This site's private key, mode 0600; it never leaves."""
+    key_passphrase_file: str | None = None
+    """File with the key's passphrase, mode 0600, for a service that starts without a person; null: asked for at the
+    terminal, or taken from the environment variable ``FEDMED_KEY_PASSPHRASE``."""
+    certificate: str | None = None
+    """This site's certificate, ``site.crt`` of the kit, where the server has ``tls: mutual``; null: none."""
     release_key: str = "release.pub"
     """Public key with which released models are signed."""
     proxy: str | None = None
@@ -164,7 +169,9 @@ def load_client_config(path: Path) -> ClientConfig:
     config = validate_settings(ClientConfig, read_yaml(path), str(path))
     base = path.absolute().parent
     resolve_paths(config, str(path), base)
-    for key in ("state_dir", "ca", "key", "release_key", "exclude", "teacher_file"):
+    for key in (
+        "state_dir", "ca", "key", "key_passphrase_file", "certificate", "release_key", "exclude", "teacher_file",
+    ):  # fmt: skip
         value = getattr(config, key)
         if value is not None:
             setattr(config, key, resolve_path(value, f"{path}: {key}", base))

@@ -74,9 +74,10 @@ class FederationConfig(Section):
     whether it is better off in the federation. That model stays at the site."""
     calibrate: bool = True
     """Whether one temperature is fitted on the validation images of all sites; the released model applies it."""
-    release: Literal["automatic", "manual"] = "automatic"
+    release: Literal["automatic", "manual", "two_persons"] = "automatic"
     """``automatic``: the finished and proven model is released. ``manual``: it waits until a person has typed
-    ``flower-server --config FILE --release --by NAME``. A simulation knows ``automatic`` only."""
+    ``flower-server --config FILE --release --by NAME``. ``two_persons``: until two of the ``operators`` have signed.
+    A simulation knows ``automatic`` only."""
 
     def make_plan(self) -> Plan:
         """Return the part of the settings that the sites need.

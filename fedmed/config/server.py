@@ -5,7 +5,7 @@ of their own with mode 0600, and a proxy's password belongs in the environment v
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,8 +13,12 @@ from fedmed.config import Choice, DeployedAggregationConfig, FederationConfig, P
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
 
+OperatorName = Annotated[str, Field(pattern=r"^[^\W_][\w .-]{0,59}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
-LOCAL_SETTINGS = ("address", "listen", "alternative_names", "keys", "run_dir", "health", "insecure", "link_mbit_s")
+LOCAL_SETTINGS = (
+    "address", "listen", "alternative_names", "keys", "run_dir", "health", "insecure", "link_mbit_s", "tls",
+    "operators",
+)  # fmt: skip
 """Keys of ``server.yaml`` that concern the server's machine and are no part of a report."""
 
 
@@ -52,6 +56,11 @@ class ServerConfig(FederationConfig):
     """``127.0.0.1:port`` of the gRPC health service; null: none."""
     insecure: bool = False
     """No TLS, on the loopback interface only, for tests. Sites still have to prove who they are."""
+    tls: Literal["server", "mutual"] = "server"
+    """``server``: the server shows a certificate, and sites sign their requests. ``mutual``: a site, too, has to show a
+    certificate of the federation's authority before it can send anything."""
+    operators: dict[OperatorName, str] = Field(default={})
+    """With ``release: two_persons``: name of each person who may decide -> file with the public key."""
     link_mbit_s: Annotated[float, Field(gt=0)] = 100.0
     """Speed of a site's link, for the times that are printed before the first round."""
     require_better_than_chance: bool = True
@@ -74,6 +83,13 @@ class ServerConfig(FederationConfig):
         check_loopback(self.health, "health")
         if self.insecure:
             check_loopback(self.listen, "insecure: true allows only listen")
+            if self.tls == "mutual":
+                raise ValueError("tls: mutual needs TLS; remove insecure: true")
+        if self.release == "two_persons" and len(self.operators) < 2:
+            raise ValueError(
+                f"release: two_persons needs two or more 'operators', found {len(self.operators)}; each makes a key "
+                "with flower-server --make-operator-key NAME"
+            )
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites: a name is given twice")
         if len(set(self.classes)) < len(self.classes):
@@ -100,4 +116,7 @@ def load_server_config(path: Path) -> ServerConfig:
     resolve_paths(config, str(path), base)
     config.run_dir = resolve_path(config.run_dir, f"{path}: run_dir", base)
     config.keys = resolve_path(config.keys or ".", f"{path}: keys", base)
+    config.operators = {
+        name: resolve_path(file, f"{path}: operators.{name}", base) for name, file in config.operators.items()
+    }
     return config

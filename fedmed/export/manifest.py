@@ -67,11 +67,13 @@ class ReleaseOrigin(TypedDict, total=False):
     """Who decided that the model may be used."""
 
     kind: str
-    """``automatic`` or ``manual``."""
+    """``automatic``, ``manual`` or ``two_persons``."""
     by: str
     time: str
     doubts: list[str]
     """Why it was not released by itself, as sentences."""
+    signatures: list[dict[str, str]]
+    """Of ``two_persons``: by whom, when, for what, and the signature."""
 
 
 class PlanContent(TypedDict):

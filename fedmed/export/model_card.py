@@ -82,7 +82,7 @@ def write_model_card(manifest: ModelManifest, report: ReportData | None = None) 
 def _describe_use(manifest: ModelManifest) -> str:
     plan, release = manifest["plan"], manifest["release"]
     by = f", by {_plain(release['by'])}" if release.get("by") else ""
-    if release.get("kind") == "manual" and not by:
+    if release.get("kind") in {"manual", "two_persons"} and not by:
         by = ", not decided yet: this is a candidate and no person has released it"
     doubts = [f"**Warning.** {_plain(text)}" for text in release.get("doubts", [])]
     return _section(
@@ -95,7 +95,7 @@ def _describe_use(manifest: ModelManifest) -> str:
         f"{manifest['chosen_round']} was chosen on validation images"
         + (f"; for the site {_plain(manifest['site'])} only, with its own BatchNorm" if manifest.get("site") else "")
         + f". Study: {_plain(plan['study'])}; approval: {_plain(plan['approval'] or 'none stated')}. "
-        f"Disclosure: {_plain(release.get('kind', 'not stated'))}{by}.",
+        f"Disclosure: {_plain(release.get('kind', 'not stated').replace('_', ' '))}{by}.",
     )
 
 

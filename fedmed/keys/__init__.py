@@ -1,8 +1,9 @@
 """Keys, certificates and signatures of a federation.
 
-Three kinds of keys, each in a file of its own: the authority (``ca.key``) signs the server's certificate and nothing
-else; a site proves who it is with ``site.key``; ``release.key`` signs the models that go out. Private keys are made
-with mode 0600 and without a passphrase, because the services that use them start without a person.
+Four kinds of keys, each in a file of its own: the authority (``ca.key``) signs the server's certificate and, with
+``tls: mutual``, those of the sites; a site proves who it is with ``site.key``; ``release.key`` signs the models that go
+out; an operator's key signs a decision to release. Private keys have mode 0600. Those of sites and operators are locked
+by a passphrase unless somebody says otherwise; those that the server needs are not, as it starts without a person.
 """
 
 from fedmed.keys.authority import Authority
@@ -17,6 +18,8 @@ from fedmed.keys.certificates import (
 from fedmed.keys.pairs import (
     check_signature,
     fingerprint,
+    is_locked,
+    make_operator_key,
     make_release_key,
     make_site_key,
     read_private_key,
@@ -33,7 +36,9 @@ __all__ = [
     "find_lacking_names",
     "fingerprint",
     "is_issued_by",
+    "is_locked",
     "is_pair",
+    "make_operator_key",
     "make_release_key",
     "make_site_key",
     "read_private_key",

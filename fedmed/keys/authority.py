@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedmed.errors import KeyFileError
 from fedmed.keys.certificates import load_key, or_now, parse_name, read_certificates
 from fedmed.keys.files import refuse_existing, write_public
+from fedmed.keys.pairs import parse_site_key
 from fedmed.processes import private_folder, write_secret
 
 AUTHORITY_DAYS = 20 * 365.25
@@ -134,6 +135,45 @@ class Authority:
         chain = [one.public_bytes(Encoding.PEM) for one in (certificate, self._certificate)]
         write_public(folder / "server.pem", b"".join(chain))
         return folder / "server.pem"
+
+    def issue_site_certificate(self, path: Path, name: str, public_line: str, *, now: datetime | None = None) -> Path:
+        """Write the certificate with which a site shows who it is where the server wants ``tls: mutual``.
+
+        It is good for a site only, not for a server, and as long as the authority: a site is revoked by the list.
+
+        Parameters
+        ----------
+        path : Path
+            The file.
+        name : str
+            The site.
+        public_line : str
+            Its public key in OpenSSH's form.
+        now : datetime, optional
+            Aware; when the validity begins.
+
+        Raises
+        ------
+        KeyFileError
+            If the key is none, or the file cannot be written.
+        """
+        key = parse_site_key(public_line, path)
+        start = or_now(now)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        )
+        certificate = (
+            _start_certificate(
+                _name(name), self._certificate.subject, key, start, self._certificate.not_valid_after_utc
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .add_extension(issuer, critical=False)
+            .sign(self._key, hashes.SHA384())
+        )
+        write_public(path, certificate.public_bytes(Encoding.PEM))
+        return path
 
 
 def _start_certificate(

@@ -16,6 +16,8 @@ from typing import IO
 from fedmed.errors import ProcessError
 from fedmed.processes.logs import rotate_log
 
+PASSPHRASE_VARIABLE = "FEDMED_KEY_PASSPHRASE"  # noqa: S105  (its name, no secret)
+"""Environment variable with the passphrase of a key, for scripts and services; children do not get it."""
 _PR_SET_PDEATHSIG = 1
 _PARENT_POLL_S = 0.5
 # Messages are large and alike: with these settings of the C library their memory is used again instead of being given
@@ -37,6 +39,7 @@ def child_environment(home: Path, extra: Mapping[str, str] | None = None, *, net
         (``HTTPS_PROXY`` and the like), which may hold a password.
     """
     environment = {name: value for name, value in os.environ.items() if network or not _names_proxy(name)}
+    environment.pop(PASSPHRASE_VARIABLE, None)
     bin_folder = str(Path(sys.executable).parent)
     paths = [path for path in environment.get("PATH", "").split(os.pathsep) if path and path != bin_folder]
     environment["PATH"] = os.pathsep.join([bin_folder, *paths])

@@ -29,7 +29,8 @@ from fedmed.keys import Authority, fingerprint, make_release_key, read_public_ke
 from fedmed.processes import private_folder, single_instance
 from fedmed.storage.atomic_files import write_atomically
 from server.provisioning.certificate_renewal import renew_certificate
-from server.provisioning.kits import Kit, Value, make_kit, replace_values
+from server.provisioning.kit_keys import FindPassphrase, use_none
+from server.provisioning.kits import Kit, Value, add_certificate, make_keyless_kit, make_kit, replace_values
 from server.provisioning.site_list import (
     SITES_FILE,
     SiteEntry,
@@ -63,16 +64,18 @@ class ProvisionedSite:
         The site.
     folder : Path
         Its kit. Once it was brought to the site, it can be deleted here.
-    fingerprint : str
-        Of its public key, to be compared over the phone.
+    fingerprint : str, optional
+        Of its public key, to be compared over the phone; None while the site has to make its key.
     """
 
     name: str
     folder: Path
-    fingerprint: str
+    fingerprint: str | None
 
 
-def provision(directory: Path, config_file: Path) -> list[ProvisionedSite]:
+def provision(
+    directory: Path, config_file: Path, find_passphrase: FindPassphrase = use_none, *, keys_at_sites: bool = False
+) -> list[ProvisionedSite]:
     """Make what is missing of a federation's folder; keys and settings that are there stay as they are.
 
     Parameters
@@ -81,6 +84,11 @@ def provision(directory: Path, config_file: Path) -> list[ProvisionedSite]:
         The folder, private to its owner afterwards.
     config_file : Path
         ``server.yaml``, copied into the folder where that has none.
+    find_passphrase : callable
+        Says how new private keys of sites are locked.
+    keys_at_sites : bool
+        Whether the sites make their keys themselves: new kits then hold none, and a site is on the list only when
+        :func:`add_site` has got its public key.
 
     Returns
     -------
@@ -98,7 +106,7 @@ def provision(directory: Path, config_file: Path) -> list[ProvisionedSite]:
     _check_insecure(config)
     private_folder(directory)
     with changing_sites(directory):
-        return _provision(directory, config_file, config)
+        return _provision(directory, config_file, config, None if keys_at_sites else find_passphrase)
 
 
 @contextmanager
@@ -114,7 +122,9 @@ def changing_sites(keys: Path) -> Iterator[None]:
         yield
 
 
-def _provision(directory: Path, config_file: Path, config: ServerConfig) -> list[ProvisionedSite]:
+def _provision(
+    directory: Path, config_file: Path, config: ServerConfig, find_passphrase: FindPassphrase | None
+) -> list[ProvisionedSite]:
     given, config = config, config.model_copy(update={"keys": str(directory.absolute())})
     if not (directory / "ca.pem").exists():
         Authority.create(directory)
@@ -124,12 +134,20 @@ def _provision(directory: Path, config_file: Path, config: ServerConfig) -> list
     _copy_settings(config_file, given, directory)
     known = read_sites(config) if (directory / SITES_FILE).exists() else {}
     for name in config.sites:
-        if name not in known:
-            _add(config, known, name, None)
-    return [_describe(config, name, known[name]) for name in config.sites if not known[name].revoked]
+        if name in known:
+            _complete(config, name, known[name])
+        elif find_passphrase is None:
+            make_keyless_kit(_place(config, known, name), config)
+        else:
+            _add(config, known, name, None, find_passphrase)
+    if not known:
+        write_sites(config, {})
+    return [_describe(config, name, known.get(name)) for name in config.sites if not _is_revoked(known, name)]
 
 
-def add_site(config: ServerConfig, name: str, public_key: Path | None = None) -> ProvisionedSite:
+def add_site(
+    config: ServerConfig, name: str, public_key: Path | None = None, find_passphrase: FindPassphrase = use_none
+) -> ProvisionedSite:
     """Put a site on the list and make its kit.
 
     Parameters
@@ -140,6 +158,8 @@ def add_site(config: ServerConfig, name: str, public_key: Path | None = None) ->
         A new name, or the one of a revoked site, which gets a new key.
     public_key : Path, optional
         Public key that the site has made itself; default: a pair is made.
+    find_passphrase : callable
+        Says how a new private key is locked.
 
     Raises
     ------
@@ -162,7 +182,7 @@ def add_site(config: ServerConfig, name: str, public_key: Path | None = None) ->
             f"The site '{name}' is known since {known[name].added[:10]}. To give it a new key, first type "
             f"--revoke-site {name}, then --add-site {name}."
         )
-    _add(config, known, name, public_key)
+    _add(config, known, name, public_key, find_passphrase)
     return _describe(config, name, known[name])
 
 
@@ -204,6 +224,8 @@ def _copy_settings(config_file: Path, config: ServerConfig, directory: Path) -> 
         return
     options = config.model.options
     values: dict[str, Value] = {f"model.{name}": options[name] for name in LOCAL_MODEL_OPTIONS if name in options}
+    if config.operators:
+        values["operators"] = config.operators
     text = replace_values(config_file.read_text(encoding="utf-8"), {"keys": None, **values})
     write_atomically(target, text.encode())
     differing = find_kept_settings(directory, config_file)
@@ -211,24 +233,47 @@ def _copy_settings(config_file: Path, config: ServerConfig, directory: Path) -> 
         target.unlink()
         raise ConfigError(
             f"{config_file} cannot be copied to another folder as it is written: 'keys' and the options of 'model' "
-            "must be lines of their own, 'key: value'."
+            "and 'operators' must be lines of their own, 'key: value'."
         )
 
 
-def _add(config: ServerConfig, known: dict[str, SiteEntry], name: str, public_key: Path | None) -> None:
+def _add(
+    config: ServerConfig,
+    known: dict[str, SiteEntry],
+    name: str,
+    public_key: Path | None,
+    find_passphrase: FindPassphrase,
+) -> None:
     """Make a kit and put the site on the list, the list last: what a crash leaves is completed by the next try."""
     line = None if public_key is None else read_public_key(public_key)
     _check_unused(known, line, f"{public_key}")
-    folder, now = private_folder(keys_folder(config) / "kits") / name, datetime.now(UTC)
+    kit, now = _place(config, known, name), datetime.now(UTC)
+    folder = kit.folder
     if name in known and folder.exists():  # revoked: its old key must not come back
         folder.rename(folder.with_name(f".{name}.revoked-{now:%Y%m%dT%H%M%S.%f}"))
-    order = list(dict.fromkeys([*known, name]))
-    kit = Kit(folder, name, order.index(name), max(len(order), len(config.sites)))
-    line = make_kit(kit, config, line)
+    line = make_kit(kit, config, line, find_passphrase)
     _check_unused(known, line, f"{folder / 'site.pub'}")  # of a kit that lay there already
     earlier = known[name].all_keys if name in known else ()
     known[name] = SiteEntry(line, revoked=False, added=now.isoformat(timespec="seconds"), earlier_keys=earlier)
     write_sites(config, known)
+
+
+def _place(config: ServerConfig, known: dict[str, SiteEntry], name: str) -> Kit:
+    """Return what a site's kit is made from; the kits' folder is there afterwards."""
+    folder = private_folder(keys_folder(config) / "kits") / name
+    order = list(dict.fromkeys([*known, *(site for site in config.sites if site not in known), name]))
+    return Kit(folder, name, order.index(name), len(order))
+
+
+def _complete(config: ServerConfig, name: str, entry: SiteEntry) -> None:
+    """Add to a kit what a setting that came later wants: the certificate of tls: mutual."""
+    folder = keys_folder(config) / "kits" / name
+    if config.tls == "mutual" and not entry.revoked and folder.is_dir():
+        add_certificate(folder, config, name, entry.public_key)
+
+
+def _is_revoked(known: dict[str, SiteEntry], name: str) -> bool:
+    return name in known and known[name].revoked
 
 
 def _check_unused(known: dict[str, SiteEntry], line: str | None, source: str) -> None:
@@ -242,8 +287,9 @@ def _check_unused(known: dict[str, SiteEntry], line: str | None, source: str) ->
             )
 
 
-def _describe(config: ServerConfig, name: str, entry: SiteEntry) -> ProvisionedSite:
-    return ProvisionedSite(name, keys_folder(config) / "kits" / name, fingerprint(entry.public_key))
+def _describe(config: ServerConfig, name: str, entry: SiteEntry | None) -> ProvisionedSite:
+    own = None if entry is None else fingerprint(entry.public_key)
+    return ProvisionedSite(name, keys_folder(config) / "kits" / name, own)
 
 
 def _check_insecure(config: ServerConfig) -> None:

@@ -7,10 +7,11 @@ the model card and in the audit log, and the running server, or the next start, 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, TYPE_CHECKING
 
 from fedmed.errors import ConfigError, FederationError, FedmedError
 from fedmed.processes import single_instance
@@ -57,9 +58,10 @@ def read_decision(run: RunFolder) -> Decision | None:
         ) from None
 
 
-def describe_command(config_file: str) -> str:
+def describe_command(config_file: str, release: str = "manual") -> str:
     """Return the line that releases a model."""
-    return f'flower-server --config {config_file} --release --by "NAME OF A PERSON"'
+    line = f'flower-server --config {config_file} --release --by "NAME OF A PERSON"'
+    return f"{line} --key FILE (two of the operators, one after the other)" if release == "two_persons" else line
 
 
 def decide_release(run: RunFolder, by: str) -> Decision:
@@ -81,8 +83,8 @@ def decide_release(run: RunFolder, by: str) -> Decision:
     if not run.config_file.is_file():
         raise FederationError(f"There is no run in '{run.path}', so there is nothing to release.")
     with single_instance(run.path / LOCK_FILE, "another --release for this run folder"):
-        _check_candidate(run)
-        return _write_decision(run, name)
+        check_candidate(run, "manual")
+        return write_decision(run, name, "manual")
 
 
 def check_name(by: str) -> str:
@@ -102,15 +104,31 @@ def check_name(by: str) -> str:
     return name
 
 
-def _check_candidate(run: RunFolder) -> None:
+def check_candidate(run: RunFolder, release: Literal["manual", "two_persons"]) -> None:
+    """Check that a run has a candidate that a person may release.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    release : str
+        How its settings must say that this is decided.
+
+    Raises
+    ------
+    FederationError
+        If there is none, it was released, or nobody needs to decide.
+    """
     decision = read_decision(run)
     if decision is not None:
         raise FederationError(f"The model was released already, by {decision.by} at {decision.time}.")
     if find_release(run) is not None:
         raise FederationError("The model was released already.")
     config = run.read_settings()
-    if config.release != "manual" and not read_doubts(run):
+    if config.release == "automatic" and not read_doubts(run):
         raise FederationError("The run has 'release: automatic': its model is released as soon as it is proven.")
+    if config.release not in (release, "automatic"):
+        raise FederationError(f"The run has 'release: {config.release}', server.yaml says {release}. Start it once.")
     if not run.finished_file.is_file():
         raise FederationError("The run has not finished, so there is no candidate yet; --status says how far it is.")
     # Imported late: the server's own process, which only waits for the decision, does without PyTorch.
@@ -128,15 +146,35 @@ def _check_candidate(run: RunFolder) -> None:
         raise FederationError("The model was not compared at the sites, so it is no candidate for a release.")
 
 
-def _write_decision(run: RunFolder, name: str) -> Decision:
+def write_decision(run: RunFolder, name: str, kind: str, signatures: Sequence[Mapping[str, str]] = ()) -> Decision:
+    """Write a decision into manifest, model card and audit log, and then into the file that the server waits for.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run; its candidate was looked at.
+    name : str
+        Who has decided.
+    kind : str
+        ``manual`` or ``two_persons``.
+    signatures : sequence of mappings
+        Of the operators.
+
+    Raises
+    ------
+    CheckpointError
+        If a file cannot be written.
+    """
     from fedmed.export.release_form import change_manifest  # noqa: PLC0415
     from server.finish.artefact import read_shared_report  # noqa: PLC0415
 
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    release: ReleaseOrigin = {"kind": "manual", "by": name, "time": time}
+    release: ReleaseOrigin = {"kind": kind, "by": name, "time": time}
     doubts = read_doubts(run)
     if doubts:
         release["doubts"] = doubts
+    if signatures:
+        release["signatures"] = [dict(one) for one in signatures]
     change_manifest(run.model, read_shared_report(run), {"release": release})
     decision = Decision(name, time, hash_file(run.model / MANIFEST_FILE))
     AuditLog(run.audit_file).append("release_decided", **asdict(decision), **({"doubts": doubts} if doubts else {}))

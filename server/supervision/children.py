@@ -77,6 +77,8 @@ class Engine:
             "certificate": str(keys / "server.pem"),
             "key": str(keys / "server.key"),
             "insecure": self._config.insecure,
+            "mutual_tls": self._config.tls == "mutual",
+            "authority": str(keys / "ca.pem"),
             "database": str(self._folder / "superlink.db"),
             "objects_dir": str(self._folder / "objects"),
             "superexec_secret_file": str(secret),

@@ -176,3 +176,11 @@ def process_start(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else int(fields[19])
     return None
+
+
+def find_seen(run_dir: Path) -> set[str]:
+    """Return the sites that have been connected in a run, none before there is one."""
+    try:
+        return {name for name, entry in read_status(run_dir)["sites"].items() if entry["last_seen"] is not None}
+    except (RunFolderError, KeyError, TypeError, AttributeError):
+        return set()

@@ -19,6 +19,7 @@ from fedmed.storage.run_folder import RunFolder
 from server.finish.chance import read_doubts
 from server.provisioning.provision import renew_certificate
 from server.release.decision import check_decided, describe_command, read_decision
+from server.release.operators import check_signatures
 from server.release.publish import Receipts, find_release, prepare_release
 from server.rounds.progress import Listener
 from server.supervision.children import EXPLAINED, Engine
@@ -61,7 +62,7 @@ class Supervisor:
         config_file: str = "server.yaml",
     ) -> None:
         self.config, self.run, self.listener = config, run, listener
-        self._release_command = describe_command(config_file)
+        self._release_command = describe_command(config_file, config.release)
         self.engine = Engine(config, run, server_app)
         self.status = StatusFile(run.path, rounds=config.rounds, sites=config.sites)
         self.health = HealthService(config.health)
@@ -204,7 +205,7 @@ class Supervisor:
 
     def _must_wait(self) -> bool:
         """Return whether a person has to release the model first."""
-        is_asked = self.config.release == "manual" or bool(read_doubts(self.run))
+        is_asked = self.config.release != "automatic" or bool(read_doubts(self.run))
         return is_asked and find_release(self.run) is None and read_decision(self.run) is None
 
     def _wait_for_decision(self) -> None:
@@ -225,6 +226,8 @@ class Supervisor:
         decision = read_decision(self.run)
         if decision is not None and find_release(self.run) is None:
             check_decided(self.run, decision)
+            if self.config.release == "two_persons":
+                check_signatures(self.run, self.config)
             self.listener.on_info(f"{decision.by} has released the model.")
 
     def _release(self) -> None:

@@ -25,7 +25,7 @@ class TestMakeKey:
     ) -> None:
         tmp_path.chmod(0o755)
         monkeypatch.chdir(tmp_path)
-        assert main(["--make-key", "north"]) == 0
+        assert main(["--make-key", "north", "--no-passphrase"]) == 0
         line = read_public_key(tmp_path / "site.pub")
         read_private_key(tmp_path / "site.key")
         told = capsys.readouterr().out
@@ -41,7 +41,7 @@ class TestMakeKey:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / existing).write_text("old")
-        assert main(["--make-key", "north"]) == 1
+        assert main(["--make-key", "north", "--no-passphrase"]) == 1
         assert f"{existing} exists and is never overwritten" in capsys.readouterr().err
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
@@ -49,16 +49,16 @@ class TestMakeKey:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert main(["--make-key", "../north"]) == 1
+        assert main(["--make-key", "../north", "--no-passphrase"]) == 1
         assert "'../north' cannot be the name of a site" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
     def test_in_a_kit_without_a_key(self, tmp_path: Path, config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["--config", config_file, "--make-key"]) == 1
+        assert main(["--config", config_file, "--make-key", "--no-passphrase"]) == 1
         assert "exists and is never overwritten" in capsys.readouterr().err
         for name in ("site.key", "site.pub"):
             (tmp_path / name).unlink()
-        assert main(["--config", config_file, "--make-key"]) == 0
+        assert main(["--config", config_file, "--make-key", "--no-passphrase"]) == 0
         assert (tmp_path / "site.pub").read_text().endswith(" north\n")
 
 

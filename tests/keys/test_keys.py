@@ -257,10 +257,15 @@ def test_keys_of_ssh_keygen_are_read(tmp_path: Path, bits: str) -> None:
 
 
 @needs_ssh_keygen
-def test_a_passphrase_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "secret words", "-f", tmp_path / "site.key")
-    with pytest.raises(KeyFileError, match=r"locked by a passphrase.*ssh-keygen -t ecdsa -b 384 -N ''"):
-        read_private_key(tmp_path / "site.key")
+def test_a_passphrase_of_openssh_is_refused_with_what_to_do_and_that_works(tmp_path: Path) -> None:
+    words, key = "secret words", tmp_path / "site.key"
+    run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", words, "-f", key)
+    with pytest.raises(KeyFileError, match=r"is locked by a passphrase, and none was given\. Start the command at"):
+        read_private_key(key)
+    with pytest.raises(KeyFileError, match=r"in OpenSSH's form\. Type: ssh-keygen -p -m PKCS8 -f"):
+        read_private_key(key, words.encode())
+    run("ssh-keygen", "-q", "-p", "-m", "PKCS8", "-P", words, "-N", words, "-f", key)
+    assert read_private_key(key, words.encode()).curve.name == "secp384r1"
 
 
 def write_key_pair(

@@ -239,7 +239,7 @@ def test_too_few_sites_on_the_list_are_told_at_once(file: Path, capsys: pytest.C
     change(file, min_sites=3)
     assert start(file) == 1
     assert "Only 2 sites are on the list, min_sites = 3 are needed for a round." in capsys.readouterr().err
-    assert start(file, "--add-site", "hospital_c") == 0  # not named in server.yaml
+    assert start(file, "--add-site", "hospital_c", "--no-passphrase") == 0  # not named in server.yaml
     assert start(file) == 0
     assert start(file, "--revoke-site", "hospital_a") == 0
     done = capsys.readouterr()

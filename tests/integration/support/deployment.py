@@ -102,7 +102,7 @@ class Deployment:
         plain.write_text(yaml.safe_dump(values | settings))
         self.kit = folder / "federation"
         if by_command:
-            provisioned = self.run("server", "--provision", str(self.kit), "--config", str(plain))
+            provisioned = self.run("server", "--provision", str(self.kit), "--config", str(plain), "--no-passphrase")
             assert provisioned.returncode == 0, provisioned.stdout
         else:
             provision(self.kit, plain)

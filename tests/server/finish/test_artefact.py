@@ -27,7 +27,8 @@ from fedmed.storage.audit import AuditLog, verify_audit
 from fedmed.storage.run_folder import RunFolder
 from server.finish import artefact as candidate
 from server.finish.compare_forms import Findings, _Expected, _read
-from server.release.decision import check_decided, decide_release, read_decision
+from server.release.decision import check_decided, decide_release, read_decision, write_decision
+from server.release.operators import hash_content
 from server.release.publish import prepare_release
 from tests.client.support.kit import FakeFleet
 from tests.support.deployment_grid import Hospitals
@@ -238,6 +239,18 @@ def test_decision_is_in_manifest_card_audit_log_and_signed_manifest(waiting: Run
     (waiting.model / "manifest.json").write_text("{}")
     with pytest.raises(FedmedError, match="changed since Ada Lovelace released"):
         check_decided(waiting, decision)
+
+
+def test_the_card_names_both_persons_and_what_they_signed_is_what_is_released(waiting: RunFolder) -> None:
+    before = hash_content(waiting)
+    card = waiting.model / "model_card.md"
+    write_decision(waiting, "Ada and Ben", "two_persons", [{"by": "Ada"}, {"by": "Ben"}])
+    assert "Disclosure: two persons, by Ada and Ben." in card.read_text()
+    check_hashes(waiting.model)
+    assert hash_content(waiting) == before
+    manifest = read(waiting.model / "manifest.json")
+    (waiting.model / "manifest.json").write_text(json.dumps({**manifest, "classes": manifest["classes"][::-1]}))
+    assert hash_content(waiting) != before
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 101, "Ada\nLovelace", "Ada\x1b[2J"])
