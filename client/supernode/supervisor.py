@@ -14,7 +14,16 @@ from client.supernode.collected import find_collected, read_collected
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.health import HealthService
-from fedmed.processes import Backoff, Child, Event, EventQueue, child_environment, private_folder, single_instance
+from fedmed.processes import (
+    Backoff,
+    Child,
+    Event,
+    EventQueue,
+    RepeatedLines,
+    child_environment,
+    private_folder,
+    single_instance,
+)
 
 _STEP_S = 0.2
 _ENDED = 0
@@ -80,6 +89,7 @@ class _Supervisor:
         self._started_at = 0.0
         self._last_refusal = ""
         self._events = EventQueue()
+        self._failures = RepeatedLines()
         self._child = Child(
             "supernode",
             [
@@ -135,11 +145,14 @@ class _Supervisor:
     def _pass_on_events(self) -> None:
         for event in self._events.read():
             self._take(event)
+        for line in self._failures.poll():
+            _print(line)
 
     def _take(self, event: Event) -> None:
         kind, text = str(event.get("event")), str(event.get("text", ""))
-        if text:
-            _print(text)
+        for line in self._failures.take(text) if kind in {"failed", "refused"} else [text]:
+            if line:
+                _print(line)
         if kind in {"connected", "waiting", "task", "failed", "reply"}:
             self._health.set("connection", True)
         elif kind in {"connecting", "lost", "refused"}:
