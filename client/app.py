@@ -191,6 +191,7 @@ def _fetch_model(config: ClientConfig) -> int:
 
 
 def _forget(config: ClientConfig, *, everything: bool) -> int:
+    from client.supernode.keeping import list_left  # noqa: PLC0415
     from client.supernode.supervisor import forget  # noqa: PLC0415
 
     removed = forget(config, everything=everything)
@@ -198,4 +199,6 @@ def _forget(config: ClientConfig, *, everything: bool) -> int:
         print("There is nothing to remove.")
     for line in removed:
         print(f"removed: {line}")
+    for line in list_left(Path(config.state_dir)):
+        print(line)
     return 0

@@ -235,7 +235,7 @@ def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
 
 _MAY_CHANGE = {
     "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s",
-    "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
+    "collect_wait_s", "keep", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
 }  # fmt: skip
 """Settings that do not change a run's results."""
 

@@ -9,6 +9,7 @@ The note is written after the entry. After a crash between the two the log is lo
 """
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ class SiteAudit(AuditLog):
         """Append one entry, then note it; see :meth:`fedmed.storage.audit.AuditLog.append`."""
         super().append(event, **fields)
         write_secret(self.path.with_name(HEAD_FILE), self.head.encode())
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete the oldest entries, then note the head; see :meth:`fedmed.storage.audit.AuditLog.delete_before`."""
+        number = super().delete_before(moment)
+        if number:
+            write_secret(self.path.with_name(HEAD_FILE), self.head.encode())
+        return number
 
 
 def open_site_audit(state_dir: Path) -> SiteAudit:

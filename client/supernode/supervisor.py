@@ -11,6 +11,7 @@ from pathlib import Path
 
 from client.guard.audit import open_site_audit
 from client.supernode.collected import find_collected, read_collected
+from client.supernode.keeping import delete_what_is_kept_no_longer
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.health import HealthService
@@ -62,8 +63,11 @@ def take_part(config: ClientConfig, config_file: Path, client_app: str) -> int:
     (state_dir / "logs").mkdir(exist_ok=True)
     with single_instance(state_dir / "client.lock", "a flower-client with this state folder"):
         open_site_audit(state_dir).append("start", site=config.name)
+        _delete_old(config)
         with HealthService(config.health) as health:
-            return _Supervisor(config, config_file, client_app, health).run()
+            code = _Supervisor(config, config_file, client_app, health).run()
+        _delete_old(config)
+        return code
 
 
 class _Supervisor:
@@ -164,7 +168,7 @@ class _Supervisor:
 def forget(config: ClientConfig, *, everything: bool = False) -> list[str]:
     """Remove what this site keeps of federations, and return what was removed.
 
-    The audit log, the released model and the reports stay.
+    What stays, and why, is listed by :func:`client.supernode.keeping.list_left`.
 
     Parameters
     ----------
@@ -195,6 +199,12 @@ def forget(config: ClientConfig, *, everything: bool = False) -> list[str]:
         if removed:
             open_site_audit(state_dir).append("forget", runs=[Path(run).name for run in removed])
         return removed
+
+
+def _delete_old(config: ClientConfig) -> None:
+    deleted = delete_what_is_kept_no_longer(config)
+    if deleted:
+        _print(f"Deleted, as 'keep' in client.yaml says: {', '.join(deleted)}.")
 
 
 def _print(text: str) -> None:

@@ -26,7 +26,7 @@ from pydantic import Field, JsonValue
 
 from fedmed.errors import RunFolderError, WireError
 from fedmed.protocol.reading import MessageForm, Sha256
-from fedmed.storage.atomic_files import encode_json, explain_write_failure
+from fedmed.storage.atomic_files import encode_json, explain_write_failure, write_atomically
 
 SITE_FILE, SERVER_FOLDER = "countersigned.jsonl", "countersigned"
 _PURPOSE = b"fedmed: heads of audit logs, 1\n"
@@ -107,17 +107,22 @@ def store_heads(file: Path, heads: SignedHeads, at: LogHead | None = None) -> No
     CheckpointError
         If the disk is full or the file cannot be written.
     """
-    line: dict[str, JsonValue] = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "heads": heads.to_values()}
-    line |= {} if at is None else {"at": at.to_values()}
+    line = _to_line(datetime.now(UTC).isoformat(timespec="seconds"), heads, at)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "rb+") as target:
             size = target.seek(0, os.SEEK_END)
             is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a crash
-            target.write((b"\n" if is_torn else b"") + encode_json(line).encode() + b"\n")
+            target.write((b"\n" if is_torn else b"") + line)
     except OSError as error:
         raise explain_write_failure(file, error) from error
+
+
+def _to_line(time: str, heads: SignedHeads, at: LogHead | None) -> bytes:
+    line: dict[str, JsonValue] = {"time": time, "heads": heads.to_values()}
+    line |= {} if at is None else {"at": at.to_values()}
+    return encode_json(line).encode() + b"\n"
 
 
 def read_stored(file: Path) -> Iterator[StoredHeads]:
@@ -137,6 +142,22 @@ def read_stored(file: Path) -> Iterator[StoredHeads]:
             values = json.loads(line)
             at = LogHead.read(values["at"]) if "at" in values else None
             yield StoredHeads(str(values["time"]), SignedHeads.read(values["heads"]), at)
+
+
+def prune_stored(file: Path, moment: datetime) -> None:
+    """Remove what was kept before a moment; the newest line always stays.
+
+    Raises
+    ------
+    RunFolderError, CheckpointError
+        If the file cannot be read or written.
+    """
+    stored = list(read_stored(file))
+    left = [one for one in stored[:-1] if datetime.fromisoformat(one.time) >= moment] + stored[-1:]
+    if len(left) < len(stored):
+        lines = (_to_line(one.time, one.heads, one.at) for one in left)
+        write_atomically(file, b"".join(lines))
+        file.chmod(0o600)
 
 
 def went_back(before: LogHead | None, now: LogHead) -> bool:
