@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.guard.audit import verify_site_audit
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals
@@ -179,13 +178,23 @@ def _make_key(options: argparse.Namespace) -> int:
 
 
 def _verify_audit(config: ClientConfig, as_json: bool) -> int:
-    report = verify_site_audit(Path(config.state_dir))
+    from client.guard.heads import verify_site  # noqa: PLC0415  (imports flwr)
+
+    verdict = verify_site(Path(config.state_dir), Path(config.release_key))
+    report, signed = verdict.report, verdict.countersigned
+    last = signed[-1] if signed else None
+    told = None if last is None or last.heads.seen is None else last.heads.seen
     if as_json:
-        print(json.dumps(vars(report)))
-    elif report.ok:
+        about = {"number": len(signed), "last": None if last is None else last.time}
+        print(json.dumps({**vars(report), "countersigned": about}))
+        return 0 if report.ok else 1
+    if report.ok:
         print(f"The chain holds: {report.num_entries} entries, head {report.head}.")
     else:
         print(f"The chain is broken: {report.reason} ({report.num_entries} entries are sound.)")
+    if last is not None:
+        upto = "" if told is None else f", last that it had seen {told.length} entries"
+        print(f"The server has countersigned it {len(signed)} times{upto}, at {last.time}.")
     return 0 if report.ok else 1
 
 
@@ -205,6 +214,7 @@ def _fetch_model(config: ClientConfig, *, accept_uncompared: bool) -> int:
 
 
 def _forget(config: ClientConfig, *, everything: bool) -> int:
+    from client.supernode.keeping import list_left  # noqa: PLC0415
     from client.supernode.supervisor import forget  # noqa: PLC0415
 
     removed = forget(config, everything=everything)
@@ -212,4 +222,6 @@ def _forget(config: ClientConfig, *, everything: bool) -> int:
         print("There is nothing to remove.")
     for line in removed:
         print(f"removed: {line}")
+    for line in list_left(Path(config.state_dir)):
+        print(line)
     return 0

@@ -11,7 +11,6 @@ from fedmed.config.server import ServerConfig, load_server_config
 from fedmed.errors import ConfigError, FedmedError
 from fedmed.processes import raise_on_signals, single_instance
 from fedmed.storage.atomic_files import find_rounds
-from fedmed.storage.audit import verify_audit
 from fedmed.storage.run_folder import LOCK_FILE, RunFolder
 from fedmed.versions import add_version_option
 from server.provisioning.commands import (
@@ -177,14 +176,19 @@ def _show_status(config: ServerConfig, as_json: bool) -> int:
 
 
 def _verify_audit(config: ServerConfig, as_json: bool) -> int:
+    from server.provisioning.countersigning import read_keys_of_sites, verify_run_audit  # noqa: PLC0415
+
     run = RunFolder(Path(config.run_dir))
-    report = verify_audit(run.audit_file, _find_audit_head(run))
+    report, heads = verify_run_audit(run, _find_audit_head(run), read_keys_of_sites(config))
     if as_json:
-        print(json.dumps(vars(report)))
-    elif report.ok:
+        print(json.dumps({**vars(report), "sites": [vars(head) for head in heads]}))
+        return 0 if report.ok else 1
+    if report.ok:
         print(f"The chain holds: {report.num_entries} entries, head {report.head}.")
     else:
         print(f"The chain is broken: {report.reason} ({report.num_entries} entries are sound.)")
+    for head in heads:
+        print(head)
     return 0 if report.ok else 1
 
 
@@ -257,7 +261,7 @@ def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:
 
 _MAY_CHANGE = {
     "address", "listen", "alternative_names", "sites", "keys", "run_dir", "health", "insecure", "link_mbit_s", "tls",
-    "collect_wait_s", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
+    "collect_wait_s", "keep", "min_sites", "round_deadline_s", "max_missed_rounds", "release",
 }  # fmt: skip
 """Settings that do not change a run's results."""
 

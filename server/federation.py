@@ -35,6 +35,7 @@ from server.finish.recalibrate import take_chosen
 from server.finish.report import write_final_report
 from server.finish.small_network import Product, check_compression, choose_product, compress_between
 from server.rounds.attendance import Attendance, read_declared, save_sites
+from server.provisioning.countersigning import open_countersigner
 from server.rounds.courier import Courier
 from server.rounds.exchange import Exchange
 from server.rounds.loop import RoundLoop
@@ -140,7 +141,7 @@ def _open_session(grid: Grid, run: RunFolder, listener: Listener) -> Session:
     audit.append("start", model_digest=digest, **({"extensions": [one.model_dump() for one in code]} if code else {}))
     if isinstance(listener, EventListener):
         listener.tell_model(digest)
-    exchange = Exchange(grid, run)
+    exchange = Exchange(grid, run, open_countersigner(config, run, audit, listener.on_note))
     return Session(
         config=config,
         plan=plan,

@@ -33,8 +33,9 @@ from fedmed.distillation.network import get_network
 from fedmed.errors import PolicyError
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, TEACHER, PairedTables, SiteTables
+from fedmed.protocol.heads import LogHead, SignedHeads
 from fedmed.protocol.kinds import KINDS, REPORT, REQUEST, TABLES, Kind, Phase
-from fedmed.protocol.messages import make_content, read_tables, read_values
+from fedmed.protocol.messages import add_heads, make_content, read_tables, read_values
 from fedmed.protocol.reports import FormsReport
 from fedmed.protocol.requests import DistilSettings, OtherModel, Request
 from fedmed.reparameterization import Comparison
@@ -43,6 +44,7 @@ from fedmed.training.devices import use_threads
 _SMALL = "small"
 _RUN_ID = "check"
 _TRAIN_ROWS = 2
+_SIGNATURE_LETTERS = 140  # of a key on the curve P-384
 _NEEDS = ("classes", "policy", "training step")
 _DISTIL = DistilSettings(temperature=1.0, feature_weight=0.0)
 """The true ones are not known yet; what leaves has the same size with any."""
@@ -75,7 +77,17 @@ def list_size_checks() -> tuple[Check, ...]:
         for phase in kind.phases
         for compression in (get_args(Compression) if kind.compressed else ("none",))
     ]
-    return tuple(Check(row.title, partial(_CHECKS_BY_HAND.get(row.name, _check_reply), row), _NEEDS) for row in rows)
+    checks = [Check(row.title, partial(_CHECKS_BY_HAND.get(row.name, _check_reply), row), _NEEDS) for row in rows]
+    return (*checks, Check("leaves: heads of the audit logs", _check_heads, _NEEDS))
+
+
+def _check_heads(context: CheckContext, name: str) -> CheckResult:
+    """Say what goes beside every answer but the first; in the form of it, since the server signs none here."""
+    head = LogHead(length=1000, hash="0" * 64)
+    told = SignedHeads(by="site", run="0" * 32, site=context.config.name, own=head, seen=head, before=head)
+    parts = list_parts(add_heads(RecordDict(), told.signed("A" * _SIGNATURE_LETTERS)))
+    about = "with every answer but the first: how far this site's log and the server's go, signed with this site's key"
+    return CheckResult(name, "ok", f"{'; '.join(map(_describe_part, parts))}, {about}")
 
 
 def _check_comparison(row: _Row, context: CheckContext, name: str) -> CheckResult:

@@ -8,6 +8,8 @@
 The note is written after the entry. After a crash between the two the log is longer than the note says, which is fine.
 """
 
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,23 @@ class SiteAudit(AuditLog):
         if not is_complete:
             raise RunFolderError(
                 f"The end of the audit log {path} is missing: it does not hold the entry that {HEAD_FILE} beside it "
-                "names. Keep both files as evidence: move them elsewhere, then start again with a new log."
+                "names. Keep both files as evidence, and countersigned.jsonl beside them: move them elsewhere, then "
+                "start again with a new log."
             )
+        if self.length > 1 and not path.with_name(HEAD_FILE).exists():
+            self.append("heads_disagree", by="site", reason=f"{HEAD_FILE} was missing when the log was opened.")
 
     def append(self, event: str, /, **fields: Any) -> None:
         """Append one entry, then note it; see :meth:`fedmed.storage.audit.AuditLog.append`."""
         super().append(event, **fields)
         write_secret(self.path.with_name(HEAD_FILE), self.head.encode())
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete the oldest entries, then note the head; see :meth:`fedmed.storage.audit.AuditLog.delete_before`."""
+        number = super().delete_before(moment)
+        if number:
+            write_secret(self.path.with_name(HEAD_FILE), self.head.encode())
+        return number
 
 
 def open_site_audit(state_dir: Path) -> SiteAudit:
@@ -59,8 +71,15 @@ def open_site_audit(state_dir: Path) -> SiteAudit:
     return SiteAudit(state_dir / AUDIT_FILE)
 
 
-def verify_site_audit(state_dir: Path) -> AuditReport:
+def verify_site_audit(state_dir: Path, expected: Iterable[tuple[int, str]] = ()) -> AuditReport:
     """Check the log of a state folder without changing it, and whether it goes as far as it did.
+
+    Parameters
+    ----------
+    state_dir : Path
+        The folder.
+    expected : iterable of (int, str)
+        Numbers of entries and their hashes, which the server has countersigned.
 
     Raises
     ------
@@ -69,7 +88,7 @@ def verify_site_audit(state_dir: Path) -> AuditReport:
     """
     note = state_dir / HEAD_FILE
     try:
-        expected = note.read_text("ascii", "replace").strip() if note.exists() else None
+        noted = note.read_text("ascii", "replace").strip() if note.exists() else None
     except OSError as error:
         raise RunFolderError(f"{note} cannot be read: {error.strerror or error}.") from error
-    return verify_audit(state_dir / AUDIT_FILE, expected)
+    return verify_audit(state_dir / AUDIT_FILE, noted, expected)

@@ -197,7 +197,7 @@ def _read_entries(path: Path) -> Iterator[dict[str, JsonValue]]:
                     entry = json.loads(line)
                 except (ValueError, RecursionError):
                     continue  # the chain says that it is broken here
-                if isinstance(entry, dict) and needed <= entry.keys():
+                if isinstance(entry, dict) and needed <= entry.keys() and _is_placed(entry):
                     AUDIT_LOG.check(entry.get("format"), f"line {number}")
                     yield entry
     except FormatError as error:
@@ -207,6 +207,14 @@ def _read_entries(path: Path) -> Iterator[dict[str, JsonValue]]:
             f"The audit log {path} cannot be read: {error.strerror or error}. It is made when this site first takes "
             "part; --verify-audit says whether one is missing."
         ) from error
+
+
+def _is_placed(entry: dict[str, JsonValue]) -> bool:
+    """Return whether an entry says where and when it stands in the log."""
+    try:
+        return isinstance(entry["sequence"], int) and datetime.fromisoformat(str(entry["time"])).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _begin_row(number: int, time: str, fields: Fields) -> AuditRow:
@@ -245,7 +253,9 @@ def _describe_event(event: str, fields: Fields) -> str:
     refusals = fields.get("refusals")
     if event == "refused_again" and isinstance(refusals, list):
         counts = [one for one in refusals if isinstance(one, dict)]
-        return tame("; ".join(f"{one.get('text')} - the same again {one.get('times'):,} times" for one in counts), 1000)
+        return tame(
+            "; ".join(f"{one.get('text')} - the same again {_number(one.get('times'))} times" for one in counts)
+        )
     told = {key: value for key, value in fields.items() if event != "policy" and not key.endswith("sha256")}
     parts = _describe_parts(_sizes(told.pop("parts", None)))
     text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in told.items())
@@ -283,6 +293,10 @@ def _describe_parts(sizes: Mapping[str, int]) -> str:
 
 def _format_bytes(number: int) -> str:
     return f"{number:,} bytes" if number < 2**20 else f"{number / 2**20:.1f} MiB"
+
+
+def _number(value: JsonValue) -> str:
+    return f"{value:,}" if isinstance(value, int) else tame(str(value), 30)
 
 
 def _text(value: JsonValue) -> str | None:

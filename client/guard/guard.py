@@ -18,7 +18,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import find_figure_breach, find_number_breach, find_training_breach
+from client.guard.leaving import find_bands_breach, find_figure_breach, find_number_breach, find_training_breach
+from client.guard.heads import SignsAs, SiteHeads
 from client.guard.ledger import Ledger
 from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -44,6 +45,7 @@ from fedmed.extensions import allow_only
 from fedmed.fairness.disclosure.tables import find_breach
 from fedmed.fairness.figures.group_losses import find_loss_breach
 from fedmed.protocol.kinds import (
+    HEADS,
     KINDS,
     MODEL,
     REPORT,
@@ -82,12 +84,22 @@ class Guard:
         Folder whose size is limited.
     clock : callable
         Gives the local time.
+    heads : SiteHeads, optional
+        Countersigns the server's log and has this one countersigned.
     """
 
-    def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        audit: AuditLog,
+        state_dir: Path,
+        clock: Clock = datetime.now,
+        heads: SiteHeads | None = None,
+    ) -> None:
         self._policy, self._state_dir, self._clock = policy, state_dir, clock
         self._audit, self._writer = MessageLog(lambda: audit, state_dir), RequestWriter()
         self._written: WrittenRequest = {}
+        self._heads = heads
         self._ledger = Ledger(state_dir / "runs", policy)
         self._exclusions: object = None
         audit.append("policy", **policy.model_dump(mode="json"))
@@ -110,7 +122,7 @@ class Guard:
         except WireError as error:
             problem = error
         kind = KINDS.get(name_kind(message.metadata.message_type))
-        agreed = (REQUEST, MODEL, *(() if kind is None else kind.brings))
+        agreed = (REQUEST, MODEL, *(() if kind is None else (HEADS, *kind.brings)))
         if kind is None:
             found, allowed = tame(message.metadata.message_type, 60), ", ".join(list_flower_types())
             problem = WireError(f"Requests '{found}' are not answered here. Allowed: {allowed}.")
@@ -156,6 +168,8 @@ class Guard:
         PolicyError
             If there is anything in it that is not on the list.
         """
+        if self._heads is not None:
+            self._heads.answer(message, request.plan.run_id, reply)
         parts = list_parts(reply.content) if reply.has_content() else []
         problem = _find_stranger(request.kind, parts) or self._find_breach(request, reply, site)
         if problem is not None:
@@ -278,13 +292,14 @@ def _recorded() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _make_guard(state_dir: Path, policy_json: str) -> Guard:
-    policy = PolicyConfig.model_validate_json(policy_json)
-    return Guard(policy, open_site_audit(state_dir), state_dir)
+def _make_guard(state_dir: Path, policy_json: str, signs_as: SignsAs) -> Guard:
+    policy, audit = PolicyConfig.model_validate_json(policy_json), open_site_audit(state_dir)
+    return Guard(policy, audit, state_dir, heads=SiteHeads(state_dir, audit, signs_as))
 
 
 def _find_guard(hospital: Hospital) -> Guard:
-    return _make_guard(hospital.state_dir, hospital.config.policy.model_dump_json())
+    config = hospital.config
+    return _make_guard(hospital.state_dir, config.policy.model_dump_json(), SignsAs.of(config))
 
 
 def _describe(message: Message, request: Request | None) -> dict[str, str | int | None]:

@@ -12,10 +12,20 @@ from pathlib import Path
 from client.guard.audit import open_site_audit
 from client.hospital.site_key import inherit_passphrase, prepare_site_key
 from client.supernode.collected import find_collected, read_collected
+from client.supernode.keeping import delete_what_is_kept_no_longer
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, ProcessError
 from fedmed.health import HealthService
-from fedmed.processes import Backoff, Child, Event, EventQueue, child_environment, private_folder, single_instance
+from fedmed.processes import (
+    Backoff,
+    Child,
+    Event,
+    EventQueue,
+    RepeatedLines,
+    child_environment,
+    private_folder,
+    single_instance,
+)
 
 _STEP_S = 0.2
 _ENDED = 0
@@ -55,8 +65,11 @@ def take_part(config: ClientConfig, config_file: Path, client_app: str) -> int:
     (state_dir / "logs").mkdir(exist_ok=True)
     with single_instance(state_dir / "client.lock", "a flower-client with this state folder"):
         open_site_audit(state_dir).append("start", site=config.name)
+        _delete_old(config)
         with HealthService(config.health) as health:
-            return _Supervisor(config, config_file, client_app, health).run()
+            code = _Supervisor(config, config_file, client_app, health).run()
+        _delete_old(config)
+        return code
 
 
 class _Supervisor:
@@ -83,6 +96,7 @@ class _Supervisor:
         self._last_refusal = ""
         self._events = EventQueue()
         arguments, descriptors = inherit_passphrase()
+        self._failures = RepeatedLines()
         self._child = Child(
             "supernode",
             [
@@ -139,11 +153,14 @@ class _Supervisor:
     def _pass_on_events(self) -> None:
         for event in self._events.read():
             self._take(event)
+        for line in self._failures.poll():
+            _print(line)
 
     def _take(self, event: Event) -> None:
         kind, text = str(event.get("event")), str(event.get("text", ""))
-        if text:
-            _print(text)
+        for line in self._failures.take(text) if kind in {"failed", "refused"} else [text]:
+            if line:
+                _print(line)
         if kind in {"connected", "waiting", "task", "failed", "reply"}:
             self._health.set("connection", True)
         elif kind in {"connecting", "lost", "refused"}:
@@ -155,7 +172,7 @@ class _Supervisor:
 def forget(config: ClientConfig, *, everything: bool = False) -> list[str]:
     """Remove what this site keeps of federations, and return what was removed.
 
-    The audit log, the released model and the reports stay.
+    What stays, and why, is listed by :func:`client.supernode.keeping.list_left`.
 
     Parameters
     ----------
@@ -186,6 +203,12 @@ def forget(config: ClientConfig, *, everything: bool = False) -> list[str]:
         if removed:
             open_site_audit(state_dir).append("forget", runs=[Path(run).name for run in removed])
         return removed
+
+
+def _delete_old(config: ClientConfig) -> None:
+    deleted = delete_what_is_kept_no_longer(config)
+    if deleted:
+        _print(f"Deleted, as 'keep' in client.yaml says: {', '.join(deleted)}.")
 
 
 def _print(text: str) -> None:

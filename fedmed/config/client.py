@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from fedmed.config import DataConfig, ExtensionData, Section, SuppressionConfig
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
+from fedmed.config.keep import SiteKeepConfig
 from fedmed.config.server import SiteName
 from fedmed.errors import ConfigError, FormatError
 from fedmed.extensions import AllowedExtension
@@ -121,6 +122,8 @@ class ClientConfig(Section):
     teacher_file: str | None = None
     """This site's copy of a teacher's weights, where the federation distils from a teacher with ``source: file``."""
     policy: PolicyConfig = PolicyConfig()
+    keep: SiteKeepConfig = SiteKeepConfig()
+    """How long this site keeps what."""
 
     @property
     def own_code(self) -> list[str]:

@@ -12,12 +12,13 @@ from pydantic import Field, model_validator
 from fedmed.config import Choice, DeployedAggregationConfig, FederationConfig, Plan, Section, SitesData
 from fedmed.config.addresses import check_loopback, split_address
 from fedmed.config.files import read_yaml, resolve_path, resolve_paths, validate_settings
+from fedmed.config.keep import ServerKeepConfig
 
 OperatorName = Annotated[str, Field(pattern=r"^[^\W_][\w .-]{0,59}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
 LOCAL_SETTINGS = (
     "address", "listen", "alternative_names", "keys", "run_dir", "health", "insecure", "link_mbit_s", "tls",
-    "operators",
+    "operators", "keep",
 )  # fmt: skip
 """Keys of ``server.yaml`` that concern the server's machine and are no part of a report."""
 
@@ -68,6 +69,8 @@ class ServerConfig(FederationConfig):
     manual``. One whose answers do not depend on the image always does."""
     collect_wait_s: Annotated[float, Field(ge=0)] = 600.0
     """Seconds to wait at the end for sites that have not collected the model."""
+    keep: ServerKeepConfig = ServerKeepConfig()
+    """How long this side keeps what."""
 
     def make_plan(self) -> Plan:
         """Return the part of the settings that the sites need."""

@@ -11,6 +11,7 @@ from fedmed.processes.locks import single_instance
 from fedmed.processes.logs import set_up_logging
 from fedmed.processes.ports import check_port_free, find_free_port
 from fedmed.processes.private_files import private_folder, read_secret, write_secret
+from fedmed.processes.repeated import RepeatedLines
 from fedmed.processes.signals import Stopped, raise_on_signals
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Event",
     "EventQueue",
     "EventReader",
+    "RepeatedLines",
     "Stopped",
     "check_port_free",
     "child_environment",

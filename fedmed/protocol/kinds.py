@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from fedmed.protocol.heads import SignedHeads
 from fedmed.protocol.reports import (
     Declined,
     DistilReport,
@@ -32,6 +33,8 @@ REQUEST, REPORT = "request", "report"
 MODEL, OTHER_MODEL = "model", "other_model"
 TABLES, SUMS = "tables", "sums"
 ARTEFACT = "artefact"
+HEADS = "heads"
+"""Heads of the audit logs of both sides, signed; see :mod:`fedmed.protocol.heads`."""
 
 ScoredPart = Literal["validation", "test"]
 """Images that can be scored."""
@@ -102,8 +105,12 @@ class Kind:
 
     @property
     def leaving(self) -> Mapping[str, frozenset[str]]:
-        """All that may leave a site: parts of the reply, with the keys of the report."""
-        return {REPORT: self.report, **{part: frozenset() for part in self.returns}}
+        """All that may leave a site: parts of the reply, with the keys of those that have any.
+
+        On joining, a site may run another version, which knows no heads.
+        """
+        heads = {HEADS: frozenset(SignedHeads.model_fields)} if self.counted_as is not None else {}
+        return {REPORT: self.report, **heads, **{part: frozenset() for part in self.returns}}
 
     def find_phase(self, part: str | None = None) -> Phase | None:
         """Return the phase in which it is asked of a part of the images; None where it is asked of others."""

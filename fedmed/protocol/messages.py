@@ -6,7 +6,8 @@ A message holds at most these things:
 * ``model``: the tensors of a model as one byte array in the safetensors format; ``other_model``: those of a second one,
   with which it is compared or from which it is distilled;
 * ``tables``: evaluation tables, likewise; or ``sums``: those of BatchNorm's inputs, likewise;
-* ``artefact``: files of a deployable model, likewise, each as an array of bytes.
+* ``artefact``: files of a deployable model, likewise, each as an array of bytes;
+* ``heads``: how far the audit logs of both sides go, signed, as JSON like the report.
 
 A model is one array and not one per tensor, because the engine stores, hashes and acknowledges every array on its
 own, and because the bytes can then be written to disk, hashed and mapped as they are. Nothing that arrives is ever
@@ -28,7 +29,8 @@ from fedmed.errors import FormatError, WireError, tame
 from fedmed.formats import MESSAGE
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.site_tables import SiteTables
-from fedmed.protocol.kinds import ARTEFACT, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
+from fedmed.protocol.heads import SignedHeads
+from fedmed.protocol.kinds import ARTEFACT, HEADS, MODEL, OTHER_MODEL, REPORT, REQUEST, SUMS, TABLES
 from fedmed.protocol.reading import MessageForm
 from fedmed.protocol.reports import MissingModel
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
@@ -42,6 +44,8 @@ __all__ = [
     "STYPE",
     "SUMS",
     "TABLES",
+    "add_heads",
+    "has_heads",
     "lacks_model",
     "make_content",
     "pack_files",
@@ -49,6 +53,7 @@ __all__ = [
     "read_model",
     "read_other_model",
     "read_report",
+    "read_signed_heads",
     "read_sums",
     "read_tables",
     "read_values",
@@ -106,6 +111,28 @@ def make_content(
     if other_model is not None:
         content[OTHER_MODEL] = _to_record(other_model)
     return content
+
+
+def add_heads(content: RecordDict, heads: SignedHeads) -> RecordDict:
+    """Return a message's content with the heads of the audit logs; what it holds otherwise is shared, not copied."""
+    text = json.dumps(heads.to_values(), sort_keys=True, allow_nan=False)
+    return RecordDict({**content, HEADS: ConfigRecord({"json": text})})
+
+
+def has_heads(message: Message) -> bool:
+    """Return whether a message has heads of audit logs."""
+    return message.has_content() and HEADS in message.content
+
+
+def read_signed_heads(message: Message) -> SignedHeads:
+    """Return the heads of audit logs in a message.
+
+    Raises
+    ------
+    WireError
+        If they are missing or another than the form.
+    """
+    return SignedHeads.read(read_values(message, HEADS))
 
 
 def read_report(message: Message, form: type[T]) -> T:

@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -255,9 +255,7 @@ def _count_before(path: Path, moment: datetime) -> int:
     return number
 
 
-def verify_audit(
-    path: Path, expected_head: str | None = None, expected: Mapping[int, str] | None = None
-) -> AuditReport:
+def verify_audit(path: Path, expected_head: str | None = None, expected: Iterable[tuple[int, str]] = ()) -> AuditReport:
     """Check a log without changing it.
 
     Parameters
@@ -267,8 +265,8 @@ def verify_audit(
     expected_head : str, optional
         A head that is known from elsewhere, for example from a checkpoint. The log must still hold it; it may have
         grown since. This is what shows that the end was cut off.
-    expected : mapping of int to str, optional
-        Number of an entry, from 1, and the hash that it must have; what the other side has countersigned.
+    expected : iterable of (int, str)
+        Numbers of entries, from 1, and the hashes that they must have; what the other side has countersigned.
 
     Returns
     -------
@@ -300,7 +298,7 @@ def verify_audit(
     if not seen:
         reason = f"The log does not hold the entry {expected_head}: its end was cut off, or it is another log."
         return AuditReport(False, count, None, reason, chain.head)
-    for number, digest in sorted((expected or {}).items()):
+    for number, digest in sorted(expected):
         if not chain.holds(number, digest):
             reason = (
                 f"The log does not hold the entry {number} that the other side has countersigned ({digest[:12]}…): its "

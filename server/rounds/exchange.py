@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 
 from fedmed.errors import FedmedError, tame
 from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.messages import add_heads
 from fedmed.storage.run_folder import RunFolder
+from server.provisioning.countersigning import Countersigner
 
 T = TypeVar("T")
 _SHORTEST_PAUSE_S = 0.005
@@ -112,11 +114,14 @@ class Exchange:
         Flower's way to the nodes.
     run : RunFolder
         Holds the roster, which says what node is which site and may change while the run goes on.
+    countersigner : Countersigner, optional
+        Signs how far the audit logs go, and keeps what sites sign.
     """
 
-    def __init__(self, grid: Grid, run: RunFolder) -> None:
+    def __init__(self, grid: Grid, run: RunFolder, countersigner: Countersigner | None = None) -> None:
         self._grid = grid
         self._run = run
+        self._countersigner = countersigner
         self._probes: dict[str, str] = {}
 
     def bound_replies(self, model_bytes: int) -> None:
@@ -159,6 +164,7 @@ class Exchange:
             Sites that have not answered.
         """
         start = time.monotonic()
+        content = self._countersigned(kind, content)
         waiting = self._push(kind, content, sites, ttl=deadline_s)
         missing = set(sites) - set(waiting.values())
         pause = _SHORTEST_PAUSE_S
@@ -166,12 +172,15 @@ class Exchange:
             num_waiting, pulled = len(waiting), time.monotonic()
             further: dict[str, RecordDict] = {}
             for site, reply in self._pull(waiting):
+                if self._countersigner is not None:
+                    self._countersigner.take(site, reply)
                 request = on_answer(_to_answer(site, reply, time.monotonic() - start))
                 if request is not None:
                     further[site] = request
             if len(waiting) < num_waiting:
                 pause = _SHORTEST_PAUSE_S
-                waiting |= self._push(kind, further.__getitem__, list(further), ttl=deadline_s)
+                again = self._countersigned(kind, further.__getitem__)
+                waiting |= self._push(kind, again, list(further), ttl=deadline_s)
                 missing |= set(further) - set(waiting.values())
             else:  # a Grid that waits for the first reply itself has waited already
                 time.sleep(max(0.0, pause - (time.monotonic() - pulled)))
@@ -179,6 +188,18 @@ class Exchange:
         if waiting and isinstance(self._grid, CanAbandon):
             self._grid.abandon(list(waiting))
         return Unanswered(absent=sorted(missing), late=sorted(set(waiting.values())))
+
+    def _countersigned(self, kind: str, content: Callable[[str], RecordDict]) -> Callable[[str], RecordDict]:
+        """Return the same contents with the heads of the audit logs; not for a site that may run another version."""
+        signer = self._countersigner
+        if signer is None or kind == KINDS["query"].flower:
+            return content
+
+        def add(site: str) -> RecordDict:
+            heads = signer.sign_for(site)
+            return content(site) if heads is None else add_heads(content(site), heads)
+
+        return add
 
     def probe(self, content: RecordDict, sites: Sequence[str], ttl: float) -> None:
         """Send a request without waiting for its answer; see :meth:`collect_probes`."""

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,10 @@ MAX_NONCES_PER_SITE = 8192
 _QUIET_S = 60.0
 _MOST_LINES_A_MINUTE = 100
 _LARGEST_RECORD_BYTES = 5 * 2**20
+
+Source = tuple[str, str, str]
+"""Address, key and reason of a refusal."""
+_OTHERS: Source = ("many", "many", "more sources were refused than are told apart")
 
 log = logging.getLogger("fedmed.superlink")
 
@@ -215,41 +219,58 @@ def refuse_visitor(print_of_key: str, problem: Problem) -> Visitor:
 
 
 class RefusalLog:
-    """Writes down who was refused, once a minute for each source.
+    """Writes down who was refused, once a minute for each source, and how often it was.
 
     Parameters
     ----------
     file : Path, optional
-        Takes one JSON line for each: ``time``, ``address``, ``fingerprint``, ``reason``.
+        Takes one JSON line for each: ``time``, ``address``, ``fingerprint``, ``reason``, and ``count`` where it was
+        refused more than once since the line before. Of more than a hundred sources a minute, one line has the sum.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
-        self._last: dict[tuple[str, str, str], float] = {}
+        self._last: dict[Source, list[float]] = {}
+        """When a source was written down last, and how often it came since."""
+        self._others, self._others_due = 0, 0.0
         self._lock = threading.Lock()
 
     def add(self, address: str, visitor: Visitor, reason: str) -> None:
         """Note a refusal."""
-        if not self._is_due((address, visitor.fingerprint, reason), time.monotonic()):
-            return
-        log.warning("refused %s with key %s: %s", address, visitor.fingerprint, reason)
-        line = {
+        with self._lock:
+            for source, count in self._take((address, visitor.fingerprint, reason), time.monotonic()):
+                self._write(source, count)
+
+    def _take(self, source: Source, current: float) -> Iterator[tuple[Source, int]]:
+        """Yield what is to be written down now, and how often it came."""
+        for one, (last, count) in list(self._last.items()):
+            if current - last >= _QUIET_S:
+                del self._last[one]
+                if count:
+                    yield one, int(count)
+        if self._others and current >= self._others_due:
+            yield _OTHERS, self._others
+            self._others = 0
+        if source in self._last:
+            self._last[source][1] += 1
+        elif len(self._last) >= _MOST_LINES_A_MINUTE:
+            self._others_due = self._others_due if self._others else current + _QUIET_S
+            self._others += 1
+        else:
+            self._last[source] = [current, 0]
+            yield source, 1
+
+    def _write(self, source: Source, count: int) -> None:
+        address, key, reason = source
+        log.warning("refused %s with key %s: %s%s", address, key, reason, f" ({count} times)" if count > 1 else "")
+        line: dict[str, str | int] = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "address": address,
-            "fingerprint": visitor.fingerprint,
+            "fingerprint": key,
             "reason": reason,
         }
         if self._file is not None:
-            with self._lock:
-                self._append(json.dumps(line) + "\n")
-
-    def _is_due(self, source: tuple[str, str, str], current: float) -> bool:
-        with self._lock:
-            self._last = {one: last for one, last in self._last.items() if current - last < _QUIET_S}
-            if source in self._last or len(self._last) >= _MOST_LINES_A_MINUTE:
-                return False
-            self._last[source] = current
-            return True
+            self._append(json.dumps(line | ({"count": count} if count > 1 else {})) + "\n")
 
     def _append(self, line: str) -> None:
         assert self._file is not None

@@ -24,6 +24,7 @@ from server.release.publish import Receipts, find_release, prepare_release
 from server.rounds.progress import Listener
 from server.supervision.children import EXPLAINED, Engine
 from server.supervision.hello import write_hello
+from server.supervision.keeping import delete_what_is_kept_no_longer
 from server.supervision.refusals import Refusals
 from server.supervision.restarts import Restarts
 from server.supervision.roster import Roster
@@ -86,6 +87,7 @@ class Supervisor:
         check_port_free(host, port, "listen")
         write_hello(self.engine.hello_file, self.config)
         self._look_at_certificate()
+        self._delete_old()
         self.listener.on_info(f"Sites reach this server at {self.config.address}; it listens on {self.config.listen}.")
         with self.health:
             try:
@@ -98,6 +100,13 @@ class Supervisor:
                 self.engine.stop()
                 with suppress(FedmedError):  # the disk is full; what ended the run is what must be told
                     self._refusals.flush()
+                    self._delete_old()
+
+    def _delete_old(self) -> None:
+        """Delete what is kept no longer."""
+        deleted = delete_what_is_kept_no_longer(self.config, self.run, self.audit)
+        if deleted:
+            self.listener.on_info(f"Deleted, as 'keep' in server.yaml says: {', '.join(deleted)}.")
 
     def _start(self) -> None:
         """Start everything, as far as the run is not finished."""

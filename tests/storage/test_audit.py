@@ -196,3 +196,61 @@ def test_several_writers_keep_one_chain(tmp_path):
     report = verify_audit(tmp_path / "a")
     assert report.ok
     assert report.num_entries == 90
+
+
+def at(log, number, moment):
+    """Give an entry another time, and seal the chain anew from there on."""
+    records = [json.loads(line) for line in read_lines(log)]
+    records[number - 1]["time"] = moment
+    for place, record in enumerate(records):
+        record["prev"] = records[place - 1]["hash"] if place else GENESIS
+        record["hash"] = seal(record)
+    log.path.write_text("".join(json.dumps(one, sort_keys=True, separators=(",", ":")) + "\n" for one in records))
+    return AuditLog(log.path)
+
+
+def test_oldest_entries_are_deleted_and_the_log_says_so(log):
+    log = at(at(log, 1, "2020-01-01T00:00:00.000+00:00"), 2, "2020-01-02T00:00:00.000+00:00")
+    second, head = json.loads(read_lines(log)[1])["hash"], log.head
+    assert log.delete_before(datetime(2021, 1, 1, tzinfo=UTC)) == 2
+    entries = [json.loads(line) for line in read_lines(log)]
+    assert [entry["sequence"] for entry in entries] == [3, 4, 5]
+    assert entries[-1]["event"] == "deleted"
+    assert entries[-1]["fields"] == {"audit_log": {"hash": second, "up_to": 2}, "entries": 2}
+    assert stat.S_IMODE(log.path.stat().st_mode) == 0o600
+    report = verify_audit(log.path, head, [(4, head), (2, second), (1, "0" * 64)])
+    assert (report.ok, report.num_entries) == (True, 3)
+    assert not verify_audit(log.path, expected=[(3, "0" * 64)]).ok
+    log.append("next")
+    again = AuditLog(log.path)
+    assert (again.length, again.head) == (6, log.head)
+    assert again.holds(4, head)
+    assert again.delete_before(datetime(2021, 1, 1, tzinfo=UTC)) == 0
+    assert again.delete_before(datetime(2999, 1, 1, tzinfo=UTC)) == 3, (
+        "the newest entry stays, and the one that says so"
+    )
+    assert verify_audit(log.path).ok
+    assert [json.loads(line)["sequence"] for line in read_lines(log)] == [6, 7]
+
+
+def test_a_beginning_that_is_gone_without_an_entry_is_found(log):
+    log = at(log, 1, "2020-01-01T00:00:00.000+00:00")
+    log.delete_before(datetime(2021, 1, 1, tzinfo=UTC))
+    lines = read_lines(log)
+    log.path.write_bytes(b"".join(lines[1:]))
+    report = verify_audit(log.path)
+    assert not report.ok
+    assert "Its beginning is missing" in report.reason
+    with pytest.raises(RunFolderError, match="Its beginning is missing"):
+        AuditLog(log.path)
+
+
+def test_entries_that_must_be_there(log):
+    hashes = [json.loads(line)["hash"] for line in read_lines(log)]
+    assert verify_audit(log.path, expected=list(enumerate(hashes, start=1))).ok
+    assert verify_audit(log.path, expected=[(0, GENESIS)]).ok
+    for wrong in ((5, hashes[3]), (1, hashes[1]), (0, hashes[0]), (10**12, hashes[0])):
+        report = verify_audit(log.path, expected=[wrong])
+        assert not report.ok
+        assert f"does not hold the entry {wrong[0]} that the other side has countersigned" in report.reason
+    assert [log.holds(number, hashes[1]) for number in (1, 2, 3, 9)] == [False, True, False, False]

@@ -11,7 +11,7 @@ from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error
-from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.kinds import HEADS, KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
 from tests.client.support.hospital import PATIENT, HospitalSite
@@ -41,7 +41,7 @@ def test_audit_names_every_part_that_came_and_left(tmp_path: Path) -> None:
             data = record["json"].encode() if name == REPORT else record["bytes"].data
             expected.append({"name": name, "bytes": len(data), "sha256": sha256(data)})
         assert [{key: part[key] for key in ("name", "bytes", "sha256")} for part in sent["parts"]] == expected
-        assert {part["name"] for part in sent["parts"]} == set(KINDS[kind].leaving)
+        assert {part["name"] for part in sent["parts"]} == set(KINDS[kind].leaving) - {HEADS}
         assert sent["parts"][0]["keys"] == sorted(read_values(reply, REPORT))
     models = [part for entry in site.events("received") for part in entry["parts"] if part["name"] == "model"]
     assert models == [{"name": "model", "bytes": len(site.model), "sha256": sha256(site.model)}] * 2

@@ -477,6 +477,23 @@ def test_the_record_of_refusals_stays_small(tmp_path: Path, monkeypatch: pytest.
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2500
 
 
+def test_what_is_refused_again_is_counted_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(server.superlink.admission.time, "monotonic", lambda: seconds)
+    record = RefusalLog(tmp_path / "refused.jsonl")
+    visitor = server.superlink.admission.Visitor("none")
+    for _ in range(1234):
+        record.add("10.0.0.1", visitor, "it shows no key")
+    for number in range(500):
+        record.add(f"10.0.1.{number}", visitor, "it shows no key")
+    seconds = 61.0
+    record.add("10.0.0.2", visitor, "it shows no key")
+    lines = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert len(lines) == 103
+    assert sum(line.get("count", 1) for line in lines) == 1234 + 500 + 1
+    assert [line["count"] for line in lines if "count" in line] == [1233, 401]
+
+
 def announce(*, sender: int = 5, answers: str = "asked", messages: int = 1, trees: int = 1) -> bytes:
     message = Message(metadata=Metadata(src_node_id=sender, reply_to_message_id=answers))
     request = PushMessagesRequest(

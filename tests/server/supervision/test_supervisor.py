@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import server.supervision.refusals
 import server.supervision.supervisor
 from fedmed.config.server import ServerConfig
 from fedmed.errors import FederationError, FedmedError, KeyFileError, ProcessError
@@ -390,11 +391,19 @@ def test_refusals_are_summed_up_once_a_minute(tmp_path: Path) -> None:
 
     refuse("10.0.0.1", 1)
     assert refusals.read() == ["Refused: 10.0.0.1, key none: reason 0"]
+    shown = []
     for second in range(1, 61):  # the entry comes with the last of them
         seconds = float(second)
         refuse("10.0.0.1", 2)
         refuse("10.0.0.2", 1)
-        assert len(refusals.read()) == 3
+        shown += refusals.read()
+    assert shown == [
+        "Refused: 10.0.0.1, key none: reason 1",
+        "Refused: 10.0.0.2, key none: reason 0",
+        "Refused: 10.0.0.1, key none: reason 0 (the same again 59 times)",
+        "Refused: 10.0.0.1, key none: reason 1 (the same again 58 times)",
+        "Refused: 10.0.0.2, key none: reason 0 (the same again 58 times)",
+    ]
     refuse("10.0.0.3", 1)
     refusals.read()
     refusals.flush()
@@ -403,6 +412,34 @@ def test_refusals_are_summed_up_once_a_minute(tmp_path: Path) -> None:
     assert [entry["count"] for entry in entries] == [1, 180, 1]
     assert entries[1]["sources"] == ["10.0.0.1, key none", "10.0.0.2, key none"]
     assert (entries[1]["num_sources"], entries[1]["last_reason"]) == (2, "reason 0")
+
+
+def test_a_day_of_refusals_is_bounded_in_the_audit_log_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.supervision.refusals, "MOST_BYTES", 10_000)
+    file, seconds, day = tmp_path / "refused.jsonl", 0.0, "2026-03-01"
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    refusals = Refusals(file, audit, clock=lambda: seconds, today=lambda: day)
+    shown = 0
+    for minute in range(300):
+        seconds = 60.0 * minute
+        with file.open("a") as stream:
+            for number in range(100):
+                line = {"address": f"10.0.{minute}.{number}", "fingerprint": "none", "reason": "no", "count": 7}
+                stream.write(json.dumps(line) + "\n")
+        shown += len(refusals.read())
+    refusals.flush()
+    entries = [json.loads(line) for line in audit.path.read_text().splitlines()]
+    assert [entry["event"] for entry in entries].count("refusals_only_counted") == 1
+    assert sum(entry["fields"].get("count", 0) for entry in entries) == 300 * 100 * 7
+    assert audit.path.stat().st_size < 14_000
+    assert shown <= 300 * 21
+    day, seconds = "2026-03-02", seconds + 3600
+    with file.open("a") as stream:
+        stream.write(json.dumps({"address": "10.1.1.1", "fingerprint": "none", "reason": "no"}) + "\n")
+    refusals.read()
+    assert json.loads(audit.path.read_text().splitlines()[-1])["fields"]["sources"] == ["10.1.1.1, key none"]
 
 
 def test_restarts_are_counted_anew_after_a_long_time_without_one() -> None:
