@@ -192,7 +192,7 @@ class Guard:
         breach = find_breach(tables, choose_disclosure(self._policy, request.part), site)
         if breach is not None:
             return f"its tables must not leave, because {breach}"
-        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.counts.sum() >= k:
+        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.row_images.sum() >= k:
             return None
         return f"its distance is of fewer than k = {k} images"
 
