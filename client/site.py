@@ -276,11 +276,12 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_compared_logits(network, request, site)
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
-    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
+    told = site.disclosure_of(name)
+    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, told, part.patients)
     if is_test:
         files, data = site.files_of(request.plan), site.digest_part("test")
         if site.is_hospital:
-            own = tell_everything(logits, part.labels, counted.groups)
+            own = tell_everything(logits, part.labels, counted.groups, part.patients)
             files.store_test_tables(model_sha256, data, tables, own, encode_rows(logits, part.labels, counted.groups))
         else:
             files.store_test_tables(model_sha256, data, tables)

@@ -58,8 +58,8 @@ class Format:
 
 MESSAGE = Format("The message", 1)
 """JSON and tensors of a request or report."""
-TABLES = Format("The evaluation tables", 2)
-"""Counts that a site tells; those of format 1 have no number."""
+TABLES = Format("The evaluation tables", 3)
+"""Counts that a site tells; those of format 1 have no number, and 3 knows patients, areas and other wrong answers."""
 SITE_STATE = Format("The state", 1)
 """What a site keeps between rounds."""
 KIT = Format("The kit", 1)

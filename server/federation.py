@@ -34,8 +34,8 @@ from server.finish.own_models import compared_models, train_local, write_initial
 from server.finish.recalibrate import take_chosen
 from server.finish.report import write_final_report
 from server.finish.small_network import Product, check_compression, choose_product, compress_between
-from server.rounds.attendance import Attendance, read_declared, save_sites
 from server.provisioning.countersigning import open_countersigner
+from server.rounds.attendance import Attendance, read_declared, save_sites
 from server.rounds.courier import Courier
 from server.rounds.exchange import Exchange
 from server.rounds.loop import RoundLoop

@@ -15,7 +15,7 @@ from client.answers.figure_store import FigureStore, ToldFigures
 from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.metrics.rounding import round_digits, round_down
+from fedmed.metrics.rounding import round_down, round_number
 from fedmed.protocol.messages import MODEL
 from fedmed.protocol.reports import FigureReport
 from fedmed.training.evaluate import compute_logits
@@ -63,4 +63,4 @@ def _measure(packed: bytes, request: Request, site: Site, store: FigureStore) ->
     # As the tables choose the class: of equal logits the first, which torch does not promise.
     right_N = logits_NK.double().numpy().argmax(axis=1)[chosen] == labels_N[chosen]
     recalls = [float(right_N[labels_N[chosen] == label].mean()) for label in classes]
-    return ToldFigures(n, round_digits(float(right_N.mean())), round_digits(sum(recalls) / len(recalls)))
+    return ToldFigures(n, round_number(float(right_N.mean())), round_number(sum(recalls) / len(recalls)))

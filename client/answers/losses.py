@@ -18,7 +18,7 @@ from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
 from fedmed.errors import TrainingError
 from fedmed.fairness.figures.group_losses import disclose_group_losses, disclose_start_loss
 from fedmed.fairness.figures.groups import assign_groups
-from fedmed.metrics.rounding import round_digits
+from fedmed.metrics.rounding import round_number
 from fedmed.protocol.reading import explained
 from fedmed.protocol.reports import DistilReport, GroupLosses, TrainReport
 from fedmed.training.evaluate import compute_logits
@@ -138,7 +138,7 @@ def tell_distillation(result: FitResult, site: Site) -> DistilReport:
 
 def _shorten(value: float, site: Site) -> float:
     """Return a number that is made of a hospital's images with few digits; in a simulation as it is."""
-    return value if site.policy.suppression.k <= 1 else round_digits(value)
+    return value if site.policy.suppression.k <= 1 else round_number(value)
 
 
 def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ from fedmed.distillation.pixels import held_still
 from fedmed.distillation.teachers.classifier import find_classifier
 from fedmed.errors import TrainingError
 from fedmed.losses import build_loss
-from fedmed.metrics.rounding import round_digits
+from fedmed.metrics.rounding import round_number
 from fedmed.protocol.tensors import load_state, select_state
 from fedmed.reparameterization.statistics import tracked_norms
 from fedmed.seeding import make_rng, seeded_torch
@@ -68,7 +68,7 @@ def measure_own_mismatch(model: nn.Module, request: Request, site: Site) -> floa
     transform = make_eval_transform(plan.augmentation, plan.image_size)
     batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(indices, MISMATCH_BATCH))
     distance = measure_mismatch(StatisticsMatch(model.to(site.device).eval()), batches)
-    return distance if site.policy.suppression.k <= 1 else round_digits(distance)
+    return distance if site.policy.suppression.k <= 1 else round_number(distance)
 
 
 def train_student(student: nn.Module, large: bytes, request: Request, site: Site) -> FitResult:

@@ -18,8 +18,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import find_bands_breach, find_figure_breach, find_number_breach, find_training_breach
 from client.guard.heads import SignsAs, SiteHeads
+from client.guard.leaving import find_figure_breach, find_number_breach, find_training_breach
 from client.guard.ledger import Ledger
 from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -233,7 +233,7 @@ class Guard:
         breach = find_breach(tables, choose_disclosure(self._policy, request.part), site)
         if breach is not None:
             return f"its tables must not leave, because {breach}"
-        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.counts.sum() >= k:
+        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.row_images.sum() >= k:
             return None
         return f"its distance is of fewer than k = {k} images"
 

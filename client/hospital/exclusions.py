@@ -143,6 +143,7 @@ def select_images(part: ImagePart, indices: Iterable[int]) -> ImagePart:
         labels=[labels[index] for index in chosen],
         attributes={name: [values[index] for index in chosen] for name, values in part.attributes.items()},
         reader=_PartReader(part),
+        patients=[part.patients[index] for index in chosen],
     )
 
 

@@ -301,4 +301,10 @@ def _claim_device(config: ClientConfig) -> torch.device:
 def choose_disclosure(policy: PolicyConfig, part: str | None) -> Disclosure:
     """Return what of an evaluation of ``validation`` or ``test`` may leave."""
     limits = policy.suppression
-    return Disclosure(limits.k, limits.k_row, scores=part == "test" or policy.validation_scores)
+    return Disclosure(
+        limits.k,
+        limits.k_row,
+        scores=part == "test" or policy.validation_scores,
+        k_bin=limits.k_bin,
+        group_histograms=policy.group_histograms,
+    )

@@ -43,6 +43,9 @@ class PolicyConfig(Section):
     """Whether histograms of scores may leave for the validation images as well."""
     suppression: SuppressionConfig = SuppressionConfig()
     """Thresholds for everything that is counted."""
+    group_histograms: bool = False
+    """Whether calibration, Brier score and AUC of groups of patients may leave, and not only those of the whole site.
+    Where thresholds are 1, as in a simulation, they do in any case."""
     benefit: bool = True
     """Whether this site trains a model on its own images alone, which stays here, and tells how the federation's
     model compares with it."""

@@ -47,6 +47,8 @@ class SuppressionConfig(Section):
     """Fewest images of a group."""
     k_row: Annotated[int, Field(ge=1)] = 5
     """Fewest images of a class within a group."""
+    k_bin: Annotated[int, Field(ge=1)] = 5
+    """Fewest images of a bin of confidence; plays no part where ``k`` and ``k_row`` are 1."""
 
 
 class FairnessConfig(Section):

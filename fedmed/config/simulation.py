@@ -21,7 +21,7 @@ class RunConfig(FederationConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where sites train: ``auto`` takes a GPU if there is one."""
     data: DataConfig = PhantomData()
-    suppression: SuppressionConfig = SuppressionConfig(k=1, k_row=1)
+    suppression: SuppressionConfig = SuppressionConfig(k=1, k_row=1, k_bin=1)
     """Thresholds below which a site withholds its tables; 1 and 1, because in a simulation one person holds all
     images."""
 

@@ -28,18 +28,28 @@ class ImagePart:
         Attribute name to N values.
     reader : ImageReader
         Gives the pixels.
+    patients : sequence of str, optional
+        Id of each image's patient or lesion. Without, each image is one by itself.
     """
 
     def __init__(
-        self, items: Sequence[str], labels: Sequence[int], attributes: Mapping[str, Sequence[str]], reader: ImageReader
+        self,
+        items: Sequence[str],
+        labels: Sequence[int],
+        attributes: Mapping[str, Sequence[str]],
+        reader: ImageReader,
+        patients: Sequence[str] | None = None,
     ) -> None:
         assert len(items) == len(labels)
+        assert patients is None or len(patients) == len(items)
         assert all(len(values) == len(items) for values in attributes.values())
         self.items = tuple(items)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         """int64 (N,)."""
         self.attributes: Mapping[str, tuple[str, ...]] = {name: tuple(values) for name, values in attributes.items()}
         """Attribute name to N values, ``"unknown"`` where the table has none."""
+        self.patients = self.items if patients is None else tuple(patients)
+        """Id of each image's patient, N; where the data has none, of the lesion, or the image's own name."""
         self._reader = reader
 
     def __len__(self) -> int:
@@ -136,4 +146,5 @@ def _make_part(rows: Sequence[SplitRow], attribute_names: Sequence[str], reader:
         labels=[row.item.label for row in rows],
         attributes={name: [row.item.attributes[i] for row in rows] for i, name in enumerate(attribute_names)},
         reader=reader,
+        patients=[row.item.group for row in rows],
     )

@@ -87,7 +87,8 @@ def check_artefact(
             torch.zeros(0, len(plan.classes)),
             *(run_onnx(session, x_BCHW) for x_BCHW in read_batches(part, plan)),
         ]
-        found[site] = tables_from_logits(torch.cat(logits).double() / temperature, part.labels, [site] * len(part))
+        z_NK = torch.cat(logits).double() / temperature
+        found[site] = tables_from_logits(z_NK, part.labels, [site] * len(part), part.patients)
         _compare(result, site, logged[site], found[site])
     if found:
         pairs = [combine_tables(tables.values()).pool() for tables in ({site: logged[site] for site in found}, found)]

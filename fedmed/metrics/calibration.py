@@ -10,14 +10,14 @@ from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array, Values, divide_defined, mean_defined
 
 
-def calibration_values(calibration: Array, rare: Array | float = 0.0) -> dict[str, Values]:
+def calibration_values(calibration: Array, mixed: Array | float = 0.0) -> dict[str, Values]:
     """Compute ``ece``, ``mce`` and ``classwise_ece``.
 
     Parameters
     ----------
     calibration : ndarray, shape (D,K,15,3)
         Calibration tables by true class.
-    rare : ndarray, shape (D,15,3), optional
+    mixed : ndarray, shape (D,15,3), optional
         The same of images whose class is not told; in ``ece`` and ``mce`` only.
 
     Returns
@@ -30,7 +30,7 @@ def calibration_values(calibration: Array, rare: Array | float = 0.0) -> dict[st
     -----
     ECE = sum_b (n_b / N) |accuracy_b - confidence_b|; MCE = the largest such gap of a bin that is not empty.
     """
-    pooled = calibration.sum(axis=-3) + rare
+    pooled = calibration.sum(axis=-3) + mixed
     by_class = expected_error(calibration)
     gaps = divide_defined(_surplus(pooled), pooled[..., 0])
     largest = np.nan_to_num(gaps, nan=0.0).max(axis=-1)
@@ -54,7 +54,7 @@ def reliability(tables: EvaluationTables) -> dict[str, Array]:
     dict from str to ndarray, shape (15,)
         ``n``: images in each bin of confidence; ``confidence`` and ``accuracy``: their means, NaN for an empty bin.
     """
-    n, confidence, correct = np.moveaxis(tables.calibration.sum(axis=(0, 1)) + tables.rare.sum(axis=0), -1, 0)
+    n, confidence, correct = np.moveaxis(tables.calibration.sum(axis=(0, 1)) + tables.mixed.sum(axis=0), -1, 0)
     return {"n": n, "confidence": divide_defined(confidence, n), "accuracy": divide_defined(correct, n)}
 
 

@@ -3,10 +3,24 @@
 Letters: K classes, D leading axes (none, or the draws of a bootstrap).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from fedmed.metrics.answer_ranges import RANGED, find_ranges, settle_other
 from fedmed.metrics.calibration import brier_values, calibration_values
-from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.evaluation import EvaluationTables
+from fedmed.metrics.roc import (
+    Areas,
+    are_too_coarse,
+    area_bounds,
+    area_figures,
+    area_values,
+    find_areas,
+    roc_points,
+    score_values,
+    split_scores,
+)
 from fedmed.metrics.values import (
     Array,
     Figure,
@@ -16,15 +30,17 @@ from fedmed.metrics.values import (
     mean_defined,
     min_defined,
     optional_float,
-    std_defined,
 )
 
 __all__ = [
+    "Areas",
     "Figure",
+    "area_bounds",
     "area_figures",
     "area_values",
     "compute_figures",
     "count_values",
+    "find_areas",
     "lacking_classes",
     "roc_points",
     "score_values",
@@ -48,6 +64,20 @@ MACRO_FIGURES = frozenset(
     }
 )
 """Figures that speak of all classes; without one of them they would be about something else."""
+COUNT_KEYS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "macro_precision",
+    "macro_recall",
+    "kappa",
+    "mcc",
+    "sensitivity",
+    "specificity",
+    "worst_class_recall",
+    "class_recall_gap",
+)
+"""Figures of :func:`count_values`."""
 
 
 def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
@@ -72,42 +102,55 @@ def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
     Images of rare classes, whose class is not told, count in ``accuracy``, ``ece`` and ``mce``. A figure about all
     classes (:data:`MACRO_FIGURES`) has no value if all images of a class are withheld, nor has that class in
     ``by_class``. Every figure carries the number of withheld rows in ``n_withheld``.
+
+    ``auc`` is that of the histograms where all sites tell them and no class's can be more than
+    :data:`fedmed.metrics.answer_ranges.MOST_OFF` off by the width of the bins (half of its ties). Else it is made of
+    the sites' own areas, so that images are compared within sites only; see :mod:`fedmed.metrics.areas`.
     """
     pooled = tables.pool()
-    counts, scores, calibration, brier, rare = (
-        getattr(pooled, name)[0] for name in ("counts", "scores", "calibration", "brier", "rare")
+    counts, other, mixed, brier, rare = (
+        getattr(pooled, name)[0] for name in ("counts", "other_wrong", "mixed", "brier", "rare")
     )
-    values = count_values(counts, rare.sum(axis=0)), score_values(scores), calibration_values(calibration, rare)
-    num_counted, num_rare = int(counts.sum()), round(rare[..., 0].sum())
-    num_scored, num_binned = int(scores[:, 0].sum()), round(calibration[..., 0].sum())
+    calibration = pooled.calibration[0]
+    values = count_values(counts, rare, other), calibration_values(calibration, mixed), brier_values(brier)
+    area = find_areas(pooled)
+    num_counted, num_rare = int(pooled.row_images.sum()), int(rare[0])
+    num_told = round(calibration[..., 0].sum() + mixed[..., 0].sum())
     num_images = {
         "accuracy": num_counted + num_rare,
-        "auc": num_scored,
-        "class_auc_std": num_scored,
-        "ece": num_binned + num_rare,
-        "mce": num_binned + num_rare,
-        "classwise_ece": num_binned,
+        "auc": area.n,
+        "class_auc_std": area.n,
+        "ece": num_told,
+        "mce": num_told,
+        "classwise_ece": round(calibration[..., 0].sum()),
         "brier": round(brier[0]),
     }
-    found = values[0] | values[1] | values[2] | brier_values(brier)
-    return {key: _make_figure(key, item, num_images.get(key, num_counted), pooled) for key, item in found.items()}
+    found = values[0] | area_figures(area.values) | values[1] | values[2]
+    figures = {key: _make_figure(key, item, num_images.get(key, num_counted), pooled) for key, item in found.items()}
+    for key in ("auc", "class_auc_std"):
+        figures[key] = replace(figures[key], bound=area.bound, within_sites=area.within_sites)
+    return figures
 
 
 def lacking_classes(tables: EvaluationTables) -> Array:
     """Return which classes are withheld wholly in each group, shape (G,K) of bool: none of their images is counted."""
-    lacking: Array = (tables.withheld > 0) & (tables.counts.sum(axis=-1) == 0)
+    lacking: Array = (tables.withheld > 0) & (tables.row_images == 0)
     return lacking
 
 
-def count_values(counts: Array, rare: Array | None = None) -> dict[str, Values]:
+def count_values(counts: Array, rare: Array | None = None, other_wrong: Array | None = None) -> dict[str, Values]:
     """Compute the figures that follow from tables of true against predicted class.
 
     Parameters
     ----------
     counts : ndarray, shape (D,K,K)
         True class in rows.
-    rare : ndarray, shape (D,3), optional
-        Number of images whose class is not told, sum of their confidence, number right; for ``accuracy``.
+    rare : ndarray, shape (D,2), optional
+        Number of images whose class is not told, and number right; for ``accuracy``.
+    other_wrong : ndarray, shape (D,K), optional
+        Number of wrong answers by true class whose predicted class is not told. The figures that need it
+        (:data:`fedmed.metrics.answer_ranges.RANGED`) are then in the middle of the range in which they may lie, and NaN
+        where that is more than :data:`fedmed.metrics.answer_ranges.MOST_OFF` from its ends.
 
     Returns
     -------
@@ -126,92 +169,46 @@ def count_values(counts: Array, rare: Array | None = None) -> dict[str, Values]:
           are of one class (scikit-learn gives 0)
         * ``worst_class_recall``, ``class_recall_gap``: lowest, and highest - lowest, recall of the classes present
     """
+    if other_wrong is not None and other_wrong.any():
+        counts, other_wrong = settle_other(counts, other_wrong)
     counts = counts.astype(np.float64)
-    n = counts.sum(axis=(-2, -1))
+    told = counts.sum(axis=(-2, -1))
     tp, positives, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
-    negatives = n[..., None] - positives
-    recall, precision = divide_defined(tp, positives), divide_defined(tp, predicted)
-    specificity = divide_defined(negatives - predicted + tp, negatives)
-    f1 = divide_defined(2 * tp, positives + predicted)
-    rare_n, rare_hits = (0.0, 0.0) if rare is None else (rare[..., 0], rare[..., 2])
-    hits, chance = tp.sum(axis=-1), (positives * predicted).sum(axis=-1)
-    spread = (n**2 - np.square(predicted).sum(axis=-1)) * (n**2 - np.square(positives).sum(axis=-1))
-    return {
+    n = told
+    if other_wrong is not None:
+        positives, n = positives + other_wrong, told + other_wrong.sum(axis=-1)
+    recall = divide_defined(tp, positives)
+    rare_n, rare_hits = (0.0, 0.0) if rare is None else (rare[..., 0], rare[..., 1])
+    hits = tp.sum(axis=-1)
+    found = {
         "accuracy": Values(divide_defined(hits + rare_hits, n + rare_n)),
         "balanced_accuracy": Values(mean_defined(recall)),
-        "macro_f1": Values(_mean_of_all(f1, n), f1),
-        "macro_precision": Values(_mean_of_all(precision, n), precision),
+        **_predicted_values(counts, tp, positives, predicted),
         "macro_recall": Values(_mean_of_all(recall, n), recall),
-        "kappa": Values(divide_defined(hits * n - chance, n**2 - chance)),
-        "mcc": Values(divide_defined(hits * n - chance, np.sqrt(spread))),
         "sensitivity": Values(mean_defined(recall), recall),
-        "specificity": Values(mean_defined(specificity), specificity),
         "worst_class_recall": Values(min_defined(recall)),
         "class_recall_gap": Values(gap_defined(recall)),
     }
+    if other_wrong is not None and other_wrong.any():
+        found |= {key: one.to_values() for key, one in find_ranges(counts, other_wrong).items()}
+    return {key: found[key] for key in COUNT_KEYS}
 
 
-def score_values(scores: Array) -> dict[str, Values]:
-    """Compute ``auc``, the area under the one-vs-rest ROC curves, and ``class_auc_std`` of tables (D,K,K,64) of scores.
-
-    By class the AUC is the probability that an image of the class has a higher score than another image, two scores in
-    one bin being a tie that counts half. The value is the mean over the classes that have both positives and negatives;
-    ``class_auc_std`` is the standard deviation (ddof 0) over the same classes, of which there must be two.
-    """
-    return area_figures(area_values(*split_scores(scores)))
-
-
-def area_figures(areas: Values) -> dict[str, Values]:
-    """Return ``auc`` and ``class_auc_std`` of areas as :func:`area_values` gives them."""
-    assert areas.by_class is not None
-    return {"auc": areas, "class_auc_std": Values(std_defined(areas.by_class))}
-
-
-def area_values(own: Array, others: Array) -> Values:
-    """Compute the areas under the ROC curves of histograms as :func:`split_scores` gives them."""
-    beaten = np.cumsum(others, axis=-1) - 0.5 * others
-    by_class = divide_defined((own * beaten).sum(axis=-1), own.sum(axis=-1) * others.sum(axis=-1))
-    return Values(mean_defined(by_class), by_class)
-
-
-def split_scores(scores: Array) -> tuple[Array, Array]:
-    """Return histograms, each (D,K,64), of every class's score: over the class's own images, and over all others."""
-    own = np.moveaxis(np.diagonal(scores, axis1=-3, axis2=-2), -1, -2).astype(np.float64)
-    return own, scores.sum(axis=-3) - own
-
-
-def roc_points(tables: EvaluationTables, class_index: int) -> tuple[Array, Array]:
-    """Return the points of a class's ROC curve, one-vs-rest, pooled over the groups.
-
-    Parameters
-    ----------
-    tables : EvaluationTables
-        With scores.
-    class_index : int
-        The class, in [0, K).
-
-    Returns
-    -------
-    fpr, tpr : ndarray, shape (65,)
-        Rates of false and true positives, from (0, 0) to (1, 1); the trapezoids below add up to the figure ``auc``.
-        Both of length 0 if the class has no positives or no negatives.
-
-    Raises
-    ------
-    ValueError
-        If there is no such class.
-    """
-    if not 0 <= class_index < tables.num_classes:
-        raise ValueError(f"There is no class {class_index}. Allowed: 0 to {tables.num_classes - 1}.")
-    own, others = (side[class_index] for side in split_scores(tables.pool().scores[0]))
-    if not own.any() or not others.any():
-        return np.empty(0), np.empty(0)
-    return _share_above(others), _share_above(own)
-
-
-def _share_above(histogram: Array) -> Array:
-    # Lowering the threshold bin by bin from the top lets one bin after the other through.
-    return np.concatenate([[0.0], np.cumsum(histogram[::-1]) / histogram.sum()])
+def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Array) -> dict[str, Values]:
+    """Return the figures that need the predicted class of every image, of counts without any others."""
+    n = counts.sum(axis=(-2, -1))
+    negatives = n[..., None] - positives
+    precision, specificity = divide_defined(tp, predicted), divide_defined(negatives - predicted + tp, negatives)
+    f1 = divide_defined(2 * tp, positives + predicted)
+    hits, chance = tp.sum(axis=-1), (positives * predicted).sum(axis=-1)
+    spread = (n**2 - np.square(predicted).sum(axis=-1)) * (n**2 - np.square(positives).sum(axis=-1))
+    return {
+        "macro_f1": Values(_mean_of_all(f1, n), f1),
+        "macro_precision": Values(_mean_of_all(precision, n), precision),
+        "kappa": Values(divide_defined(hits * n - chance, n**2 - chance)),
+        "mcc": Values(divide_defined(hits * n - chance, np.sqrt(spread))),
+        "specificity": Values(mean_defined(specificity), specificity),
+    }
 
 
 def _mean_of_all(by_class: Array, n: Array) -> Array:
@@ -236,14 +233,15 @@ def _make_figure(key: str, values: Values, n: int, tables: EvaluationTables) -> 
 
 def _explain(key: str, n: int, tables: EvaluationTables) -> str:
     lacking = np.flatnonzero(lacking_classes(tables)[0])
-    of_scores = key in ("auc", "class_auc_std")
-    if n == 0 and of_scores and tables.counts.any():
-        return "the tables hold no scores"
     if n == 0:
-        return "all images are withheld" if tables.withheld.any() else "no images"
+        return _explain_absence(key, tables)
     if len(lacking) and key in MACRO_FIGURES:
         named = ", ".join(map(str, lacking))
         return f"class {named} is withheld" if len(lacking) == 1 else f"classes {named} are withheld"
+    if key in RANGED and tables.other_wrong.any():
+        return "too many wrong answers are not told by class"
+    if key in ("auc", "class_auc_std") and are_too_coarse(tables.scores[0]):
+        return "the histograms of the scores are too coarse for this model"
     return {
         "auc": "the images are all of one class",
         "class_auc_std": "the images are all of one class",
@@ -251,3 +249,12 @@ def _explain(key: str, n: int, tables: EvaluationTables) -> str:
         "kappa": "all images and all answers are of one class",
         "mcc": "all images or all answers are of one class",
     }[key]
+
+
+def _explain_absence(key: str, tables: EvaluationTables) -> str:
+    """Return why a figure rests on no image."""
+    if key in ("auc", "class_auc_std") and tables.row_images.any():
+        return "the tables hold no scores"
+    if key in ("ece", "mce", "classwise_ece", "brier") and tables.num_images:
+        return "it is not told class by class" if key == "classwise_ece" else "it is told for whole sites only"
+    return "all images are withheld" if tables.withheld.any() else "no images"

@@ -10,11 +10,15 @@ import safetensors.numpy
 
 from fedmed.errors import FormatError
 from fedmed.formats import TABLES as FORMAT
+from fedmed.metrics.clusters import assume_single_images
 from fedmed.metrics.limits import LONGEST_NAME, MOST_ATTRIBUTES, MOST_GROUPS
 from fedmed.metrics.site_tables import MODELS, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 
 _CONTENTS = "contents"
+_WITH_PATIENTS = 3
+"""Since which format tables hold what this version writes."""
+_LARGEST_NUMBER = 2.0**53
 
 
 def pack_site_tables(tables: SiteTables) -> bytes:
@@ -25,10 +29,13 @@ def pack_site_tables(tables: SiteTables) -> bytes:
         for attribute, of_attribute in by_attribute.items():
             prefix = f"{len(contents)}."
             contents.append(["model", model, attribute, list(of_attribute.groups)])
-            arrays |= {prefix + name: np.ascontiguousarray(array) for name, array in of_attribute.to_arrays().items()}
+            kept = of_attribute.to_arrays().items()
+            arrays |= {prefix + name: np.ascontiguousarray(array) for name, array in kept if _is_kept(name, array)}
     for model, paired in tables.paired.items():
         for attribute, of_pair in paired.items():
             arrays[f"{len(contents)}.cells"] = np.ascontiguousarray(of_pair.cells)
+            if of_pair.spread.any():
+                arrays[f"{len(contents)}.spread"] = np.ascontiguousarray(of_pair.spread)
             contents.append(["paired", model, attribute, list(of_pair.groups)])
     numbered = {"format": FORMAT.number, "tables": contents}  # one entry: the order of several is not fixed
     packed: bytes = safetensors.numpy.save(arrays, metadata={_CONTENTS: json.dumps(numbered)})
@@ -36,7 +43,7 @@ def pack_site_tables(tables: SiteTables) -> bytes:
 
 
 def unpack_site_tables(data: bytes) -> SiteTables:
-    """Return the tables that :func:`pack_site_tables` packed.
+    """Return the tables that :func:`pack_site_tables` packed, of this or an earlier format.
 
     Raises
     ------
@@ -45,7 +52,7 @@ def unpack_site_tables(data: bytes) -> SiteTables:
     """
     try:
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
-        contents = _read_contents(data)
+        number, contents = _read_contents(data)
         entries = [(str(kind), str(model), str(attribute), groups) for kind, model, attribute, groups in contents]
         for entry in entries:
             _check_entry(*entry)
@@ -60,10 +67,40 @@ def unpack_site_tables(data: bytes) -> SiteTables:
     paired: dict[str, dict[str, PairedTables]] = {}
     for (kind, model, attribute, groups), own in zip(entries, grouped, strict=True):
         if kind == "model":
-            models.setdefault(model, {})[attribute] = EvaluationTables.from_arrays(tuple(groups), own)
+            arrays_now = own if number >= _WITH_PATIENTS else convert_arrays(own)
+            models.setdefault(model, {})[attribute] = EvaluationTables.from_arrays(tuple(groups), arrays_now)
         else:
             paired.setdefault(model, {})[attribute] = _make_paired(tuple(groups), own)
     return SiteTables(models, paired)
+
+
+def convert_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of evaluation tables of format 1 or 2 as those of format 3.
+
+    There, ``rare`` was the calibration of the images of rare classes, all wrong answers were told class by class, and
+    nothing was known about patients: every image is taken for a patient's only one. Areas are not known.
+
+    Raises
+    ------
+    ValueError
+        If arrays are missing, or there are others.
+    """
+    names = {"counts", "scores", "calibration", "brier", "rare", "withheld"}
+    if set(arrays) != names:
+        raise ValueError(f"Tables named {sorted(arrays)} were found. Needed: {sorted(names)}.")
+    counts, mixed = arrays["counts"], arrays["rare"]
+    if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or mixed.ndim != 3 or mixed.shape[2] != 3:
+        raise ValueError(f"Tables 'counts' of shape {counts.shape} and 'rare' of shape {mixed.shape} are no tables.")
+    rare = mixed[..., [0, 2]].sum(axis=1)
+    if not np.isfinite(rare).all() or (np.abs(rare) > _LARGEST_NUMBER).any():
+        raise ValueError("Table 'rare' holds a non-finite number.")
+    single = assume_single_images(np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=-1))
+    return {**arrays, "mixed": mixed, "rare": np.rint(rare).astype(np.int64), "patients": single}
+
+
+def _is_kept(name: str, array: np.ndarray) -> bool:
+    """Return whether an array is written; others are zeros when they are read."""
+    return name == "counts" or bool(array.any())
 
 
 def _check_entry(kind: str, model: str, attribute: str, groups: object) -> None:
@@ -88,9 +125,9 @@ def _group_arrays(arrays: Mapping[str, np.ndarray], number: int) -> list[dict[st
 
 
 def _make_paired(groups: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> PairedTables:
-    if set(arrays) != {"cells"}:
-        raise ValueError("a paired table holds something else than its cells")
-    return PairedTables(groups, arrays["cells"])
+    if not {"cells"} <= set(arrays) <= {"cells", "spread"}:
+        raise ValueError("a paired table holds something else than its cells and their spread")
+    return PairedTables(groups, **arrays)
 
 
 def _read_metadata(data: bytes) -> dict[str, str]:
@@ -99,11 +136,10 @@ def _read_metadata(data: bytes) -> dict[str, str]:
     return metadata
 
 
-def _read_contents(data: bytes) -> list[Any]:
-    """Return what the arrays are; in format 1 a list, later with the format's number around it."""
+def _read_contents(data: bytes) -> tuple[int, list[Any]]:
+    """Return the format's number and what the arrays are; in format 1 a list, later with the number around it."""
     found = json.loads(_read_metadata(data)[_CONTENTS])
     if isinstance(found, list):
-        return found
-    FORMAT.check(found["format"], "a site")
+        return 1, found
     contents: list[Any] = found["tables"]
-    return contents
+    return FORMAT.check(found["format"], "a site"), contents

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
+from fedmed.metrics.clusters import number_patients, spread_of_differences
 from fedmed.metrics.limits import UNKNOWN
 from fedmed.metrics.tables import POOLED_GROUP, EvaluationTables, combine_tables, find_group
 from fedmed.metrics.values import Array
@@ -70,12 +71,19 @@ class PairedTables:
     cells : ndarray of int64, shape (G,K,2,2)
         ``cells[g, k, a, b]``: images of group g and true class k for which the federated model is right (a = 1) or
         wrong (a = 0), and the other model likewise (b).
+    spread : ndarray of float64, shape (G,K)
+        ``sum_i (d_i - d n_i)^2`` over the patients i, see
+        :func:`fedmed.metrics.clusters.spread_of_differences`: how the difference of right answers varies between them,
+        at each site about its own mean. Zeros where nobody knows. From hospitals with three significant digits.
     """
 
     groups: tuple[str, ...]
     cells: Array
+    spread: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __post_init__(self) -> None:
+        if not self.spread.size:  # not given
+            object.__setattr__(self, "spread", np.zeros(self.cells.shape[:2]))
         shape_ok = self.cells.ndim == 4 and self.cells.shape[0] == len(self.groups) and self.cells.shape[2:] == (2, 2)
         if not shape_ok or self.cells.dtype != np.int64 or len(set(self.groups)) != len(self.groups):
             raise ValueError(
@@ -84,10 +92,14 @@ class PairedTables:
             )
         if (self.cells < 0).any():
             raise ValueError("Paired tables hold a negative number.")
+        if self.spread.shape != self.cells.shape[:2] or self.spread.dtype != np.float64:
+            raise ValueError(f"The spread of paired tables has shape {self.spread.shape} of {self.spread.dtype}.")
+        if not np.isfinite(self.spread).all() or (self.spread < 0).any():
+            raise ValueError("The spread of paired tables holds a negative or non-finite number.")
 
     def pool(self) -> "PairedTables":
         """Return the sum over all groups, as one group named ``all``."""
-        return PairedTables((POOLED_GROUP,), self.cells.sum(axis=0, keepdims=True))
+        return PairedTables((POOLED_GROUP,), *(a.sum(axis=0, keepdims=True) for a in (self.cells, self.spread)))
 
     def select(self, group: str) -> "PairedTables":
         """Return the tables of one group.
@@ -98,7 +110,7 @@ class PairedTables:
             If there is no such group.
         """
         index = find_group(self.groups, group)
-        return PairedTables((group,), self.cells[index : index + 1])
+        return PairedTables((group,), self.cells[index : index + 1], self.spread[index : index + 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +146,13 @@ class SiteTables:
         return tuple(self.models[FEDERATED])
 
 
-def make_paired(
-    right_N: Array, other_right_N: Array, labels_N: Array, groups: Sequence[str], num_classes: int
+def make_paired(  # noqa: PLR0917
+    right_N: Array,
+    other_right_N: Array,
+    labels_N: Array,
+    groups: Sequence[str],
+    num_classes: int,
+    patients: Sequence[str] | None = None,
 ) -> PairedTables:
     """Count on which images two models are right.
 
@@ -149,13 +166,18 @@ def make_paired(
         Group of each image.
     num_classes : int
         K.
+    patients : sequence of str, length N, optional
+        Whose image each is. Without, every image is taken for a patient's only one.
     """
     names = tuple(sorted(set(groups)))
     position = {name: index for index, name in enumerate(names)}
     cells = np.zeros((len(names), num_classes, 2, 2), np.int64)
     g_N = np.array([position[group] for group in groups], dtype=np.int64)
-    np.add.at(cells, (g_N, labels_N, right_N.astype(np.int64), other_right_N.astype(np.int64)), 1)
-    return PairedTables(names, cells)
+    right, other = right_N.astype(np.int64), other_right_N.astype(np.int64)
+    np.add.at(cells, (g_N, labels_N, right, other), 1)
+    patient_N = number_patients(patients, len(labels_N))
+    spread = spread_of_differences(g_N * num_classes + labels_N, patient_N, right - other, len(names) * num_classes)
+    return PairedTables(names, cells, spread.reshape(len(names), num_classes))
 
 
 def combine_paired(tables: Iterable[PairedTables]) -> PairedTables:
@@ -171,10 +193,13 @@ def combine_paired(tables: Iterable[PairedTables]) -> PairedTables:
         raise ValueError("There are no paired tables to add up. Give at least one.")
     groups = tuple(sorted({group for part in parts for group in part.groups}))
     position = {group: index for index, group in enumerate(groups)}
-    total = np.zeros((len(groups), *parts[0].cells.shape[1:]), np.int64)
+    cells = np.zeros((len(groups), *parts[0].cells.shape[1:]), np.int64)
+    spread = np.zeros(cells.shape[:2])
     for part in parts:
-        total[[position[group] for group in part.groups]] += part.cells
-    return PairedTables(groups, total)
+        rows = [position[group] for group in part.groups]
+        cells[rows] += part.cells
+        spread[rows] += part.spread
+    return PairedTables(groups, cells, spread)
 
 
 def combine_attribute(

@@ -7,143 +7,44 @@ Letters: N images, G groups, K classes.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-SCORE_BINS = 64
+from fedmed.metrics.areas import measure_area
+from fedmed.metrics.clusters import count_clusters, number_patients
+from fedmed.metrics.evaluation import (
+    CALIBRATION_BINS,
+    POOLED_GROUP,
+    SCORE_BINS,
+    EvaluationTables,
+    combine_tables,
+    find_group,
+)
+from fedmed.metrics.values import Array
+
+__all__ = [
+    "CALIBRATION_BINS",
+    "POOLED_GROUP",
+    "SCORE_BINS",
+    "Array",
+    "EvaluationTables",
+    "calibration_bins",
+    "combine_tables",
+    "find_answers",
+    "find_group",
+    "log_odds",
+    "score_bins",
+    "tables_from_logits",
+]
+
 SCORE_RANGE = 12.0
-CALIBRATION_BINS = 15
-POOLED_GROUP = "all"
-
-_TABLES = {
-    "counts": np.int64,
-    "scores": np.int64,
-    "calibration": np.float64,
-    "brier": np.float64,
-    "rare": np.float64,
-    "withheld": np.int64,
-}
-_LARGEST_BRIER = 2.0
-_TOLERANCE = 1e-9  # relative; the float tables are sums of many rounded terms
-
-Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationTables:
-    """Additive tables of one model on one part of the data, for one attribute.
-
-    Attributes
-    ----------
-    groups : tuple of str
-        Names of the G groups; where the attribute is the site, the sites' names.
-    counts : ndarray of int64, shape (G,K,K)
-        Number of images by group, true class and predicted class.
-    scores : ndarray of int64, shape (G,K,K,64)
-        For each group and true class: histogram of the log-odds ``log p_c - log(1 - p_c)`` of every class c, in equal
-        bins over [-12, 12] whose two ends are open. A (group, true class) row may be empty if its scores are not
-        shared.
-    calibration : ndarray of float64, shape (G,K,15,3)
-        For each group and true class, by bin of the top-1 confidence, (lo, hi]: number of images, sum of the
-        confidence, number predicted correctly.
-    brier : ndarray of float64, shape (G,3)
-        Number of images, sum and sum of squares of ``sum_k (p_k - 1[y = k])^2``, which lies in [0, 2].
-    rare : ndarray of float64, shape (G,15,3)
-        As ``calibration``, of the images of classes that are too small in their group to be told class by class.
-    withheld : ndarray of int64, shape (G,K)
-        Number of sites that hold back a row (group, true class) in which they have images. A group that is held back as
-        a whole counts in every class.
-    """
-
-    groups: tuple[str, ...]
-    counts: Array
-    scores: Array
-    calibration: Array
-    brier: Array
-    rare: Array
-    withheld: Array
-
-    def __post_init__(self) -> None:
-        _check_shapes(self.groups, self.to_arrays())
-
-    @property
-    def num_images(self) -> int:
-        """Number of images counted, those of rare classes included."""
-        return int(self.counts.sum()) + round(float(self.rare[..., 0].sum()))
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return int(self.counts.shape[-1])
-
-    def __add__(self, other: "EvaluationTables") -> "EvaluationTables":
-        """Return the tables of both sets of images; the groups are united, in sorted order.
-
-        Raises
-        ------
-        ValueError
-            If the numbers of classes differ.
-        """
-        return combine_tables([self, other])
-
-    def pool(self) -> "EvaluationTables":
-        """Return the sum over all groups, as one group named ``all``."""
-        pooled = {name: array.sum(axis=0, keepdims=True) for name, array in self.to_arrays().items()}
-        return EvaluationTables((POOLED_GROUP,), **pooled)
-
-    def select(self, group: str) -> "EvaluationTables":
-        """Return the tables of one group.
-
-        Raises
-        ------
-        ValueError
-            If there is no such group.
-        """
-        index = find_group(self.groups, group)
-        chosen = {name: array[index : index + 1] for name, array in self.to_arrays().items()}
-        return EvaluationTables((group,), **chosen)
-
-    def to_arrays(self) -> dict[str, Array]:
-        """Return the arrays by name, without copies; with ``groups`` they are the whole content."""
-        return {name: getattr(self, name) for name in _TABLES}
-
-    @classmethod
-    def from_arrays(cls, groups: Sequence[str], arrays: Mapping[str, Array]) -> "EvaluationTables":
-        """Build tables from arrays that come from elsewhere, after checking that they can be true.
-
-        Parameters
-        ----------
-        groups : sequence of str
-            Names of the groups, each once.
-        arrays : mapping from str to ndarray
-            As :meth:`to_arrays` gives them.
-
-        Raises
-        ------
-        ValueError
-            If an array is missing, has another shape or type than stated for the class, holds a negative or non-finite
-            number, or contradicts itself or the others.
-        """
-        if set(arrays) != set(_TABLES):
-            raise ValueError(f"Tables named {sorted(arrays)} were found. Needed: {sorted(_TABLES)}.")
-        _check_shapes(tuple(groups), arrays)
-        _check_values(arrays)
-        return cls(tuple(groups), **{name: arrays[name] for name in _TABLES})
-
-
-def find_group(groups: Sequence[str], group: str) -> int:
-    """Return the place of a group; a ``ValueError`` if there is none."""
-    if group not in groups:
-        raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(groups) or 'none'}.")
-    return groups.index(group)
-
-
-def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Sequence[str]) -> EvaluationTables:
+def tables_from_logits(
+    logits: torch.Tensor, labels: torch.Tensor, groups: Sequence[str], patients: Sequence[str] | None = None
+) -> EvaluationTables:
     """Count a model's answers.
 
     Parameters
@@ -154,11 +55,14 @@ def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
         True classes.
     groups : sequence of str, length N
         Group of each image.
+    patients : sequence of str, length N, optional
+        Whose image each is. Without, every image is taken for a patient's only one.
 
     Returns
     -------
     EvaluationTables
-        With the groups that occur, sorted. The predicted class is the first one with the largest logit.
+        With nothing held back, and with the groups that occur, sorted. The predicted class is the first one with the
+        largest logit.
 
     Raises
     ------
@@ -175,15 +79,20 @@ def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
     position = {name: index for index, name in enumerate(names)}
     g_N = np.array([position[group] for group in groups], dtype=np.int64)
     num_groups, num_classes = len(names), z_NK.shape[1]
+    patient_N = number_patients(patients, len(y_N))
     predicted_N = z_NK.argmax(axis=1)
-    p_NK = _softmax(z_NK)
+    p_NK, odds_NK = _softmax(z_NK), log_odds(z_NK)
     brier_N = np.square(p_NK - np.eye(num_classes)[y_N]).sum(axis=1)
-    return EvaluationTables(
+    row_N = g_N * num_classes + y_N
+    clusters = count_clusters(row_N, patient_N, predicted_N == y_N, num_groups * num_classes)
+    return EvaluationTables.make(
         names,
+        num_classes,
         counts=_count((num_groups, num_classes, num_classes), g_N, y_N, predicted_N),
+        patients=clusters.reshape(num_groups, num_classes, 4),
         scores=_count(
             (num_groups, num_classes, num_classes, SCORE_BINS),
-            *np.broadcast_arrays(g_N[:, None], y_N[:, None], np.arange(num_classes), score_bins(log_odds(z_NK))),
+            *np.broadcast_arrays(g_N[:, None], y_N[:, None], np.arange(num_classes), score_bins(odds_NK)),
         ),
         calibration=_sum_up(
             (num_groups, num_classes, CALIBRATION_BINS),
@@ -191,33 +100,25 @@ def tables_from_logits(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
             (np.ones_like(brier_N), p_NK.max(axis=1), predicted_N == y_N),
         ),
         brier=_sum_up((num_groups,), (g_N,), (np.ones_like(brier_N), brier_N, brier_N**2)),
-        rare=np.zeros((num_groups, CALIBRATION_BINS, 3)),
-        withheld=np.zeros((num_groups, num_classes), np.int64),
+        areas=_measure_areas(odds_NK, y_N, g_N, patient_N, num_groups),
     )
 
 
-def combine_tables(tables: Iterable[EvaluationTables]) -> EvaluationTables:
-    """Add tables in the order given; groups are united, in sorted order, and same-named groups are summed.
+def find_answers(logits: torch.Tensor) -> tuple[Array, Array]:
+    """Return the answers to images and how sure they are, as :func:`tables_from_logits` counts them.
 
-    Raises
-    ------
-    ValueError
-        If there are none, or their numbers of classes differ.
+    Parameters
+    ----------
+    logits : Tensor, shape (N,K)
+        A model's output.
+
+    Returns
+    -------
+    predicted_N, confidence_N : ndarray, shape (N,)
+        The first class with the largest logit, and its probability, computed in float64.
     """
-    parts = list(tables)
-    if not parts:
-        raise ValueError("There are no tables to add up. Give at least one.")
-    sizes = sorted({part.num_classes for part in parts})
-    if len(sizes) > 1:
-        raise ValueError(f"Tables of {sizes} classes cannot be added. All sites must use the same classes.")
-    groups = tuple(sorted({group for part in parts for group in part.groups}))
-    position = {group: index for index, group in enumerate(groups)}
-    total = {name: np.zeros((len(groups), *array.shape[1:]), array.dtype) for name, array in _items(parts[0])}
-    for part in parts:
-        rows = [position[group] for group in part.groups]
-        for name, array in _items(part):
-            total[name][rows] += array
-    return EvaluationTables(groups, **total)
+    z_NK = logits.detach().to(device="cpu", dtype=torch.float64).numpy()
+    return z_NK.argmax(axis=1), _softmax(z_NK).max(axis=1)
 
 
 def log_odds(z_NK: Array) -> Array:
@@ -243,8 +144,17 @@ def calibration_bins(confidence: Array) -> Array:
     return np.searchsorted(edges, confidence, side="left")
 
 
-def _items(tables: EvaluationTables) -> Iterable[tuple[str, Array]]:
-    return tables.to_arrays().items()
+def _measure_areas(odds_NK: Array, y_N: Array, g_N: Array, patient_N: Array, num_groups: int) -> Array:
+    num_classes = odds_NK.shape[1]
+    areas = np.zeros((num_groups, num_classes, 7))
+    for g in range(num_groups):
+        inside = np.flatnonzero(g_N == g)
+        patient = np.unique(patient_N[inside], return_inverse=True)[1].reshape(-1)
+        for k in np.unique(y_N[inside]).tolist():
+            own = y_N[inside] == k
+            scores = odds_NK[inside, k]
+            areas[g, k] = measure_area(scores[own], scores[~own], patient[own], patient[~own])
+    return areas
 
 
 def _count(shape: tuple[int, ...], *indices: Array) -> Array:
@@ -284,43 +194,3 @@ def _check_predictions(logits: torch.Tensor, labels: torch.Tensor, groups: Seque
     if num_images and (y_N.min() < 0 or y_N.max() >= num_classes):
         raise ValueError(f"Labels from {y_N.min()} to {y_N.max()} were found. Allowed: 0 to {num_classes - 1}.")
     return z_NK, y_N
-
-
-def _check_shapes(groups: tuple[str, ...], arrays: Mapping[str, Array]) -> None:
-    if len(set(groups)) != len(groups):
-        raise ValueError(f"The groups {list(groups)} are not all different.")
-    num_groups, num_classes = len(groups), arrays["counts"].shape[-1] if arrays["counts"].ndim else 0
-    if num_classes < 2:
-        raise ValueError(f"Table 'counts' has shape {arrays['counts'].shape}. Needed: at least two classes.")
-    shapes = {
-        "counts": (num_groups, num_classes, num_classes),
-        "scores": (num_groups, num_classes, num_classes, SCORE_BINS),
-        "calibration": (num_groups, num_classes, CALIBRATION_BINS, 3),
-        "brier": (num_groups, 3),
-        "rare": (num_groups, CALIBRATION_BINS, 3),
-        "withheld": (num_groups, num_classes),
-    }
-    for name, shape in shapes.items():
-        found = arrays[name]
-        if found.shape != shape or found.dtype != _TABLES[name]:
-            needed = f"{shape} of {np.dtype(_TABLES[name])}"
-            raise ValueError(f"Table '{name}' has shape {found.shape} of {found.dtype}. Needed: {needed}.")
-
-
-def _check_values(arrays: Mapping[str, Array]) -> None:
-    for name, array in arrays.items():
-        if not np.isfinite(array).all() or (array < 0).any():
-            raise ValueError(f"Table '{name}' holds a negative or non-finite number.")
-    images_GK = arrays["counts"].sum(axis=-1)
-    scored_GKK = arrays["scores"].sum(axis=-1)
-    if (scored_GKK != scored_GKK[..., :1]).any() or (scored_GKK[..., 0] > images_GK).any():
-        raise ValueError("Table 'scores' does not fit table 'counts': its rows hold other numbers of images.")
-    for name in ("calibration", "rare"):
-        n, confidence, correct = np.moveaxis(arrays[name], -1, 0)
-        limit = n * (1 + _TOLERANCE)
-        if (confidence > limit).any() or (correct > limit).any():
-            raise ValueError(f"Table '{name}' has a mean confidence or an accuracy above 1.")
-    n, total, squares = np.moveaxis(arrays["brier"], -1, 0)
-    limit = n * _LARGEST_BRIER * (1 + _TOLERANCE)
-    if (total > limit).any() or (squares > _LARGEST_BRIER * limit).any():
-        raise ValueError("Table 'brier' has a mean above 2.")

@@ -36,7 +36,11 @@ class Figure:
     reason : str, optional
         Why ``value`` is ``None``.
     n_withheld : int
-        Rows (site, group, true class) with images that are held back, which the figure lacks.
+        Rows (site, group, true class) that are not told, which the figure lacks.
+    bound : float, optional
+        How far the value may be off, of an AUC from histograms.
+    within_sites : bool
+        Whether only images of the same site were compared with each other, of an AUC.
     """
 
     key: str
@@ -48,6 +52,8 @@ class Figure:
     by_class_interval: tuple[tuple[float, float] | None, ...] | None = None
     reason: str | None = None
     n_withheld: int = 0
+    bound: float | None = None
+    within_sites: bool = False
 
 
 class Values(NamedTuple):

@@ -70,7 +70,7 @@ def build_document(content: ReportContent) -> Document:
         "validation": figures["validation"],
         "test_images": {
             "total": test.num_images,
-            "by_class": name_classes(classes, test.counts.sum(axis=(0, 2)).tolist()),
+            "by_class": name_classes(classes, test.row_images.sum(axis=0).tolist()),
         },
         "sites": sites,
         **fairness,
@@ -212,7 +212,7 @@ def _describe_composition(content: ReportContent) -> dict[str, dict[str, dict[st
 
 def _describe_roc(tables: EvaluationTables, index: int) -> RocCurve | None:
     """Return the curve of a class, or ``None`` where the class or the rest has no image."""
-    images = tables.counts.sum(axis=(0, 2))
+    images = tables.row_images.sum(axis=0)
     if images[index] == 0 or images[index] == images.sum():
         return None
     fpr, tpr = roc_points(tables, index)

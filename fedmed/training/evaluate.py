@@ -28,7 +28,7 @@ def evaluate(
         If the model gives infinite or undefined outputs.
     """
     logits_NK = compute_logits(model, part, plan, device=device, batch_size=batch_size)
-    return tables_from_logits(logits_NK, part.labels, [group] * len(part))
+    return tables_from_logits(logits_NK, part.labels, [group] * len(part), part.patients)
 
 
 @torch.no_grad()

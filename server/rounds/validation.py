@@ -94,8 +94,8 @@ def _describe_groups(tables: EvaluationTables) -> dict[str, Figures]:
 
 def _count_right(tables: EvaluationTables) -> dict[str, dict[str, list[int]]]:
     return {
-        group: {"n": counts.sum(axis=1).tolist(), "right": counts.diagonal().tolist()}
-        for group, counts in zip(tables.groups, tables.counts, strict=True)
+        group: {"n": images.tolist(), "right": counts.diagonal().tolist()}
+        for group, images, counts in zip(tables.groups, tables.row_images, tables.counts, strict=True)
     }
 
 

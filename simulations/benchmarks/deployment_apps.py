@@ -73,7 +73,7 @@ def score(message: Message, context: Context) -> Message:
     name = "test" if request.part == "test" else "validation"
     part, counted = getattr(site.data, name), site.count_part(name, request.plan.fairness)
     logits = {FEDERATED: torch.zeros(len(part), len(request.plan.classes))}
-    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
+    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name), part.patients)
     told = ScoreReport(model_sha256=hash_model(packed))
     return Message(make_content(REPORT, told.to_values(), tables=tables), reply_to=message)
 

@@ -212,7 +212,7 @@ def test_no_image_at_all_gives_no_figure(num_classes):
 
 def test_without_shared_scores_only_figures_of_the_auc_are_missing():
     tables = draw_tables(100)
-    hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
+    hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores), areas=np.zeros_like(tables.areas))
     figures = compute_figures(hidden)
     assert figures["auc"].reason == "the tables hold no scores"
     assert {key for key, figure in figures.items() if figure.value is None} == {"auc", "class_auc_std"}
@@ -231,11 +231,12 @@ def hide_class(tables, hidden, rare_right=None):
     """The tables with one class held back at one site; with ``rare_right`` its images go to the rare ones."""
     arrays = {name: array.copy() for name, array in tables.to_arrays().items()}
     images = int(arrays["counts"][0, hidden].sum())
-    for name in ("counts", "scores", "calibration"):
+    for name in ("counts", "patients", "scores", "calibration", "areas"):
         arrays[name][:, hidden] = 0
     arrays["withheld"][0, hidden] = 1
     if rare_right is not None:
-        arrays["rare"][0, 14] = images, images, rare_right
+        arrays["rare"][0] = images, rare_right
+        arrays["mixed"][0, 14] = images, images, rare_right
     return type(tables)(tables.groups, **arrays)
 
 

@@ -14,8 +14,10 @@ from statistics import NormalDist
 import numpy as np
 
 from fedmed.fairness.figures.draws import check_draws, correct_bias, or_zero, resample
+from fedmed.metrics.answer_ranges import find_ranges, settle_other
+from fedmed.metrics.areas import area_intervals
 from fedmed.metrics.calibration import calibration_values
-from fedmed.metrics.classification import area_figures, area_values, count_values, score_values
+from fedmed.metrics.classification import area_figures, area_values, count_values, find_areas
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
 from fedmed.metrics.values import Array, Figure, Values, divide_defined, mean_defined
 from fedmed.seeding import make_rng
@@ -73,10 +75,12 @@ def add_intervals(
       ``specificity``. These intervals are too narrow where classes are very small.
     * ``worst_class_recall``, ``class_recall_gap``, ``class_auc_std``: draws with the correction of
       :func:`fedmed.fairness.figures.draws.correct_bias`.
-    * ``auc``: the tables hold the histogram of each class's score, not which scores belong to one image. Draws join
-      them by rank within a true class, the highest own score with the lowest other ones. This is exact for two classes
-      and by class; the interval of the mean over more classes is too wide rather than too narrow, as it would be if
-      the scores of an image were taken as independent.
+    * A figure that lies in a range, since wrong answers are not told by class: half of it is added on either side.
+    * ``auc`` within sites: :func:`fedmed.metrics.areas.area_intervals`; its ``class_auc_std`` has no interval.
+    * ``auc`` of histograms: the tables hold the histogram of each class's score, not which scores belong to one image.
+      Draws join them by rank within a true class, the highest own score with the lowest other ones. This is exact for
+      two classes and by class; the interval of the mean over more classes is too wide rather than too narrow, as it
+      would be if the scores of an image were taken as independent.
     * ``ece``, ``mce``, ``classwise_ece``: by cell, number of images multinomial, number right binomial, mean confidence
       as observed. An absolute gap can only grow by chance and grows once more in every draw, so percentiles would lie
       above the truth. The ends are reflected at the figure, ``2 v - q`` (the "basic" bootstrap), and kept on their side
@@ -86,23 +90,30 @@ def add_intervals(
     """
     check_draws(num_draws, level)
     pooled = tables.pool()
-    counts, scores, rare = pooled.counts[0], pooled.scores[0], pooled.rare[0]
+    rows, num_classes = _join_rows(pooled), pooled.num_classes
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    draws = count_values(resample(make_rng(seed, "intervals", "counts"), counts, num_draws))
-    draws |= area_figures(_draw_areas(scores, seed, num_draws))
-    found = count_values(counts) | score_values(scores)
+    drawn = resample(make_rng(seed, "intervals", "counts"), rows, num_draws)
+    draws, found = (count_values(r[..., :num_classes], None, r[..., num_classes:].sum(axis=-1)) for r in (drawn, rows))
+    areas = find_areas(pooled)
+    found |= area_figures(areas.values)
+    if not areas.within_sites:
+        draws |= area_figures(_draw_areas(pooled.scores[0], seed, num_draws))
     ends = {key: _percentiles(values, tails) for key, values in draws.items()}
     for key in EXTREMES:
-        corrected = np.clip(correct_bias(found[key].value, draws[key].value, tails), 0, 1)
-        ends[key] = _Ends(corrected)
-    ends |= _calibration_ends(pooled.calibration[0], rare, seed, num_draws, tails)
+        if key in draws:
+            ends[key] = _Ends(np.clip(correct_bias(found[key].value, draws[key].value, tails), 0, 1))
+    if areas.within_sites:
+        ends["auc"] = _Ends(*area_intervals(pooled.areas[0], level))
+    ends |= _calibration_ends(pooled.calibration[0], pooled.mixed[0], seed, num_draws, tails)
     ends["brier"] = _Ends(_normal_interval(pooled.brier[0], level))
-    for key, proportion in _proportions(counts).items():
-        ends[key] = dataclasses.replace(ends[key], by_class=np.stack(wilson_interval(*proportion, level)))
-    for key, scale in _mean_recalls(counts).items():
-        ends[key] = dataclasses.replace(ends[key], value=scale * _mean_interval(counts, level))
-    n, _, right = rare.sum(axis=0)
-    ends["accuracy"] = _Ends(np.stack(wilson_interval(np.trace(counts) + right, counts.sum() + n, level)))
+    for key, by_class in _intervals_by_class(pooled.counts[0], pooled.other_wrong[0], level).items():
+        ends[key] = dataclasses.replace(ends[key], by_class=by_class)
+    right, n = np.diagonal(pooled.counts[0]), pooled.row_images[0]
+    for key, scale in (("balanced_accuracy", 1.0), ("sensitivity", 1.0), ("macro_recall", float((n > 0).mean()))):
+        ends[key] = dataclasses.replace(ends[key], value=scale * _mean_interval(right, n, level))
+    rare_n, rare_right = pooled.rare[0]
+    ends["accuracy"] = _Ends(np.stack(wilson_interval(right.sum() + rare_right, n.sum() + rare_n, level)))
+    ends |= _widen(ends, pooled.counts[0], pooled.other_wrong[0])
     return {key: _attach(figure, ends[key]) if key in ends else figure for key, figure in figures.items()}
 
 
@@ -135,19 +146,32 @@ def wilson_interval(successes: Array, n: Array, level: float = 0.95) -> tuple[Ar
     return np.where(n > 0, lower, np.nan), np.where(n > 0, upper, np.nan)
 
 
-def _mean_interval(counts: Array, level: float) -> Array:
+def _join_rows(pooled: EvaluationTables) -> Array:
+    """Return counts (K,K), with a column of other wrong answers only where there are any, since draws depend on it."""
+    if not pooled.other_wrong.any():
+        counts: Array = pooled.counts[0]
+        return counts
+    return np.concatenate([pooled.counts[0], pooled.other_wrong[0][:, None]], axis=1)
+
+
+def _widen(ends: Mapping[str, _Ends], counts: Array, other_wrong: Array) -> dict[str, _Ends]:
+    """Return intervals of figures that lie in a range: half of the range is added to what chance does."""
+    counts, other_wrong = settle_other(counts, other_wrong)
+    if not other_wrong.any():
+        return {}
+    widened = {}
+    for key, one in find_ranges(counts, other_wrong).items():
+        value = ends[key].value + np.array([-1.0, 1.0]) * one.reach
+        widened[key] = dataclasses.replace(ends[key], value=np.clip(value, -1.0, 1.0))
+    return widened
+
+
+def _mean_interval(right: Array, n: Array, level: float) -> Array:
     """Return the ends of an interval of the mean recall of the classes present."""
-    right, n = np.diagonal(counts), counts.sum(axis=1)
     recall, (lower, upper) = divide_defined(right, n), wilson_interval(right, n, level)
     reach = [np.sqrt(np.nansum(np.square(recall - end))) for end in (lower, upper)]
     mean, num_present = mean_defined(recall), max((n > 0).sum(), 1)
     return np.array([mean - reach[0] / num_present, mean + reach[1] / num_present])
-
-
-def _mean_recalls(counts: Array) -> dict[str, float]:
-    """Return the figures that are the mean recall of the classes present, times a factor."""
-    present = float(counts.any(axis=1).mean())
-    return {"balanced_accuracy": 1.0, "sensitivity": 1.0, "macro_recall": present}
 
 
 def _draw_areas(scores: Array, seed: int, num_draws: int) -> Values:
@@ -173,10 +197,10 @@ def _join_by_rank(histograms: Array, own: int) -> Array:
     return np.stack([side if c == own else side[::-1] for c, side in enumerate(bins)], axis=1)
 
 
-def _calibration_ends(calibration: Array, rare: Array, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
+def _calibration_ends(calibration: Array, mixed: Array, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
     rng = make_rng(seed, "intervals", "calibration")
-    # The images of rare classes are one more row, which the figures by class do not have.
-    n, confidence, correct = np.moveaxis(np.concatenate([calibration, rare[None]]), -1, 0)
+    # The images without their class are one more row, which the figures by class do not have.
+    n, confidence, correct = np.moveaxis(np.concatenate([calibration, mixed[None]]), -1, 0)
     drawn = resample(rng, np.rint(n).astype(np.int64), num_draws)
     mean_confidence, accuracy = (np.clip(or_zero(divide_defined(total, n)), 0, 1) for total in (confidence, correct))
 
@@ -185,7 +209,7 @@ def _calibration_ends(calibration: Array, rare: Array, seed: int, num_draws: int
         values = calibration_values(rows[:, :-1], rows[:, -1])
         return {key: _percentiles(value, tails) for key, value in values.items()}
 
-    found, as_observed, if_calibrated = calibration_values(calibration, rare), draw(accuracy), draw(mean_confidence)
+    found, as_observed, if_calibrated = calibration_values(calibration, mixed), draw(accuracy), draw(mean_confidence)
     return {key: _reflect(found[key], as_observed[key], if_calibrated[key]) for key in found}
 
 
@@ -199,14 +223,25 @@ def _normal_interval(brier: Array, level: float) -> Array:
     return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)])
 
 
-def _proportions(counts: Array) -> dict[str, tuple[Array, Array]]:
-    right, positives, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
-    negatives = counts.sum() - positives
+def _intervals_by_class(counts: Array, other_wrong: Array, level: float) -> dict[str, Array]:
+    """Return Wilson intervals (2,K); of a share in a range, from its lowest to its highest."""
+    counts, other_wrong = settle_other(counts, other_wrong)
+    right, n, predicted = np.diagonal(counts), counts.sum(axis=1) + other_wrong, counts.sum(axis=0)
+    negatives, more = n.sum() - n, other_wrong.sum() - other_wrong
+    true_negatives = negatives - predicted + right
+    recall = np.stack(wilson_interval(right, n, level))
     return {
-        "sensitivity": (right, positives),
-        "macro_recall": (right, positives),
-        "macro_precision": (right, predicted),
-        "specificity": (negatives - predicted + right, negatives),
+        "sensitivity": recall,
+        "macro_recall": recall,
+        "macro_precision": np.stack(
+            [wilson_interval(right, predicted + more, level)[0], wilson_interval(right, predicted, level)[1]]
+        ),
+        "specificity": np.stack(
+            [
+                wilson_interval(true_negatives - more, negatives, level)[0],
+                wilson_interval(true_negatives, negatives, level)[1],
+            ]
+        ),
     }
 
 

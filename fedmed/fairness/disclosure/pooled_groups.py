@@ -81,9 +81,7 @@ def find_hidden_groups(sites: Mapping[str, SiteTables], agreed: Collection[str])
 
 def leave_out(tables: EvaluationTables, groups: Collection[str]) -> EvaluationTables:
     """Return tables without some of their groups."""
-    kept = np.array([index for index, group in enumerate(tables.groups) if group not in groups], dtype=np.int64)
-    arrays = {name: array[kept] for name, array in tables.to_arrays().items()}
-    return EvaluationTables(tuple(tables.groups[index] for index in kept), **arrays)
+    return tables.take([index for index, group in enumerate(tables.groups) if group not in groups])
 
 
 def _count_groups(sites: Mapping[str, SiteTables]) -> tuple[dict[Group, int], dict[Group, frozenset[str]]]:

@@ -32,7 +32,16 @@ class Disclosure:
     k_row: int = 1
     """Fewest images of a true class within a group."""
     scores: bool = True
-    """Whether histograms of scores may leave."""
+    """Whether histograms of scores may leave, or what is made of scores."""
+    k_bin: int = 1
+    """Fewest images of a bin of confidence."""
+    group_histograms: bool = False
+    """Whether a hospital tells calibration, Brier score and AUC of groups of patients as well."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is held back, as in a simulation: then tables are exact."""
+        return self.k <= 1 and self.k_row <= 1
 
 
 @dataclass(frozen=True)

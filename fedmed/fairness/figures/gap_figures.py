@@ -136,9 +136,7 @@ def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
 
 def leave_out_unknown(tables: EvaluationTables) -> EvaluationTables:
     """Return the tables without the group of images whose attribute is not known."""
-    rows = [index for index, group in enumerate(tables.groups) if group != UNKNOWN]
-    groups = tuple(tables.groups[row] for row in rows)
-    return EvaluationTables(groups, **{name: array[rows] for name, array in tables.to_arrays().items()})
+    return tables.take([index for index, group in enumerate(tables.groups) if group != UNKNOWN])
 
 
 def list_sources(known: EvaluationTables) -> list[GapSource]:
@@ -148,7 +146,7 @@ def list_sources(known: EvaluationTables) -> list[GapSource]:
     sources: list[GapSource] = [CountSource(known)]
     if known.scores.any():
         sources.append(ScoreSource(known))
-    if known.calibration.any() or known.rare.any():
+    if known.calibration.any() or known.mixed.any():
         sources.append(CalibrationSource(known))
     return sources
 
@@ -176,7 +174,7 @@ def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationT
         key,
         value,
         _direction(key),
-        int(known.counts.sum()),
+        int(known.row_images.sum()),
         mean=None if gap.mean is None else optional_float(gap.mean),
         by_class=None if gap.by_class is None else tuple(map(optional_float, gap.by_class)),
         skipped=int(gap.skipped),
@@ -247,14 +245,16 @@ def _decisive_rate(key: str, rates: Rates) -> Array:
 
 
 def _count_images(name: str, known: EvaluationTables) -> Array:
-    table: Array = known.scores[:, :, 0] if name == "auc" else known.counts
-    counted: Array = table.sum(axis=(1, 2))
-    if name in ("accuracy", "ece"):
-        counted = counted + np.rint(known.rare[..., 0].sum(axis=1)).astype(np.int64)
-    return counted
+    if name == "ece":
+        told: Array = np.rint(known.calibration[..., 0].sum(axis=(1, 2)) + known.mixed[..., 0].sum(axis=1))
+        return told.astype(np.int64)
+    counted: Array = known.scores[:, :, 0].sum(axis=(1, 2)) if name == "auc" else known.row_images.sum(axis=1)
+    return counted + known.rare[:, 0] if name == "accuracy" else counted
 
 
 def _explain_rates(key: str, rates: Rates) -> str:
     if key in RATIOS and not np.isnan(_decisive_rate(key, rates)).all():
         return "the rate is 0 in every group"
+    if np.isnan(rates.selection).all() and not np.isnan(rates.tpr).all():
+        return "too many wrong answers are not told by class"
     return "no class has images in every group"

@@ -65,33 +65,40 @@ class CountSource:
     """Tables of true against predicted class; ``counted`` are the groups with an image whose class is told."""
 
     def __init__(self, tables: EvaluationTables) -> None:
-        self._counts, self._rare = tables.counts, tables.rare.sum(axis=1)
-        self._lacking = lacking_classes(tables)
-        self.counted = np.flatnonzero(tables.counts.any(axis=(1, 2)))
+        self._counts, self._rare = tables.counts, tables.rare
+        self._lacking, self._images = lacking_classes(tables), tables.row_images
+        self.counted = np.flatnonzero(self._images.any(axis=1))
         num_groups, num_classes = self._lacking.shape
         self.cells = num_groups * num_classes * (num_groups + num_classes)
+        # One more column where some wrong answers are not told class by class; else the draws stay as they are.
+        self._rows = tables.counts
+        if tables.other_wrong.any():
+            self._rows = np.concatenate([tables.counts, tables.other_wrong[..., None]], axis=-1)
+            self.cells *= num_classes  # the ranges of the figures need more room
 
     def observe(self) -> Arrays:
-        """Return counts (G,K,K), and number, sum of confidence and number right of the rare classes (G,3)."""
-        return self._counts, self._rare
+        """Return counts (G,K,K), or (G,K,K+1) with other wrong answers, and number and number right of rare classes."""
+        return self._rows, self._rare
 
     def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
         """Return the same with D in front."""
-        weights = self._counts.sum(axis=0, keepdims=True) if equal else self._counts
-        counts = draw_rows(rng, self._counts.sum(axis=-1), weights, num_draws)
-        n, confidence, right = np.rint(self._rare).astype(np.int64).T
+        weights = self._rows.sum(axis=0, keepdims=True) if equal else self._rows
+        rows = draw_rows(rng, self._images, weights, num_draws)
+        n, right = self._rare.T
         drawn = rng.binomial(n, or_zero(divide_defined(right, n)), size=(num_draws, len(n)))
-        rare = np.stack(np.broadcast_arrays(n, confidence, drawn), axis=-1)
-        return counts, rare
+        return rows, np.stack(np.broadcast_arrays(n, drawn), axis=-1)
 
     def compute(self, *arrays: Array) -> Disparities:
         """Compute all disparities that need neither scores nor confidences."""
-        counts, rare = arrays
-        found, overall = count_values(counts, rare), count_values(counts.sum(axis=-3))["balanced_accuracy"].value
+        rows, rare = arrays
+        num_classes = self._counts.shape[-1]
+        counts, other = rows[..., :num_classes], rows[..., num_classes:].sum(axis=-1)
+        found = count_values(counts, rare, other)
+        overall = count_values(counts.sum(axis=-3), None, other.sum(axis=-2))["balanced_accuracy"].value
         groups = {key: found[key].value for key in COUNT_FIGURES}
         for key in ("balanced_accuracy", "macro_f1"):
             groups[key] = np.where(self._lacking.any(axis=-1), np.nan, groups[key])
-        if _lacks_a_class(self._lacking, self._counts):
+        if _lacks_a_class(self._lacking, self._images):
             overall = np.full_like(overall, np.nan)
         gaps: dict[str, GapValues] = {}
         for key, values in groups.items():
@@ -100,7 +107,7 @@ class CountSource:
         gaps["es_balanced_accuracy"] = equity_scaled(overall, groups["balanced_accuracy"])
         rates = None
         if len(self.counted) > 1:
-            rates = class_rates(counts[..., self.counted, :, :])
+            rates = class_rates(counts[..., self.counted, :, :], other[..., self.counted, :])
             gaps |= rate_gaps(rates)
         return Disparities(gaps, groups, rates)
 
@@ -115,7 +122,7 @@ class ScoreSource:
 
     def __init__(self, tables: EvaluationTables) -> None:
         self._own, self._others = split_scores(tables.scores)
-        self._lacking, self._counts = lacking_classes(tables), tables.counts
+        self._lacking, self._images = lacking_classes(tables), tables.row_images
         own_GK = self._own.sum(axis=-1)
         # Of each class: how its score is spread over images of class k, whatever the group; then mixed for each group.
         shares = divide_defined(tables.scores.sum(axis=0), own_GK.sum(axis=0)[:, None, None])
@@ -141,7 +148,7 @@ class ScoreSource:
         areas = area_values(own, others).value
         overall = area_values(own.sum(axis=-3), others.sum(axis=-3)).value
         values = np.where(self._lacking.any(axis=-1), np.nan, areas)
-        if _lacks_a_class(self._lacking, self._counts):
+        if _lacks_a_class(self._lacking, self._images):
             overall = np.full_like(overall, np.nan)
         return Disparities(group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}, {"auc": values})
 
@@ -150,20 +157,20 @@ class CalibrationSource:
     """Calibration tables. The mean confidence of a cell is not drawn anew but taken as it is."""
 
     def __init__(self, tables: EvaluationTables) -> None:
-        self._calibration, self._rare = tables.calibration, tables.rare
+        self._calibration, self._mixed = tables.calibration, tables.mixed
         self.cells = tables.calibration.size
 
     def observe(self) -> Arrays:
         """Return one table (G,15,3) over all images of each group."""
-        return (self._calibration.sum(axis=1) + self._rare,)
+        return (self._calibration.sum(axis=1) + self._mixed,)
 
     def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
         """Return the same with D in front."""
         classes = self._calibration
         if equal:
             classes = np.broadcast_to(classes.sum(axis=0), classes.shape)
-        sources = np.concatenate([classes, self._rare[:, None]], axis=1)  # (G,K+1,15,3)
-        n = np.rint(np.concatenate([self._calibration, self._rare[:, None]], axis=1)[..., 0].sum(axis=-1))
+        sources = np.concatenate([classes, self._mixed[:, None]], axis=1)  # (G,K+1,15,3)
+        n = np.rint(np.concatenate([self._calibration, self._mixed[:, None]], axis=1)[..., 0].sum(axis=-1))
         mean, right = (np.clip(or_zero(divide_defined(sources[..., i], sources[..., 0])), 0, 1) for i in (1, 2))
         drawn = draw_rows(rng, n.astype(np.int64), sources[..., 0], num_draws)
         cells = np.stack([drawn, drawn * mean, rng.binomial(drawn, right)], axis=-1)
@@ -176,5 +183,5 @@ class CalibrationSource:
         return Disparities({"gap_ece": GapValues(gap_defined(values), skipped)}, {"ece": values})
 
 
-def _lacks_a_class(lacking: Array, counts: Array) -> bool:
-    return bool((lacking.any(axis=0) & ~counts.any(axis=(0, 2))).any())
+def _lacks_a_class(lacking: Array, images: Array) -> bool:
+    return bool((lacking.any(axis=0) & ~images.any(axis=0)).any())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedmed.metrics.rounding import has_digits, round_digits, round_down
+from fedmed.metrics.rounding import has_digits, round_down, round_number
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.protocol.reports import GroupLosses, TrainReport
 
@@ -19,7 +19,7 @@ def disclose_start_loss(losses_N: torch.Tensor, k: int) -> float | None:
     if len(losses_N) < max(k, 1):
         return None
     mean = float(losses_N.double().mean())
-    return mean if k <= 1 else round_digits(mean)
+    return mean if k <= 1 else round_number(mean)
 
 
 def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int) -> GroupLosses:
@@ -53,7 +53,7 @@ def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int)
 
 def _coarsen(n: int, total: float, k: int) -> tuple[int, float]:
     told = round_down(n, k)
-    return told, round_digits(total / n * told)
+    return told, round_number(total / n * told)
 
 
 def find_loss_breach(report: TrainReport, k: int) -> str | None:

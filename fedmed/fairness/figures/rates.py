@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmed.metrics.answer_ranges import MOST_OFF, settle_other
 from fedmed.metrics.values import (
     Array,
     divide_defined,
@@ -54,18 +55,37 @@ class Rates(NamedTuple):
     """The same of its other images."""
 
 
-def class_rates(counts: Array) -> Rates:
-    """Compute the one-vs-rest rates of tables (D,G,K,K) of true (rows) against predicted class."""
+def class_rates(counts: Array, other_wrong: Array | None = None) -> Rates:
+    """Compute the one-vs-rest rates of tables of true (rows) against predicted class.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (D,G,K,K)
+        Wrong answers as far as they are told class by class.
+    other_wrong : ndarray, shape (D,G,K), optional
+        The others by true class. Any of them may have been the answer k, so that selection rate and FPR of class k lie
+        in a range; they are its middle, and NaN for a class where a difference of two groups could be more than 0.05
+        off for that.
+    """
+    if other_wrong is not None:
+        counts, other_wrong = settle_other(counts, other_wrong)
     counts = counts.astype(np.float64)
     hits, positives, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+    other = np.zeros_like(positives) if other_wrong is None else other_wrong.astype(np.float64)
+    positives = positives + other
     n = positives.sum(axis=-1, keepdims=True)
+    reach = (other.sum(axis=-1, keepdims=True) - other) / 2
     rates = (
-        divide_defined(predicted, n),
+        _keep_sure(divide_defined(predicted + reach, n), divide_defined(reach, n)),
         divide_defined(hits, positives),
-        divide_defined(predicted - hits, n - positives),
+        _keep_sure(divide_defined(predicted - hits + reach, n - positives), divide_defined(reach, n - positives)),
     )
     shared = (positives > 0).all(axis=-2, keepdims=True)
     return Rates(*(np.where(shared & ~np.isnan(rate).any(axis=-2, keepdims=True), rate, np.nan) for rate in rates))
+
+
+def _keep_sure(rate: Array, reach: Array) -> Array:
+    return np.where(2 * reach.max(axis=-2, keepdims=True) <= MOST_OFF, rate, np.nan)
 
 
 def rate_gaps(rates: Rates) -> dict[str, GapValues]:

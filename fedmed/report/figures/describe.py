@@ -9,7 +9,7 @@ import numpy as np
 from fedmed.fairness.chance.intervals import add_intervals
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
-from fedmed.metrics.tables import CALIBRATION_BINS, SCORE_BINS, EvaluationTables
+from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.content import ReportContent
 from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry, Reliability
 
@@ -39,7 +39,7 @@ def describe_tables(
     figures = compute_figures(tables)
     if with_intervals:
         figures = add_intervals(figures, tables, content.seed)
-    present = [bool(images) for images in tables.counts.sum(axis=(0, 2))]
+    present = [bool(images) for images in tables.row_images.sum(axis=0)]
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
     for key, entry in described.items():
@@ -60,7 +60,7 @@ def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent
 
 def describe_calibration(tables: EvaluationTables, content: ReportContent) -> FigureEntries:
     """Return the calibration figures of tables with intervals, without drawing those of the scores."""
-    without_scores = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
+    without_scores = dataclasses.replace(tables, scores=np.zeros_like(tables.scores), areas=np.zeros_like(tables.areas))
     return keep_calibration(describe_tables(without_scores, content))
 
 
@@ -88,16 +88,7 @@ def describe_reliability(tables: EvaluationTables) -> Reliability:
 
 def make_empty_tables(num_classes: int, groups: Collection[str] = ("all",)) -> EvaluationTables:
     """Return tables without any image."""
-    G, K = len(groups), num_classes
-    return EvaluationTables(
-        groups=tuple(groups),
-        counts=np.zeros((G, K, K), dtype=np.int64),
-        scores=np.zeros((G, K, K, SCORE_BINS), dtype=np.int64),
-        calibration=np.zeros((G, K, CALIBRATION_BINS, 3)),
-        brier=np.zeros((G, 3)),
-        rare=np.zeros((G, CALIBRATION_BINS, 3)),
-        withheld=np.zeros((G, K), dtype=np.int64),
-    )
+    return EvaluationTables.make(tuple(groups), num_classes)
 
 
 def name_classes(classes: tuple[str, ...], values: Iterable[_Value]) -> dict[str, _Value]:

@@ -22,9 +22,7 @@ def with_intervals(tables, seed=0, **options):
 def tables_of_counts(counts):
     """Tables with these counts; the other tables are of no interest."""
     counts = np.asarray(counts, np.int64)
-    k = len(counts)
-    empty = np.zeros((1, k, k, 64), np.int64), np.zeros((1, k, 15, 3)), np.zeros((1, 3))
-    return EvaluationTables(("a",), counts[None], *empty, np.zeros((1, 15, 3)), np.zeros((1, k), np.int64))
+    return EvaluationTables.make(("a",), len(counts), counts=counts[None])
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 10), (1, 1), (0, 1), (970, 1000)])
@@ -115,9 +113,9 @@ def test_small_classes_answered_alike_do_not_make_the_mean_recall_certain():
 def test_images_of_rare_classes_count_in_accuracy_and_ece():
     """11 of 15 right, and 3 of 5 of rare classes with a confidence of 0.9: 14 / 20, and an ECE of |3 - 4.5| / 5."""
     tables = tables_of_counts([[8, 2], [2, 3]])
-    rare = np.zeros((1, 15, 3))
-    rare[0, 13] = 5, 4.5, 3
-    figures = with_intervals(dataclasses.replace(tables, rare=rare))
+    mixed = np.zeros((1, 15, 3))
+    mixed[0, 13] = 5, 4.5, 3
+    figures = with_intervals(dataclasses.replace(tables, rare=np.array([[5, 3]]), mixed=mixed))
     expected = binomtest(14, 20).proportion_ci(method="wilson")
     assert figures["accuracy"].interval == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert figures["balanced_accuracy"] == with_intervals(tables)["balanced_accuracy"]
@@ -223,7 +221,7 @@ def test_one_image_gives_no_interval_of_the_brier_score():
 
 def test_without_scores_only_figures_of_the_auc_have_no_interval():
     tables = draw_tables(100)
-    hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores))
+    hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores), areas=np.zeros_like(tables.areas))
     assert [key for key, figure in with_intervals(hidden).items() if figure.interval is None] == [
         "auc",
         "class_auc_std",

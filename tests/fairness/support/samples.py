@@ -7,18 +7,16 @@ from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 
 
 def tables_of_groups(counts, groups=None, rare=None, withheld=None, scores=None):
-    """Tables with these counts (G,K,K); what is not given is empty."""
+    """Tables with these counts (G,K,K), and calibration (G,15,3) of rare classes; what is not given is empty."""
     counts = np.asarray(counts, np.int64)
     g, k = counts.shape[:2]
-    return EvaluationTables(
-        tuple(groups or (f"group_{i}" for i in range(g))),
-        counts,
-        np.zeros((g, k, k, 64), np.int64) if scores is None else scores,
-        np.zeros((g, k, 15, 3)),
-        np.zeros((g, 3)),
-        np.zeros((g, 15, 3)) if rare is None else rare,
-        np.zeros((g, k), np.int64) if withheld is None else np.asarray(withheld, np.int64),
-    )
+    given = {"counts": counts, "scores": scores, "mixed": rare}
+    if rare is not None:
+        given["rare"] = rare[..., [0, 2]].sum(axis=1).astype(np.int64)
+    if withheld is not None:
+        given["withheld"] = np.asarray(withheld, np.int64)
+    arrays = {name: array for name, array in given.items() if array is not None}
+    return EvaluationTables.make(tuple(groups or (f"group_{i}" for i in range(g))), k, **arrays)
 
 
 def draw_answers(rng, recalls, sizes):
