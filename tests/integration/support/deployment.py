@@ -107,7 +107,7 @@ class Deployment:
         else:
             provision(self.kit, plain)
         self.config = self.kit / "server.yaml"
-        data = {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16}
+        data = {"source": "phantom", "images_per_site": 160, "num_classes": 3, "image_size": 16}
         for name in self.names:
             changes = {"data": data, "data_sites": sites, "data_site": name, "threads": 1, **(client or {})}
             self.change_client(name, **changes)
