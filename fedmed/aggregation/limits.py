@@ -98,7 +98,7 @@ def shorten_updates(
     Update k is shortened to ``min(n_k, R u_k, P_k / a_k)``. u_k is its usual length, as in
     :func:`fedmed.aggregation.compare_norms`: the median over the other sites and as many recent ones.
     ``P_k = sum_j a_j n_j`` over the other sites j is how far all of them together can move the model: no site moves it
-    further than that, so that an update that points backwards can hold a round up and not turn it back. The second
+    further than that, so that an update that points backwards can hold a round up, and hardly turn it back. The second
     bound needs three sites. A shortened update is ``f w_k + (1 - f) w``, w the global model: its weight is f a_k, and
     the rest of a_k is the global model's.
     """

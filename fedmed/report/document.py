@@ -26,6 +26,7 @@ from fedmed.report.schema.figures import FigureEntries, Part
 from fedmed.storage.history import Participation, RoundRecord, to_plain_json
 from fedmed.storage.statuses import find_status
 
+_LIMITED = "limited"
 _DERIVED = ("worst_group_", "es_")
 
 
@@ -191,12 +192,14 @@ def _describe_participation(records: Sequence[RoundRecord]) -> ParticipationEntr
 
 
 def _group_reasons(records: Sequence[RoundRecord], entries: Sequence[Participation | None]) -> list[LeftOut]:
-    """Return why a site was left out, each cause with its rounds, the most frequent first."""
+    """Return why a site was left out or its part was cut, each cause with its rounds, the most frequent first."""
     rounds: dict[tuple[str, str], list[int]] = {}
     for record, entry in zip(records, entries, strict=True):
         if entry is not None and entry.status != "accepted":
             cause = (entry.status, entry.reason or "no reason given")
             rounds.setdefault(cause, []).append(record.round)
+        elif entry is not None and entry.limit is not None:
+            rounds.setdefault((_LIMITED, entry.limit), []).append(record.round)
     causes = sorted(rounds, key=lambda cause: -len(rounds[cause]))
     return [{"status": status, "reason": reason, "rounds": rounds[status, reason]} for status, reason in causes]
 

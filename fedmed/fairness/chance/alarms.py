@@ -17,6 +17,7 @@ LEVEL = 0.05
 FIGURE = "balanced_accuracy"
 _GRID = 10_000  # steps in which a fall from 100 % to 0 % is told
 _TINY = 1e-15
+_MANY = 1_000_000  # images of a class, from which on a list of all their numbers would be long
 
 Counts = Mapping[str, list[int]]
 
@@ -114,6 +115,8 @@ def _shift_and_add(chances: Array, steps: Array, weights: Array) -> Array:
 
 def _hypergeometric_falls(total_right: int, n: int, n_before: int) -> tuple[Array, Array]:
     """Return the falls of a class's recall that can come about by dealing out its right answers, and their chances."""
+    if n + n_before > _MANY:
+        return _gaussian_falls(total_right, n, n_before)
     right = np.arange(max(0, total_right - n_before), min(n, total_right) + 1)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + n_before + 1)))])
 
@@ -126,6 +129,19 @@ def _hypergeometric_falls(total_right: int, n: int, n_before: int) -> tuple[Arra
     weights /= weights.sum()
     kept = weights > _TINY
     return ((total_right - right) / n_before - right / n)[kept], weights[kept]
+
+
+def _gaussian_falls(total_right: int, n: int, n_before: int) -> tuple[Array, Array]:
+    """Return the same for so many images that a normal distribution on the grid's steps is as good, and short."""
+    total = n + n_before
+    share = total_right / total
+    spread = np.sqrt(share * (1 - share) * (1 / n + 1 / n_before) * total / max(total - 1, 1))
+    steps = np.arange(-_GRID, _GRID + 1) / _GRID
+    width = max(float(spread), 1 / _GRID)
+    weights = np.exp(-0.5 * np.square(steps / width))
+    weights /= weights.sum()
+    kept = weights > _TINY
+    return steps[kept], weights[kept]
 
 
 def _test_fall(then: Counts, current: Counts) -> tuple[float, float, float] | None:

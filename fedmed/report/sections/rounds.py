@@ -200,7 +200,7 @@ def _list_participation(numbers: Numbers, names: Sequence[str]) -> str:
         "Rounds missed",
         "Mean share of the model",
         "Rounds, from the first",
-        "Left out",
+        "Left out or limited",
     ]
     caption = "The share is the site's weight in the averaged model, over all rounds; a missed round counts as 0."
     return render_table(caption, columns, rows, "participation")
