@@ -78,7 +78,7 @@ def describe(message: Message, context: Context) -> Message:
         validation_scores=site.policy.validation_scores,
         show_alone=site.policy.show_alone,
         synthetic=site.synthetic,
-        thresholds=Thresholds(k=release.k, k_row=release.k_row),
+        thresholds=Thresholds(k=release.k, k_row=release.k_row, k_bin=1 if release.is_open else release.k_bin),
     )
     return reply(message, told)
 

@@ -7,6 +7,7 @@ from torch import nn
 from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE
+from fedmed.metrics.rounding import round_digits
 from fedmed.metrics.temperature import temperature_sums
 from fedmed.training.evaluate import compute_logits
 
@@ -21,10 +22,14 @@ def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> 
     n : int
         0 where all are withheld.
     sums : Tensor
-        float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`.
+        float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`; under thresholds above 1 with three
+        significant digits.
     """
     part = site.data.validation
     plan = site.count_part("validation", request.plan.fairness).plan
     index = torch.from_numpy(np.flatnonzero(plan.attributes[SITE_ATTRIBUTE].counted))
     logits_NK = compute_logits(model, part, request.plan, device=site.device)
-    return len(index), temperature_sums(logits_NK[index], part.labels[index])
+    sums_J2 = temperature_sums(logits_NK[index], part.labels[index])
+    if site.disclosure_of("validation").is_open:
+        return len(index), sums_J2
+    return len(index), torch.from_numpy(round_digits(sums_J2.numpy()))

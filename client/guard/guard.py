@@ -18,7 +18,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
-from client.guard.leaving import find_bands_breach
+from client.guard.leaving import find_bands_breach, find_sums_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
 from client.guard.outside_code import check_extensions
@@ -43,7 +43,7 @@ from fedmed.protocol.kinds import (
     list_flower_types,
     name_kind,
 )
-from fedmed.protocol.messages import read_tables, read_values
+from fedmed.protocol.messages import read_sums, read_tables, read_values
 from fedmed.protocol.reports import FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
 from fedmed.storage.audit import AuditLog
 
@@ -183,8 +183,8 @@ class Guard:
                 return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_bands_breach(told)
             case FormsReport():
                 return self._find_breach_of_comparison(request, told)
-            case TemperatureReport() if SUMS in reply.content and told.n < k:
-                return f"its sums are over fewer than k = {k} images"
+            case TemperatureReport() if SUMS in reply.content:
+                return find_sums_breach(told, read_sums(reply), choose_disclosure(self._policy, "validation"))
         return self._find_breach_of_tables(request, reply, told, site) if TABLES in reply.content else None
 
     def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:

@@ -74,6 +74,7 @@ def _render_figures(numbers: Numbers) -> str:
         own = [
             [f"{name}: {show_name(group)}", *_list_cells(numbers, ("calibration", "groups", attribute, group))]
             for group in groups
+            if numbers.get("calibration", "groups", attribute, group, "after", "ece", "n") != 0  # where it is told
         ]
         is_crossing = " x " in attribute
         (folded if is_crossing or len(rows) + len(own) > MOST_ROWS else rows).extend(own)
@@ -134,7 +135,10 @@ def _render_bins(numbers: Numbers) -> str:
     for form in forms:
         suffix = f" {form}" if len(forms) > 1 else ""
         columns += [f"Images{suffix}", f"Mean confidence{suffix}", f"Share right{suffix}"]
-    return render_table("Bins of the stated confidence, all images.", columns, rows)
+    caption = "Bins of the stated confidence, all images."
+    if max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1:
+        caption += " Sites put neighbouring bins together that hold few; the first one stands for them."
+    return render_table(caption, columns, rows)
 
 
 def _render_small(numbers: Numbers) -> str:
