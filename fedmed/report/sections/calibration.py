@@ -12,6 +12,7 @@ from fedmed.report.drawing.markup import (
 from fedmed.report.drawing.plots import draw_reliability
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
+from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.small_reliability import draw_small_reliability
 from fedmed.storage.records import TemperatureRecord
 
@@ -136,7 +137,7 @@ def _render_bins(numbers: Numbers) -> str:
         suffix = f" {form}" if len(forms) > 1 else ""
         columns += [f"Images{suffix}", f"Mean confidence{suffix}", f"Share right{suffix}"]
     caption = "Bins of the stated confidence, all images."
-    if max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1:
+    if is_coarse(numbers):
         caption += " Sites put neighbouring bins together that hold few; the first one stands for them."
     return render_table(caption, columns, rows)
 

@@ -38,7 +38,8 @@ def _has_other(numbers: Numbers) -> bool:
 
 
 def _render_cells(numbers: Numbers, which: str, site: tuple[str, ...], row: int, shares: bool) -> list[str]:
-    path, other = ("confusion", which, *site, row), ("confusion", f"other_{which}", *site, row)
+    path: tuple[str | int, ...] = ("confusion", which, *site, row)
+    other: tuple[str | int, ...] = ("confusion", f"other_{which}", *site, row)
     places = [(images, (*path, column)) for column, images in enumerate(numbers.get(*path))]
     if _has_other(numbers):
         places.append((numbers.get(*other), other))
