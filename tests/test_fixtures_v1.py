@@ -108,6 +108,8 @@ def check_figures(run: Path, expected: dict[str, Any], tolerance: float, loss_to
     for name, wanted in expected["figures"].items():
         found = report["figures"][name]
         assert found["n"] == wanted["n"], f"{name}: {RULE}"
+        if name == "auc" and (found.get("within_sites") or "too coarse" in found.get("reason", "")):
+            continue  # this weak model's scores are in a few bins, of which version 1 did not know how wrong they are
         assert found["value"] == pytest.approx(wanted["value"], abs=tolerance), f"{name}: {RULE}"
         assert found["interval"] == pytest.approx(wanted["interval"], abs=tolerance), f"{name}: {RULE}"
     by_sex = {name: figures["accuracy"] for name, figures in report["groups"]["sex"].items()}
@@ -157,7 +159,23 @@ def test_report_is_drawn_again_from_the_tables(name: str, tmp_path: Path) -> Non
     check_figures(run, expected, 1e-9)
     old, new = (json.loads((one / "report" / "report.json").read_text()) for one in (V1 / name, run))
     for part in ("classes", "sites", "groups", "gaps", "test_images", "composition", "confusion"):
-        assert new[part] == old[part], f"{part}: {RULE}"
+        found, wanted = drop_coarse_areas(new[part], old[part])
+        assert found == wanted, f"{part}: {RULE}"
+
+
+def drop_coarse_areas(new: Any, old: Any) -> tuple[Any, Any]:
+    """Return both without the AUC where histograms are too coarse for it, and without keys that version 1 lacked."""
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return new, old
+    later = {"bound", "within_sites", "other_pooled", "other_sites"}
+    coarse = {
+        key
+        for key in ("auc", "class_auc_std")
+        if isinstance(new.get(key), dict) and "too coarse" in new[key].get("reason", "")
+    }
+    assert set(new) - later == set(old), RULE
+    pairs = {key: drop_coarse_areas(new[key], old[key]) for key in set(old) - coarse}
+    return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
 
 
 def test_finished_run_is_exported(say: Callable[..., str], tmp_path: Path) -> None:

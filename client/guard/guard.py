@@ -19,7 +19,12 @@ from flwr.app import Context, Message
 
 from client.guard.audit import open_site_audit
 from client.guard.heads import SignsAs, SiteHeads
-from client.guard.leaving import find_figure_breach, find_number_breach, find_training_breach
+from client.guard.leaving import (
+    find_figure_breach,
+    find_number_breach,
+    find_sums_breach,
+    find_training_breach,
+)
 from client.guard.ledger import Ledger
 from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -56,7 +61,7 @@ from fedmed.protocol.kinds import (
     list_flower_types,
     name_kind,
 )
-from fedmed.protocol.messages import read_tables, read_values
+from fedmed.protocol.messages import read_sums, read_tables, read_values
 from fedmed.protocol.reports import FigureReport, FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
 from fedmed.storage.audit import AuditLog
 
@@ -219,8 +224,9 @@ class Guard:
                 return find_figure_breach(told) or find_number_breach(told, k)
             case FormsReport():
                 return self._find_breach_of_comparison(request, told)
-            case TemperatureReport() if SUMS in reply.content and told.n < k:
-                return f"its sums are over fewer than k = {k} images"
+            case TemperatureReport() if SUMS in reply.content:
+                limits = choose_disclosure(self._policy, "validation")
+                return find_number_breach(told, k) or find_sums_breach(told, read_sums(reply), limits)
         breach = find_number_breach(told, k)
         return (
             self._find_breach_of_tables(request, reply, told, site)

@@ -1,4 +1,7 @@
-"""What of prompt and figures a hospital may tell; the lists of all that leaves are in :mod:`fedmed.protocol.kinds`."""
+"""What of prompt, figures and sums for its temperature a hospital may tell.
+
+The lists of all that leaves are in :mod:`fedmed.protocol.kinds`.
+"""
 
 import logging
 
@@ -6,7 +9,8 @@ from client.guard.policy import check_choice
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
-from fedmed.metrics.rounding import has_digits
+from fedmed.fairness.disclosure.rows import Disclosure
+from fedmed.metrics.rounding import DIGITS, has_digits, is_rounded
 from fedmed.protocol.reports import (
     DistilReport,
     FigureReport,
@@ -73,3 +77,12 @@ def find_number_breach(told: Report, k: int) -> str | None:
         case _:
             numbers = []
     return f"a number of images is no multiple of k = {k}" if any(number % k for number in numbers) else None
+
+
+def find_sums_breach(told: TemperatureReport, sums: Mapping[str, torch.Tensor], disclosure: Disclosure) -> str | None:
+    """Return why sums for the temperature must not leave, or None: too few images, or so exact that they name some."""
+    if told.n < disclosure.k:
+        return f"its sums are over fewer than k = {disclosure.k} images"
+    if disclosure.is_open or all(is_rounded(tensor.numpy()) for tensor in sums.values()):
+        return None
+    return f"a sum over images has more than {DIGITS} digits"

@@ -74,6 +74,8 @@ class Thresholds(Report):
 
     k: Count
     k_row: Count
+    k_bin: Count = 1
+    """1 from a site whose version knew none."""
 
 
 class TeacherDescription(Report):

@@ -85,6 +85,10 @@ def build_document(content: ReportContent) -> Document:
         "confusion": {
             "pooled": test.counts.sum(axis=0).tolist(),
             "sites": {site: content.test[site].site.counts.sum(axis=0).tolist() for site in sorted(content.test)},
+            "other_pooled": test.other_wrong.sum(axis=0).tolist(),
+            "other_sites": {
+                site: content.test[site].site.other_wrong.sum(axis=0).tolist() for site in sorted(content.test)
+            },
         },
         "roc": {name: _describe_roc(test, index) for index, name in enumerate(classes)},
         "reliability": describe_reliability(test),
@@ -214,9 +218,11 @@ def _describe_composition(content: ReportContent) -> dict[str, dict[str, dict[st
 
 
 def _describe_roc(tables: EvaluationTables, index: int) -> RocCurve | None:
-    """Return the curve of a class, or ``None`` where the class or the rest has no image."""
+    """Return the curve of a class, or ``None`` where the class or the rest has no image, or scores are not told."""
     images = tables.row_images.sum(axis=0)
     if images[index] == 0 or images[index] == images.sum():
         return None
     fpr, tpr = roc_points(tables, index)
+    if not len(fpr):  # hospitals tell no histograms of scores
+        return None
     return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}

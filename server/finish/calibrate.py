@@ -84,7 +84,7 @@ def _describe(found: Temperature, num_sites: int) -> str:
     if not found.fitted:
         return f"Probabilities stay as they are: {found.note}."
     return (
-        f"Temperature {found.temperature:.3f} fitted on {found.n} validation images of {num_sites} sites; mean "
+        f"Temperature {found.temperature:.2f} fitted on {found.n} validation images of {num_sites} sites; mean "
         f"negative log-likelihood {found.nll_before:.4f} before, {found.nll_after:.4f} after"
         + (f" ({found.note})." if found.note else ".")
     )

@@ -192,7 +192,11 @@ def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[st
 def _find_thresholds(sites: Mapping[str, SiteDescription]) -> Thresholds:
     """Return the largest thresholds below which a site withholds its tables."""
     told = [site.thresholds for site in sites.values()]
-    return {"k": max((one.k for one in told), default=1), "k_row": max((one.k_row for one in told), default=1)}
+    return {
+        "k": max((one.k for one in told), default=1),
+        "k_row": max((one.k_row for one in told), default=1),
+        "k_bin": max((one.k_bin for one in told), default=1),
+    }
 
 
 def _is_synthetic(config: FederationConfig, sites: Mapping[str, SiteDescription]) -> bool:

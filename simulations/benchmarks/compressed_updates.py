@@ -29,6 +29,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from torch import nn
 
 from client.hospital.site_data import Site
 from fedmed.aggregation import WeightedUpdate, average_updates
@@ -174,12 +175,16 @@ class Loop:
 
     def score(self, file: Path) -> float:
         """Return the balanced accuracy on all test images, in points."""
-        self._network.fill(file.read_bytes(), {})
-        model = self._network.model
+        model = self.fill(file)
         tables = [evaluate(model, s.data.test, self.plan, group=s.name, device=s.device) for s in self.sites]
         value = compute_figures(combine_tables(tables).pool())["balanced_accuracy"].value
         assert value is not None, "there are test images"
         return 100 * value
+
+    def fill(self, file: Path) -> nn.Module:
+        """Return the network with the weights of a file; the next call changes it."""
+        self._network.fill(file.read_bytes(), {})
+        return self._network.model
 
     def _fit(self, site: Site, packed: bytes, number: int) -> Path:
         self._network.fill(packed, {})

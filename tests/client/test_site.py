@@ -201,7 +201,7 @@ def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
     assert told["num_images"] != num_images
     assert told["attributes"] == []
     assert told["validation_scores"] is told["show_alone"] is False
-    assert told["thresholds"] == {"k": 6, "k_row": 3}
+    assert told["thresholds"] == {"k": 6, "k_row": 3, "k_bin": 5}
     assert told["synthetic"] is False
     assert told["class_counts"] is None
 
@@ -248,15 +248,15 @@ def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> Non
     found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part=part))
     images, logits = score_directly(hospital, part)
     groups = {"site": ["north"] * len(images), "sex": images.attributes["sex"]}
-    limits = Disclosure(6, 3, scores=part == "test")
+    limits = Disclosure(6, 3, scores=part == "test", k_bin=5)
     plan = plan_disclosure(images.labels, groups, images.items, limits)
-    assert_equal(found, disclose_tables({FEDERATED: logits}, images.labels, groups, plan, limits))
+    assert_equal(found, disclose_tables({FEDERATED: logits}, images.labels, groups, plan, limits, images.patients))
     own = hospital.state / "runs/run1/own_tables" / f"{hash_model(hospital.model)}.safetensors"
     assert own.is_file() == (part == "test")  # for the site's own report, made from the test only
     if part == "test":
         complete = unpack_tables(own.read_bytes())
         for attribute, of_images in groups.items():
-            expected = tables_from_logits(logits, images.labels, of_images).to_arrays()
+            expected = tables_from_logits(logits, images.labels, of_images, images.patients).to_arrays()
             for name, array in complete.models[FEDERATED][attribute].to_arrays().items():
                 assert (array == expected[name]).all()
         assert 0 < found.site.num_images < complete.site.num_images == len(images)
@@ -272,10 +272,10 @@ def test_temperature_applies_to_the_test_only(tmp_path: Path) -> None:
     values = {"round": 1, "temperature": 2.0}
     found = read_tables(hospital.ask("evaluate", hospital.model, part="test", **values))
     images, logits = score_directly(hospital, "test")
-    groups, limits = {"site": ["north"] * len(images)}, Disclosure(6, 3)
+    groups, limits = {"site": ["north"] * len(images)}, Disclosure(6, 3, k_bin=5)
     plan = plan_disclosure(images.labels, groups, images.items, limits)
     both = {FEDERATED: logits.double() / 2, UNCALIBRATED: logits}
-    assert_equal(found, disclose_tables(both, images.labels, groups, plan, limits))
+    assert_equal(found, disclose_tables(both, images.labels, groups, plan, limits, images.patients))
     np.testing.assert_array_equal(found.site.counts, found.models[UNCALIBRATED]["site"].counts)
     # Tables with many temperatures would tell single scores.
     again = hospital.ask("evaluate", hospital.model, round=1, part="test", temperature=3.0)
@@ -288,16 +288,17 @@ def test_models_that_are_compared_are_paired(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("client.site.compute_compared_logits", lambda *_: {"local": -logits})
     found = read_tables(hospital.ask("evaluate", hospital.model, round=1, part="test", compare=["local"]))
     assert set(found.models) == {FEDERATED, "local"}
-    np.testing.assert_array_equal(found.paired["local"]["site"].cells.sum(axis=(2, 3)), found.site.counts.sum(axis=2))
+    np.testing.assert_array_equal(found.paired["local"]["site"].cells.sum(axis=(2, 3)), found.site.row_images)
 
 
 @pytest.mark.parametrize("suppression", [{"k": 1, "k_row": 1}, {"k": 10, "k_row": 5}])
 def test_simulated_site_holds_back_what_the_settings_say(make_federation: Make, suppression: dict[str, int]) -> None:
     site = Site(make_federation(suppression=suppression, data=PHANTOM | {"images_per_site": 300}))
     found = read_tables(site.ask("evaluate", site.model, round=0, part="validation"))
-    rows = np.concatenate([tables.counts.sum(axis=-1).ravel() for tables in found.models[FEDERATED].values()])
+    rows = np.concatenate([tables.row_images.ravel() for tables in found.models[FEDERATED].values()])
     assert rows[rows > 0].min() >= suppression["k_row"]
-    assert found.site.scores.any()
+    assert found.site.scores.any() == (suppression["k"] == 1)
+    assert found.site.areas.any()
     assert (Path(site.config["run-dir"]) / "sites/site_01/told_rows/validation.json").is_file() == (
         suppression["k"] > 1
     )
@@ -324,7 +325,7 @@ def test_withdrawn_patient_does_not_follow_from_two_rounds(tmp_path: Path) -> No
     second = read_tables(hospital.ask("evaluate", hospital.model, round=2, part="validation")).site
     left = open_site(hospital.config).data.validation
     assert len(left) == len(images) - 2 * 6, "5 further patients, of two images each"
-    difference = first.counts.sum(axis=-1) - second.counts.sum(axis=-1)
+    difference = first.row_images - second.row_images
     assert difference.sum() >= 3
     assert all(n == 0 or n >= 3 for n in difference.ravel())
     # In another process it is the same.

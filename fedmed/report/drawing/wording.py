@@ -41,7 +41,10 @@ EXPLANATIONS = {
     ),
     "auc": (
         "The chance that an image of a class gets a higher score for that class than an image of another class; 0.5 is "
-        "guessing, 1 is perfect. It is computed from histograms of 64 bins of the log-odds, at most about 0.003 off."
+        "guessing, 1 is perfect. Where the sites tell histograms of the scores, all images are compared with all "
+        "others, as exactly as 64 bins of the log-odds allow; it is shown only if no class can be more than 0.05 off "
+        "for that. Else it is made of the sites' own areas, by their numbers of pairs: then only images of the same "
+        "site are compared (within sites), and that scores at one site are higher than at another does not count."
     ),
     "sensitivity": "The share of a class's images that are recognised as that class (also called recall).",
     "specificity": "The share of images of all other classes that are rightly not given this class.",

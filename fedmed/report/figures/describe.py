@@ -43,7 +43,7 @@ def describe_tables(
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
     for key, entry in described.items():
-        if entry["value"] is None and any(lacking):
+        if entry["value"] is None and (any(lacking) or (tables.num_images == 0 and content.thresholds["k"] > 1)):
             entry["reason"] = _explain_withheld(tables, key, content, lacking) or entry["reason"]
     return described
 
@@ -110,6 +110,10 @@ def _describe_figure(figure: Figure, classes: tuple[str, ...], present: list[boo
     }
     if figure.value is None:
         described["reason"] = figure.reason or "not defined for these images"
+    elif figure.bound is not None:
+        described["bound"] = figure.bound
+    elif figure.within_sites:
+        described["within_sites"] = True
     if figure.by_class is not None:
         intervals = figure.by_class_interval or (None,) * len(classes)
         described["by_class"] = {

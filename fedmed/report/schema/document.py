@@ -183,10 +183,11 @@ class SiteEntry(TypedDict):
 
 
 class Thresholds(TypedDict):
-    """Fewest images of a group, and of a class in a group, below which a site withholds its tables."""
+    """Fewest images of a group, of a class in a group and of a bin, below which a site withholds its tables."""
 
     k: int
     k_row: int
+    k_bin: NotRequired[int]
 
 
 class ImageCounts(TypedDict):
@@ -201,6 +202,9 @@ class Confusion(TypedDict):
 
     pooled: list[list[int]]
     sites: dict[str, list[list[int]]]
+    other_pooled: NotRequired[list[int]]
+    """Wrong answers by true class of which the predicted class is not told; in no other cell."""
+    other_sites: NotRequired[dict[str, list[int]]]
 
 
 class RocCurve(TypedDict):

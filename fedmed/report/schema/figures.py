@@ -43,6 +43,10 @@ class FigureEntry(TypedDict):
     better: Better
     reason: NotRequired[str]
     by_class: NotRequired[dict[str, ClassFigure]]
+    bound: NotRequired[float]
+    """How far an AUC from histograms may be off."""
+    within_sites: NotRequired[bool]
+    """Whether an AUC compares images of the same site only; absent for no."""
 
 
 FigureEntries = dict[str, FigureEntry]

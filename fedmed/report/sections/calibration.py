@@ -12,6 +12,7 @@ from fedmed.report.drawing.markup import (
 from fedmed.report.drawing.plots import draw_reliability
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
+from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.small_reliability import draw_small_reliability
 from fedmed.storage.records import TemperatureRecord
 
@@ -74,6 +75,7 @@ def _render_figures(numbers: Numbers) -> str:
         own = [
             [f"{name}: {show_name(group)}", *_list_cells(numbers, ("calibration", "groups", attribute, group))]
             for group in groups
+            if numbers.get("calibration", "groups", attribute, group, "after", "ece", "n") != 0  # where it is told
         ]
         is_crossing = " x " in attribute
         (folded if is_crossing or len(rows) + len(own) > MOST_ROWS else rows).extend(own)
@@ -134,7 +136,10 @@ def _render_bins(numbers: Numbers) -> str:
     for form in forms:
         suffix = f" {form}" if len(forms) > 1 else ""
         columns += [f"Images{suffix}", f"Mean confidence{suffix}", f"Share right{suffix}"]
-    return render_table("Bins of the stated confidence, all images.", columns, rows)
+    caption = "Bins of the stated confidence, all images."
+    if is_coarse(numbers):
+        caption += " Sites put neighbouring bins together that hold few; the first one stands for them."
+    return render_table(caption, columns, rows)
 
 
 def _render_small(numbers: Numbers) -> str:

@@ -14,26 +14,41 @@ def render_confusion(numbers: Numbers) -> str:
     classes = numbers.get("classes")
     heading = [f"<small>predicted</small><br>{show_name(name)}" for name in classes]
     rows = [
-        [show_name(name), *_render_cells(numbers, ("confusion", "pooled"), row, shares=True)]
-        for row, name in enumerate(classes)
+        [show_name(name), *_render_cells(numbers, "pooled", (), row, shares=True)] for row, name in enumerate(classes)
     ]
+    if _has_other(numbers):
+        heading.append("<small>wrong, not told</small><br>as what")
     intro = (
         "<p>A row is a true class, a column what the model said; right answers are on the diagonal. The percentage and "
         "the shade are shares of the row, the number below is images.</p>"
     )
+    if _has_other(numbers):
+        intro += (
+            "<p>Wrong answers that are few are not told class by class; they are in the last column, and the cell that "
+            "they would be in shows 0.</p>"
+        )
     pooled = _render_matrix("All sites.", ["True class", *heading], rows, "matrix")
     small = _render_small_matrices(numbers)
     return render_section("confusion", "Confusion: what is taken for what", intro, pooled, small)
 
 
-def _render_cells(numbers: Numbers, path: tuple[str, ...], row: int, shares: bool) -> list[str]:
-    counts = numbers.get(*path, row)
-    total = max(sum(counts), 1)
+def _has_other(numbers: Numbers) -> bool:
+    """Return whether some wrong answers are not told class by class."""
+    return any(numbers.get("confusion").get("other_pooled", []))
+
+
+def _render_cells(numbers: Numbers, which: str, site: tuple[str, ...], row: int, shares: bool) -> list[str]:
+    path: tuple[str | int, ...] = ("confusion", which, *site, row)
+    other: tuple[str | int, ...] = ("confusion", f"other_{which}", *site, row)
+    places = [(images, (*path, column)) for column, images in enumerate(numbers.get(*path))]
+    if _has_other(numbers):
+        places.append((numbers.get(*other), other))
+    total = max(sum(images for images, _ in places), 1)
     cells = []
-    for column, images in enumerate(counts):
+    for images, place in places:
         share = f"{100 * images / total:.0f} %" if shares else ""
         step = round((NUM_SHADES - 1) * images / total)
-        cells.append(f'<td class="q{step}">{share}{numbers.show(*path, row, column)}</td>')
+        cells.append(f'<td class="q{step}">{share}{numbers.show(*place)}</td>')
     return cells
 
 
@@ -75,10 +90,9 @@ def _render_small_matrix(numbers: Numbers, site: str) -> str:
     columns = [
         "true",
         *map(str, range(1, size + 1)),
+        *(["?"] if _has_other(numbers) else []),
     ]
-    rows = [
-        [str(row + 1), *_render_cells(numbers, ("confusion", "sites", site), row, shares=False)] for row in range(size)
-    ]
+    rows = [[str(row + 1), *_render_cells(numbers, "sites", (site,), row, shares=False)] for row in range(size)]
     return _render_matrix(show_name(site), columns, rows, "small matrix")
 
 
@@ -94,6 +108,11 @@ def _render_roc(numbers: Numbers) -> str:
         for index, name in enumerate(classes)
         if numbers.get("roc", name) is not None
     ]
+    if not curves and numbers.get("figures", "auc").get("within_sites"):
+        return (
+            "<p>The sites tell no histograms of scores, so that no curve can be drawn; the areas under the curves are "
+            "among the results by class.</p>"
+        )
     left_out = [name for name in classes if numbers.get("roc", name) is None]
     caption = (
         "ROC of each class against all others. A curve that hugs the upper left corner separates the class well; "

@@ -33,9 +33,21 @@ PAIRED = (
 TABLES = (
     "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "
     "and for each patient group: images by true and predicted class (and so the class counts of its evaluation "
-    "images), histograms of the scores by class, sums for calibration, and sums of the Brier score; where models are "
-    "compared, also on how many images which of two models was right. All figures on this page are computed from these "
-    "tables."
+    "images), how right answers vary between patients, histograms of the scores by class and areas under their "
+    "curves, sums for calibration, and sums of the Brier score; where models are compared, also on how many images "
+    "which of two models was right. All figures on this page are computed from these tables."
+)
+COARSE = (
+    "Hospitals tell less of this. Wrong answers are told class by class only where they are of enough patients, the "
+    "others of a class as one number; a figure that needs them is n/a where it could be more than 0.05 off. No "
+    "histogram of scores or by class leaves a site. Its AUC does, so that the AUC of this page compares images within "
+    "sites only; its calibration does in bins that are put together until each holds enough patients; and sums over "
+    "images have three significant digits. Patient groups have counts only, unless a site allows more."
+)
+LOST = (
+    "What is lost by that was measured with dermatoscopic images of four hospitals (HAM10000, three models): "
+    "the calibration error moved by LOSS_ECE, the other figures by LOSS_REST, and the AUC by LOSS_AUC, since there "
+    "the hospitals differ much in which diseases they see, and images of different hospitals are not compared."
 )
 
 DISTILLATION = (
@@ -62,6 +74,7 @@ def render_reading(numbers: Numbers) -> str:
         "reading",
         "How to read the figures",
         f"<p>{TABLES}</p>",
+        f"<p>{COARSE} {LOST}</p>" if is_coarse(numbers) else "",
         f"<p>{INTERVALS}</p>",
         f"<p>{GAPS}</p>" if numbers.get("gaps") else "",
         f"<p>{PAIRED}</p>" if numbers.get("benefit") else "",
@@ -71,16 +84,22 @@ def render_reading(numbers: Numbers) -> str:
     )
 
 
+def is_coarse(numbers: Numbers) -> bool:
+    """Return whether some site tells less than a simulation, since it has thresholds."""
+    return max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1
+
+
 def _say_thresholds(numbers: Numbers) -> str:
-    k, k_row = (numbers.get("thresholds", key) for key in ("k", "k_row"))
-    if max(k, k_row) <= 1:
+    if not is_coarse(numbers):
         return "No group was withheld for being small: one party holds all images of this page."
+    bins = f", bins of fewer than {numbers.show('thresholds', 'k_bin')}" if "k_bin" in numbers.get("thresholds") else ""
     return (
-        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} images, and classes of fewer than "
-        f"{numbers.show('thresholds', 'k_row')} images within a group; together the images of such classes may still "
-        "count in accuracy and calibration. A group that rests on one site is hidden unless that site agrees, and so "
-        "is a group from which such a one would follow by subtraction. For the same reason a site may set a few images "
-        "aside, so that counts can be slightly below the true ones."
+        "Thresholds count patients where a site's data names them, and images where it does not. "
+        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')}{bins}, and classes of fewer than "
+        f"{numbers.show('thresholds', 'k_row')} within a group, which look like classes of which it has no image; "
+        "together the images of such classes may still count in accuracy and calibration. A group that rests on one "
+        "site is hidden unless that site agrees, and so is a group from which such a one would follow by subtraction. "
+        "For the same reason a site may set a few images aside, so that counts can be slightly below the true ones."
     )
 
 

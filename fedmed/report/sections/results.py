@@ -157,7 +157,7 @@ def render_headline(numbers: Numbers) -> str:
 def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
     rows = [
         [
-            label_figure(key),
+            label_figure(key) + say_how(numbers.get("figures", key)),
             numbers.figure("figures", key),
             numbers.interval("figures", key),
             numbers.show("figures", key, "n"),
@@ -168,6 +168,14 @@ def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
     ]
     columns = ["Figure", "Value", "95 % interval", "Images", "Direction", "0 to 1 (Brier 0 to 2)"]
     return render_table(caption, columns, rows, "figures")
+
+
+def say_how(figure: FigureEntry) -> str:
+    """Return how an AUC was computed, in brackets; nothing for other figures."""
+    if figure.get("within_sites"):
+        return " (within sites)"
+    bound = figure.get("bound")
+    return "" if bound is None else f" (at most {format_number(bound, 3)} off)"
 
 
 def render_classes(numbers: Numbers) -> str:
@@ -185,6 +193,8 @@ def render_classes(numbers: Numbers) -> str:
     ]
     columns = ["Class", "Test images", *CLASS_FIGURES.values()]
     caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
+    if numbers.get("figures", "auc").get("within_sites"):
+        caption += " AUC within sites."
     return render_section("classes", "Results by class", render_table(caption, columns, rows))
 
 

@@ -12,6 +12,7 @@ from client import site as app
 from client.answers import answering
 from client.guard.ledger import COUNTS_FILE
 from fedmed.errors import PolicyError, WireError
+from fedmed.metrics.rounding import is_rounded
 from fedmed.metrics.temperature import GRID
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_sums, read_values
@@ -80,6 +81,7 @@ def test_sums_for_the_temperature(site: HospitalSite) -> None:
     assert told["n"] == described["num_images"]["validation"] > 0
     sums = read_sums(reply)["temperature"]
     assert sums.shape == (len(GRID), 2)
+    assert is_rounded(sums.numpy())
     assert json.loads((site.state / "runs" / "run1" / COUNTS_FILE).read_text())["trained"] == 1
 
 
@@ -93,6 +95,13 @@ def test_sums_are_withheld_below_k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(PolicyError, match="fewer than k = 1000"):
         site.ask(CALIBRATE, site.model, round=1)
     assert "fewer than k = 1000" in site.events("withheld")[0]["reason"]
+
+
+def test_exact_sums_are_withheld(site: HospitalSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = (50, torch.full((len(GRID), 2), 12.345, dtype=torch.float64))
+    monkeypatch.setattr(app, "collect_temperature_sums", lambda *_: exact)
+    with pytest.raises(PolicyError, match="a sum over images has more than 3 digits"):
+        site.ask(CALIBRATE, site.model, round=1)
 
 
 def test_own_model_never_leaves(site: HospitalSite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,11 +153,11 @@ def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, group
 def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path)
     held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation")).site
-    assert held_back.counts.any()
-    assert not held_back.scores.any()
-    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.scores.any()
+    assert held_back.row_images.any()
+    assert not held_back.areas.any()
+    assert read_tables(site.ask("evaluate", site.model, round=1, part="test")).site.areas.any()
     generous = site.restart(policy=POLICY | {"validation_scores": True})
-    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.scores.any()
+    assert read_tables(generous.ask("evaluate", site.model, round=1, part="validation")).site.areas.any()
 
 
 def serialise(message: Message) -> bytes:
