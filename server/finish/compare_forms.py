@@ -80,7 +80,7 @@ def compare_at_sites(session: Session, model: ChosenModel, best_round: int | Non
     sites = sorted(session.attendance.descriptions)
     listener, findings = session.listener, Findings()
     sha256 = hashlib.sha256(packed).hexdigest()
-    num_images = session.attendance.num_images("test")
+    num_images = session.attendance.most_images("test")
     expected = _Expected(model.model_sha256, sha256, len(session.plan.classes), num_images)
 
     def take(answer: Answer) -> None:
@@ -128,7 +128,7 @@ class _Expected:
     artefact_sha256: str
     num_classes: int
     num_images: dict[str, int]
-    """Test images that each site declared."""
+    """Most test images that each site can have, as far as it declared them."""
 
 
 def _read(message: Message, site: str, expected: _Expected) -> "FormComparison | str":

@@ -98,7 +98,7 @@ class Session:
             model_file,
             model_sha256,
             sites,
-            num_images=self.attendance.num_images(part),
+            num_images=self.attendance.most_images(part),
             num_classes=len(self.plan.classes),
             deadline_s=self.config.round_deadline_s,
             listener=self.listener,
