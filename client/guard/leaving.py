@@ -4,6 +4,9 @@ The lists of all that leaves are in :mod:`fedmed.protocol.kinds`.
 """
 
 import logging
+from collections.abc import Mapping
+
+import torch
 
 from client.guard.policy import check_choice
 from fedmed.config import Plan

@@ -180,11 +180,10 @@ class RunFolder:
 
     def read_settings(self) -> RunConfig | ServerConfig:
         """Read the resolved settings of a simulation or of a real federation."""
-        content = read_yaml(self.config_file)
+        content = {"choice": "tables"} | read_yaml(self.config_file)  # as runs had it before there was a choice
         data = content.get("data")
         if isinstance(data, dict) and data.get("source") == "sites":
-            # A run of before there was a choice had tables of validation images; a new server.yaml means figures.
-            return validate_settings(ServerConfig, {"choice": "tables"} | content, str(self.config_file))
+            return validate_settings(ServerConfig, content, str(self.config_file))
         return self.read_config()
 
     def read_run_id(self) -> str:

@@ -128,7 +128,7 @@ class _Expected:
     artefact_sha256: str
     num_classes: int
     num_images: dict[str, int]
-    """Test images that each site declared."""
+    """Most test images that each site can have, as far as it declared them."""
 
 
 def _read(message: Message, site: str, expected: _Expected) -> "FormComparison | str":

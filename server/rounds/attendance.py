@@ -229,6 +229,10 @@ class Attendance:
         stated = {site: told.num_images[part] for site, told in self.descriptions.items()}
         return {site: number for site, number in stated.items() if number > counted[site]}
 
+    def most_images(self, part: Part) -> dict[str, int]:
+        """Return the most images that each site can count of a part: what it told is rounded down to multiples of k."""
+        return {site: told.num_images[part] + max(0, told.thresholds.k - 1) for site, told in self.descriptions.items()}
+
     def _make_request(self) -> RecordDict:
         return make_content(REQUEST, Request(plan=self.plan).to_values())
 

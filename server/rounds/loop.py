@@ -44,6 +44,8 @@ from server.rounds.validation import average_figures, choice_value, is_better, s
 from server.rounds.weights import bound_round, to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
+_PRESENT = frozenset({"accepted", "quarantined", "few images"})
+"""What became of the update of a site that can score a model."""
 _COVERAGE_DROP = 0.1
 _SPARE_BYTES = 64 * 2**20
 
@@ -101,7 +103,7 @@ class RoundLoop:
         with explained_failure("server step", self.session.config.server_step.kind):
             following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
         sha256 = hash_file(following.model)
-        answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
+        answered = [u.site for u in collector.updates.values() if u.status in _PRESENT]
         scores = self.session.score_round(
             round_number, following.model, sha256, sorted(answered), best_round=self.state.best_round
         )

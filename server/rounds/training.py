@@ -123,6 +123,9 @@ def train_at_sites(
         attendance.list_grown("train"),
     )
     collector.mark(dormant, "dormant", dormant_note)
+    few = [site for site in sites if collector.declared[site] == 0]
+    collector.mark(few, "few images", "it has fewer training images than its threshold k, so its update has no weight")
+    sites = [site for site in sites if site not in few]
     session.listener.on_phase(kind.phase_name(), request.round or 0, len(sites))
 
     def take(answer: Answer) -> None:

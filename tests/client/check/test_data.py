@@ -13,6 +13,7 @@ from PIL import Image
 from client.check.data import measure_pixels
 from client.check.run import CheckResult, run_preflight, to_json
 from client.hospital.hospital_images import load_hospital_data
+from client.hospital.site_data import Hospital
 from fedmed.config.client import ClientConfig
 from fedmed.data import ImagePart
 from tests.client.support.kit import (
@@ -200,6 +201,26 @@ def test_withdrawn_patients(table: ClientConfig, tmp_path: Path) -> None:
     assert sum(int(word) for word in left_out.found.partition("out: ")[2].split() if word.isdecimal()) == 4
     assert found["data"].found.startswith("56 images")
     assert PATIENT not in to_json(list(found.values()))
+
+
+def test_who_is_left_out_beside_withdrawn_patients_is_counted(tmp_path: Path) -> None:
+    """Where something was told: 9 further patients of the part; the check leaves the site's own state as it is."""
+    rows = make_rows(240)
+    (tmp_path / "out.txt").write_text("")
+    table = make_kit(tmp_path, make_table(tmp_path / "images", rows, group_column="patient"), insecure=True)
+    config = table.model_copy(update={"exclude": str(tmp_path / "out.txt")})
+    told = Hospital(config)
+    site = told.open_site()
+    patient = next(row["patient"] for row in rows if row["file"] == site.data.train.items[0])
+    (tmp_path / "state" / "told_rows").mkdir()
+    (tmp_path / "out.txt").write_text(f"{patient}\n")
+    before = (tmp_path / "state" / "left_out.json").read_bytes()
+    found = check(config)["withdrawn patients"]
+    own, _, further = found.found.partition("; and of others, so that nobody can be told apart: ")
+    assert own.endswith("0 validation, 0 test")
+    assert further.endswith("train, 0 validation, 0 test")
+    assert int(further.split()[0]) >= 9
+    assert (tmp_path / "state" / "left_out.json").read_bytes() == before
 
 
 def test_withdrawn_patients_do_not_stand_for_others(table: ClientConfig, tmp_path: Path) -> None:
