@@ -148,7 +148,7 @@ def test_whatever_happens_the_bounds_hold_and_signed_ones_stay(steps: list[tuple
 def sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each address of the loopback network counts as one of the internet."""
     monkeypatch.setattr(server.superlink.listener, "find_source", lambda address: address)
-    return None
+
 
 def come_from(address: str, port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(address, 0))
