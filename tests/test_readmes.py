@@ -19,6 +19,7 @@ import client.app
 import server.app
 import simulations.run
 from fedmed.config import RunConfig
+from fedmed.keys.passphrases import PASSPHRASE_VARIABLE
 from fedmed.losses import list_losses
 from fedmed.models import list_models
 from fedmed.protocol.kinds import list_flower_types
@@ -29,14 +30,15 @@ PAGES = list_pages()
 FIRST = Page(ROOT / "README.md")
 MODELS = (RunConfig, server.app.ServerConfig, client.app.ClientConfig)
 SUFFIXES = {".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".svg", ".html", ".onnx", ".safetensors", ".pem", ".key",
-            ".toml", ".txt", ".lock", ".cff", ".service"}  # fmt: skip
+            ".toml", ".txt", ".lock", ".cff", ".service", ".pub", ".crt"}  # fmt: skip
 
 # What the pages name and the repository does not hold: places and files of a run, a kit, a site's state, a user's own.
 PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "updates", "state", "federation", "runs",
           ".venv", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..", ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
-         "ca.key", "ca.pem", "release.key", "ARM-SEED.json"}  # fmt: skip
+         "ca.key", "ca.pem", "release.key", "server.key", "site.key", "site.pub", "site.crt",
+         "ARM-SEED.json"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}
 """Names of sites, of an array and of packaged teachers, which no setting knows."""
 
@@ -44,15 +46,18 @@ TYPED = {  # what ends within seconds: exit code, and what is then read
     ".venv/bin/python simulations/run.py --help": (0, "--study"),
     "flower-client --check": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
+    "flower-client --make-key": (1, "There is no 'client.yaml'"),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
     "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),
 }
 FEDERATION = {  # one after another in one folder that holds server.yaml
-    "flower-server --provision federation --config server.yaml": (0, "Bring each folder to its hospital"),
+    "flower-server --provision federation --keys-at-sites --config server.yaml": (0, "it holds no secret"),
     "flower-server --config federation/server.yaml --status": (1, "no flower-server has been started"),
     "flower-server --config federation/server.yaml --add-site NAME": (0, "accepts the site within a few seconds"),
     "flower-server --config federation/server.yaml --revoke-site NAME": (0, "NAME is revoked"),
     "flower-server --config federation/server.yaml --verify-audit": (1, "cannot be read"),
+    "flower-server --config federation/server.yaml --delete-kit-keys": (0, "removed: the private key of NAME"),
+    "flower-server --make-operator-key NAME": (0, "Give the public key to whoever writes server.yaml"),
 }
 SLOW = {
     ".venv/bin/python -m fedmed.native": (0, "its form"),
@@ -293,8 +298,9 @@ def type_line(line: str, folder: Path) -> tuple[int, str]:
     program = ["-c", start] if line.split(maxsplit=1)[0] in SCRIPTS else ["-m", command.module]
     found = subprocess.run(
         [sys.executable, *program, *command.arguments],
-        check=False, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=300,
+        check=False, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), PASSPHRASE_VARIABLE: "words of a test"},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return found.returncode, found.stdout + found.stderr
 

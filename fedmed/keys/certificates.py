@@ -135,7 +135,12 @@ def load_key(path: Path) -> PrivateKeyTypes:
     data = read_secret(path)
     try:
         return load_pem_private_key(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # the library's words may hold parts of the key
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        NotImplementedError,
+    ):  # the library's words may hold parts of the key
         raise KeyFileError(
             f"{path} cannot be used: it is damaged or locked by a passphrase. Put back the one made by --provision."
         ) from None

@@ -37,6 +37,7 @@ _UNLOCK = (
     "client.yaml (or --passphrase-file), mode 0600, or set the environment variable FEDMED_KEY_PASSPHRASE."
 )
 _RELEASE_KEY = "Put back the release.key made by --provision; the sites trust no other."
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError)  # of a damaged key
 _OPENSSH = b"BEGIN OPENSSH PRIVATE KEY"
 
 
@@ -95,7 +96,7 @@ def is_locked(path: Path) -> bool:
         (load_ssh_private_key if _OPENSSH in data else load_pem_private_key)(data, None)
     except TypeError:  # how the library says that a passphrase is needed
         return True
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):
         return False  # damaged, which whoever reads it says
     return False
 
@@ -247,7 +248,7 @@ def _read_private(path: Path, advice: str, passphrase: bytes | None = None) -> P
         raise KeyFileError(f"{path} is locked by a passphrase, and none was given. {_UNLOCK}")
     try:
         return load(data, passphrase if is_encrypted else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # the library's words may hold parts of the key
+    except _UNREADABLE as error:  # the library's words may hold parts of the key
         if is_encrypted and isinstance(error, UnsupportedAlgorithm):
             reason = f"has a passphrase in OpenSSH's form. Type: ssh-keygen -p -m PKCS8 -f '{path}'"
         elif is_encrypted:
@@ -260,5 +261,5 @@ def _read_private(path: Path, advice: str, passphrase: bytes | None = None) -> P
 def _parse_public(data: bytes, path: Path, advice: str) -> SSHPublicKeyTypes:
     try:
         return load_ssh_public_key(data.strip())
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise KeyFileError(f"{path} is no public key, or is damaged. {advice}") from None

@@ -15,7 +15,7 @@ from fedmed.keys.passphrases import (
     take_passphrase,
 )
 from fedmed.storage.atomic_files import sync_path
-from server.provisioning.site_list import keys_folder
+from server.provisioning.site_list import keys_folder, read_sites
 
 FindPassphrase = Callable[[str], bytes | None]
 """From a site's name to the passphrase of its new key; None: it gets none."""
@@ -102,8 +102,9 @@ def delete_kit_keys(config: ServerConfig, seen: set[str]) -> tuple[list[str], li
     KeyFileError
         If a file cannot be removed.
     """
-    found = find_kit_keys(config)
-    gone = [name for name in found if name in seen or name.startswith(".")]
+    found, listed = find_kit_keys(config), read_sites(config)
+    revoked = {name for name, entry in listed.items() if entry.revoked}
+    gone = [name for name in found if name in seen | revoked or name.startswith(".")]
     for name in gone:
         _remove(found[name])
     return gone, [name for name in found if name not in gone]

@@ -210,7 +210,10 @@ class Attendance:
 
     def most_images(self, part: Part) -> dict[str, int]:
         """Return how many images each site can have counted: it tells its number rounded down to a multiple of k."""
-        return {site: told + self.descriptions[site].thresholds.k - 1 for site, told in self.num_images(part).items()}
+        return {
+            site: told + max(0, self.descriptions[site].thresholds.k - 1)
+            for site, told in self.num_images(part).items()
+        }
 
     def describe_sites(self) -> dict[str, SiteDescription]:
         """Return what each joined site said of itself, with the numbers of images that it counts with."""
@@ -228,10 +231,6 @@ class Attendance:
         counted = self.num_images(part)
         stated = {site: told.num_images[part] for site, told in self.descriptions.items()}
         return {site: number for site, number in stated.items() if number > counted[site]}
-
-    def most_images(self, part: Part) -> dict[str, int]:
-        """Return the most images that each site can count of a part: what it told is rounded down to multiples of k."""
-        return {site: told.num_images[part] + max(0, told.thresholds.k - 1) for site, told in self.descriptions.items()}
 
     def _make_request(self) -> RecordDict:
         return make_content(REQUEST, Request(plan=self.plan).to_values())

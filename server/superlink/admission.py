@@ -50,6 +50,7 @@ _SIGNED = frozenset({_KEY, _TIME, _FORMAT, _SIGNATURE, _NONCE, _BODY, _FLOWER_SI
 _OLDEST_S = TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 _LONGEST_TIME, _LONGEST_KEY = 40, 1000
 MAX_NONCES_PER_SITE = 8192
+_NO_KEY = (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm, NotImplementedError, KeyFileError)
 _QUIET_S = 60.0
 _MOST_LINES_A_MINUTE = 100
 _LARGEST_RECORD_BYTES = 5 * 2**20
@@ -165,7 +166,7 @@ def identify(state: DeploymentLinkState, nonces: UsedNonces, scope: Scope) -> Vi
         public_bytes = base64.b64decode(found[_KEY][:_LONGEST_KEY], validate=True)
         key = bytes_to_public_key(public_bytes)
         print_of_key = fingerprint(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii"))
-    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm, KeyFileError):
+    except _NO_KEY:
         return refuse_visitor("none", "key")
     if len(found) < len(shown):  # Flower, behind this gate, might take the other of two
         return refuse_visitor("none", "key")

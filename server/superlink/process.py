@@ -139,11 +139,14 @@ class SuperLink:
             log.info("removed %d messages, uploads and files that nobody waits for", removed)
 
 
-def _make_recorder(refusals: RefusalLog) -> Callable[[str], None]:
-    """Return a function that writes down why the handshake of the connection at hand was refused."""
+def _make_recorder(refusals: RefusalLog) -> Callable[[str, bytes], None]:
+    """Return a function that writes down why the handshake of the connection at hand was refused, and says so there."""
 
-    def record(reason: str) -> None:
+    def record(reason: str, alert: bytes) -> None:
         connection = CONNECTION.get()
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.send(alert)
         peer = None if connection is None else connection.peer
         refusals.add("unknown" if peer is None else peer[0], Visitor("none"), reason)
 

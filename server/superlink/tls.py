@@ -4,6 +4,7 @@ import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -27,7 +28,7 @@ def harden(context: ssl.SSLContext) -> None:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
 
 
-def demand_certificates(context: ssl.SSLContext, authority: Path, on_refused: Callable[[str], None]) -> None:
+def demand_certificates(context: ssl.SSLContext, authority: Path, on_refused: Callable[[str, bytes], None]) -> None:
     """Let only those finish the handshake who show a certificate of the federation's authority.
 
     Parameters
@@ -37,7 +38,8 @@ def demand_certificates(context: ssl.SSLContext, authority: Path, on_refused: Ca
     authority : Path
         Certificate of the authority.
     on_refused : callable
-        Is told why somebody was refused, while the data of that connection is handled.
+        Is told why somebody was refused, while the data of that connection is handled, and gets the alert in which TLS
+        tells the other side: asyncio closes the connection without sending it.
 
     Raises
     ------
@@ -50,18 +52,29 @@ def demand_certificates(context: ssl.SSLContext, authority: Path, on_refused: Ca
     class Handshake(ssl.SSLObject):
         """Says why it has failed; asyncio keeps that to itself."""
 
+        outgoing: ssl.MemoryBIO
+
         def do_handshake(self) -> None:
             try:
                 super().do_handshake()
             except ssl.SSLCertVerificationError:
-                on_refused(OTHER_CERTIFICATE)
+                on_refused(OTHER_CERTIFICATE, self.outgoing.read())
                 raise
             except ssl.SSLError as error:
                 if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-                    on_refused(NO_CERTIFICATE)
+                    on_refused(NO_CERTIFICATE, self.outgoing.read())
                 raise
 
+    wrap_bio = context.wrap_bio
+
+    def wrap(incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *more: Any, **settings: Any) -> ssl.SSLObject:
+        made = wrap_bio(incoming, outgoing, *more, **settings)
+        assert isinstance(made, Handshake), "the context makes no other"
+        made.outgoing = outgoing
+        return made
+
     context.sslobject_class = Handshake
+    context.wrap_bio = wrap  # type: ignore[method-assign]
 
 
 def read_public_key(certificate: bytes | None) -> bytes | None:
