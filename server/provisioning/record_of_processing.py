@@ -89,7 +89,8 @@ def find_how_often(config: ServerConfig, phase: Phase) -> str | None:
 
     A phase that is not known here is told, so that nothing that may leave is missing from the record.
     """
-    return _HOW_OFTEN.get(phase.name, lambda config: "as its settings say")(config)
+    say = _HOW_OFTEN.get(phase.name)
+    return "as its settings say" if say is None else say(config)
 
 
 def render_record(record: Record) -> str:
