@@ -21,7 +21,8 @@ first steps at a hospital, in the folder of the kit that the coordinating site h
      trains with the others; ends when the model has come home, or on Ctrl-C
 
 Images never leave. The connection is made from here to the server, one port, never the other way round.
-What left is in audit.jsonl of the state folder.
+What was asked and what left is in audit.jsonl of the state folder; flower-client --audit shows it, --verify-audit
+checks it, also against what the server has signed about it.
 
 exit code: 0 finished or all checks passed; 1 a problem that was explained; 2 wrong arguments; 130 stopped by Ctrl-C.
 """
@@ -67,7 +68,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     actions.add_argument("--fetch-model", action="store_true", help="collect the released model (again)")
     actions.add_argument(
-        "--verify-audit", action="store_true", help="check the hash chain of this site's audit log, and its end"
+        "--verify-audit",
+        action="store_true",
+        help="check this site's audit log: its hash chain, its end, and what the server has signed of it",
     )
     actions.add_argument(
         "--audit", action="store_true", help="show what this site was asked, what left it, and what it refused"

@@ -36,6 +36,9 @@ while it runs, from another terminal:
   flower-server --config FOLDER/server.yaml --status
   flower-server --config FOLDER/server.yaml --add-site NAME [--public-key FILE]
   flower-server --config FOLDER/server.yaml --revoke-site NAME
+  flower-server --config FOLDER/server.yaml --verify-audit
+for the data-protection officer, at any time:
+  flower-server --config FOLDER/server.yaml --record-of-processing
 
 at the end, with release: manual in server.yaml, while it waits or is stopped:
   flower-server --config FOLDER/server.yaml --release --by "NAME OF A PERSON"
@@ -87,7 +90,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions.add_argument("--add-site", metavar="NAME", help="make a kit for a further site, also while a run goes on")
     actions.add_argument("--revoke-site", metavar="NAME", help="refuse a site from now on, also while a run goes on")
     actions.add_argument("--status", action="store_true", help="round, sites, when they were last seen, participation")
-    actions.add_argument("--verify-audit", action="store_true", help="check the hash chain of the run's audit log")
+    actions.add_argument(
+        "--verify-audit",
+        action="store_true",
+        help="check the run's audit log: its hash chain, its end, and what each site has signed of it",
+    )
+    actions.add_argument(
+        "--record-of-processing",
+        action="store_true",
+        help="print what a data-protection officer needs: purposes, parties, data, what leaves, periods, safeguards",
+    )
     actions.add_argument(
         "--release", action="store_true", help="with release: manual, release the proven model; needs --by"
     )
@@ -107,7 +119,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--public-key", type=Path, metavar="FILE", help="with --add-site: the public key that the site has made itself"
     )
-    parser.add_argument("--json", action="store_true", help="with --status or --verify-audit: print JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="with --status, --verify-audit or --record-of-processing: print JSON"
+    )
     add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
@@ -120,8 +134,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--key goes with --release")
     if options.release != (options.by is not None):
         parser.error("--release and --by NAME go together")
-    if options.json and not (options.status or options.verify_audit):
-        parser.error("--json goes with --status or --verify-audit")
+    if options.json and not (options.status or options.verify_audit or options.record_of_processing):
+        parser.error("--json goes with --status, --verify-audit or --record-of-processing")
     return options
 
 
@@ -138,6 +152,7 @@ def _dispatch(options: argparse.Namespace, server_app: str) -> int:
         "delete_kit_keys": lambda: _delete_kit_keys(config),
         "release": lambda: _release(options, config),
         "status": lambda: _show_status(config, options.json),
+        "record_of_processing": lambda: _show_record(config, options.json),
         "verify_audit": lambda: _verify_audit(config, options.json),
     }
     wanted = next((name for name in actions if getattr(options, name)), None)
@@ -190,6 +205,18 @@ def _verify_audit(config: ServerConfig, as_json: bool) -> int:
     for head in heads:
         print(head)
     return 0 if report.ok else 1
+
+
+def _show_record(config: ServerConfig, as_json: bool) -> int:
+    from server.provisioning.record_of_processing import (  # noqa: PLC0415
+        make_record,
+        record_to_json,
+        render_record,
+    )
+
+    record = make_record(config)
+    print(record_to_json(record) if as_json else render_record(record))
+    return 0
 
 
 def _find_audit_head(run: RunFolder) -> str | None:

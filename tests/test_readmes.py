@@ -34,10 +34,10 @@ SUFFIXES = {".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".svg", ".html", "
 
 # What the pages name and the repository does not hold: places and files of a run, a kit, a site's state, a user's own.
 PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "updates", "state", "federation", "runs",
-          ".venv", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..", ".venv-next"}  # fmt: skip
+          ".venv", "countersigned", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..", ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
-         "ca.key", "ca.pem", "release.key", "server.key", "site.key", "site.pub", "site.crt",
+         "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub", "site.crt",
          "ARM-SEED.json"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}
 """Names of sites, of an array and of packaged teachers, which no setting knows."""
@@ -47,6 +47,9 @@ TYPED = {  # what ends within seconds: exit code, and what is then read
     "flower-client --check": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client --make-key": (1, "There is no 'client.yaml'"),
+    "flower-client --audit": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
+    "flower-client --audit --since 2026-11-30 --last 50": (1, "There is no 'client.yaml'."),
+    "flower-client --verify-audit": (1, "There is no 'client.yaml'."),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
     "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),
 }
@@ -58,6 +61,7 @@ FEDERATION = {  # one after another in one folder that holds server.yaml
     "flower-server --config federation/server.yaml --verify-audit": (1, "cannot be read"),
     "flower-server --config federation/server.yaml --delete-kit-keys": (0, "removed: the private key of NAME"),
     "flower-server --make-operator-key NAME": (0, "Give the public key to whoever writes server.yaml"),
+    "flower-server --config federation/server.yaml --record-of-processing": (0, "# Record of processing"),
 }
 SLOW = {
     ".venv/bin/python -m fedmed.native": (0, "its form"),

@@ -134,16 +134,25 @@ class TestVerifyAudit:
         assert "The end of the audit log" in capsys.readouterr().err
         assert log.read_bytes() == b"".join(lines[:2])
 
-    @pytest.mark.parametrize("behind", [1, 2, 3])
+    def test_a_note_that_was_removed_is_noticed_and_stays_in_the_log(
+        self, log: Path, config_file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log.with_name("audit.head").unlink()
+        code, told = self.verify(config_file, capsys)
+        assert code == 1
+        assert "somebody has removed it" in told
+        open_site_audit(log.parent)
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert last["event"] == "heads_disagree"
+        assert "audit.head was missing" in last["fields"]["reason"]
+
+    @pytest.mark.parametrize("behind", [1, 2])
     def test_a_crash_before_the_note_is_no_alarm(
         self, log: Path, config_file: str, capsys: pytest.CaptureFixture[str], behind: int
     ) -> None:
         hashes = [json.loads(line)["hash"] for line in log.read_text().splitlines()]
         note = log.with_name("audit.head")
-        if behind == 3:
-            note.unlink()  # before the first note, or from a version without notes
-        else:
-            note.write_text(hashes[-1 - behind])
+        note.write_text(hashes[-1 - behind])
         assert self.verify(config_file, capsys)[0] == 0
         audit = open_site_audit(log.parent)
         audit.append("start")

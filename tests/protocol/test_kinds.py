@@ -142,6 +142,10 @@ def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
         for phase in set(kind.phases) & set(phases):
             told = next(row.found for title, row in sizes.items() if title.startswith(f"leaves: {phase.leaves}"))
             assert [part for part in kind.returns if f"; {part} " not in told] == [], name
+    heads = sizes.pop("leaves: heads of the audit logs")
+    assert re.match(
+        r"heads [\d,]+ bytes \(.*own, run, seen, signature, site\), with every answer but the first", heads.found
+    )
     assert len(sizes) == len(phases) + 2, "training has a row for each of the three forms of an update"
 
 
