@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before it is imported: onnxruntime reports its use over the network
 try:
     import numpy as np
     import onnxruntime  # type: ignore[import-untyped]
