@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before it is imported: onnxruntime reports its use over the network
 try:
     import numpy as np
     import onnxruntime  # type: ignore[import-untyped]
@@ -91,7 +92,7 @@ def check_origin(folder: Path, manifest: bytes, key_file: Path | None, *, is_rel
         key.verify(base64.b64decode((folder / SIGNATURE_FILE).read_text("ascii").strip(), validate=True), manifest)
     except Exception as error:  # what is wrong with a key or a signature has no common class
         lacking = "cryptography is not installed here; type: pip install -r requirements.txt"
-        unfit = f"{SIGNATURE_FILE} or the public key is missing, or does not fit {MANIFEST_FILE}"
+        unfit = f"{SIGNATURE_FILE} or {KEY_FILE} is missing or does not fit (a key elsewhere is named with --key)"
         reason = f"cannot be confirmed: {lacking if isinstance(error, ImportError) else unfit}"
         raise PredictionError(f"The model in '{folder}' is not used, because its signature {reason}.") from None
 

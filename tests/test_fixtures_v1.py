@@ -72,7 +72,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         found = main([str(argument) for argument in arguments])
         shown = capsys.readouterr()
         assert found == code, f"{RULE}; it said: {shown.out}{shown.err}"
-        return shown.out
+        return shown.out if code == 0 else shown.out + shown.err
 
     return call
 
@@ -356,7 +356,11 @@ def test_program_in_the_artefact_finds_our_networks() -> None:
 
 def test_model_that_came_home_predicts(say: Callable[..., str], kit: Path, tmp_path: Path) -> None:
     model = kit / "kits" / "site_01" / "state" / "model"
-    say(fedmed.predict.main, "--model", model, V1 / "artefact" / "image.png", "--csv", tmp_path / "out.csv")
+    command = ["--model", model, V1 / "artefact" / "image.png", "--csv", tmp_path / "out.csv"]
+    shown = say(fedmed.predict.main, *command, code=1)
+    assert "release.pub is missing" in shown, RULE
+    assert "--key" in shown, RULE
+    say(fedmed.predict.main, *command, "--key", kit / "release.pub")
     (row,) = read_table(tmp_path / "out.csv")
     assert float(row["pattern_plain"]) + float(row["pattern_mesh"]) == pytest.approx(1.0, abs=1e-5), RULE
     assert row["model"] == hashlib.sha256((model / "model.onnx").read_bytes()).hexdigest()

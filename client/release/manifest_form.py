@@ -49,7 +49,7 @@ class PreprocessingForm(_Form):
 class ExpectedForm(_Form):
     """What images are expected to be like."""
 
-    basis: Text = ""
+    basis: Text | None = None
     width: Pair | None = None
     height: Pair | None = None
     mean: Pair | None = None

@@ -29,6 +29,7 @@ import ray
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
+from ray._private.node import Node  # no public switch keeps its process for statistics from starting
 from ray.exceptions import RayError, RayTaskError
 
 from fedmed.errors import ConfigError, FederationError
@@ -262,11 +263,30 @@ def _quiet_resources() -> Iterator[None]:
         gc.collect()
 
 
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Have Ray start without its process for statistics, which it starts even where they are switched off.
+
+    That process asks the machine's provider who it is (169.254.169.254 and metadata.google.internal), and nothing here
+    needs it.
+    """
+    start = Node.start_api_server
+    Node.start_api_server = _start_nothing
+    try:
+        yield
+    finally:
+        Node.start_api_server = start
+
+
+def _start_nothing(node: Node, **_: object) -> None:
+    node._webui_url = None
+
+
 def _start_ray(object_store_mib: int) -> bool:
     """Start Ray on this machine; False if it runs already."""
     if ray.is_initialized():
         return False
-    with _quiet_resources():
+    with _quiet_resources(), _without_dashboard():
         ray.init(
             address="local",
             num_cpus=0,  # the workers ask for none, and for each one Ray would keep a spare process

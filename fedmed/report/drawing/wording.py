@@ -156,8 +156,8 @@ ALARM_KINDS = {"fall": "A figure fell", "coverage": "No longer covered"}
 
 
 def label_figure(key: str) -> str:
-    """Return the name of a figure; a key that is not known stands for itself."""
-    return LABELS.get(key, key.replace("_", " "))
+    """Return the name of a figure; a key that is not known stands for itself, without anything but letters."""
+    return LABELS.get(key, "".join(letter if letter.isalnum() else " " for letter in key))
 
 
 def label_attribute(attribute: str) -> str:

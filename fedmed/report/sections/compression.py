@@ -131,7 +131,12 @@ def _render_comparison(numbers: Numbers) -> str:
             ]
             images = numbers.show(*path, "models", "student", "accuracy", "n")
             rows.append(
-                [f"{head_attribute(attribute)}: {show_name(group)}", images, *models, _show_difference(numbers, *path)]
+                [
+                    f"{show_name(head_attribute(attribute))}: {show_name(group)}",
+                    images,
+                    *models,
+                    _show_difference(numbers, *path),
+                ]
             )
     if not rows:
         return ""

@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.release.collect import collect, find_trained_sha256
+from client.supernode.collected import read_collected
 from fedmed.config.client import load_client_config
 from fedmed.config.files import dump_config
 from fedmed.errors import ConfigError, FederationError, FedmedError, WireError
@@ -21,6 +22,7 @@ from fedmed.export.check import check_hashes
 from fedmed.keys import make_release_key
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_values
+from fedmed.protocol.release import name_compared
 from fedmed.protocol.tensors import pack_tensors
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.audit import AuditLog, verify_audit
@@ -298,26 +300,24 @@ def release_to(hospitals: Hospitals, name: str, folder: Path) -> tuple[Any, Fake
     return load_client_config(hospitals.folder / name / "client.yaml"), FakeFleet({}, hospitals.run.path / "release")
 
 
-def test_site_collects_the_artefact_and_adds_its_own_programs(
-    finished: Hospitals, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_site_collects_the_artefact_and_writes_the_rest_itself(finished: Hospitals, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
     config, fleet = release_to(copy, "site_01", tmp_path)
     names = {path.name for path in (copy.run.path / "release").iterdir()}
     assert names == {
-        "manifest.json", "manifest.sig", "model.safetensors", "model.onnx", "proof.json", "model_card.md",
-        "requirements.txt", "report.html", "report.json", "history.json",
+        "manifest.json", "manifest.sig", "model.safetensors", "model.onnx", "proof.json", "report.json", "history.json",
     }  # fmt: skip
     folder = collect(config, fleet)
     check_hashes(folder)
     assert {path.name for path in folder.iterdir()} == {
         "manifest.json", "manifest.sig", "model.safetensors", "model.onnx", "proof.json", "model_card.md",
-        "requirements.txt", "predict.py", "load_model.py",
+        "requirements.txt", "predict.py", "load_model.py", "release.pub",
     }  # fmt: skip
     model, manifest = load_model(folder)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
     assert manifest["model_sha256"] == manifest["trained_sha256"] != manifest["sha256"]["model.safetensors"]
-    assert "version of fedmed" not in caplog.text
+    assert (folder / "model_card.md").read_text() == (copy.run.model / "model_card.md").read_text()
+    assert (folder / "requirements.txt").read_text().splitlines()[-1].startswith("cryptography==")
     report = read(copy.state("site_01") / "report" / "report.json")
     assert report["figures"]["accuracy"]["value"] is not None  # its own tables are found by the train form's hash
     fleet.downloaded.clear()
@@ -325,18 +325,28 @@ def test_site_collects_the_artefact_and_adds_its_own_programs(
     assert fleet.downloaded == ["manifest.json", "manifest.sig", "history.json"]
 
 
-def test_programs_of_another_version_are_told(
-    finished: Hospitals, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_release_is_known_by_what_each_site_has_compared(finished: Hospitals, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    manifest = manifest_of(copy)
-    manifest["sha256"]["predict.py"] = "0" * 64
-    (copy.run.model / "manifest.json").unlink()
-    (copy.run.model / "manifest.json").write_text(json.dumps(manifest))
-    folder = collect(*release_to(copy, "site_01", tmp_path))
-    assert "predict.py beside the model is of the version of fedmed that is installed here" in caplog.text
-    assert "load_model.py beside" not in caplog.text
-    assert (folder / "predict.py").is_file()
+    told = read(copy.run.tables / "release.json")["sites"]
+    (run,) = (copy.state("site_01") / "runs").iterdir()
+    own = read(run / "compared.json")
+    assert (own["agrees"], own["num_images"]) == (True, told["site_01"]["onnx"]["num_images"])
+    config, fleet = release_to(copy, "site_01", tmp_path)
+    manifest = read(copy.run.path / "release" / "manifest.json")
+    assert own["files"] == name_compared(manifest)
+    assert sorted(manifest["compared"]) == ["site_01", "site_02"]
+    assert manifest["compared"]["site_02"] == {
+        "sha256": own["files"],
+        "num_images": told["site_02"]["onnx"]["num_images"],
+        "max_abs_error": max(told["site_02"][form]["max_abs_error"] for form in ("deploy", "onnx")),
+    }
+    collect(config, fleet)
+    assert read_collected(copy.state("site_01")).compared == f"this site on {own['num_images']} of its test images"
+    (run / "compared.json").unlink()  # as if it had been away
+    collect(config, fleet)
+    assert read_collected(copy.state("site_01")).compared == ", ".join(
+        f"{site} ({one['onnx']['num_images']} images)" for site, one in told.items()
+    )
 
 
 def test_with_local_batch_norm_each_site_makes_its_own_artefact(
