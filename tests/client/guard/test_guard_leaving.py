@@ -10,7 +10,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.guard import audit as site_audit
-from client.guard.guard import guard_messages
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network
@@ -88,7 +87,7 @@ def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Chang
 
     message = site.message("train", site.model, {"plan": PLAN, "round": 1})
     with pytest.raises(PolicyError) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert str(caught.value) == (
         f"The reply was not sent: {problem}. This is a fault of the software; please report it."
     )
@@ -123,7 +122,7 @@ def test_what_a_number_may_not_be_does_not_leave_in_its_place(tmp_path: Path, to
 
     message = site.message("train", site.model, {"plan": PLAN, "round": 1})
     with pytest.raises(PolicyError, match="its report is malformed") as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert PATIENT not in str(caught.value)
     assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
 
@@ -146,7 +145,7 @@ def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, group
 
     message = site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": part})
     with pytest.raises(PolicyError, match=problem) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert PATIENT not in str(caught.value)
 
 
