@@ -104,6 +104,8 @@ def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     asked = _find_plan(row.name, main)
     if isinstance(asked, str):
         return CheckResult(name, "ok", f"nothing: {asked}")
+    if row.name == "recalibrate" and len(context.get_site().data.train) < context.config.policy.min_images:
+        return CheckResult(name, "ok", "nothing: there are fewer training images than policy.min_images")
     folder = context.folder / (_SMALL if row.kind.is_counted else WHOLE)
     if folder.name == _SMALL:
         _shrink_site(context, folder)

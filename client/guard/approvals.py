@@ -27,6 +27,8 @@ from fedmed.processes import private_folder, write_secret
 from fedmed.protocol.foreseen import Network
 
 APPROVALS_FILE = "approved_plans.json"
+NOT_APPROVED = "this site has not approved the plan"
+"""Begins the line about it, on both sides."""
 _MOST_PLANS = 50
 """The oldest approvals beyond are taken back."""
 

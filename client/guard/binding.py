@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from client.guard.approvals import Approval, Approvals
+from client.guard.approvals import NOT_APPROVED, Approval, Approvals
 from client.guard.policy import Refusal
 from client.guard.requests import Request
 from fedmed.config import Plan
@@ -52,8 +52,7 @@ def explain(refusal: Refusal, request: Request) -> NotApprovedError:
     if refusal.found.startswith("the plan "):
         changed = "" if refusal.allowed.startswith("no plan") else f" The plan of this run was {refusal.allowed}."
         return NotApprovedError(
-            f"this site has not approved the plan {_choose_main(request).sha256} yet; a person there types "
-            f"{HOW_TO_APPROVE}.{changed}"
+            f"{NOT_APPROVED} {_choose_main(request).sha256} yet; a person there types {HOW_TO_APPROVE}.{changed}"
         )
     return NotApprovedError(f"this site has not approved this request. {refusal}")
 

@@ -35,7 +35,7 @@ from server.supervision.console import PlainListener
 from server.supervision.status import StatusFile, read_status, render_status
 from tests.client.support.hospital import PLAN as ASKED
 from tests.client.support.hospital import HospitalSite
-from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_class_folders, make_hello, make_kit, serve
+from tests.client.support.kit import FakeFleet, connect_to, make_class_folders, make_hello, make_kit, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "fedmed" / "protocol" / "kinds.py"
@@ -119,7 +119,7 @@ def test_names_and_titles_tell_kinds_and_phases_apart() -> None:
 def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, make_class_folders(tmp_path / "images", {"benign": 40, "malignant": 20, "other": 8}))
     limits = kit.policy.suppression.model_copy(update={"k": 4, "k_row": 3})
-    policy = kit.policy.model_copy(update={"suppression": limits})
+    policy = kit.policy.model_copy(update={"suppression": limits, "min_images": 2})
     small = {"kind": "co_distillation", "model": {"name": "tiny", "width": 40}}
     everything = {"benefit": True, "batch_norm": "recalibrate", "calibrate": True, "release": True, "student": small}
     hello = make_hello(everything)

@@ -16,10 +16,18 @@ from fedmed.protocol.messages import REQUEST, read_values
 _LONGEST_NAME = 100
 
 
-def approve(where: Path | ClientConfig, plan: Plan | dict[str, Any], *, again: bool = False) -> Approval:
-    """Approve a plan in a state folder, or in that of a site's settings."""
+def approve(
+    where: Path | ClientConfig, plan: Plan | dict[str, Any], *, again: bool = False, after_rounds: bool = False
+) -> Approval:
+    """Approve a plan in a state folder, or in that of a site's settings.
+
+    With ``after_rounds`` the site's ledger stands as after the rounds, so that what comes at the end is answered.
+    """
     folder = where if isinstance(where, Path) else Path(where.state_dir)
-    return Approvals(folder).add(plan if isinstance(plan, Plan) else Plan.model_validate(plan), again=again)
+    approval = Approvals(folder).add(plan if isinstance(plan, Plan) else Plan.model_validate(plan), again=again)
+    if after_rounds:
+        Ledger(folder / "runs", PolicyConfig()).begin(approval)
+    return approval
 
 
 def approve_request(state_dir: Path, message: Message) -> None:
@@ -36,6 +44,5 @@ def approve_request(state_dir: Path, message: Message) -> None:
         return
     if len(plan.run_id) > _LONGEST_NAME or not plan.run_id.isprintable():  # the guard refuses it before anything else
         return
-    approvals = Approvals(state_dir)
-    if approvals.find(plan) is None:
-        Ledger(state_dir / "runs", PolicyConfig()).begin(approvals.add(plan))
+    if Approvals(state_dir).find(plan) is None:
+        approve(state_dir, plan, after_rounds=True)

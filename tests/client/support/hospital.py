@@ -19,8 +19,8 @@ from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.storage.audit import verify_audit
 from fedmed.training.network import Network
-from tests.support.approval import approve_request
 from tests.data.conftest import write_csv, write_image
+from tests.support.approval import approve_request
 
 PATIENT = "PATIENT-ERIKA-MUSTERMANN"
 FILE = "SCAN-OF-ERIKA"
@@ -54,6 +54,11 @@ def make_rows(counts: tuple[int, ...] = (40, 24, 6)) -> list[dict[str, object]]:
     ]
 
 
+def _set_few_images(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with which a hospital trains with the few images that these tests have."""
+    return {**settings, "policy": {"min_images": 2} | settings["policy"]} if "policy" in settings else settings
+
+
 class HospitalSite:
     """A folder with images, a table and a client.yaml."""
 
@@ -73,7 +78,7 @@ class HospitalSite:
             "cache_mib": 0,
         }
         self.settings: dict[str, Any] = {"name": "north", "server": "127.0.0.1:1", "device": "cpu", "data": data}
-        self.settings |= {"policy": POLICY} | settings
+        self.settings |= _set_few_images({"policy": POLICY} | settings)
         self.file = folder / "client.yaml"
         self.file.write_text(yaml.safe_dump(self.settings))
         self.state = folder / "state"
@@ -87,8 +92,9 @@ class HospitalSite:
         other = object.__new__(HospitalSite)
         other.__dict__.update(self.__dict__)
         other.file = self.folder / f"client{len(list(self.folder.glob('client*.yaml')))}.yaml"
-        other.file.write_text(yaml.safe_dump(self.settings | settings))
+        other.file.write_text(yaml.safe_dump(self.settings | _set_few_images(settings)))
         other.config = {"client-config": str(other.file)}
+        other.state = self.folder / settings.get("state_dir", self.state.name)
         return other
 
     def message(self, kind: str, model: bytes | None, values: dict[str, Any], artefact: bytes | None = None) -> Message:
@@ -126,7 +132,8 @@ class HospitalSite:
     def answered(self, slot: str, run: str = "run1") -> list[int]:
         """Return how often each request of a slot of the ledger was answered."""
         content = json.loads((self.state / "runs" / run / LEDGER_FILE).read_text())
-        return [times for _, times in content["slots"].get(slot, {"requests": {}})["requests"].values()]
+        requests = content["slots"].get(slot, {"requests": {}})["requests"]
+        return sorted((times for _, times in requests.values()), reverse=True)
 
     def audit(self) -> list[dict[str, Any]]:
         """Return the audit log's entries, after checking its chain."""

@@ -40,6 +40,6 @@ def ask(
 
 def distil(site: HospitalSite, **values: Any) -> Message:
     """Ask to train the small network against the trained one."""
-    large = {"plan": PLAN, "packed": site.model}
+    large: dict[str, Any] = values.pop("large", {"plan": PLAN})
     changes = {"plan": DISTILLED, "model": SMALL_MODEL, "part": None, "distil": DISTIL} | values
     return ask(site, "train.distil", TEACHER, other={"plan": large["plan"]}, packed=site.model, **changes)
