@@ -11,7 +11,16 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.answers.answering import ask_for_model, fill_network, memory, open_request, register_files, reply
+from client.answers.answering import (
+    ask_for_model,
+    choose_batch,
+    fill_network,
+    has_too_few_images,
+    memory,
+    open_request,
+    register_files,
+    reply,
+)
 from client.answers.compared_models import compute_compared_logits
 from client.answers.losses import measure_risks, require_images, tell_distillation, tell_training, weigh_images
 from client.answers.norm_sums import tell_norm_sums
@@ -29,6 +38,7 @@ from fedmed.config import SITE_ATTRIBUTE, FairnessConfig, Plan
 from fedmed.data import ImagePart, count_classes
 from fedmed.distillation import describe_teacher
 from fedmed.distillation.network import get_network
+from fedmed.errors import TrainingError
 from fedmed.fairness.disclosure.tables import disclose_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
 from fedmed.protocol.kinds import ScoredPart
@@ -94,6 +104,8 @@ def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
     site, request = open_request(message, context)
     require_images(site)
+    if has_too_few_images(site):
+        return reply(message, Declined(declined=True))
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)
@@ -103,7 +115,7 @@ def train(message: Message, context: Context) -> Message:
     result = fit(
         network.trainee,
         site.data.train,
-        request.plan,
+        choose_batch(request.plan, site),
         site=site.name,
         round_number=request.round,
         device=site.device,
@@ -140,6 +152,8 @@ def train_small(message: Message, context: Context) -> Message:
     """Train the small network on this site's images against the frozen large one, and answer with the update."""
     site, request = open_request(message, context)
     require_images(site)
+    if has_too_few_images(site):
+        return reply(message, Declined(declined=True))
     packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
         return ask_for_model(message)
@@ -182,6 +196,8 @@ def score(message: Message, context: Context) -> Message:
 def sum_norm_inputs(message: Message, context: Context) -> Message:
     """Answer with the sums of what every BatchNorm gets from this site's training images, without changing anything."""
     site, request = open_request(message, context)
+    if has_too_few_images(site):
+        raise TrainingError("This site has fewer training images than its policy.min_images; no sums of them leave.")
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)

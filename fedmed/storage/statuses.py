@@ -32,6 +32,9 @@ STATUSES = {
     "error": Status("E", "error", "the site reported an error", "longer"),
     "quarantined": Status("Q", "quarantined", "its update was refused by the checks", "ended"),
     "few images": Status("F", "few images", "it has too few training images to tell their number", "ended"),
+    "declined": Status(
+        "S", "scores only", "it has too few training images, as its own policy says", "ended", missed=False
+    ),
     "revoked": Status("R", "revoked", "it was taken from the list of sites", "ended"),
     "dormant": Status("D", "dormant", "not waited for, after missing several rounds in a row", "kept"),
     "absent": Status("·", "absent", "not connected, or not asked", "longer"),

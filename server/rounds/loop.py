@@ -44,7 +44,7 @@ from server.rounds.validation import average_figures, choice_value, is_better, s
 from server.rounds.weights import bound_round, to_weighted, weigh_updates
 
 _NORMS_REMEMBERED = 20
-_PRESENT = frozenset({"accepted", "quarantined", "few images"})
+_PRESENT = frozenset({"accepted", "quarantined", "few images", "declined"})
 """What became of the update of a site that can score a model."""
 _COVERAGE_DROP = 0.1
 _SPARE_BYTES = 64 * 2**20
