@@ -1,0 +1,187 @@
+"""Rows that are held back because integers and right answers would give hidden ones away.
+
+The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But numbers of images are integers from 0,
+and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
+programs of :mod:`fedmed.fairness.disclosure.exposure` what its tables would give away. As long as a hidden row does not
+keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
+crossings, then the wrong answers of its groups together instead of class by class, then no comparison of models image
+by image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
+attribute in common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedmed.config import SITE_ATTRIBUTE
+from fedmed.fairness.disclosure.exposure import Question, find_exposed, list_questions
+from fedmed.fairness.disclosure.program import split_crossing
+from fedmed.fairness.disclosure.rows import DisclosurePlan
+from fedmed.fairness.disclosure.statement import Rare, Row, ToldPart, combine_told
+
+MOST_SECONDS = 60.0
+"""For all that a site looks at; what is not proven by then is held back."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is not told, though a plan would."""
+
+    rows: frozenset[Row | Rare] = frozenset()
+    folded: frozenset[Row] = frozenset()
+    """Rows whose wrong answers are told together."""
+    unpaired: frozenset[Row] = frozenset()
+    """Rows in which models are not compared image by image."""
+
+
+def find_held(now: ToldPart, earlier: Sequence[ToldPart], k_row: int, seconds: float = MOST_SECONDS) -> Held:
+    """Return what must not be told.
+
+    Parameters
+    ----------
+    now : ToldPart
+        What would be told.
+    earlier : sequence of ToldPart
+        What has been told of this part before; it cannot be held back any more.
+    k_row : int
+        The threshold.
+    seconds : float
+        Time for it.
+    """
+    holding = _Holding(now, earlier, k_row, time.monotonic() + seconds)
+    for label in range(now.num_classes):
+        holding.hold_class(label)
+    holding.add_rare()
+    return Held(frozenset(holding.rows), frozenset(holding.folded), frozenset(holding.unpaired))
+
+
+def hold_rows(
+    plan: DisclosurePlan, labels: Sequence[int], groups: Mapping[str, Sequence[str]], held: Held
+) -> DisclosurePlan:
+    """Return a plan without the rows that are held back.
+
+    Parameters
+    ----------
+    plan : DisclosurePlan
+        Where each image is counted.
+    labels : sequence of int
+        True class of each image.
+    groups : mapping of str to sequence of str
+        Attribute to the group of each image.
+    held : Held
+        What is not told.
+    """
+    y_N, attributes = np.asarray(labels), dict(plan.attributes)
+    for row in (*held.rows, *held.folded, *held.unpaired):
+        own, inside_N = attributes[row.attribute], np.array(groups[row.attribute], dtype=str) == row.group
+        if isinstance(row, Rare):
+            own = replace(own, rare=own.rare & ~inside_N)
+        elif row in held.rows:
+            own = replace(own, counted=own.counted & ~(inside_N & (y_N == row.label)))
+        else:
+            key = {(row.group, row.label)}
+            folded, unpaired = (
+                own_rows | key if row in rows else own_rows
+                for own_rows, rows in ((own.folded, held.folded), (own.unpaired, held.unpaired))
+            )
+            own = replace(own, folded=folded, unpaired=unpaired)
+        attributes[row.attribute] = own
+    for name in {row.attribute for row in held.rows}:
+        own, names = attributes[name], np.array(groups[name], dtype=str)
+        whole = frozenset(set(names.tolist()) - set(names[own.counted | own.rare].tolist()))
+        attributes[name] = replace(own, whole=whole)
+    return replace(plan, attributes=attributes)
+
+
+class _Holding:
+    """What is held back so far."""
+
+    def __init__(self, now: ToldPart, earlier: Sequence[ToldPart], k_row: int, deadline: float) -> None:
+        self._now, self._earlier, self._k_row, self._deadline = now, earlier, k_row, deadline
+        self._known = {row for part in earlier for row in (*part.images, *part.rare)}
+        crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
+        sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
+        self._crossings = sorted(crossed, key=lambda name: (-sizes[name], name))
+        self.rows: set[Row | Rare] = {row for row in (*now.images, *now.rare) if row.attribute in crossed}
+        self.rows |= set(now.rare)
+        self.folded: set[Row] = set()
+        self.unpaired: set[Row] = set()
+
+    def hold_class(self, label: int) -> None:
+        """Hold rows of a class back until no hidden one gives too much away."""
+        singles = [row for row in self._now.images if row.label == label and row not in self.rows]
+        of_groups = [row for row in singles if row.attribute != SITE_ATTRIBUTE]
+        safe: set[Question] = set()
+        while (question := self._find_exposed(label, safe)) is not None:
+            unfolded = set(of_groups) - self.folded
+            paired = set(of_groups) - self.unpaired if self._now.pairs else set()
+            left = [row for row in singles if row not in self.rows | self._known and row.attribute in question[0]]
+            left = left or [row for row in singles if row not in self.rows | self._known]
+            if unfolded:
+                self.folded |= unfolded
+            elif paired:
+                self.unpaired |= paired
+            elif left:
+                # The site's own row at the very last.
+                row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))
+                self.rows.add(row)
+                safe = {one for one in safe if row.attribute not in one[0] and row.attribute != SITE_ATTRIBUTE}
+            else:
+                return
+        self._add_crossings(label)
+
+    def _add_crossings(self, label: int) -> None:
+        """Tell rows of crossings of a class, as far as they give nothing away."""
+        taken: set[str] = set()
+        for name in self._crossings:
+            parts = set(split_crossing(self._now, name) or ())
+            rows = {row for row in self._now.images if row.attribute == name and row.label == label}
+            if not rows or parts & taken:
+                continue
+            before, unpaired = set(self.folded), set(self.unpaired)
+            self.rows -= rows
+            for few in (self.folded, self.unpaired):
+                if any(row.label == label for row in few):
+                    few |= rows
+            safe = {one for one in list_questions(self._tell()) if not set(one[0]) & parts}
+            if self._find_exposed(label, safe) is None:
+                taken |= parts
+            else:
+                self.rows |= rows
+                self.folded, self.unpaired = before, unpaired
+
+    def add_rare(self) -> None:
+        """Tell rows of rare classes of an attribute, as far as they give nothing away."""
+        for attribute in self._now.groups:
+            rows = {
+                row for row in self._now.rare if row.attribute == attribute and row.attribute not in self._crossings
+            }
+            if not rows or any(self._is_incomplete(row) for row in rows):
+                continue
+            self.rows -= rows
+            told = self._tell()
+            questions = [one for one in list_questions(told) if one[1] is None or {attribute} & {*one[0]}]
+            if any(find_exposed(told, one, self._k_row, self._deadline, first=True) for one in questions):
+                self.rows |= rows
+
+    def _is_incomplete(self, rare: Rare) -> bool:
+        """Return whether rows of the group are hidden that its row of rare classes does not hold."""
+        return any(
+            row.attribute == rare.attribute and row.group == rare.group for row in self.rows if isinstance(row, Row)
+        )
+
+    def _tell(self) -> ToldPart:
+        now = self._now.without(self.rows).fold(self.folded).unpair(self.unpaired)
+        return combine_told([now, *self._earlier])[0]
+
+    def _find_exposed(self, label: int, safe: set[Question]) -> Question | None:
+        """Return a question whose answer gives too much away; adds to ``safe`` those whose answers do not."""
+        told = self._tell()
+        for question in list_questions(told):
+            if question[1] == label and question not in safe:
+                if find_exposed(told, question, self._k_row, self._deadline, first=True):
+                    return question
+                safe.add(question)
+        return None
