@@ -271,6 +271,7 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_compared_logits(network, request, site)
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
+    counted = site.hold_rows(name, counted, logits)
     tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, site.disclosure_of(name))
     if is_test:
         files = site.files_of(request.plan)

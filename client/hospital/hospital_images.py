@@ -28,10 +28,12 @@ class HospitalData:
         All images.
     exclusions : Exclusions, optional
         Patients who withdrew.
+    patients : mapping of str to str
+        Image to the id of its patient or lesion.
     """
 
-    def __init__(self, data: SiteData, exclusions: Exclusions | None) -> None:
-        self._all, self._exclusions = data, exclusions
+    def __init__(self, data: SiteData, exclusions: Exclusions | None, patients: Mapping[str, str]) -> None:
+        self._all, self._exclusions, self.patients = data, exclusions, patients
 
     def current(self) -> SiteData:
         """Return the images that may be used now.
@@ -75,7 +77,8 @@ def load_hospital_data(config: ClientConfig) -> HospitalData:
         raise RunFolderError(f"{error} {_KEEP_SPLIT.format(splits)}") from None
     except OSError as error:
         raise DataError(f"The site's data cannot be read: {error}. Check 'data' in client.yaml.") from None
-    return HospitalData(data, None if config.exclude is None else Exclusions(Path(config.exclude), data, groups))
+    exclusions = None if config.exclude is None else Exclusions(Path(config.exclude), data, groups)
+    return HospitalData(data, exclusions, groups)
 
 
 def _choose_source(config: ClientConfig) -> tuple[DataConfig, int | None, str]:

@@ -5,11 +5,12 @@ A node config tells where: ``run-dir`` and ``site`` in a simulation, ``client-co
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from client.hospital.held_rows import hold_part
 from client.hospital.hospital_images import HospitalData, load_hospital_data
 from client.hospital.told_rows import CountedPart, count_part
 from fedmed.config import FairnessConfig, Plan
@@ -107,6 +108,8 @@ class Site:
     """Whether the images are the phantom's."""
     policy: PolicyConfig
     is_hospital: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
 
     def files_of(self, plan: Plan) -> RunFiles:
         """Return what the site keeps of a plan's run.
@@ -140,7 +143,14 @@ class Site:
             if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
-        return count_part(images, self.name, fairness, self.disclosure_of(part), folder / "told_rows" / f"{part}.json")
+        record = folder / "told_rows" / f"{part}.json"
+        return count_part(images, self.name, fairness, self.disclosure_of(part), record, self.patients)
+
+    def hold_rows(self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor]) -> CountedPart:
+        """Return what is counted without the rows that would give hidden ones away, see :mod:`.held_rows`."""
+        folder = self.folder.parent if self.is_hospital else self.folder
+        record = folder / "told_rows" / f"{part}.told.json"
+        return hold_part(counted, getattr(self.data, part), logits, self.disclosure_of(part), record)
 
 
 class Hospital:
@@ -181,6 +191,7 @@ class Hospital:
             synthetic=config.data.source == "phantom",
             policy=config.policy,
             is_hospital=True,
+            patients=self.data.patients,
         )
 
 

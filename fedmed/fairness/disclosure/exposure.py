@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.integers import Cell, Program
+from fedmed.fairness.disclosure.integers import Cell, Hidden, Program
 from fedmed.fairness.disclosure.program import ClassProgram, TooLargeError, find_crossings, split_crossing
 from fedmed.fairness.disclosure.rare_program import RareProgram
-from fedmed.fairness.disclosure.statement import ToldPart
+from fedmed.fairness.disclosure.statement import Row, ToldPart
 
 _SECONDS = 5.0
 """For one integer program."""
-_MOST_FRUITLESS = 3
+_SPARED = 2
 
 Question = tuple[tuple[str, ...], int | None]
 """Attributes whose hidden cells are looked at, and the class; None for the rare classes of an attribute."""
@@ -57,6 +57,34 @@ def list_questions(told: ToldPart) -> list[Question]:
     return found
 
 
+def is_plain(told: ToldPart, question: Question) -> bool:
+    """Return whether neither rare classes nor the crossing of what is asked about bear on a question."""
+    attributes, label = question
+    if label is None or any(row.attribute in (*attributes, SITE_ATTRIBUTE) for row in told.rare):
+        return False
+    return not any(set(attributes) <= set(parts) for parts in find_crossings(told, label))
+
+
+def is_safe_single(told: ToldPart, question: Question, k_row: int) -> bool | None:
+    """Return whether hidden rows of one attribute are safe, where that can be seen; None where not."""
+    (attribute,), label = question[0], question[1]
+    if label is None or not is_plain(told, question):
+        return None
+    if any(attribute in parts for parts in find_crossings(told, label)):
+        return None
+    sites = [row for row in told.images if row.attribute == SITE_ATTRIBUTE and row.label == label]
+    hidden = [name for name in told.groups[attribute] if Row(attribute, name, label) not in told.images]
+    if not sites or not hidden:
+        return True
+    few = [told.images] + ([told.patients] if told.patients else [])
+    left = min(
+        sum(numbers[row] for row in sites)
+        - sum(n for row, n in numbers.items() if row.attribute == attribute and row.label == label)
+        for numbers in few
+    )
+    return left >= k_row - (len(hidden) > 1) or None
+
+
 def count_hidden(told: ToldPart) -> int:
     """Return the number of hidden rows, of single attributes and of every two of them."""
     singles = [name for name in told.groups if name != SITE_ATTRIBUTE and split_crossing(told, name) is None]
@@ -86,6 +114,8 @@ def find_exposed(
         Whether one of them is enough.
     """
     attributes, label = question
+    if len(attributes) == 1 and is_safe_single(told, question, k_row):
+        return []
     try:
         programs: Iterator[Program]
         if label is None:
@@ -95,7 +125,7 @@ def find_exposed(
         for program in programs:
             if not program.hidden:
                 return []
-            if program.solve({}, _left(deadline)) is not False:
+            if program.solve(_left(deadline)) is not False:
                 found = _look(program, k_row, deadline)
                 return [_describe(question, *one) for one in (itertools.islice(found, 1) if first else found)]
     except TooLargeError:
@@ -131,29 +161,34 @@ def _look(
                 break
 
 
-def _meet_together(program: Program, lacking: dict[tuple[Cell, str], set[int]], deadline: float) -> None:
-    """Strike out values that hidden numbers have, of many at once."""
-    fruitless = 0
-    for turn in itertools.count():
-        wanted = {}
-        for place, (key, values) in enumerate(lacking.items()):
-            if values:
-                ordered = sorted(values)
-                wanted[key] = (ordered[(place + turn) % len(ordered)], False)
-        if not wanted or fruitless >= _MOST_FRUITLESS or _left(deadline) <= 0:
-            return
-        found = program.solve(wanted, _left(deadline))
-        fruitless = 0 if found and _strike(lacking, found) else fruitless + 1
+def _meet_together(program: Program, lacking: dict[Hidden, set[int]], deadline: float) -> None:
+    """Strike out values that hidden numbers have, of many at once.
+
+    All but those of one group of each attribute shall be small at the same time, and these make up for it.
+    """
+    turns = itertools.count()
+    for groups in itertools.product(*(axis[:_SPARED] for axis in program.axes)):
+        fruitless = 0
+        while fruitless < _SPARED and _left(deadline) > 0:
+            turn, wanted = next(turns), {}
+            for place, (key, values) in enumerate(lacking.items()):
+                if values and not any(group == spared for group, spared in zip(key[0], groups, strict=True)):
+                    ordered = sorted(values)
+                    wanted[key] = ordered[(place + turn) % len(ordered)]
+            if not wanted:
+                break
+            found = program.solve(_left(deadline), most=wanted)
+            fruitless = 0 if found and _strike(lacking, found) else fruitless + 1
 
 
 def _meet_one(
-    program: Program, lacking: dict[tuple[Cell, str], set[int]], cell: Cell, unit: str, deadline: float
+    program: Program, lacking: dict[Hidden, set[int]], cell: Cell, unit: str, deadline: float
 ) -> tuple[tuple[int, ...], bool]:
     """Return the values that one hidden number cannot have, and whether that is proven."""
     missing, is_proven = [], True
     for value in sorted(lacking[cell, unit]):
         if value in lacking[cell, unit]:
-            found = program.solve({(cell, unit): (value, True)}, _left(deadline))
+            found = program.solve(_left(deadline), fixed={(cell, unit): value})
             if found:
                 _strike(lacking, found)
             else:
@@ -162,7 +197,7 @@ def _meet_one(
     return tuple(missing), is_proven
 
 
-def _strike(lacking: dict[tuple[Cell, str], set[int]], found: dict[tuple[Cell, str], int]) -> bool:
+def _strike(lacking: dict[Hidden, set[int]], found: dict[Hidden, int]) -> bool:
     struck = [key for key, value in found.items() if value in lacking[key]]
     for key in struck:
         lacking[key].discard(found[key])

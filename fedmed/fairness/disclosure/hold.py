@@ -4,25 +4,28 @@ The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But 
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
 programs of :mod:`fedmed.fairness.disclosure.exposure` what its tables would give away. As long as a hidden row does not
 keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
-crossings, then the wrong answers of its groups together instead of class by class, then no comparison of models image
-by image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
+crossings, then the wrong answers of its groups together instead of class by class and no comparison of models image by
+image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
 attribute in common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.exposure import Question, find_exposed, list_questions
+from fedmed.fairness.disclosure.exchange import ReaderView, keeps_values
+from fedmed.fairness.disclosure.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
 from fedmed.fairness.disclosure.program import split_crossing
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.disclosure.statement import Rare, Row, ToldPart, combine_told
 
-MOST_SECONDS = 60.0
+MOST_SECONDS = 120.0
 """For all that a site looks at; what is not proven by then is held back."""
+OPTIONAL_SECONDS = 5.0
+"""For the question whether rows of crossings and rare classes may be told; likewise."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,17 @@ class Held:
     """Rows in which models are not compared image by image."""
 
 
-def find_held(now: ToldPart, earlier: Sequence[ToldPart], k_row: int, seconds: float = MOST_SECONDS) -> Held:
+Viewer = Callable[[ToldPart, int, bool], ReaderView]
+"""Gives a view of a class, of what is told and whether wrong answers are told together."""
+
+
+def find_held(
+    now: ToldPart,
+    earlier: Sequence[ToldPart],
+    k_row: int,
+    viewer: Viewer | None = None,
+    seconds: float = MOST_SECONDS,
+) -> Held:
     """Return what must not be told.
 
     Parameters
@@ -47,12 +60,16 @@ def find_held(now: ToldPart, earlier: Sequence[ToldPart], k_row: int, seconds: f
         What has been told of this part before; it cannot be held back any more.
     k_row : int
         The threshold.
+    viewer : callable, optional
+        The site's view of its own images, which saves most integer programs.
     seconds : float
         Time for it.
     """
-    holding = _Holding(now, earlier, k_row, time.monotonic() + seconds)
+    holding = _Holding(now, earlier, k_row, viewer, time.monotonic() + seconds)
     for label in range(now.num_classes):
         holding.hold_class(label)
+    for label in range(now.num_classes):
+        holding.add_crossings(label)
     holding.add_rare()
     return Held(frozenset(holding.rows), frozenset(holding.folded), frozenset(holding.unpaired))
 
@@ -98,8 +115,11 @@ def hold_rows(
 class _Holding:
     """What is held back so far."""
 
-    def __init__(self, now: ToldPart, earlier: Sequence[ToldPart], k_row: int, deadline: float) -> None:
+    def __init__(  # noqa: PLR0917
+        self, now: ToldPart, earlier: Sequence[ToldPart], k_row: int, viewer: Viewer | None, deadline: float
+    ) -> None:
         self._now, self._earlier, self._k_row, self._deadline = now, earlier, k_row, deadline
+        self._viewer = viewer if not earlier else None  # it knows the models of now only
         self._known = {row for part in earlier for row in (*part.images, *part.rare)}
         crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
         sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
@@ -108,31 +128,27 @@ class _Holding:
         self.rows |= set(now.rare)
         self.folded: set[Row] = set()
         self.unpaired: set[Row] = set()
+        self._end: float | None = None
 
     def hold_class(self, label: int) -> None:
         """Hold rows of a class back until no hidden one gives too much away."""
         singles = [row for row in self._now.images if row.label == label and row not in self.rows]
         of_groups = [row for row in singles if row.attribute != SITE_ATTRIBUTE]
         safe: set[Question] = set()
+        if self._find_doubtful(label, set()) is not None:
+            self.folded |= set(of_groups)
+            self.unpaired |= set(of_groups) if self._now.pairs else set()
         while (question := self._find_exposed(label, safe)) is not None:
-            unfolded = set(of_groups) - self.folded
-            paired = set(of_groups) - self.unpaired if self._now.pairs else set()
             left = [row for row in singles if row not in self.rows | self._known and row.attribute in question[0]]
             left = left or [row for row in singles if row not in self.rows | self._known]
-            if unfolded:
-                self.folded |= unfolded
-            elif paired:
-                self.unpaired |= paired
-            elif left:
-                # The site's own row at the very last.
-                row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))
-                self.rows.add(row)
-                safe = {one for one in safe if row.attribute not in one[0] and row.attribute != SITE_ATTRIBUTE}
-            else:
+            if not left:
                 return
-        self._add_crossings(label)
+            # The site's own row at the very last.
+            row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))
+            self.rows.add(row)
+            safe = {one for one in safe if row.attribute not in one[0] and row.attribute != SITE_ATTRIBUTE}
 
-    def _add_crossings(self, label: int) -> None:
+    def add_crossings(self, label: int) -> None:
         """Tell rows of crossings of a class, as far as they give nothing away."""
         taken: set[str] = set()
         for name in self._crossings:
@@ -146,7 +162,7 @@ class _Holding:
                 if any(row.label == label for row in few):
                     few |= rows
             safe = {one for one in list_questions(self._tell()) if not set(one[0]) & parts}
-            if self._find_exposed(label, safe) is None:
+            if not self._is_late() and self._find_exposed(label, safe) is None:
                 taken |= parts
             else:
                 self.rows |= rows
@@ -158,13 +174,18 @@ class _Holding:
             rows = {
                 row for row in self._now.rare if row.attribute == attribute and row.attribute not in self._crossings
             }
-            if not rows or any(self._is_incomplete(row) for row in rows):
+            if not rows or self._is_late() or any(self._is_incomplete(row) for row in rows):
                 continue
             self.rows -= rows
             told = self._tell()
             questions = [one for one in list_questions(told) if one[1] is None or {attribute} & {*one[0]}]
             if any(find_exposed(told, one, self._k_row, self._deadline, first=True) for one in questions):
                 self.rows |= rows
+
+    def _is_late(self) -> bool:
+        """Return whether the time for what may be left out is over; it counts from the first of it."""
+        self._end = self._end or time.monotonic() + OPTIONAL_SECONDS
+        return time.monotonic() > self._end
 
     def _is_incomplete(self, rare: Rare) -> bool:
         """Return whether rows of the group are hidden that its row of rare classes does not hold."""
@@ -178,10 +199,26 @@ class _Holding:
 
     def _find_exposed(self, label: int, safe: set[Question]) -> Question | None:
         """Return a question whose answer gives too much away; adds to ``safe`` those whose answers do not."""
-        told = self._tell()
+        while (question := self._find_doubtful(label, safe)) is not None:
+            if find_exposed(self._tell(), question, self._k_row, self._deadline, first=True):
+                return question
+            safe.add(question)
+        return None
+
+    def _find_doubtful(self, label: int, safe: set[Question]) -> Question | None:
+        """Return a question that exchanges of patients do not settle; adds to ``safe`` those that they do."""
+        told, view = self._tell(), None
         for question in list_questions(told):
-            if question[1] == label and question not in safe:
-                if find_exposed(told, question, self._k_row, self._deadline, first=True):
+            if question[1] != label or question in safe:
+                continue
+            if len(question[0]) == 1:
+                if not is_safe_single(told, question, self._k_row):
                     return question
-                safe.add(question)
+            elif self._viewer is None or not is_plain(told, question):
+                return question
+            else:
+                view = view or self._viewer(told, label, any(row.label == label for row in self.folded))
+                if not keeps_values(told, label, (question[0][0], question[0][1]), view, self._k_row):
+                    return question
+            safe.add(question)
         return None

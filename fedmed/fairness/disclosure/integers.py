@@ -16,9 +16,11 @@ from fedmed.metrics.values import Array
 STAT = [0, 0]
 _INFEASIBLE = 2
 _TOLERANCE = 1e-6
-_NEAR = 0.2
+_ATTEMPTS = 4
 Cell = tuple[str, ...]
 """What a hidden number is about: a group of each attribute that is asked about, or a group and a class."""
+Hidden = tuple[Cell, str]
+"""A cell and what is counted."""
 IMAGES, PATIENTS = "images", "patients"
 
 
@@ -67,40 +69,40 @@ class Program:
         self.units = units
         self.hidden: dict[Cell, dict[str, list[int]]] = {}
         """Hidden cell to unit to the unknowns that add up to its number."""
+        self.axes: tuple[tuple[str, ...], ...] = ()
+        """For each place in a cell what may stand there, what has most images first."""
         self._constraints = Constraints()
 
     def solve(
-        self, wanted: Mapping[tuple[Cell, str], tuple[int, bool]], seconds: float
-    ) -> dict[tuple[Cell, str], int] | Literal[False] | None:
-        """Look for numbers that agree with all that was told.
+        self, seconds: float, fixed: Mapping[Hidden, int] | None = None, most: Mapping[Hidden, int] | None = None
+    ) -> dict[Hidden, int] | Literal[False] | None:
+        """Look for numbers that agree with all that is known.
 
         Parameters
         ----------
-        wanted : mapping
-            Cell and unit to a number, and whether it must be that or only as near as it gets.
         seconds : float
             Time for it.
+        fixed : mapping of (Cell, unit) to int, optional
+            Numbers that hidden cells must have.
+        most : mapping of (Cell, unit) to int, optional
+            Numbers that hidden cells shall have if they can, and never more.
 
         Returns
         -------
         dict, False or None
             The number of each hidden cell; False if there are none, None if the time was too short.
         """
-        rules, distances = self._constraints.copy(), []
-        for (cell, unit), (number, is_needed) in wanted.items():
-            unknowns = self.hidden[cell][unit]
-            if is_needed:
-                rules.add(unknowns, (), number, number)
-            else:
-                (distance,) = rules.make(1)
-                rules.add([*unknowns, distance], (), number, np.inf)
-                rules.add(unknowns, [distance], -np.inf, number)
-                distances.append(distance)
-        found = _solve(rules, distances, seconds, target_is_exact=False)
+        rules, wanted = self._constraints.copy(), []
+        for (cell, unit), number in (fixed or {}).items():
+            rules.add(self.hidden[cell][unit], (), number, number)
+        for (cell, unit), number in (most or {}).items():
+            rules.add(self.hidden[cell][unit], (), 0, number)
+            wanted += self.hidden[cell][unit]
+        found = _solve(rules, wanted, seconds, sign=-1, only_fast=most is not None)
         if found is None or found is False:
             return found
         return {
-            (cell, unit): round(float(sum(found[u] for u in unknowns)))
+            (cell, unit): round(float(found[unknowns].sum()))
             for cell, of_cell in self.hidden.items()
             for unit, unknowns in of_cell.items()
         }
@@ -112,29 +114,43 @@ class Program:
 
 
 def _solve(
-    rules: Constraints, target: Sequence[int], seconds: float, sign: int = 1, *, target_is_exact: bool = True
+    rules: Constraints, target: Sequence[int], seconds: float, sign: int = 1, *, only_fast: bool = False
 ) -> Array | Literal[False] | None:
     """Return unknowns that keep the rules, with the sum of some as small as found; False if there are none."""
     if seconds <= 0:
         return None
-    costs = np.zeros(rules.num_unknowns)
-    costs[list(target)] = sign
     matrix = scipy.sparse.csc_array(
         (rules.factors, (rules.rows, rules.columns)), shape=(len(rules.low), rules.num_unknowns)
     )
-    # Without the rule that they are integers it is solved at once, and often they are.
-    for integrality in (0, 1):
-        found = scipy.optimize.milp(
-            costs,
-            integrality=np.full(rules.num_unknowns, integrality),
-            bounds=scipy.optimize.Bounds(0, np.inf),
-            constraints=scipy.optimize.LinearConstraint(matrix, rules.low, rules.high),
-            options={"time_limit": seconds, "mip_rel_gap": 0.0 if target_is_exact else _NEAR},
-        )
-        STAT[integrality] += 1
-        if found.status == _INFEASIBLE:
-            return False
-        if found.x is not None and (integrality or np.abs(found.x - found.x.round()).max() < _TOLERANCE):
-            values: Array = np.round(found.x)
-            return values
-    return None
+    constraints = scipy.optimize.LinearConstraint(matrix, rules.low, rules.high)
+    # Without the rule that they are integers it is solved at once, and often they are; so several ends are looked at.
+    for attempt in range(1 if target else _ATTEMPTS + 1):
+        costs = np.zeros(rules.num_unknowns)
+        if target:
+            costs[list(target)] = sign
+        elif attempt:
+            costs = np.random.default_rng(attempt).random(rules.num_unknowns)
+        found = _run_solver(costs, constraints, seconds, integrality=0)
+        if found is not None:
+            return found
+    return None if only_fast else _run_solver(costs, constraints, seconds, integrality=1)
+
+
+def _run_solver(
+    costs: Array, constraints: scipy.optimize.LinearConstraint, seconds: float, integrality: int
+) -> Array | Literal[False] | None:
+    """Return unknowns if they are integers, False if there are none."""
+
+    found = scipy.optimize.milp(
+        costs,
+        integrality=np.full(len(costs), integrality),
+        bounds=scipy.optimize.Bounds(0, np.inf),
+        constraints=constraints,
+        options={"time_limit": seconds},
+    )
+    if found.status == _INFEASIBLE:
+        return False
+    if found.x is None or (not integrality and np.abs(found.x - found.x.round()).max() > _TOLERANCE):
+        return None
+    values: Array = np.round(found.x)
+    return values

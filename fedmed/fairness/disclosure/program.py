@@ -89,6 +89,10 @@ class ClassProgram(Program):
             self._tell_rows(table)
         for first, second in itertools.combinations(self._tables, 2):
             self._link(first, second)
+        self.axes = tuple(
+            tuple(sorted(told.groups[one], key=lambda name, one=one: -told.images.get(Row(one, name, label), 0)))
+            for one in self.asked
+        )
         own = next(table for table in self._tables if set(self.asked) <= set(table.attributes))
         for groups in itertools.product(*(told.groups[attribute] for attribute in self.asked)):
             if not is_told(told, self.asked, groups, label):

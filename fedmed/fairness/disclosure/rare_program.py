@@ -30,6 +30,7 @@ class RareProgram(Program):
         self._told, self._attribute = told, attribute
         groups, classes = told.groups[attribute], range(told.num_classes)
         self._models = list(told.models)
+        self.axes = (tuple(groups), tuple(map(str, classes)))
         self._unknowns = {
             (group, label): (self._constraints.make(1)[0], self._constraints.make(len(self._models)))
             for group, label in itertools.product(groups, classes)

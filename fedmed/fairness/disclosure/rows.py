@@ -24,7 +24,7 @@ import torch
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask, RowSpan
 from fedmed.fairness.disclosure.set_aside import Disclosure, Images, ToldRows, conceal_groups, set_aside_beside
-from fedmed.fairness.figures.groups import is_crossing
+from fedmed.fairness.figures.groups import CROSS, is_crossing
 
 __all__ = ["AttributePlan", "Disclosure", "DisclosurePlan", "ToldRows", "plan_disclosure"]
 
@@ -195,13 +195,36 @@ def _list_rows(images: Images) -> list[Candidate]:
         sizes = images.count_patients(key, open_N)[rows]
         large = (sizes >= images.disclosure.k_row) & ~np.isin(groups, list(small))
         found += [(attribute, open_N & (key == row)) for row in rows[large]]
-    return sorted(found, key=_rank)
+    return sorted(_thin_crossings(images, found), key=_rank)
+
+
+def _thin_crossings(images: Images, rows: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out rows of crossings that share an attribute with a larger one of the class: together they say too much."""
+    sizes: dict[str, int] = {}
+    for attribute, inside_N in rows:
+        sizes[attribute] = sizes.get(attribute, 0) + int(inside_N.sum())
+    order = sorted((name for name in sizes if is_crossing(name)), key=lambda name: (-sizes[name], name))
+    classes = {(attribute, _find_class(images, inside_N)) for attribute, inside_N in rows}
+    chosen: set[tuple[str, int]] = set()
+    for label in {label for _, label in classes}:
+        taken: set[str] = set()
+        for name in order:
+            if (name, label) in classes and not taken & {*name.split(CROSS)}:
+                taken |= {*name.split(CROSS)}
+                chosen.add((name, label))
+    return [row for row in rows if not is_crossing(row[0]) or (row[0], _find_class(images, row[1])) in chosen]
+
+
+def _find_class(images: Images, inside_N: Mask) -> int:
+    return int(images.labels[inside_N.argmax()])
 
 
 def _list_rare(images: Images, counted: Mapping[str, Mask]) -> list[Candidate]:
     """Return the row of rare classes of every group that is large enough."""
     found = []
     for attribute, codes in images.codes.items():
+        if is_crossing(attribute):
+            continue  # with the rows of its attributes they would say too much
         left, small = images.find_open(attribute) & ~counted[attribute], images.find_small_groups(attribute)
         groups = np.unique(codes[left])
         sizes = images.count_patients(codes, left, len(images.names[attribute]))[groups]
