@@ -1,8 +1,10 @@
-"""Which rows this site holds back once models have answered, since integers would give hidden rows away. ::
+"""Which rows this site holds back once models have answered, since integers would give hidden rows away.
+
+::
 
     state_dir/told_rows/test.told.json    the numbers that were told of each model, and what was held back
 
-See :mod:`fedmed.fairness.disclosure.hold`. What was decided for models stays; what was told counts for later ones.
+See :mod:`fedmed.fairness.reconstruction.hold`. What was decided for models stays; what was told counts for later ones.
 """
 
 import hashlib
@@ -17,11 +19,11 @@ import torch
 from client.hospital.told_rows import CountedPart
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
-from fedmed.fairness.disclosure.exchange import ReaderView, view_class
-from fedmed.fairness.disclosure.hold import Held, find_held, hold_rows
 from fedmed.fairness.disclosure.rows import Disclosure
-from fedmed.fairness.disclosure.statement import ToldPart, combine_told, state_plan
-from fedmed.fairness.disclosure.statement_file import decode_held, decode_told, encode_held, encode_told
+from fedmed.fairness.reconstruction.exchange import ReaderView, view_class
+from fedmed.fairness.reconstruction.hold import Held, find_held, hold_rows
+from fedmed.fairness.reconstruction.statement import ToldPart, combine_told, state_plan
+from fedmed.fairness.reconstruction.statement_file import decode_held, decode_told, encode_held, encode_told
 from fedmed.metrics.values import Array
 from fedmed.processes import private_folder, write_secret
 

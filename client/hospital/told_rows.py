@@ -40,7 +40,7 @@ class CountedPart:
 _planned: WeakKeyDictionary[ImagePart, dict[tuple[str, Disclosure, Path], CountedPart]] = WeakKeyDictionary()
 
 
-def count_part(
+def count_part(  # noqa: PLR0917
     part: ImagePart,
     site: str,
     fairness: FairnessConfig,

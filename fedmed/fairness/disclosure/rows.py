@@ -10,7 +10,7 @@ Rows are tried in the order of their importance: the site, single attributes, cr
 larger ones first. What is not told class by class goes into the row "rare classes" of its group, if that passes the
 same test. Nothing is told of a group with fewer than ``k`` patients, and nothing may follow about it. Before all this,
 a few images are set aside, see :mod:`fedmed.fairness.disclosure.set_aside`. What integers and right answers give away
-beyond weighted sums is looked at once models have answered, see :mod:`fedmed.fairness.disclosure.hold`.
+beyond weighted sums is looked at once models have answered, see :mod:`fedmed.fairness.reconstruction.hold`.
 
 Letters: N images, A atoms.
 """
@@ -69,7 +69,7 @@ class DisclosurePlan:
         return bool(self.attributes[SITE_ATTRIBUTE].counted.all())
 
 
-def plan_disclosure(
+def plan_disclosure(  # noqa: PLR0917
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
     items: Sequence[str],
@@ -199,7 +199,7 @@ def _list_rows(images: Images) -> list[Candidate]:
 
 
 def _thin_crossings(images: Images, rows: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out rows of crossings that share an attribute with a larger one of the class: together they say too much."""
+    """Leave out rows of crossings that share an attribute with a larger one of the class; together they say too much."""
     sizes: dict[str, int] = {}
     for attribute, inside_N in rows:
         sizes[attribute] = sizes.get(attribute, 0) + int(inside_N.sum())

@@ -78,7 +78,7 @@ class Images:
     """A number of each image's patient."""
 
     @classmethod
-    def index(
+    def index(  # noqa: PLR0917
         cls,
         y_N: Ints,
         groups: Mapping[str, Sequence[str]],

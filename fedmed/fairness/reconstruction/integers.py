@@ -52,8 +52,7 @@ class Constraints:
 
     def copy(self) -> "Constraints":
         """Return the same, to be added to."""
-        own = (self.columns, self.rows, self.factors, self.low, self.high)
-        return Constraints(self.num_unknowns, *(list(values) for values in own))
+        return Constraints(self.num_unknowns, [*self.columns], [*self.rows], [*self.factors], [*self.low], [*self.high])
 
 
 class Program:
@@ -140,7 +139,6 @@ def _run_solver(
     costs: Array, constraints: scipy.optimize.LinearConstraint, seconds: float, integrality: int
 ) -> Array | Literal[False] | None:
     """Return unknowns if they are integers, False if there are none."""
-
     found = scipy.optimize.milp(
         costs,
         integrality=np.full(len(costs), integrality),

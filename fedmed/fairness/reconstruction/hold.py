@@ -2,10 +2,11 @@
 
 The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But numbers of images are integers from 0,
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
-programs of :mod:`fedmed.fairness.disclosure.exposure` what its tables would give away. As long as a hidden row does not
+programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row does not
 keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
 crossings, then the wrong answers of its groups together instead of class by class and no comparison of models image by
-image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
+image in its groups, then fewer rows of single
+attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
 attribute in common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
 """
 
@@ -16,11 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.exchange import ReaderView, keeps_values
-from fedmed.fairness.disclosure.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
-from fedmed.fairness.disclosure.program import split_crossing
 from fedmed.fairness.disclosure.rows import DisclosurePlan
-from fedmed.fairness.disclosure.statement import Rare, Row, ToldPart, combine_told
+from fedmed.fairness.reconstruction.bounds import find_bounded
+from fedmed.fairness.reconstruction.exchange import ReaderView, keeps_values
+from fedmed.fairness.reconstruction.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
+from fedmed.fairness.reconstruction.program import split_crossing
+from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
 
 MOST_SECONDS = 120.0
 """For all that a site looks at; what is not proven by then is held back."""
@@ -115,12 +117,13 @@ def hold_rows(
 class _Holding:
     """What is held back so far."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self, now: ToldPart, earlier: Sequence[ToldPart], k_row: int, viewer: Viewer | None, deadline: float
     ) -> None:
         self._now, self._earlier, self._k_row, self._deadline = now, earlier, k_row, deadline
         self._viewer = viewer if not earlier else None  # it knows the models of now only
-        self._known = {row for part in earlier for row in (*part.images, *part.rare)}
+        self._known: set[Row | Rare] = {row for part in earlier for row in part.images}
+        self._known |= {row for part in earlier for row in part.rare}
         crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
         sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
         self._crossings = sorted(crossed, key=lambda name: (-sizes[name], name))
@@ -138,6 +141,7 @@ class _Holding:
         if self._find_doubtful(label, set()) is not None:
             self.folded |= set(of_groups)
             self.unpaired |= set(of_groups) if self._now.pairs else set()
+        self._hold_bounded(label)
         while (question := self._find_exposed(label, safe)) is not None:
             left = [row for row in singles if row not in self.rows | self._known and row.attribute in question[0]]
             left = left or [row for row in singles if row not in self.rows | self._known]
@@ -147,6 +151,26 @@ class _Holding:
             row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))
             self.rows.add(row)
             safe = {one for one in safe if row.attribute not in one[0] and row.attribute != SITE_ATTRIBUTE}
+
+    def _hold_bounded(self, label: int) -> None:
+        """Hold rows of a class back as long as two groups alone say too much of each other."""
+        pairs = [
+            question[0] for question in list_questions(self._tell()) if question[1] == label and len(question[0]) > 1
+        ]
+        found = True
+        while found:
+            found = False
+            for asked in pairs:
+                told = self._tell()
+                cell = find_bounded(told, label, asked, self._k_row)
+                rows = [Row(name, group, label) for name, group in zip(asked, cell or (), strict=False)]
+                rows = [row for row in rows if row in told.images] or [
+                    row for row in told.images if row.label == label and row.attribute in asked
+                ]
+                rows = [row for row in rows if row not in self._known]
+                if cell is not None and rows:
+                    self.rows.add(min(rows, key=lambda row: (told.images[row], row)))
+                    found = True
 
     def add_crossings(self, label: int) -> None:
         """Tell rows of crossings of a class, as far as they give nothing away."""
@@ -160,7 +184,7 @@ class _Holding:
             self.rows -= rows
             for few in (self.folded, self.unpaired):
                 if any(row.label == label for row in few):
-                    few |= rows
+                    few.update(rows)
             safe = {one for one in list_questions(self._tell()) if not set(one[0]) & parts}
             if not self._is_late() and self._find_exposed(label, safe) is None:
                 taken |= parts

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.program import find_crossings
 from fedmed.fairness.disclosure.row_span import Ints, Mask
-from fedmed.fairness.disclosure.statement import Row, ToldPart
+from fedmed.fairness.reconstruction.program import find_crossings
+from fedmed.fairness.reconstruction.statement import Row, ToldPart
 from fedmed.metrics.values import Array
 
 
@@ -33,7 +33,7 @@ class ReaderView:
     """Whether a patient has one image only, shape (P,)."""
 
 
-def view_class(
+def view_class(  # noqa: PLR0917
     told: ToldPart,
     label: int,
     labels: Ints,

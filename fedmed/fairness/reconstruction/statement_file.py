@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from fedmed.fairness.disclosure.hold import Held
-from fedmed.fairness.disclosure.statement import Answers, Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.hold import Held
+from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
 
 
 def encode_told(told: ToldPart) -> dict[str, JsonValue]:
@@ -18,6 +18,7 @@ def encode_told(told: ToldPart) -> dict[str, JsonValue]:
         "patients": _encode(told.patients),
         "rare": _encode(told.rare),
         "models": {name: [_encode(model.rows), _encode(model.rare)] for name, model in told.models.items()},
+        "same": [[list(first), list(second)] for first, second in sorted(told.same)],
         "pairs": [[*names, _encode(both)] for names, both in told.pairs.items()],
     }
 
@@ -34,6 +35,7 @@ def decode_told(values: Mapping[str, Any]) -> ToldPart:
             name: Answers({Row(*key): tuple(n) for key, n in rows}, {Rare(*key): int(n) for key, n in rare})
             for name, (rows, rare) in values["models"].items()
         },
+        same=frozenset((Row(*first), Row(*second)) for first, second in values["same"]),
         pairs={(first, second): {Row(*key): int(n) for key, n in both} for first, second, both in values["pairs"]},
     )
 

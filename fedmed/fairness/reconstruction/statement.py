@@ -13,8 +13,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints
 from fedmed.fairness.disclosure.rows import DisclosurePlan
+from fedmed.fairness.figures.groups import is_crossing
 from fedmed.metrics.site_tables import FEDERATED, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -63,6 +65,8 @@ class ToldPart:
     models: Mapping[str, Answers] = field(default_factory=dict)
     pairs: Mapping[tuple[str, str], Mapping[Row, int]] = field(default_factory=dict)
     """Names of two models to the images on which both are right."""
+    same: frozenset[tuple[Row, Row]] = frozenset()
+    """Rows of different attributes that are the same images, which a reader may guess from equal figures."""
 
     def without(self, rows: Iterable[Row | Rare]) -> "ToldPart":
         """Return the same with some rows hidden."""
@@ -77,6 +81,7 @@ class ToldPart:
                 for name, model in self.models.items()
             },
             pairs={names: _leave_out(both, hidden) for names, both in self.pairs.items()},
+            same=frozenset(pair for pair in self.same if not hidden & {*pair}),
         )
 
     def fold(self, rows: Iterable[Row]) -> "ToldPart":
@@ -103,7 +108,7 @@ def _leave_out(values: Mapping[Key, Value], hidden: set[Row | Rare]) -> dict[Key
     return {key: value for key, value in values.items() if key not in hidden}
 
 
-def state_plan(
+def state_plan(  # noqa: PLR0917
     plan: DisclosurePlan,
     labels: Ints,
     groups: Mapping[str, Sequence[str]],
@@ -146,12 +151,12 @@ def state_plan(
     rows = {row: places for row, places in members.items() if isinstance(row, Row)}
     rare = {row: places for row, places in members.items() if isinstance(row, Rare)}
     right = {name: of_model == labels for name, of_model in answers.items()}
-    of_images = None if patients is None else np.array(patients, dtype=str)
+    owners = None if patients is None else np.array(patients, dtype=str)
     return ToldPart(
         groups={attribute: tuple(sorted(set(of_images))) for attribute, of_images in groups.items()},
         num_classes=num_classes,
         images={row: len(places) for row, places in rows.items()},
-        patients={} if of_images is None else {row: len(np.unique(of_images[places])) for row, places in rows.items()},
+        patients={} if owners is None else {row: len(np.unique(owners[places])) for row, places in rows.items()},
         rare={row: len(places) for row, places in rare.items()},
         models={
             prefix + name: Answers(
@@ -167,7 +172,20 @@ def state_plan(
             for name in answers
             if name != FEDERATED
         },
+        same=_find_same(rows),
     )
+
+
+def _find_same(rows: Mapping[Row, Array]) -> frozenset[tuple[Row, Row]]:
+    """Return rows of different attributes with the same members."""
+    found: dict[bytes, Row] = {}
+    pairs = set()
+    for row, places in rows.items():
+        if row.attribute != SITE_ATTRIBUTE and not is_crossing(row.attribute):
+            other = found.setdefault(places.tobytes(), row)
+            if other.attribute != row.attribute:
+                pairs.add((other, row))
+    return frozenset(pairs)
 
 
 def _bin(answers: Ints, label: int, num_classes: int, k_row: int) -> tuple[int, ...]:
@@ -197,18 +215,43 @@ def read_told(tables: SiteTables, prefix: str = "") -> ToldPart:
                     patients[Row(attribute, group, label)] = int(patients_GK[g, label])
             if rare_G[g]:
                 rare[Rare(attribute, group)] = int(rare_G[g])
+    answers = {name: _read_answers(by_attribute) for name, by_attribute in tables.models.items()}
     return ToldPart(
         groups={attribute: own.groups for attribute, own in federated.items()},
         num_classes=tables.site.num_classes,
         images=images,
         patients={} if patients == images else patients,
         rare=rare,
-        models={prefix + name: _read_answers(by_attribute) for name, by_attribute in tables.models.items()},
+        models={prefix + name: of_model for name, of_model in answers.items()},
         pairs={
             (prefix + FEDERATED, prefix + name): _read_pairs(by_attribute)
             for name, by_attribute in tables.paired.items()
         },
+        same=_suspect_same(tables, answers),
     )
+
+
+def _suspect_same(tables: SiteTables, answers: Mapping[str, Answers]) -> frozenset[tuple[Row, Row]]:
+    """Return rows of different attributes that agree in all that is told of them, sums of scores among it."""
+    found: dict[tuple[object, ...], Row] = {}
+    pairs = set()
+    for row in answers[FEDERATED].rows:
+        if row.attribute == SITE_ATTRIBUTE or is_crossing(row.attribute):
+            continue
+        marks: list[object] = [row.label]
+        is_marked = False
+        for model, by_attribute in tables.models.items():
+            own = by_attribute[row.attribute]
+            g = own.groups.index(row.group)
+            sums = np.asarray(
+                own.areas if hasattr(own, "areas") else own.calibration[..., 1].sum(axis=-1, keepdims=True)
+            )[g, row.label]
+            is_marked = is_marked or bool((np.nan_to_num(sums) % 1 != 0).any())
+            marks += [answers[model].rows[row], tuple(float(f"{value:.6g}") for value in np.nan_to_num(sums).ravel())]
+        other = found.setdefault(tuple(marks), row)
+        if is_marked and other.attribute != row.attribute:
+            pairs.add((other, row))
+    return frozenset(pairs)
 
 
 def _read_answers(by_attribute: Mapping[str, EvaluationTables]) -> Answers:
@@ -285,4 +328,5 @@ def _join(one: ToldPart, part: ToldPart) -> ToldPart:
         {**one.rare, **part.rare},
         {**one.models, **part.models},
         {**one.pairs, **part.pairs},
+        one.same | part.same,
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.integers import IMAGES, Program
-from fedmed.fairness.disclosure.statement import Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.integers import IMAGES, Program
+from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
 
 
 class RareProgram(Program):

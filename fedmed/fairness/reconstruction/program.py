@@ -14,13 +14,14 @@ be in one cell only, as sex or an age at entry are. A reader may assume that; wh
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.integers import IMAGES, PATIENTS, Cell, Program
-from fedmed.fairness.disclosure.statement import Rare, Row, ToldPart
 from fedmed.fairness.figures.groups import CROSS, cross_values
+from fedmed.fairness.reconstruction.integers import IMAGES, PATIENTS, Cell, Program
+from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
 from fedmed.metrics.site_tables import UNKNOWN
 
 MOST_CELLS = 1500
@@ -83,15 +84,14 @@ class ClassProgram(Program):
         self._models = sorted(set(self._alike.values()))
         self._categories = {name: _find_categories(told.models[name].rows, label) for name in self._models}
         self._pairs = [names for names in told.pairs if all(name in self._alike for name in names)]
-        links = [*self._crossings, *([self.asked] if len(self.asked) > 1 else [])]
+        links = [*self._crossings, *([self.asked] if len(self.asked) > 1 else []), *find_same(told, label)]
         self._tables = [self._make_table(attributes) for attributes in split_tables(self.asked, links)]
         for table in self._tables:
             self._tell_rows(table)
         for first, second in itertools.combinations(self._tables, 2):
             self._link(first, second)
         self.axes = tuple(
-            tuple(sorted(told.groups[one], key=lambda name, one=one: -told.images.get(Row(one, name, label), 0)))
-            for one in self.asked
+            tuple(sorted(told.groups[one], key=partial(_rank_group, told, label, one))) for one in self.asked
         )
         own = next(table for table in self._tables if set(self.asked) <= set(table.attributes))
         for groups in itertools.product(*(told.groups[attribute] for attribute in self.asked)):
@@ -143,6 +143,10 @@ class ClassProgram(Program):
                 *table.attributes
             }:
                 self._tell_row(table, row, number, self._find_crossed(table, row))
+        for first, second in self.told.same:
+            if first.label == self.label and {first.attribute, second.attribute} <= set(table.attributes):
+                here, there = (set(table.choose([row.attribute], (row.group,))) for row in (first, second))
+                self._constraints.add(table.sum_of(IMAGES, here ^ there), (), 0, 0)
         for rare, number in self.told.rare.items():
             if Row(rare.attribute, rare.group, self.label) in self.told.images:
                 continue
@@ -209,6 +213,10 @@ class ClassProgram(Program):
         return max((n for row, n in self.told.images.items() if row.label == self.label), default=MOST_IMAGES)
 
 
+def _rank_group(told: ToldPart, label: int, attribute: str, group: str) -> int:
+    return -told.images.get(Row(attribute, group, label), 0)
+
+
 def split_crossing(told: ToldPart, attribute: str) -> tuple[str, ...] | None:
     """Return the attributes that are crossed; None if it is no crossing of attributes that were told."""
     parts = tuple(attribute.split(CROSS))
@@ -233,6 +241,11 @@ def find_crossings(told: ToldPart, label: int) -> list[tuple[str, ...]]:
     """Return the crossed attributes of which a row of a class was told."""
     found = {row.attribute for row in told.images if row.label == label}
     return [parts for attribute in sorted(found) if (parts := split_crossing(told, attribute)) is not None]
+
+
+def find_same(told: ToldPart, label: int) -> list[tuple[str, ...]]:
+    """Return pairs of attributes that have a row of a class in common."""
+    return sorted({(first.attribute, second.attribute) for first, second in told.same if first.label == label})
 
 
 def split_tables(asked: Sequence[str], links: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

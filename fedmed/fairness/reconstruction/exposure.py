@@ -9,10 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.integers import Cell, Hidden, Program
-from fedmed.fairness.disclosure.program import ClassProgram, TooLargeError, find_crossings, split_crossing
-from fedmed.fairness.disclosure.rare_program import RareProgram
-from fedmed.fairness.disclosure.statement import Row, ToldPart
+from fedmed.fairness.reconstruction.integers import Cell, Hidden, Program
+from fedmed.fairness.reconstruction.program import (
+    ClassProgram,
+    TooLargeError,
+    find_crossings,
+    find_same,
+    split_crossing,
+)
+from fedmed.fairness.reconstruction.rare_program import RareProgram
+from fedmed.fairness.reconstruction.statement import Row, ToldPart
 
 _SECONDS = 5.0
 """For one integer program."""
@@ -61,6 +67,8 @@ def is_plain(told: ToldPart, question: Question) -> bool:
     """Return whether neither rare classes nor the crossing of what is asked about bear on a question."""
     attributes, label = question
     if label is None or any(row.attribute in (*attributes, SITE_ATTRIBUTE) for row in told.rare):
+        return False
+    if any(set(attributes) & set(pair) for pair in find_same(told, label)):
         return False
     return not any(set(attributes) <= set(parts) for parts in find_crossings(told, label))
 
