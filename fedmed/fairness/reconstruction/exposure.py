@@ -38,7 +38,7 @@ class Exposed:
     missing: tuple[int, ...]
     """Values from 0 to ``k_row`` - 1 that it cannot have."""
     low: int | None
-    """The smallest number of images that it may have; None where this is not known."""
+    """The smallest number of patients, or images, that it may have; None where this is not known."""
     high: int | None
     is_proven: bool = True
     """False where the time, or what can be computed, was not enough; then it may be all right."""
@@ -161,7 +161,7 @@ def _look(
         low = program.find_least(cell, program.units[-1], _left(deadline))
         if low is not None and low >= k_row:
             continue
-        for unit in program.units:
+        for unit in reversed(program.units):
             missing, is_proven = _meet_one(program, lacking, cell, unit, deadline)
             if missing:
                 bounds = [program.find_least(cell, unit, _left(deadline), sign) for sign in (1, -1)]
@@ -205,10 +205,10 @@ def _meet_one(
     return tuple(missing), is_proven
 
 
-def _strike(lacking: dict[Hidden, set[int]], found: dict[Hidden, int]) -> bool:
-    struck = [key for key, value in found.items() if value in lacking[key]]
+def _strike(lacking: dict[Hidden, set[int]], found: dict[Hidden, range]) -> bool:
+    struck = [key for key, values in found.items() if lacking[key] & {*values}]
     for key in struck:
-        lacking[key].discard(found[key])
+        lacking[key] -= {*found[key]}
     return bool(struck)
 
 

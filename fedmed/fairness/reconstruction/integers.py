@@ -74,7 +74,7 @@ class Program:
 
     def solve(
         self, seconds: float, fixed: Mapping[Hidden, int] | None = None, most: Mapping[Hidden, int] | None = None
-    ) -> dict[Hidden, int] | Literal[False] | None:
+    ) -> dict[Hidden, range] | Literal[False] | None:
         """Look for numbers that agree with all that is known.
 
         Parameters
@@ -89,7 +89,7 @@ class Program:
         Returns
         -------
         dict, False or None
-            The number of each hidden cell; False if there are none, None if the time was too short.
+            Numbers that each hidden cell may have; False if there are none, None if the time was too short.
         """
         rules, wanted = self._constraints.copy(), []
         for (cell, unit), number in (fixed or {}).items():
@@ -100,11 +100,18 @@ class Program:
         found = _solve(rules, wanted, seconds, sign=-1, only_fast=most is not None)
         if found is None or found is False:
             return found
-        return {
-            (cell, unit): round(float(found[unknowns].sum()))
-            for cell, of_cell in self.hidden.items()
-            for unit, unknowns in of_cell.items()
-        }
+        spread = self.spread(found)
+        numbers: dict[Hidden, range] = {}
+        for cell, of_cell in self.hidden.items():
+            less, more = spread.get(cell, (0, 0))
+            for unit, unknowns in of_cell.items():
+                number = round(float(found[unknowns].sum()))
+                numbers[cell, unit] = range(number - less, number + more + 1)
+        return numbers
+
+    def spread(self, found: Array) -> dict[Cell, tuple[int, int]]:
+        """Return by how much a cell's numbers may be less and more than in what was found, one by one; 0 if not here."""
+        return {}
 
     def find_least(self, cell: Cell, unit: str, seconds: float, sign: int = 1) -> int | None:
         """Return the smallest number of a hidden cell, with ``sign`` -1 the largest; None if the time was too short."""

@@ -23,6 +23,7 @@ from fedmed.fairness.figures.groups import CROSS, cross_values
 from fedmed.fairness.reconstruction.integers import IMAGES, PATIENTS, Cell, Program
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
 from fedmed.metrics.site_tables import UNKNOWN
+from fedmed.metrics.values import Array
 
 MOST_CELLS = 1500
 """Of one table; of what has more nothing can be proven."""
@@ -98,6 +99,56 @@ class ClassProgram(Program):
             if not is_told(told, self.asked, groups, label):
                 places = own.choose(self.asked, groups)
                 self.hidden[groups] = {unit: own.sum_of(unit, places) for unit in self.units}
+
+    def spread(self, found: Array) -> dict[Cell, tuple[int, int]]:
+        """Return by how much exchanges of two images that each model takes for the same make a cell less and more.
+
+        One image in (i, j) and one in (k, l) become one in (i, l) and one in (k, j). No other number changes, as long
+        as these four cells are hidden and no two models are compared.
+        """
+        table = next(one for one in self._tables if set(self.asked) <= set(one.attributes))
+        if len(self.asked) < 2 or set(table.attributes) != set(self.asked) or self._pairs or self._is_linked():
+            return {}
+        axes = [self.told.groups[attribute] for attribute in table.attributes]
+        shape = tuple(map(len, axes))
+
+        def read(quantity: object) -> Array:
+            numbers: Array = found[list(table.quantities[quantity])].astype(np.int64).reshape(shape)
+            return numbers
+
+        def meet(numbers: Array) -> Array:
+            both: Array = np.minimum(numbers[:, :, None, None], numbers[None, None])
+            return both
+
+        alike = meet(read(IMAGES))
+        for model in self._models:
+            alike = np.minimum(alike, sum(meet(read((model, category))) for category in self._categories[model]))
+        if self.with_patients:
+            alike = np.minimum(alike, np.maximum(meet(read(PATIENTS)) - 1, 0))
+        order = [self.asked.index(attribute) for attribute in table.attributes]
+        is_hidden = np.array(
+            [[(cell if order == [0, 1] else cell[::-1]) in self.hidden for cell in row] for row in _make_grid(axes)]
+        )
+        free = is_hidden[:, :, None, None] & is_hidden[None, None] & is_hidden[:, None, None, :]
+        free &= is_hidden.T[None, :, :, None]
+        free &= (
+            ~np.eye(shape[0], dtype=np.bool_)[:, None, :, None] & ~np.eye(shape[1], dtype=np.bool_)[None, :, None, :]
+        )
+        alike = np.where(free, alike, 0)
+        less, more = alike.max(axis=(2, 3)), alike.transpose(0, 3, 2, 1).max(axis=(2, 3))
+        return {
+            (cell if order == [0, 1] else cell[::-1]): (int(less[i, j]), int(more[i, j]))
+            for i, row in enumerate(_make_grid(axes))
+            for j, cell in enumerate(row)
+        }
+
+    def _is_linked(self) -> bool:
+        """Return whether rows of the attributes are the same images as others, or their unknown values are told."""
+        if any(
+            row.label == self.label and row.group == UNKNOWN and self._split(row.attribute) for row in self.told.images
+        ):
+            return True
+        return any(set(pair) & set(self.asked) for pair in find_same(self.told, self.label))
 
     def _make_table(self, attributes: tuple[str, ...]) -> _Table:
         sizes = [len(self.told.groups[attribute]) for attribute in attributes]
@@ -211,6 +262,10 @@ class ClassProgram(Program):
     @property
     def _most_images(self) -> int:
         return max((n for row, n in self.told.images.items() if row.label == self.label), default=MOST_IMAGES)
+
+
+def _make_grid(axes: Sequence[Sequence[str]]) -> list[list[Cell]]:
+    return [[(first, second) for second in axes[1]] for first in axes[0]]
 
 
 def _rank_group(told: ToldPart, label: int, attribute: str, group: str) -> int:
