@@ -199,7 +199,7 @@ def _list_rows(images: Images) -> list[Candidate]:
 
 
 def _thin_crossings(images: Images, rows: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out rows of crossings that share an attribute with a larger one of the class; together they say too much."""
+    """Leave out rows of crossings that share an attribute with a larger one of the class: both say too much."""
     sizes: dict[str, int] = {}
     for attribute, inside_N in rows:
         sizes[attribute] = sizes.get(attribute, 0) + int(inside_N.sum())

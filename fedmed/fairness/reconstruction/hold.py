@@ -2,12 +2,12 @@
 
 The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But numbers of images are integers from 0,
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
-programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row does not
-keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
+programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row does
+not keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
 crossings, then the wrong answers of its groups together instead of class by class and no comparison of models image by
-image in its groups, then fewer rows of single
-attributes, the smaller ones first, and the site's own at the very last. Of each class, crossings are told that have no
-attribute in common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
+image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last.
+Of each class, crossings are told that have no attribute in common, so that they say nothing together. Rows of rare
+classes come last, if they give nothing away.
 """
 
 import time
@@ -59,7 +59,7 @@ def find_held(
     now : ToldPart
         What would be told.
     earlier : sequence of ToldPart
-        What has been told of this part before; it cannot be held back any more.
+        What has been told of this part before; it cannot be held back any more, but what models of now say of it.
     k_row : int
         The threshold.
     viewer : callable, optional
@@ -122,8 +122,6 @@ class _Holding:
     ) -> None:
         self._now, self._earlier, self._k_row, self._deadline = now, earlier, k_row, deadline
         self._viewer = viewer if not earlier else None  # it knows the models of now only
-        self._known: set[Row | Rare] = {row for part in earlier for row in part.images}
-        self._known |= {row for part in earlier for row in part.rare}
         crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
         sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
         self._crossings = sorted(crossed, key=lambda name: (-sizes[name], name))
@@ -143,8 +141,8 @@ class _Holding:
             self.unpaired |= set(of_groups) if self._now.pairs else set()
         self._hold_bounded(label)
         while (question := self._find_exposed(label, safe)) is not None:
-            left = [row for row in singles if row not in self.rows | self._known and row.attribute in question[0]]
-            left = left or [row for row in singles if row not in self.rows | self._known]
+            left = [row for row in singles if row not in self.rows and row.attribute in question[0]]
+            left = left or [row for row in singles if row not in self.rows]
             if not left:
                 return
             # The site's own row at the very last.
@@ -167,7 +165,7 @@ class _Holding:
                 rows = [row for row in rows if row in told.images] or [
                     row for row in told.images if row.label == label and row.attribute in asked
                 ]
-                rows = [row for row in rows if row not in self._known]
+                rows = [row for row in rows if row in self._now.images and row not in self.rows]
                 if cell is not None and rows:
                     self.rows.add(min(rows, key=lambda row: (told.images[row], row)))
                     found = True

@@ -110,7 +110,7 @@ class Program:
         return numbers
 
     def spread(self, found: Array) -> dict[Cell, tuple[int, int]]:
-        """Return by how much a cell's numbers may be less and more than in what was found, one by one; 0 if not here."""
+        """Return by how much a cell's numbers may be less and more than what was found, one by one."""
         return {}
 
     def find_least(self, cell: Cell, unit: str, seconds: float, sign: int = 1) -> int | None:

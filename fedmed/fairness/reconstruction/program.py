@@ -12,7 +12,7 @@ be in one cell only, as sex or an age at entry are. A reader may assume that; wh
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -104,10 +104,15 @@ class ClassProgram(Program):
         """Return by how much exchanges of two images that each model takes for the same make a cell less and more.
 
         One image in (i, j) and one in (k, l) become one in (i, l) and one in (k, j). No other number changes, as long
-        as these four cells are hidden and no two models are compared.
+        as these four cells are hidden.
         """
         table = next(one for one in self._tables if set(self.asked) <= set(one.attributes))
-        if len(self.asked) < 2 or set(table.attributes) != set(self.asked) or self._pairs or self._is_linked():
+        if (
+            len(self.asked) < 2
+            or set(table.attributes) != set(self.asked)
+            or self._is_linked()
+            or (self._pairs and not self._is_coarse())
+        ):
             return {}
         axes = [self.told.groups[attribute] for attribute in table.attributes]
         shape = tuple(map(len, axes))
@@ -122,7 +127,12 @@ class ClassProgram(Program):
 
         alike = meet(read(IMAGES))
         for model in self._models:
-            alike = np.minimum(alike, sum(meet(read((model, category))) for category in self._categories[model]))
+            kinds = [read((model, category)) for category in self._categories[model]]
+            if self._is_coarse():
+                kinds = [kinds[0], read(IMAGES) - kinds[0]]
+            alike = np.minimum(alike, sum(map(meet, kinds)))
+        if self._pairs:
+            alike = np.minimum(alike, self._meet_pairs(read, meet))
         if self.with_patients:
             alike = np.minimum(alike, np.maximum(meet(read(PATIENTS)) - 1, 0))
         order = [self.asked.index(attribute) for attribute in table.attributes]
@@ -141,6 +151,26 @@ class ClassProgram(Program):
             for i, row in enumerate(_make_grid(axes))
             for j, cell in enumerate(row)
         }
+
+    def _meet_pairs(self, read: Callable[[object], Array], meet: Callable[[Array], Array]) -> Array:
+        """Return how many images of two cells the first model of all pairs takes alike, and in each pair the second."""
+        right, wrong = [], []
+        for pair in self._pairs:
+            first, second = (read((self._alike[name], self.label)) for name in pair)
+            both = read(pair)
+            right.append(meet(both) + meet(first - both))
+            wrong.append(meet(second - both) + meet(read(IMAGES) - first - second + both))
+        total: Array = np.minimum.reduce(right) + np.minimum.reduce(wrong)
+        return total
+
+    def _is_coarse(self) -> bool:
+        """Return whether no row of a group tells wrong answers class by class."""
+        return not any(
+            any(n for category, n in enumerate(values[:-1]) if category != self.label)
+            for model in self._models
+            for row, values in self.told.models[model].rows.items()
+            if row.label == self.label and row.attribute != SITE_ATTRIBUTE
+        )
 
     def _is_linked(self) -> bool:
         """Return whether rows of the attributes are the same images as others, or their unknown values are told."""

@@ -23,7 +23,7 @@ from fedmed.seeding import make_rng
 Groups = Mapping[str, tuple[str, ...]]
 
 
-def state(
+def state(  # noqa: PLR0917
     labels: np.ndarray,
     groups: Groups,
     answers: Mapping[str, np.ndarray],
@@ -36,7 +36,7 @@ def state(
     return plan, state_plan(plan, labels, groups, answers, patients, num_classes, limits.k_row)
 
 
-def hold(
+def hold(  # noqa: PLR0917
     labels: np.ndarray,
     groups: Groups,
     answers: Mapping[str, np.ndarray],
