@@ -15,7 +15,6 @@ import torch
 from fedmed.config import FairnessConfig
 from fedmed.fairness.disclosure.rows import Disclosure, plan_disclosure
 from fedmed.fairness.figures.groups import assign_groups
-from fedmed.fairness.reconstruction.exchange import view_class
 from fedmed.fairness.reconstruction.exposure import find_exposed, list_questions
 from fedmed.fairness.reconstruction.hold import find_held
 from fedmed.fairness.reconstruction.statement import Row, ToldPart, combine_told, state_plan
@@ -58,14 +57,7 @@ def tell(
     for number, answers in enumerate(rounds):
         now = state_plan(plan, labels, groups, answers, None, CLASSES, LIMITS.k_row, f"{number}/")
         if not naive:
-            columns = np.column_stack([*answers.values()])
-            counted = {name: of.counted for name, of in plan.attributes.items()}
-            owners = np.arange(len(labels))
-
-            def view(part: ToldPart, label: int, folded: bool, columns=columns, counted=counted, owners=owners):  # noqa: ANN001, ANN202
-                return view_class(part, label, labels, groups, columns, owners, counted, is_folded=folded)
-
-            held = find_held(now, told, LIMITS.k_row, view)
+            held = find_held(now, told, LIMITS.k_row)
             now = now.without(held.rows).fold(held.folded).unpair(held.unpaired)
         told = combine_told([*told, now])
     assert len(told) == 1

@@ -16,8 +16,8 @@ import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask
-from fedmed.fairness.reconstruction.program import find_crossings
 from fedmed.fairness.reconstruction.statement import Row, ToldPart
+from fedmed.fairness.reconstruction.structure import find_crossings
 from fedmed.metrics.values import Array
 
 

@@ -2,12 +2,12 @@
 
 The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But numbers of images are integers from 0,
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
-programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row does
-not keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no rows of
-crossings, then the wrong answers of its groups together instead of class by class and no comparison of models image by
-image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the very last.
-Of each class, crossings are told that have no attribute in common, so that they say nothing together. Rows of rare
-classes come last, if they give nothing away.
+programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row
+does not keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no
+rows of crossings, then the wrong answers of its groups together instead of class by class and no comparison of models
+image by image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the
+very last. Of each class, crossings are told that have no attribute in common, so that they say nothing together. Rows
+of rare classes come last, if they give nothing away.
 """
 
 import time
@@ -21,8 +21,8 @@ from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exchange import ReaderView, keeps_values
 from fedmed.fairness.reconstruction.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
-from fedmed.fairness.reconstruction.program import split_crossing
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
+from fedmed.fairness.reconstruction.structure import split_crossing
 
 MOST_SECONDS = 120.0
 """For all that a site looks at; what is not proven by then is held back."""
@@ -125,7 +125,7 @@ class _Holding:
         crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
         sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
         self._crossings = sorted(crossed, key=lambda name: (-sizes[name], name))
-        self.rows: set[Row | Rare] = {row for row in (*now.images, *now.rare) if row.attribute in crossed}
+        self.rows: set[Row | Rare] = {row for row in now.images if row.attribute in crossed}
         self.rows |= set(now.rare)
         self.folded: set[Row] = set()
         self.unpaired: set[Row] = set()

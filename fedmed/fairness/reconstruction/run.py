@@ -14,7 +14,8 @@ from pathlib import Path
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.errors import RunFolderError
 from fedmed.fairness.reconstruction.exposure import Exposed, count_hidden, find_exposed, list_questions
-from fedmed.fairness.reconstruction.statement import Answers, Row, ToldPart, combine_told, read_told
+from fedmed.fairness.reconstruction.read_tables import read_told
+from fedmed.fairness.reconstruction.statement import Answers, Row, ToldPart, combine_told
 from fedmed.metrics.packing import unpack_site_tables
 from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder

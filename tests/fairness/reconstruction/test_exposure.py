@@ -7,8 +7,8 @@ import pytest
 
 from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exposure import Exposed, count_hidden, find_exposed, list_questions
-from fedmed.fairness.reconstruction.program import split_tables
 from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.structure import split_tables
 
 GROUPS = {"site": ("north",), "sex": ("f", "m"), "age": ("old", "young")}
 
