@@ -292,7 +292,7 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_compared_logits(network, request, site)
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
-    told = site.disclosure_of(name)
+    counted, told = site.hold_rows(name, counted, logits), site.disclosure_of(name)
     tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, told, part.patients)
     if is_test:
         files, data = site.files_of(request.plan), site.digest_part("test")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from client.hospital.held_rows import hold_part
 from client.hospital.hospital_images import HospitalData, load_hospital_data
 from client.hospital.told_rows import CountedPart, count_part
 from fedmed.config import FairnessConfig, Plan
@@ -130,9 +131,14 @@ class Site:
     hospital: HospitalData | None = None
     """Of a hospital: its images with those who withdrew, and whose they are."""
 
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
+        return {} if self.hospital is None else self.hospital.patients
+
     def patient_of(self, item: str) -> str:
         """Return the id of an image's patient or lesion, as far as the data has one; else the image stands alone."""
-        return item if self.hospital is None else self.hospital.patients.get(item, item)
+        return self.patients.get(item, item)
 
     def count_patients(self, part: str) -> int:
         """Return how many patients ``train``, ``validation`` or ``test`` has now."""
@@ -180,7 +186,14 @@ class Site:
             if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
-        return count_part(images, self.name, fairness, self.disclosure_of(part), folder / "told_rows" / f"{part}.json")
+        record = folder / "told_rows" / f"{part}.json"
+        return count_part(images, self.name, fairness, self.disclosure_of(part), record, self.patients)
+
+    def hold_rows(self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor]) -> CountedPart:
+        """Return what is counted without the rows that would give hidden ones away, see :mod:`.held_rows`."""
+        folder = self.folder.parent if self.is_hospital else self.folder
+        record = folder / "told_rows" / f"{part}.told.json"
+        return hold_part(counted, getattr(self.data, part), logits, self.disclosure_of(part), record)
 
 
 class Hospital:

@@ -8,9 +8,10 @@ site as a whole and not for a run, because the images of all runs are the same, 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from fedmed.config import FairnessConfig
@@ -30,13 +31,22 @@ class CountedPart:
     groups: dict[str, tuple[str, ...]]
     """Attribute to the group of each image."""
     plan: DisclosurePlan
+    patients: tuple[str, ...] = ()
+    """Patient of each image, as the record names them."""
+    unit: Literal["patients", "images"] = "images"
+    """What the thresholds count: patients where the data has their ids."""
 
 
 _planned: WeakKeyDictionary[ImagePart, dict[tuple[str, Disclosure, Path], CountedPart]] = WeakKeyDictionary()
 
 
-def count_part(
-    part: ImagePart, site: str, fairness: FairnessConfig, disclosure: Disclosure, record: Path
+def count_part(  # noqa: PLR0917
+    part: ImagePart,
+    site: str,
+    fairness: FairnessConfig,
+    disclosure: Disclosure,
+    record: Path,
+    patients: Mapping[str, str] | None = None,
 ) -> CountedPart:
     """Choose the images of a part that are counted; the same as before while the part is.
 
@@ -52,6 +62,8 @@ def count_part(
         The site's thresholds; with thresholds of 1 everything is counted and nothing recorded.
     record : Path
         File that keeps what has been told; it is on the disk when this returns.
+    patients : mapping of str to str, optional
+        Image to the id of its patient or lesion; an image that is not in it is a patient by itself.
 
     Raises
     ------
@@ -65,11 +77,15 @@ def count_part(
     if key not in known:
         groups = assign_groups(site, part.attributes, fairness, len(part))
         told = read_told(record) if max(disclosure.k, disclosure.k_row) > 1 else ToldRows()
-        plan = plan_disclosure(part.labels, groups, [_hash_item(item) for item in part.items], disclosure, told)
+        items = [_hash_item(item) for item in part.items]
+        owners = [(patients or {}).get(item, item) for item in part.items]
+        has_ids = any(owner != item for owner, item in zip(owners, part.items, strict=True))
+        hashed = tuple(map(_hash_item, owners))
+        plan = plan_disclosure(part.labels, groups, items, disclosure, told, hashed)
         if plan.told != told:
             private_folder(record.parent)
             write_secret(record, _encode(plan.told))
-        known[key] = CountedPart(groups, plan)
+        known[key] = CountedPart(groups, plan, hashed, "patients" if has_ids else "images")
     return known[key]
 
 
@@ -93,6 +109,7 @@ def read_told(record: Path) -> ToldRows:
             rows=read_sets("rows"),
             set_aside=frozenset(ids[index] for index in values["set_aside"]),
             protected=read_sets("protected"),
+            patients=dict(values.get("patients", {})),
         )
     except FileNotFoundError:
         return ToldRows()
@@ -117,6 +134,7 @@ def _encode(told: ToldRows) -> bytes:
         "rows": sorted(map(number_all, told.rows)),
         "set_aside": number_all(told.set_aside),
         "protected": sorted(map(number_all, told.protected)),
+        "patients": dict(sorted(told.patients.items())),
     }
     return json.dumps(values, separators=(",", ":")).encode()
 

@@ -25,9 +25,10 @@ class RowSpan:
     Parameters
     ----------
     weights_A : ndarray of int64, shape (A,)
-        Images of each atom, from 1.
+        Patients of each atom, from 0. A patient who has images in several atoms counts in one of them only, so that the
+        weights of a set of atoms are never more than its patients. Without patients' ids, its images.
     k_row : int
-        Fewest images that a weighting may be about.
+        Fewest patients that a weighting may be about.
     protected : sequence of ndarray of bool, each of shape (A,)
         Further sets of atoms about whose images alone nothing must be known.
 
@@ -37,7 +38,7 @@ class RowSpan:
     rank modulo the prime differs from the true one only if the prime divides a minor, which is too large for that or
     practically never does.
 
-    Atoms of ``k_row`` images or more cannot be in a small set, so a weighting of few images is zero for them. In the
+    Atoms of ``k_row`` patients or more cannot be in a small set, so a weighting of few of them is zero there. In the
     echelon form this leaves the rows whose pivot is light, usually few. Among them a small set S reveals something of
     the new row r exactly if r without S is in the span of the others without S; that is, if S hits every vector y with
     ``V y = 0`` and ``r y != 0``. So the search takes one such y of few atoms and branches on which of them is in S,
@@ -129,7 +130,7 @@ class _Search:
         self._nodes = 0
 
     def reveals(self, echelon: Ints, pivots: Ints, weights: Ints, budget: int) -> bool:
-        """Return whether there is such a set of at most ``budget`` images, or whether the search took too long.
+        """Return whether there is such a set of at most ``budget`` patients, or whether the search took too long.
 
         Parameters
         ----------
@@ -138,7 +139,7 @@ class _Search:
         pivots : ndarray of int64, shape (R,)
             Their pivots.
         weights : ndarray of int64, shape (A,)
-            Images of each atom; one of more than ``budget`` is never in the set.
+            Patients of each atom; one of more than ``budget`` is never in the set.
         budget : int
             From 0.
         """

@@ -3,12 +3,14 @@
 A row is a (group, true class) of an attribute, that is a set of images. It is not enough to leave out rows of few
 images: the total minus the other groups is the small one, two attributes whose groups nearly agree differ by a few
 images, and so do the same rows before and after a patient withdrew. So a row is told only if no weighted sum of all
-rows that were ever told is about fewer than ``k_row`` images; see :mod:`fedmed.fairness.disclosure.row_span`.
+rows that were ever told is about fewer than ``k_row`` patients; see :mod:`fedmed.fairness.disclosure.row_span`. Where
+the data has no patients' ids, each image counts as a patient.
 
 Rows are tried in the order of their importance: the site, single attributes, crossings of attributes, and in each the
 larger ones first. What is not told class by class goes into the row "rare classes" of its group, if that passes the
-same test. Nothing is told of a group with fewer than ``k`` images, and nothing may follow about it. Before all this, a
-few images are set aside, see :mod:`fedmed.fairness.disclosure.set_aside`.
+same test. Nothing is told of a group with fewer than ``k`` patients, and nothing may follow about it. Before all this,
+a few images are set aside, see :mod:`fedmed.fairness.disclosure.set_aside`. What integers and right answers give away
+beyond weighted sums is looked at once models have answered, see :mod:`fedmed.fairness.reconstruction.hold`.
 
 Letters: N images, A atoms.
 """
@@ -21,8 +23,8 @@ import torch
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask, RowSpan
-from fedmed.fairness.disclosure.set_aside import Disclosure, Images, ToldRows, set_aside_beside, set_aside_given_away
-from fedmed.fairness.figures.groups import is_crossing
+from fedmed.fairness.disclosure.set_aside import Disclosure, Images, ToldRows, conceal_groups, set_aside_beside
+from fedmed.fairness.figures.groups import CROSS, is_crossing
 
 __all__ = ["AttributePlan", "Disclosure", "DisclosurePlan", "ToldRows", "plan_disclosure"]
 
@@ -40,6 +42,10 @@ class AttributePlan:
     """In the row of rare classes of their group."""
     whole: frozenset[str] = frozenset()
     """Groups of which nothing is told."""
+    folded: frozenset[tuple[str, int]] = frozenset()
+    """Rows (group, class) whose wrong answers are told together, not class by class."""
+    unpaired: frozenset[tuple[str, int]] = frozenset()
+    """Rows in which no two models are compared image by image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +69,13 @@ class DisclosurePlan:
         return bool(self.attributes[SITE_ATTRIBUTE].counted.all())
 
 
-def plan_disclosure(
+def plan_disclosure(  # noqa: PLR0917
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
     items: Sequence[str],
     disclosure: Disclosure,
     earlier: ToldRows | None = None,
+    patients: Sequence[str] | None = None,
 ) -> DisclosurePlan:
     """Choose the rows that may leave.
 
@@ -84,6 +91,8 @@ def plan_disclosure(
         The thresholds.
     earlier : ToldRows, optional
         What has been told before.
+    patients : sequence of str of length N, optional
+        Id of each image's patient, which the thresholds count; without it they count images.
 
     Returns
     -------
@@ -95,9 +104,9 @@ def plan_disclosure(
     if disclosure.k <= 1 and disclosure.k_row <= 1:
         everything, nothing = np.ones(len(y_N), np.bool_), np.zeros(len(y_N), np.bool_)
         return DisclosurePlan({name: AttributePlan(everything, nothing) for name in groups}, nothing, earlier)
-    images = Images.index(y_N, groups, items, disclosure, earlier)
+    images = Images.index(y_N, groups, items, disclosure, earlier, patients)
     gone = set_aside_beside(images, earlier)
-    set_aside_given_away(images)
+    conceal_groups(images)
     told = _Atoms(images, earlier)
     counted = _collect(images, _choose(_list_rows(images), told))
     rare = _collect(images, _choose(_list_rare(images, counted), told))
@@ -116,7 +125,8 @@ class _Atoms:
         rows = sorted(earlier.rows, key=lambda row: (-len(row), sorted(row)))
         for number, row in enumerate(rows):
             in_rows[[places[item] for item in row], number] = 1
-        present = np.column_stack([images.labels, images.open, *images.codes.values()]).astype(np.int64)
+        columns = [images.labels, images.open, *images.codes.values(), *images.shown.values()]
+        present = np.column_stack(columns).astype(np.int64)
         absent = np.full((len(gone), present.shape[1]), -1)  # in no row of now
         profiles = np.ascontiguousarray(np.hstack([np.vstack([present, absent]), in_rows]))
         _, first, atom = np.unique(
@@ -128,7 +138,10 @@ class _Atoms:
         masks = [
             np.isin(np.arange(len(first)), [atom[places[i]] for i in ids if i in places]) for ids in self.protected
         ]
-        self._span = RowSpan(np.bincount(atom), images.disclosure.k_row, masks)
+        patients = {item: earlier.patients.get(item, item) for item in gone}
+        patients |= dict(zip(images.items, images.patients, strict=True))
+        weights = _weigh_atoms(atom, [patients[item] for item in places])
+        self._span = RowSpan(weights, images.disclosure.k_row, masks)
         for marks in in_rows[first].T:
             self._span.add(marks)
 
@@ -142,6 +155,18 @@ class _Atoms:
         return marks
 
 
+def _weigh_atoms(atom_N: Ints, patients: Sequence[str]) -> Ints:
+    """Return the number of patients of each atom, each patient in one atom only, where most of its images are.
+
+    So the weights of any atoms together are at most the patients who have images in them.
+    """
+    patient_N = np.unique(np.array(patients, dtype=str), return_inverse=True)[1].reshape(-1)
+    pairs, counts = np.unique(np.column_stack([patient_N, atom_N]), axis=0, return_counts=True)
+    pairs = pairs[np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))]
+    homes = pairs[np.unique(pairs[:, 0], return_index=True)[1], 1]
+    return np.bincount(homes, minlength=int(atom_N.max(initial=-1)) + 1).astype(np.int64)
+
+
 def _list_protected(images: Images, earlier: ToldRows) -> frozenset[frozenset[str]]:
     """Return the images of each group that is too small, or was; nothing about them alone may follow.
 
@@ -150,8 +175,8 @@ def _list_protected(images: Images, earlier: ToldRows) -> frozenset[frozenset[st
     items, found = np.array(images.items, dtype=object), set(earlier.protected)
     for attribute, codes in images.codes.items():
         for group in images.find_small_groups(attribute):
-            small = frozenset(items[codes == group])
-            if len(small) >= images.disclosure.k_row and not any(small <= other for other in found):
+            small, patients = frozenset(items[codes == group]), len(np.unique(images.patient_codes[codes == group]))
+            if patients >= images.disclosure.k_row and not any(small <= other for other in found):
                 found.add(small)
     return frozenset(found)
 
@@ -160,20 +185,49 @@ def _list_rows(images: Images) -> list[Candidate]:
     """Return all rows that are large enough, of groups that are, in the order in which they are tried."""
     found = []
     for attribute, codes in images.codes.items():
-        key, small = images.key_rows(attribute), images.find_small_groups(attribute)
-        rows, first, sizes = np.unique(key[images.open], return_index=True, return_counts=True)
-        groups = codes[images.open][first]
+        key, small, open_N = (
+            images.key_rows(attribute),
+            images.find_small_groups(attribute),
+            images.find_open(attribute),
+        )
+        rows, first = np.unique(key[open_N], return_index=True)
+        groups = codes[open_N][first]
+        sizes = images.count_patients(key, open_N)[rows]
         large = (sizes >= images.disclosure.k_row) & ~np.isin(groups, list(small))
-        found += [(attribute, images.open & (key == row)) for row in rows[large]]
-    return sorted(found, key=_rank)
+        found += [(attribute, open_N & (key == row)) for row in rows[large]]
+    return sorted(_thin_crossings(images, found), key=_rank)
+
+
+def _thin_crossings(images: Images, rows: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out rows of crossings that share an attribute with a larger one of the class: both say too much."""
+    sizes: dict[str, int] = {}
+    for attribute, inside_N in rows:
+        sizes[attribute] = sizes.get(attribute, 0) + int(inside_N.sum())
+    order = sorted((name for name in sizes if is_crossing(name)), key=lambda name: (-sizes[name], name))
+    classes = {(attribute, _find_class(images, inside_N)) for attribute, inside_N in rows}
+    chosen: set[tuple[str, int]] = set()
+    for label in {label for _, label in classes}:
+        taken: set[str] = set()
+        for name in order:
+            if (name, label) in classes and not taken & {*name.split(CROSS)}:
+                taken |= {*name.split(CROSS)}
+                chosen.add((name, label))
+    return [row for row in rows if not is_crossing(row[0]) or (row[0], _find_class(images, row[1])) in chosen]
+
+
+def _find_class(images: Images, inside_N: Mask) -> int:
+    return int(images.labels[inside_N.argmax()])
 
 
 def _list_rare(images: Images, counted: Mapping[str, Mask]) -> list[Candidate]:
     """Return the row of rare classes of every group that is large enough."""
     found = []
     for attribute, codes in images.codes.items():
-        left, small = images.open & ~counted[attribute], images.find_small_groups(attribute)
-        groups, sizes = np.unique(codes[left], return_counts=True)
+        if is_crossing(attribute):
+            continue  # with the rows of its attributes they would say too much
+        left, small = images.find_open(attribute) & ~counted[attribute], images.find_small_groups(attribute)
+        groups = np.unique(codes[left])
+        sizes = images.count_patients(codes, left, len(images.names[attribute]))[groups]
         large = (sizes >= images.disclosure.k_row) & ~np.isin(groups, list(small))
         found += [(attribute, left & (codes == group)) for group in groups[large]]
     return sorted(found, key=_rank)
@@ -211,4 +265,10 @@ def _sum_up(images: Images, plans: Mapping[str, AttributePlan], earlier: ToldRow
         for inside_N, key in ((plan.counted, images.key_rows(attribute)), (plan.rare, images.codes[attribute])):
             rows |= {frozenset(items[inside_N & (key == row)]) for row in np.unique(key[inside_N])}
     classes = dict(zip(items[shown_N], images.labels[shown_N].tolist(), strict=True))
-    return ToldRows({**earlier.classes, **classes}, frozenset(rows), earlier.set_aside | gone | {*items[~images.open]})
+    known = zip(images.items, images.patients, strict=True)
+    return ToldRows(
+        classes={**earlier.classes, **classes},
+        rows=frozenset(rows),
+        set_aside=earlier.set_aside | gone | {*items[~images.open]},
+        patients={**earlier.patients, **{item: patient for item, patient in known if patient != item}},
+    )

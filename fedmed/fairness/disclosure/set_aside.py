@@ -1,15 +1,17 @@
-"""Images that are set aside: counted in no table, because counting them would cost more than leaving them out.
+"""Images that are left out of tables, because counting them would cost more.
 
 There are two occasions.
 
-* An attribute has so few images of a class in a small group, for example of unknown sex, that they follow from the
-  site's images of the class and those of the other groups. Else one of these, perhaps all men, had to be held back.
+* An attribute has few patients of a class in small groups, for example of unknown sex, or none. They would follow from
+  the site's patients of the class and those of the other groups, so that one of these, perhaps all men, had to be held
+  back. Instead a few further patients are left out of the attribute's rows, and only of these, until the patients whose
+  group is not told are ``k_row``. To a reader there may be none of unknown sex or several.
 * A patient withdrew after having been counted. The difference of the rows before and after would be about this patient
-  alone, so that the class could not be told any more. So further images of the same rows are left out with it.
-
-What is set aside once stays so: when it came back, it would be a difference again.
+  alone, so that the class could not be told any more. So further images of the same rows are set aside with it: they
+  are in no table. What is set aside once stays so: when it came back, it would be a difference again.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +19,9 @@ import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask
-from fedmed.fairness.figures.groups import is_crossing
+from fedmed.fairness.figures.groups import CROSS, is_crossing
 
+_TIMES = 2
 MOST_SET_ASIDE = 0.1
 """Largest share of a class's images on one occasion."""
 
@@ -28,9 +31,9 @@ class Disclosure:
     """What of an evaluation may leave a site. The default holds nothing back, as in a simulation."""
 
     k: int = 1
-    """Fewest images of a group."""
+    """Fewest patients of a group; images, where the data has no patients' ids."""
     k_row: int = 1
-    """Fewest images of a true class within a group."""
+    """Likewise of a true class within a group."""
     scores: bool = True
     """Whether histograms of scores may leave, or what is made of scores."""
     k_bin: int = 1
@@ -56,6 +59,8 @@ class ToldRows:
     """Images that are counted no more: set aside, or withdrawn after they had been counted."""
     protected: frozenset[frozenset[str]] = frozenset()
     """Groups that were too small, as the ids of their images."""
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Patient of every image in a row; an image that is not in it is a patient by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +79,22 @@ class Images:
     disclosure: Disclosure
     open: Mask
     """Images that are not set aside; changed in place."""
+    shown: dict[str, Mask]
+    """Attribute to the images that may be in its rows; changed in place."""
+    patients: tuple[str, ...]
+    """Id of each image's patient."""
+    patient_codes: Ints
+    """A number of each image's patient."""
 
     @classmethod
-    def index(
+    def index(  # noqa: PLR0917
         cls,
         y_N: Ints,
         groups: Mapping[str, Sequence[str]],
         items: Sequence[str],
         disclosure: Disclosure,
         earlier: ToldRows,
+        patients: Sequence[str] | None = None,
     ) -> "Images":
         """Return images with numbered groups, of which those are set aside that were before."""
         names, codes = {}, {}
@@ -91,7 +103,16 @@ class Images:
             names[attribute], codes[attribute] = found.tolist(), code_N.astype(np.int64)
         places = {item: place for place, item in enumerate(items)}
         open_N = np.array([item not in earlier.set_aside for item in items], dtype=np.bool_)
-        return cls(y_N, tuple(items), places, names, codes, disclosure, open_N)
+        shown = {name: np.ones(len(y_N), np.bool_) for name in codes}
+        of_items = tuple(items if patients is None else patients)
+        patient_N = np.unique(np.array(of_items, dtype=str), return_inverse=True)[1].reshape(-1).astype(np.int64)
+        return cls(y_N, tuple(items), places, names, codes, disclosure, open_N, shown, of_items, patient_N)
+
+    def count_patients(self, key_N: Ints, inside_N: Mask, num_keys: int | None = None) -> Ints:
+        """Return how many patients have images inside, by the images' key, shape (num_keys,)."""
+        pairs = np.unique(np.column_stack([key_N[inside_N], self.patient_codes[inside_N]]), axis=0)
+        length = int(key_N.max(initial=0)) + 1 if num_keys is None else num_keys
+        return np.bincount(pairs[:, 0], minlength=length).astype(np.int64)
 
     def key_rows(self, attribute: str) -> Ints:
         """Return a number of each image's row, shape (N,)."""
@@ -99,17 +120,14 @@ class Images:
         return key_N
 
     def find_small_groups(self, attribute: str) -> frozenset[int]:
-        """Return the groups with fewer than ``k`` images."""
-        sizes = np.bincount(self.codes[attribute][self.open], minlength=len(self.names[attribute]))
+        """Return the groups with fewer than ``k`` patients."""
+        sizes = self.count_patients(self.codes[attribute], self.find_open(attribute), len(self.names[attribute]))
         return frozenset(np.flatnonzero(sizes < self.disclosure.k).tolist())
 
-    def find_hidden(self, attribute: str) -> Mask:
-        """Return the images in rows that are too small, or in groups that are, shape (N,)."""
-        small_N = np.isin(self.codes[attribute], list(self.find_small_groups(attribute)))
-        key_N = self.key_rows(attribute)
-        sizes = np.bincount(key_N[self.open], minlength=int(key_N.max(initial=0)) + 1)
-        hidden_N: Mask = self.open & (small_N | (sizes[key_N] < self.disclosure.k_row))
-        return hidden_N
+    def find_open(self, attribute: str) -> Mask:
+        """Return the images that may be in an attribute's rows, shape (N,)."""
+        open_N: Mask = self.open & self.shown[attribute]
+        return open_N
 
 
 def set_aside_beside(images: Images, earlier: ToldRows) -> frozenset[str]:
@@ -131,30 +149,83 @@ def _complete_differences(images: Images, earlier: ToldRows, missing: set[str], 
     for row in rows:
         alike_N[[images.places[item] for item in row if item in images.places]] += 1
     most = max(k_row - 1, int(MOST_SET_ASIDE * (images.open & (images.labels == label)).sum()))
+    patient_of = {**dict(zip(images.items, images.patients, strict=True)), **earlier.patients}
     for row in rows:
-        lacking = k_row - len(row & missing)
+        lacking = k_row - len({patient_of.get(item, item) for item in row & missing})
         inside = [images.places[item] for item in row if item in images.places]
         inside = [place for place in inside if images.open[place] and images.labels[place] == label]
-        if 0 < lacking <= min(most, len(inside)):
-            chosen = sorted(inside, key=lambda place: (-alike_N[place], images.items[place]))[:lacking]
+        inside.sort(key=lambda place: (-alike_N[place], images.items[place]))
+        known = {patient_of.get(item, item) for item in row & missing}
+        others = [name for name in dict.fromkeys(images.patients[place] for place in inside) if name not in known]
+        patients = set(others[: max(lacking, 0)])
+        chosen = [place for place in inside if images.patients[place] in patients]
+        if 0 < lacking <= len(patients) and len(chosen) <= most:
             images.open[chosen] = False
             missing |= {images.items[place] for place in chosen}
-            most -= lacking
+            most -= len(chosen)
 
 
-def set_aside_given_away(images: Images) -> None:
-    """Set images of small groups aside where the rest of their class gives them away and they are a small share."""
+def conceal_groups(images: Images) -> None:
+    """Leave further patients of a class out of an attribute's rows where few are left beside these; changes ``shown``.
+
+    They are the same for all attributes as far as possible, or right answers would tell those of one attribute from
+    those of another. Their order is known to the site only and stays. Rows keep ``k_row`` patients; where they cannot,
+    nothing is done, and rows are held back later.
+    """
     singles = [name for name in images.codes if name != SITE_ATTRIBUTE and not is_crossing(name)]
-    changed = True
-    while changed:  # a row may fall below the threshold through another attribute
-        changed = False
-        for attribute in singles:
-            hidden_N = images.find_hidden(attribute)
-            for label in np.unique(images.labels[hidden_N]).tolist():
-                of_class_N = hidden_N & (images.labels == label)
-                share = of_class_N.sum() / (images.open & (images.labels == label)).sum()
-                groups = np.unique(images.codes[attribute][of_class_N])
-                given_away = of_class_N.sum() < images.disclosure.k_row or len(groups) == 1
-                if given_away and share <= MOST_SET_ASIDE:
-                    images.open[of_class_N] = False
-                    changed = True
+    for label in np.unique(images.labels[images.open]).tolist():
+        _conceal(images, singles, label)
+    for attribute in set(images.codes) - {SITE_ATTRIBUTE, *singles}:
+        for part in attribute.split(CROSS):
+            if part in singles:  # an attribute's rows are sums of a crossing's
+                images.shown[attribute] &= images.shown[part]
+
+
+def _conceal(images: Images, attributes: Sequence[str], label: int) -> None:
+    """Choose patients of a class."""
+    of_class_N = images.open & (images.labels == label)
+    lacking = {attribute: _count_lacking(images, attribute, of_class_N) for attribute in attributes}
+    lacking = {attribute: number for attribute, number in lacking.items() if number > 0}
+    rooms = {
+        attribute: images.count_patients(images.codes[attribute], of_class_N, len(images.names[attribute]))
+        - images.disclosure.k_row
+        for attribute in lacking
+    }
+    places: dict[str, list[int]] = {}
+    for place in np.flatnonzero(of_class_N).tolist():
+        places.setdefault(images.patients[place], []).append(place)
+
+    def find_room(patient: str, attribute: str) -> int:
+        return min(int(rooms[attribute][images.codes[attribute][place]]) for place in places[patient])
+
+    while lacking:
+        free = {patient: sum(find_room(patient, attribute) > 0 for attribute in lacking) for patient in places}
+        chosen = min(places, key=lambda patient: (-free[patient], _shuffle(patient)), default=None)
+        if chosen is None or not free[chosen]:
+            break
+        for attribute in [name for name in lacking if find_room(chosen, name) > 0]:
+            images.shown[attribute][places[chosen]] = False
+            for group in np.unique(images.codes[attribute][places[chosen]]).tolist():
+                rooms[attribute][group] -= 1
+            lacking[attribute] -= 1
+        lacking = {attribute: number for attribute, number in lacking.items() if number > 0}
+        del places[chosen]
+
+
+def _count_lacking(images: Images, attribute: str, of_class_N: Mask) -> int:
+    """Return how many patients must be left out of an attribute's rows of a class."""
+    codes, names, k_row = images.codes[attribute], images.names[attribute], images.disclosure.k_row
+    sizes = images.count_patients(codes, of_class_N, len(names))
+    small = np.isin(np.arange(len(names)), list(images.find_small_groups(attribute)))
+    large = ~small & (sizes >= k_row)
+    if large.all() or not large.any():
+        return 0
+    # Those of groups that are too small as a whole do not count, since nothing may follow about them alone.
+    beside_N = of_class_N & ~np.isin(codes, np.flatnonzero(large | small))
+    few, room = len(np.unique(images.patient_codes[beside_N])), int((sizes[large] - k_row).sum())
+    # Twice as many as needed, or right answers would tell; of a small class, what it has.
+    return min(_TIMES * k_row - few, room) if 0 < k_row - few <= room else 0
+
+
+def _shuffle(patient: str) -> bytes:
+    return hashlib.blake2b(patient.encode(errors="surrogateescape"), digest_size=16, person=b"conceal").digest()

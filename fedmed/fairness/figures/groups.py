@@ -57,7 +57,7 @@ def assign_groups(
         check_attribute(name, values)
     found = {SITE_ATTRIBUTE: (site,) * num_images, **groups}
     for crossing in _choose_crossings(names, fairness):
-        crossed = tuple(map(_cross, zip(*(groups[name] for name in crossing), strict=True)))
+        crossed = tuple(map(cross_values, zip(*(groups[name] for name in crossing), strict=True)))
         if len(set(crossed)) <= MOST_GROUPS:
             found[CROSS.join(crossing)] = crossed
         elif fairness.intersections != "pairs":
@@ -131,5 +131,6 @@ def _choose_crossings(names: Sequence[str], fairness: FairnessConfig) -> Iterabl
     return [tuple(crossing) for crossing in fairness.intersections if set(crossing) <= set(names)]
 
 
-def _cross(values: tuple[str, ...]) -> str:
+def cross_values(values: Sequence[str]) -> str:
+    """Return the name of a crossing's group."""
     return UNKNOWN if UNKNOWN in values else _BETWEEN_VALUES.join(values)

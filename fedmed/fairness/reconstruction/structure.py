@@ -1,0 +1,85 @@
+"""How what was told of a class hangs together: crossings that are told, and attributes that need one table of cells."""
+
+import itertools
+from collections.abc import Sequence
+
+from fedmed.fairness.figures.groups import CROSS, cross_values
+from fedmed.fairness.reconstruction.integers import Cell
+from fedmed.fairness.reconstruction.statement import Row, ToldPart
+from fedmed.metrics.site_tables import UNKNOWN
+
+
+def split_crossing(told: ToldPart, attribute: str) -> tuple[str, ...] | None:
+    """Return the attributes that are crossed; None if it is no crossing of attributes that were told."""
+    parts = tuple(attribute.split(CROSS))
+    return parts if len(parts) > 1 and all(part in told.groups for part in parts) else None
+
+
+def is_told(told: ToldPart, attributes: Sequence[str], groups: Cell, label: int) -> bool:
+    """Return whether a cell of one attribute or several is told; one of unknown values is so only with others."""
+    if len(attributes) > 1 and UNKNOWN in groups:
+        return False
+    for order in itertools.permutations(range(len(attributes))):
+        name = CROSS.join(attributes[place] for place in order)
+        if (
+            Row(name, groups[0] if len(groups) == 1 else cross_values([groups[place] for place in order]), label)
+            in told.images
+        ):
+            return True
+    return False
+
+
+def find_crossings(told: ToldPart, label: int) -> list[tuple[str, ...]]:
+    """Return the crossed attributes of which a row of a class was told."""
+    found = {row.attribute for row in told.images if row.label == label}
+    return [parts for attribute in sorted(found) if (parts := split_crossing(told, attribute)) is not None]
+
+
+def find_same(told: ToldPart, label: int) -> list[tuple[str, ...]]:
+    """Return pairs of attributes that have a row of a class in common."""
+    return sorted({(first.attribute, second.attribute) for first, second in told.same if first.label == label})
+
+
+def split_tables(asked: Sequence[str], links: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Return the attributes of each table, so that the tables hang together like a tree.
+
+    Parameters
+    ----------
+    asked : sequence of str
+        What is asked about; only attributes that hang together with it are in a table.
+    links : sequence of sequences of str
+        Attributes that must be in one table.
+    """
+    near = set(asked)
+    while more := [link for link in links if set(link) & near and not set(link) <= near]:
+        near |= {attribute for link in more for attribute in link}
+    tables: list[set[str]] = []
+    for link in links:
+        if set(link) <= near and set(link) not in tables:
+            tables.append(set(link))
+    while ring := _find_ring(tables):
+        tables = [table for table in tables if table not in ring] + [set().union(*ring)]
+    tables = [table for table in tables if not any(table < other for other in tables)] or [set(asked)]
+    return [tuple(sorted(table)) for table in tables]
+
+
+def _find_ring(tables: Sequence[set[str]]) -> list[set[str]]:
+    """Return tables that hang together in a ring, or share more than one attribute; empty if there are none."""
+    for size in range(2, len(tables) + 1):
+        for chosen in itertools.combinations(tables, size):
+            # A tree of tables has as many attributes as they bring one after the other, with one of them shared.
+            if len(set().union(*chosen)) < sum(len(table) - 1 for table in chosen) + 1 and _is_connected(chosen):
+                return list(chosen)
+    return []
+
+
+def _is_connected(tables: Sequence[set[str]]) -> bool:
+    reached, waiting = set(tables[0]), list(tables[1:])
+    while waiting:
+        touching = [table for table in waiting if table & reached]
+        if not touching:
+            return False
+        for table in touching:
+            reached |= table
+            waiting.remove(table)
+    return True
