@@ -96,9 +96,10 @@ def test_released_model_classifies_a_file_at_a_site(finished: Deployment, tmp_pa
 def test_audit_of_a_site_lists_what_left(finished: Deployment) -> None:
     lines = (finished.kit / "kits" / "site_01" / "state" / "audit.jsonl").read_text().splitlines()
     sent = [entry["fields"] for entry in map(json.loads, lines) if entry["event"] == "sent"]
-    # one description, three updates, three validations, one test, one comparison
+    # one description, three updates, three pairs of figures, one test, one comparison
     assert [entry["kind"] for entry in sent].count("train") == 3
-    assert [entry["kind"] for entry in sent].count("evaluate") == 4
+    assert [entry["kind"] for entry in sent].count("figure") == 3
+    assert [entry["kind"] for entry in sent].count("evaluate") == 1
     assert [entry["kind"] for entry in sent].count("query") == 1
     (compared,) = (entry for entry in sent if entry["kind"] == "release")
     assert compared["parts"][0]["keys"] == ["artefact_sha256", "comparison", "model_sha256"]
