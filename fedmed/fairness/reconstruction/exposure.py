@@ -10,15 +10,10 @@ from dataclasses import dataclass
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.reconstruction.integers import Cell, Hidden, Program
-from fedmed.fairness.reconstruction.program import (
-    ClassProgram,
-    TooLargeError,
-    find_crossings,
-    find_same,
-    split_crossing,
-)
+from fedmed.fairness.reconstruction.program import ClassProgram, TooLargeError
 from fedmed.fairness.reconstruction.rare_program import RareProgram
 from fedmed.fairness.reconstruction.statement import Row, ToldPart
+from fedmed.fairness.reconstruction.structure import find_crossings, find_same, split_crossing
 
 _SECONDS = 5.0
 """For one integer program."""
