@@ -35,7 +35,7 @@ def find_implausible(arrays: Mapping[str, Array], most_images: int) -> str | Non
 
     Notes
     -----
-    Whole numbers lie between 0 and ``most_images``, sums of floats within what so many images allow: of numbers in
+    Whole numbers lie between 0 and ``most_images``, marks of withheld rows between 0 and 1, sums of floats within what so many images allow: of numbers in
     [0, 1] or [0, 2] within that many times 4, sums of squares of numbers of images within 4 times its square, and those
     of numbers of pairs within 4 times its fourth power. Only then are rows summed up, and compared: a histogram, a bin
     or a number of patients counts no more images than its row.
@@ -62,14 +62,14 @@ def _find_out_of_range(name: str, array: Array, most_images: int) -> str | None:
         return f"Table '{name}' holds {array.dtype} and no numbers."
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return f"Table '{name}' holds a number that is not finite."
-    most: float = most_images
+    most: float = 1 if name == "withheld" else most_images
     if array.dtype.kind == "f":
         most = _SIZE * float(most_images) ** _POWERS.get(name, 1) * (1 + _TOLERANCE)
     # Compared as Python's numbers: an absolute value of the smallest int64 would overflow.
     lowest, highest = array.min().item(), array.max().item()
     if highest > most or lowest < (-most if name in ("patients", "areas") else 0):
         found = highest if highest > most else lowest
-        return f"Table '{name}' holds {found:.4g}; of {most_images} images it holds 0 to {most:.4g}."
+        return f"Table '{name}' holds {found:.4g}; of a site with {most_images} images it holds 0 to {most:.4g}."
     return None
 
 
