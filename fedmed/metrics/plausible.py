@@ -35,10 +35,10 @@ def find_implausible(arrays: Mapping[str, Array], most_images: int) -> str | Non
 
     Notes
     -----
-    Whole numbers lie between 0 and ``most_images``, sums of floats within what so many images allow: of numbers in
-    [0, 1] or [0, 2] within that many times 4, sums of squares of numbers of images within 4 times its square, and those
-    of numbers of pairs within 4 times its fourth power. Only then are rows summed up, and compared: a histogram, a bin
-    or a number of patients counts no more images than its row.
+    Whole numbers lie between 0 and ``most_images``, marks of withheld rows between 0 and 1, and sums of floats within
+    what so many images allow: of numbers in [0, 1] or [0, 2] within that many times 4, sums of squares of numbers of
+    images within 4 times its square, and those of numbers of pairs within 4 times its fourth power. Only then are rows
+    summed up, and compared: a histogram, a bin or a number of patients counts no more images than its row.
     """
     for name, array in arrays.items():
         problem = _find_out_of_range(name, array, most_images)
@@ -69,7 +69,7 @@ def _find_out_of_range(name: str, array: Array, most_images: int) -> str | None:
     lowest, highest = array.min().item(), array.max().item()
     if highest > most or lowest < (-most if name in ("patients", "areas") else 0):
         found = highest if highest > most else lowest
-        return f"Table '{name}' holds {found:.4g}; of {most_images} images it holds 0 to {most:.4g}."
+        return f"Table '{name}' holds {found:.4g}; of a site with {most_images} images it holds 0 to {most:.4g}."
     return None
 
 
