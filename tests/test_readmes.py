@@ -33,7 +33,8 @@ SUFFIXES = {".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".svg", ".html", "
 
 # What the pages name and the repository does not hold: places and files of a run, a kit, a site's state, a user's own.
 PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "updates", "state", "federation", "runs",
-          ".venv", "countersigned", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..", ".venv-next"}  # fmt: skip
+          "countersigned", ".venv", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..",
+          ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
          "ca.key", "ca.pem", "release.key", "release.pub", "site.key", "site.pub", "ARM-SEED.json"}  # fmt: skip
