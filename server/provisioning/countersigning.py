@@ -57,6 +57,8 @@ class Countersigner:
         self._seen: dict[str, LogHead | None] = {}
         self._findings: dict[str, Finding | None] = {}
         self._told_by: dict[str, Finding | None] = {}
+        self._sites: dict[str, SiteEntry] = {}
+        self._changed = 0
 
     def sign_for(self, site: str) -> SignedHeads | None:
         """Return what goes to a site beside a request; None where the key cannot be used, which the start has said."""
@@ -98,12 +100,22 @@ class Countersigner:
             self._seen[site] = kept[-1] if kept else None
         return self._seen[site]
 
+    def _find_entry(self, site: str) -> SiteEntry | None:
+        """Return a site of the list, which is read again when it has changed."""
+        try:
+            changed = (keys_folder(self._config) / SITES_FILE).stat().st_mtime_ns
+            if changed != self._changed:
+                self._sites, self._changed = read_sites(self._config), changed
+        except (OSError, KeyFileError):  # being written, or damaged: others say so, and it stays as it was
+            pass
+        return self._sites.get(site)
+
     def _read(self, site: str, message: Message) -> SignedHeads | Finding:
         try:
             heads = read_signed_heads(message)
-            entry = read_sites(self._config).get(site)
         except FedmedError:
             return "unreadable"
+        entry = self._find_entry(site)
         is_its_own = (heads.by, heads.run, heads.site) == ("site", self._run.read_run_id(), site)
         return heads if is_its_own and entry is not None and is_signed(heads, entry) else "wrong signature"
 

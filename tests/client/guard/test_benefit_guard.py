@@ -13,7 +13,7 @@ from client.answers import answering
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.rounding import is_rounded
 from fedmed.metrics.temperature import GRID
-from fedmed.protocol.kinds import KINDS
+from fedmed.protocol.kinds import HEADS, KINDS
 from fedmed.protocol.messages import REPORT, read_sums, read_values
 from tests.client.support.hospital import POLICY, HospitalSite
 
@@ -105,7 +105,7 @@ def test_exact_sums_are_withheld(site: HospitalSite, monkeypatch: pytest.MonkeyP
 
 def test_own_model_never_leaves(site: HospitalSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the app may do wrong: a model is not on the list of what may leave with this answer."""
-    assert set(KINDS["local"].leaving) == {REPORT}
+    assert set(KINDS["local"].leaving) == {REPORT, HEADS}
     make = answering.make_content
     monkeypatch.setattr(answering, "make_content", lambda kind, values, **named: make(kind, values, model=site.model))
     with pytest.raises(PolicyError, match="not on the list of what may leave"):
