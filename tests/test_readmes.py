@@ -46,6 +46,7 @@ WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficient
 TYPED = {  # what ends within seconds: exit code, and what is then read
     ".venv/bin/python simulations/run.py --help": (0, "--study"),
     "flower-client --check": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
+    "flower-client --approve": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client --make-key": (1, "There is no 'client.yaml'"),
     "flower-client --audit": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
