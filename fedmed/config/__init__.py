@@ -57,7 +57,7 @@ from fedmed.config.fairness import (
 )
 from fedmed.config.federation import FederationConfig
 from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
-from fedmed.config.plan import Compression, Plan, plan_hash
+from fedmed.config.plan import Compression, Plan, make_distil_plan, make_student_plan, plan_hash
 from fedmed.config.section import Section
 from fedmed.config.server_step import (
     AdaptiveConfig,
@@ -69,7 +69,6 @@ from fedmed.config.server_step import (
     ServerStepConfig,
 )
 from fedmed.config.simulation import RunConfig
-from fedmed.config.small_plans import make_distil_plan, make_student_plan
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 __all__ = [
