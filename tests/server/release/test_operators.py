@@ -39,7 +39,11 @@ class Case:
         for made in (self.run.model, shared):
             made.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
-        content = {"sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, "classes": ["x", "y"]}
+        content = {
+            "form": "train",
+            "sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()},
+            "classes": ["x", "y"],
+        }
         (self.run.model / "manifest.json").write_text(json.dumps(content))
         (shared / "index.html").write_text("report")
         (shared / "report.json").write_text("{}")

@@ -144,7 +144,7 @@ class Case:
         shared = self.run.path / "shared" / "report"
         shared.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
-        content = {"sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, **manifest}
+        content = {"form": "train", "sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, **manifest}
         (self.run.model / "manifest.json").write_text(json.dumps(content))
         (shared / "index.html").write_text("report")
         (shared / "report.json").write_text("{}")
