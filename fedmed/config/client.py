@@ -36,7 +36,7 @@ class PolicyConfig(Section):
     test_tables: bool = True
     """Whether tables of the test images may leave."""
     validation_scores: bool = False
-    """Whether histograms of scores may leave for the validation images as well."""
+    """Whether the AUC may leave for the validation images as well; with thresholds of 1 also histograms of scores."""
     suppression: SuppressionConfig = SuppressionConfig()
     """Thresholds for everything that is counted."""
     group_histograms: bool = False
