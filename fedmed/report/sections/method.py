@@ -86,7 +86,7 @@ def render_reading(numbers: Numbers) -> str:
 
 def is_coarse(numbers: Numbers) -> bool:
     """Return whether some site tells less than a simulation, since it has thresholds."""
-    return max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1
+    return bool(max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1)
 
 
 def _say_thresholds(numbers: Numbers) -> str:
