@@ -64,6 +64,10 @@ SITE_STATE = Format("The state", 1)
 """What a site keeps between rounds."""
 KIT = Format("The kit", 1)
 """``client.yaml`` and the files beside it, as ``--provision`` makes them."""
+APPROVALS = Format("The list of approved plans", 1)
+"""``approved_plans.json`` of a site."""
+LEDGER = Format("The ledger of a run", 1)
+"""``ledger.json`` of a run at a site."""
 SITE_LIST = Format("The list of sites", 1)
 """``sites.json`` of the coordinating site."""
 REPORT = Format("The report", 1)

@@ -39,6 +39,7 @@ from fedmed.config.distillation import (
     PromptConfig,
     ProxyConfig,
     StudentConfig,
+    StudentPlan,
     TeacherConfig,
     TeacherPlan,
 )
@@ -51,8 +52,8 @@ from fedmed.config.fairness import (
     SuppressionConfig,
 )
 from fedmed.config.federation import FederationConfig
-from fedmed.config.model import ModelConfig
-from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
+from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
+from fedmed.config.plan import Choice, Compression, Plan, plan_hash
 from fedmed.config.section import Section
 from fedmed.config.server_step import (
     AdaptiveConfig,
@@ -64,6 +65,7 @@ from fedmed.config.server_step import (
     ServerStepConfig,
 )
 from fedmed.config.simulation import RunConfig
+from fedmed.config.small_plans import make_distil_plan, make_student_plan
 from fedmed.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "AggregationConfig",
     "AgnosticConfig",
     "AverageConfig",
+    "Choice",
     "ChoiceFigure",
     "ClassFolderData",
     "Compression",
@@ -118,8 +121,12 @@ __all__ = [
     "SitesData",
     "SplitConfig",
     "StudentConfig",
+    "StudentPlan",
     "SuppressionConfig",
     "TeacherConfig",
     "TeacherPlan",
     "TrainingConfig",
+    "make_distil_plan",
+    "make_student_plan",
+    "plan_hash",
 ]

@@ -24,12 +24,24 @@ class PolicyConfig(Section):
     """Only this study id; null: any."""
     approval: str | None = None
     """Only this approval number; null: any."""
+    approved_plan: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Hash of the only plan that is answered, which is thereby approved; null: see ``flower-client --approve``."""
     models: list[str] | None = None
     """Only these models; null: any that is installed here."""
     max_rounds: Annotated[int, Field(ge=1)] = 1000
     """Most rounds of a run."""
     max_epochs_per_round: Annotated[int, Field(ge=1)] = 20
     """Most epochs in one round."""
+    max_batch: Annotated[int, Field(ge=2)] = 256
+    """Largest batch; it is never more than half of the training images, either. A plan's larger one is made smaller."""
+    max_learning_rate: Annotated[float, Field(gt=0)] = 10.0
+    """Highest learning rate."""
+    min_images: Annotated[int, Field(ge=2)] = 50
+    """Fewest training images with which this site trains; with fewer, it only scores models and receives the last."""
+    attributes: list[str] | None = None
+    """Only these patient attributes are told apart; null: all that the data has."""
+    crossings: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    """Only these pairs of attributes are crossed, for example ``[[sex, age_group]]``; null: any."""
     allow_download: bool = False
     """Whether a plan may make this site download a teacher's weights from the internet
     (``fopro.teacher.source: torchvision``). Packaged teachers and ``teacher_file`` need no download."""

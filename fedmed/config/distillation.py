@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fedmed.config.model import ModelConfig
+from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
 from fedmed.config.section import Section
 
 
@@ -156,6 +156,22 @@ class GateConfig(Section):
     """Growth of the largest difference between sites or groups."""
 
 
+class StudentPlan(Section):
+    """The small network into which the trained one is compressed, as the sites are told of it."""
+
+    kind: Literal["proxy", "co_distillation"] = "proxy"
+    """Where it is trained: at the server, or at the sites in rounds of its own."""
+    model: ModelConfig
+    rounds: Annotated[int, Field(ge=1)] = 5
+    """Rounds of ``co_distillation``."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of Adam."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """By which the logits of both networks are divided."""
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distance of features."""
+
+
 class StudentConfig(Section):
     """Compression of the aggregated network into a small one, which is released if the gate lets it pass."""
 
@@ -190,6 +206,13 @@ class StudentConfig(Section):
     rounds: Annotated[int, Field(ge=1)] = 5
     """Rounds of ``co_distillation``."""
     gate: GateConfig = GateConfig()
+
+    def make_plan(self) -> StudentPlan | None:
+        """Return the part that the sites need; None where nothing is compressed."""
+        if self.kind == "skip":
+            return None
+        values = self.model_dump(include=set(StudentPlan.model_fields) - {"model"})
+        return StudentPlan(**values, model=self.student.without(LOCAL_MODEL_OPTIONS))
 
     @model_validator(mode="after")
     def _check_target(self) -> "StudentConfig":

@@ -8,8 +8,8 @@ from fedmed.config.aggregation import AggregationConfig, RuleConfig
 from fedmed.config.data import DataConfig, SitesData
 from fedmed.config.distillation import FoproConfig, FoproPlan, OffOrNone, StudentConfig
 from fedmed.config.fairness import GROUP_FIGURES, SITE_ATTRIBUTE, ChoiceFigure, FairnessConfig
-from fedmed.config.model import ModelConfig
-from fedmed.config.plan import LOCAL_MODEL_OPTIONS, Compression, Plan
+from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
+from fedmed.config.plan import Compression, Plan
 from fedmed.config.section import Section
 from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
@@ -31,6 +31,8 @@ class FederationConfig(Section):
     """Seconds after which a phase of a round ends without those who have not answered."""
     max_missed_rounds: Annotated[int, Field(ge=1)] = 3
     """Rounds missed in a row after which a site is no longer waited for, until it answers again."""
+    attempts: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """How often a round is tried, until ``min_sites`` have sent an update that can be used."""
     classes: list[str] | None = None
     """Class names in order; a simulation takes them from its data."""
     model: ModelConfig = ModelConfig()
@@ -94,6 +96,9 @@ class FederationConfig(Section):
             loss_attribute=self.aggregation.attribute,
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
+            calibrate=self.calibrate,
+            attempts=self.attempts,
+            student=None if self.student is None else self.student.make_plan(),
         ).describe_extensions()
 
     @property

@@ -4,6 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
+"""Options that name files of the coordinating site; they shape the initial model and never travel."""
+
 
 class ModelConfig(BaseModel):
     """The network. Further keys are options of that network, checked by its builder."""

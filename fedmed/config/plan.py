@@ -1,11 +1,13 @@
 """The part of the settings that the server sends to the sites."""
 
-from typing import Any, Literal
+import hashlib
+import json
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedmed.config.aggregation import DivergenceReport, LossReport
-from fedmed.config.distillation import FoproPlan
+from fedmed.config.distillation import FoproPlan, StudentPlan
 from fedmed.config.fairness import FairnessConfig
 from fedmed.config.model import ModelConfig
 from fedmed.config.section import Section
@@ -14,8 +16,8 @@ from fedmed.extensions import Extension, find_extension, is_path
 
 Compression = Literal["none", "fp16", "int8"]
 """How a site's update is shortened on its way to the server."""
-LOCAL_MODEL_OPTIONS = ("pretrained_backbone",)
-"""Options that name files of the coordinating site; they shape the initial model and never travel."""
+Choice = Literal["figure", "tables"]
+"""What the sites tell of a round's model, from which the best round is chosen."""
 
 
 class Plan(Section):
@@ -49,13 +51,24 @@ class Plan(Section):
     """What a site tells about the distance of its features from the teacher's."""
     fopro: FoproPlan | None = None
     """Distillation from a frozen teacher; null: none."""
+    calibrate: bool = False
+    """Whether the sites are asked for the sums from which a temperature is fitted."""
+    release: bool = False
+    """Whether the sites compare the deployable forms of the model before it is released."""
+    choice: Choice = "tables"
+    """What the sites tell of a round's model, from which the best round is chosen."""
+    attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a round may be tried, until enough sites have sent an update."""
+    student: StudentPlan | None = None
+    """The small network into which the trained one is compressed at the end; null: none."""
     extensions: list[Extension] = Field(default=[])
     """Which code the import paths in it mean; a plan without any is written as if there were no such key."""
 
     @property
     def extension_paths(self) -> list[str]:
         """Import paths of what every site has to build."""
-        return [name for name in dict.fromkeys((self.model.name, *map(str, self.loss))) if is_path(name)]
+        small = [] if self.student is None else [self.student.model.name]
+        return [name for name in dict.fromkeys((self.model.name, *map(str, self.loss), *small)) if is_path(name)]
 
     def describe_extensions(self) -> "Plan":
         """Return the plan with the code that its import paths mean here.
@@ -76,9 +89,25 @@ class Plan(Section):
         """Return the plan of the network that is released: without what only its training needs."""
         return self.model_copy(update={"fopro": None})
 
+    @property
+    def sha256(self) -> str:
+        """What a person at a site approves: the hash of all that the plan says, the name of the run included."""
+        return plan_hash(self)
+
     @model_serializer(mode="wrap")
     def _leave_out_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = write(self)
         if not self.extensions:
             values.pop("extensions", None)
         return values
+
+
+def plan_hash(plan: Plan) -> str:
+    """Return the SHA-256 of a plan in canonical JSON (keys sorted, no spaces), 64 hexadecimal digits.
+
+    Notes
+    -----
+    The list of sites is no part of a plan, so that it may grow under the same approval.
+    """
+    text = json.dumps(plan.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -38,6 +38,9 @@ class ServerConfig(FederationConfig):
     """Further host names or addresses for the server's certificate."""
     sites: Annotated[list[SiteName], Field(min_length=1)]
     """Names of the sites that ``--provision`` makes kits for."""
+    attempts: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """How often a round is tried, until ``min_sites`` have sent an update that can be used; the pauses between two
+    grow to ten minutes, so that 200 last longer than a day. Part of the plan that every site approves."""
     classes: Annotated[list[str], Field(min_length=2)]
     """Class names in order, the same at every site."""
     data: SitesData = SitesData()
@@ -57,8 +60,8 @@ class ServerConfig(FederationConfig):
 
     def make_plan(self) -> Plan:
         """Return the part of the settings that the sites need."""
-        study = {"study": self.study.id, "approval": self.study.approval}
-        return super().make_plan().model_copy(update=study)
+        told = {"study": self.study.id, "approval": self.study.approval, "release": self.batch_norm != "local"}
+        return super().make_plan().model_copy(update=told)
 
     @model_validator(mode="after")
     def _check(self) -> "ServerConfig":

@@ -5,20 +5,12 @@ from typing import TypedDict
 from pydantic import JsonValue
 
 
-class SmallNetworkTold(TypedDict):
-    """The network into which the trained one is compressed, and how."""
-
-    plan: dict[str, JsonValue]
-    is_trained_at_sites: bool
-
-
 class Hello(TypedDict, total=False):
     """The answer; a server of another version may leave something out."""
 
     versions: dict[str, str]
     study: dict[str, JsonValue]
     plan: dict[str, JsonValue]
-    small_network: SmallNetworkTold | None
     expected_mean: tuple[float, float] | None
     expected_std: tuple[float, float] | None
     rounds: int

@@ -13,6 +13,18 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from fedmed.protocol.foreseen import (
+    ALWAYS,
+    EVERY_LOCAL_ROUND,
+    EVERY_ROUND,
+    EVERY_ROUND_AND_BOTH,
+    EVERY_SMALL_ROUND,
+    ONCE_CALIBRATED,
+    ONCE_RECALIBRATED,
+    ONCE_RELEASED,
+    ONCE_TESTED,
+    Ration,
+)
 from fedmed.protocol.reports import (
     Declined,
     DistilReport,
@@ -34,7 +46,6 @@ ARTEFACT = "artefact"
 
 ScoredPart = Literal["validation", "test"]
 """Images that can be scored."""
-Counted = Literal["run", "trained", "tested", "compared"]
 Bar = Literal["rounds", "local"]
 State = Literal["round", "testing", "proving"]
 
@@ -49,6 +60,8 @@ class Phase:
     """For people: what goes on."""
     leaves: str
     """For people: what leaves a site, a row of ``flower-client --check``."""
+    ration: Ration
+    """How often a plan foresees that it is asked for."""
     part: ScoredPart | None = None
     """Images that it is about: ``validation`` or ``test``; None for those that are trained on, or none."""
     other: Literal["student", "teacher"] | None = None
@@ -85,14 +98,16 @@ class Kind:
     """Setting of the plan without which it is not asked for, and of the policy without which a site declines it."""
     compressed: bool = False
     """Whether the returned model travels in the form of the plan's ``compression``."""
-    counted_as: Counted | None = None
-    """How the site's ledger counts an answer: ``trained`` up to the rounds of the policy, ``tested`` by model,
-    ``compared`` by model and artefact, ``run`` as a sign that the run was here; None: not at all."""
 
     @property
     def title(self) -> str:
         """What goes on, for people."""
         return self.phases[0].title
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the site's ledger counts an answer."""
+        return any(phase.ration is not ALWAYS for phase in self.phases)
 
     @property
     def report(self) -> frozenset[str]:
@@ -140,22 +155,23 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "query": Kind(
         flower="query",
-        phases=(Phase("join", "sites get ready", "description"),),
+        phases=(Phase("join", "sites get ready", "description", ALWAYS),),
         reports=(SiteDescription,),
     ),
     "train": Kind(
         flower="train",
-        phases=(Phase("train", "training", "update", state="round", bar="rounds"),),
-        reports=(TrainReport, MissingModel),
+        phases=(Phase("train", "training", "update", EVERY_ROUND, state="round", bar="rounds"),),
+        reports=(TrainReport, Declined, MissingModel),
         returns=(MODEL,),
         needs_round=True,
         trains=True,
         compressed=True,
-        counted_as="trained",
     ),
     "local": Kind(
         flower="train.local",
-        phases=(Phase("local", "training of each site alone", "own model", state="round", bar="local"),),
+        phases=(
+            Phase("local", "training of each site alone", "own model", EVERY_LOCAL_ROUND, state="round", bar="local"),
+        ),
         reports=(LocalReport, Declined, MissingModel),
         tells="rounds_done",
         about="how far this site's own model is, which itself never leaves",
@@ -164,53 +180,64 @@ KINDS: dict[str, Kind] = {
         setting="benefit",
         # Bounded by itself: a site trains its own model for the rounds of the plan and never again in that run,
         # however often it is asked.
-        counted_as="run",
     ),
     "distil": Kind(
         flower="train.distil",
-        phases=(Phase("distil", "distillation into a small network", "update of the small network", other="teacher"),),
+        phases=(
+            Phase(
+                "distil",
+                "distillation into a small network",
+                "update of the small network",
+                EVERY_SMALL_ROUND,
+                other="teacher",
+            ),
+        ),
         brings=(OTHER_MODEL,),
-        reports=(DistilReport, MissingModel),
+        reports=(DistilReport, Declined, MissingModel),
         returns=(MODEL,),
         needs_round=True,
         trains=True,
-        counted_as="trained",
     ),
     "evaluate": Kind(
         flower="evaluate",
         phases=(
-            Phase("evaluate", "validation", "validation tables", "validation", "student", "round", "rounds"),
-            Phase("test", "test", "test tables", "test", "teacher", "testing"),
+            Phase(
+                "evaluate",
+                "validation",
+                "validation tables",
+                EVERY_ROUND_AND_BOTH,
+                "validation",
+                "student",
+                "round",
+                "rounds",
+            ),
+            Phase("test", "test", "test tables", ONCE_TESTED, "test", "teacher", "testing"),
         ),
         brings=(OTHER_MODEL,),
         reports=(ScoreReport, MissingModel),
         returns=(TABLES,),
-        counted_as="tested",
     ),
     "recalibrate": Kind(
         flower="evaluate.recalibrate",
-        phases=(Phase("recalibrate", "BatchNorm statistics", "BatchNorm sums", state="testing"),),
+        phases=(Phase("recalibrate", "BatchNorm statistics", "BatchNorm sums", ONCE_RECALIBRATED, state="testing"),),
         reports=(NormSumsReport, MissingModel),
         returns=(SUMS,),
         about="number, sum and squares of what each BatchNorm's channels get from all training images",
-        counted_as="trained",
     ),
     "calibrate": Kind(
         flower="evaluate.calibrate",
-        phases=(Phase("calibrate", "temperature", "sums for the temperature", state="testing"),),
+        phases=(Phase("calibrate", "temperature", "sums for the temperature", ONCE_CALIBRATED, state="testing"),),
         reports=(TemperatureReport, MissingModel),
         returns=(SUMS,),
         about="likelihood and slope at each temperature, of all validation images that may be counted",
-        counted_as="trained",
     ),
     "release": Kind(
         flower="evaluate.release",
-        phases=(Phase("release", "comparison of the forms", "comparison", "test", state="proving"),),
+        phases=(Phase("release", "comparison of the forms", "comparison", ONCE_RELEASED, "test", state="proving"),),
         brings=(ARTEFACT,),
         reports=(FormsReport, MissingModel),
         tells="comparison",
         about="largest differences between the forms of the model, and counts of test images",
-        counted_as="compared",
     ),
 }
 """By the name under which a site's audit log, the policy and the checks know them."""

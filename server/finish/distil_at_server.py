@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedmed.config import FoproConfig, Plan, RunConfig, StudentConfig
+from fedmed.config import FoproConfig, Plan, RunConfig, StudentConfig, make_student_plan
 from fedmed.distillation import (
     CompactResult,
     CompactSettings,
@@ -42,7 +42,6 @@ from fedmed.training.devices import select_device
 from fedmed.training.network import Network
 from server.finish.chosen import ChosenModel
 from server.finish.proxy_images import open_proxy
-from server.finish.small_plans import make_student_plan
 from server.rounds.session import Session
 from server.rounds.site_models import open_ensemble
 
@@ -63,7 +62,7 @@ def build_student(session: Session, settings: StudentConfig) -> tuple[Network, l
     TeacherUnavailableError
         If the pre-trained file is wanted and not here.
     """
-    network = Network(make_student_plan(session.plan, settings))
+    network = Network(make_student_plan(session.plan))
     if not settings.pretrained:
         return network, None
     return network, copy_matching(network.model, read_mobilenet_features())

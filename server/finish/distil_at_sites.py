@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from fedmed.aggregation import average_updates
-from fedmed.config import StudentConfig
+from fedmed.config import StudentConfig, make_distil_plan
 from fedmed.errors import FederationError
 from fedmed.metrics.site_tables import TEACHER
 from fedmed.protocol.kinds import KINDS
@@ -26,7 +26,6 @@ from fedmed.storage.records import DistilledLine, DistilledRecord, DistilRoundRe
 from fedmed.storage.tensor_files import TensorFile, write_tensors
 from server.finish.chosen import ChosenModel
 from server.finish.distil_at_server import build_student
-from server.finish.small_plans import make_distil_plan
 from server.rounds.courier import SecondModel
 from server.rounds.session import Session
 from server.rounds.training import collect_until, train_at_sites
@@ -62,7 +61,7 @@ class _Rounds:
     def __init__(self, session: Session, model: ChosenModel, settings: StudentConfig, folder: Path) -> None:
         self._session, self._settings, self._folder = session, settings, folder
         self._large = SecondModel(TEACHER, session.plan, model.model_path, model.model_sha256)
-        self._plan = make_distil_plan(session.plan, settings)
+        self._plan = make_distil_plan(session.plan)
         folder.mkdir(parents=True, exist_ok=True)
         self._student, self._not_copied = build_student(session, settings)
         self._history: list[DistilledLine] = []

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
-from fedmed.config import StudentConfig
+from fedmed.config import StudentConfig, make_student_plan
 from fedmed.distillation import GateDecision, GateLimits, decide_gate, describe_distance
 from fedmed.distillation.network import build_network
 from fedmed.errors import ConfigError, FederationError
@@ -41,7 +41,6 @@ from server.finish.distil_at_server import (
 from server.finish.distil_at_sites import distil_at_sites
 from server.finish.proxy_images import check_proxy
 from server.finish.recalibrate import recalibrate
-from server.finish.small_plans import make_student_plan
 from server.rounds.courier import SecondModel
 from server.rounds.scoring import Scores, load_tables, save_tables
 from server.rounds.session import Session
@@ -161,11 +160,11 @@ def _take_product(session: Session, model: ChosenModel, settings: StudentConfig,
     path = session.run.path / record["model_file"]
     small = ChosenModel(model.round, path, str(record["model_sha256"]))
     teacher = SecondModel(TEACHER, session.plan, model.model_path, model.model_sha256)
-    return Product(_with_student(session, settings), small, teacher)
+    return Product(_with_student(session), small, teacher)
 
 
-def _with_student(session: Session, settings: StudentConfig) -> Session:
-    return replace(session, plan=make_student_plan(session.plan, settings))
+def _with_student(session: Session) -> Session:
+    return replace(session, plan=make_student_plan(session.plan))
 
 
 def _skip(session: Session, model: ChosenModel) -> CompressionRecord:
@@ -183,7 +182,7 @@ def _compress(
         distilled = distil_at_server(session, model, settings, folder / "distilled", earlier)
     else:
         distilled = distil_at_sites(session, model, settings, folder / "distilled")
-    with_student = _with_student(session, settings)
+    with_student = _with_student(session)
     raw = ChosenModel(model.round, folder / "distilled" / MODEL_FILE, distilled["model_sha256"])
     small, seconds = _recalibrate(with_student, raw, best_round)
     scores, gate_s = _ask_gate(session, model, with_student, small, best_round)

@@ -17,8 +17,6 @@ from server.rounds.exchange import Answer
 from server.rounds.session import Session
 from server.rounds.updates import UpdateCollector
 
-MAX_ATTEMPTS = 3
-"""Of a round, where sites are not waited for as long as it takes."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 30.0, 600.0
 
 
@@ -28,8 +26,8 @@ def collect_until(session: Session, what: str, ask: Callable[[int], UpdateCollec
     Parameters
     ----------
     session : Session
-        A patient one (a real federation) goes on as long as it takes, with growing pauses: every hospital may train at
-        night only. Another gives up after :data:`MAX_ATTEMPTS`.
+        Gives up after the attempts of its plan, which every site has approved. A patient one (a real federation)
+        makes growing pauses between them: every hospital may train at night only.
     what : str
         The round, for people: ``"Round 3"``.
     ask : callable
@@ -47,7 +45,7 @@ def collect_until(session: Session, what: str, ask: Callable[[int], UpdateCollec
     FederationError
         If it gives up.
     """
-    min_sites = session.config.min_sites
+    min_sites, attempts = session.config.min_sites, session.plan.attempts
     pauses = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
     for attempt in itertools.count(1):
         collector = ask(attempt)
@@ -58,9 +56,9 @@ def collect_until(session: Session, what: str, ask: Callable[[int], UpdateCollec
             f"{what}, attempt {attempt}: {num_accepted} usable updates, at least min_sites = {min_sites} are needed. "
             f"{_list_reasons(collector)}"
         )
-        if not session.patient and attempt == MAX_ATTEMPTS:
+        if attempt >= attempts:
             raise FederationError(
-                f"{what} had fewer than min_sites = {min_sites} usable updates in {MAX_ATTEMPTS} attempts. "
+                f"{what} had fewer than min_sites = {min_sites} usable updates in {attempts} attempts. "
                 f"{_list_reasons(collector)} All rounds before it are saved: mend the sites or lower min_sites, then "
                 "resume the run."
             )

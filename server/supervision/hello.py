@@ -8,14 +8,13 @@ import json
 from pathlib import Path
 
 from fedmed.config.server import ServerConfig
-from fedmed.protocol.hello import Hello, SmallNetworkTold
+from fedmed.protocol.hello import Hello
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.versions import find_versions
-from server.finish.small_plans import make_distil_plan, make_student_plan
 
 
 def write_hello(
-    path: Path, config: ServerConfig, *, model_digest: str | None = None, round_number: int | None = None
+    path: Path, config: ServerConfig, run_id: str, *, model_digest: str | None = None, round_number: int | None = None
 ) -> None:
     """Write the file that the SuperLink sends; what an earlier call has told of the progress stays.
 
@@ -25,6 +24,8 @@ def write_hello(
         The file.
     config : ServerConfig
         Settings of the federation.
+    run_id : str
+        Name of the run, part of the plan that every site approves.
     model_digest : str, optional
         As it becomes known.
     round_number : int, optional
@@ -34,8 +35,7 @@ def write_hello(
     content: Hello = {
         "versions": find_versions("fedmed", "flwr", "torch"),
         "study": config.study.model_dump(),
-        "plan": config.make_plan().model_dump(mode="json"),
-        "small_network": _describe_small(config),
+        "plan": config.make_plan().model_copy(update={"run_id": run_id}).model_dump(mode="json"),
         "expected_mean": config.data.expected_mean,
         "expected_std": config.data.expected_std,
         "rounds": config.rounds,
@@ -43,14 +43,3 @@ def write_hello(
         "round": old.get("round", 0) if round_number is None else round_number,
     }
     write_atomically(path, json.dumps(content).encode())
-
-
-def _describe_small(config: ServerConfig) -> SmallNetworkTold | None:
-    """Return the network into which the trained one is compressed, and how; None where it is not."""
-    student = config.student
-    if student is None or student.kind == "skip":
-        return None
-    plan = config.make_plan()
-    is_trained_there = student.kind == "co_distillation"
-    small = make_distil_plan(plan, student) if is_trained_there else make_student_plan(plan, student)
-    return {"plan": small.model_dump(mode="json"), "is_trained_at_sites": is_trained_there}

@@ -82,7 +82,7 @@ class Supervisor:
         """
         host, port = split_address(self.config.listen, "listen")
         check_port_free(host, port, "listen")
-        write_hello(self.engine.hello_file, self.config)
+        write_hello(self.engine.hello_file, self.config, self.run.read_run_id())
         self._look_at_certificate()
         self.listener.on_info(f"Sites reach this server at {self.config.address}; it listens on {self.config.listen}.")
         with self.health:
@@ -129,9 +129,9 @@ class Supervisor:
             match event:
                 case {"event": "round", "record": {"round": int(number)}}:
                     self.engine.draw_report()
-                    write_hello(self.engine.hello_file, self.config, round_number=number)
+                    write_hello(self.engine.hello_file, self.config, self.run.read_run_id(), round_number=number)
                 case {"event": "model", "digest": str(digest)}:
-                    write_hello(self.engine.hello_file, self.config, model_digest=digest)
+                    write_hello(self.engine.hello_file, self.config, self.run.read_run_id(), model_digest=digest)
         for text in self._refusals.read():
             self._note(text)
 

@@ -8,7 +8,7 @@ import pytest
 from fedmed.errors import FederationError
 from server.rounds import training
 from server.rounds.session import Session
-from server.rounds.training import MAX_ATTEMPTS, collect_until
+from server.rounds.training import collect_until
 from server.rounds.updates import UpdateCollector
 
 
@@ -30,9 +30,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def make_session(notes: list[str], *, patient: bool) -> Session:
-    listener = SimpleNamespace(on_note=notes.append)
-    return cast(Session, SimpleNamespace(config=SimpleNamespace(min_sites=2), patient=patient, listener=listener))
+def make_session(notes: list[str], *, patient: bool, attempts: int = 3) -> Session:
+    values: dict[str, Any] = {
+        "config": SimpleNamespace(min_sites=2),
+        "plan": SimpleNamespace(attempts=attempts),
+        "patient": patient,
+        "listener": SimpleNamespace(on_note=notes.append),
+    }
+    return cast(Session, SimpleNamespace(**values))
 
 
 def ask_after(num_refused: int, asked: list[int]) -> Any:
@@ -47,7 +52,7 @@ def test_a_real_federation_goes_on_after_more_refusals_than_a_simulation_bears(p
     """Seven nights without two hospitals: pauses of 30 s, doubled, at most ten minutes; then it is enough."""
     notes: list[str] = []
     asked: list[int] = []
-    _, attempt = collect_until(make_session(notes, patient=True), "Round 3", ask_after(7, asked))
+    _, attempt = collect_until(make_session(notes, patient=True, attempts=200), "Round 3", ask_after(7, asked))
     assert attempt == 8
     assert asked == [1, 2, 3, 4, 5, 6, 7, 8]
     assert pauses == [30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
@@ -56,12 +61,14 @@ def test_a_real_federation_goes_on_after_more_refusals_than_a_simulation_bears(p
     assert "it sleeps" in notes[0]
 
 
-def test_a_simulation_gives_up_and_says_what_to_do(pauses: list[float]) -> None:
+@pytest.mark.parametrize("patient", [False, True])
+def test_after_the_attempts_of_the_plan_it_gives_up_and_says_what_to_do(pauses: list[float], patient: bool) -> None:
+    """Whoever is patient pauses between the attempts, and not after the last one."""
     asked: list[int] = []
     with pytest.raises(FederationError, match=r"Round 3 had fewer than min_sites = 2 .* in 3 attempts.*resume the run"):
-        collect_until(make_session([], patient=False), "Round 3", ask_after(MAX_ATTEMPTS, asked))
+        collect_until(make_session([], patient=patient), "Round 3", ask_after(3, asked))
     assert asked == [1, 2, 3]
-    assert pauses == []
+    assert pauses == ([30.0, 60.0] if patient else [])
 
 
 def test_the_rounds_and_the_distillation_at_the_sites_ask_in_the_same_way() -> None:
