@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from client.guard.audit import verify_site_audit
@@ -17,8 +17,10 @@ EPILOG = """\
 first steps at a hospital, in the folder of the kit that the coordinating site has made:
   1. set data: in client.yaml
   2. flower-client --check
-     tries everything except taking part, and shows exactly what would leave the hospital
-  3. flower-client
+     tries everything except taking part, shows the study's plan and exactly what would leave the hospital
+  3. flower-client --approve
+     shows the plan once more and approves it; nothing else is answered before that
+  4. flower-client
      trains with the others; ends when the model has come home, or on Ctrl-C
 
 Images never leave. The connection is made from here to the server, one port, never the other way round.
@@ -66,6 +68,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     actions.add_argument(
         "--check", action="store_true", help="try data, model, machine, network and server; send nothing"
     )
+    actions.add_argument(
+        "--approve",
+        nargs="?",
+        const="",
+        metavar="HASH",
+        help="show the server's plan and approve it for this site (with HASH: this plan only)",
+    )
     actions.add_argument("--fetch-model", action="store_true", help="collect the released model (again)")
     actions.add_argument(
         "--verify-audit", action="store_true", help="check the hash chain of this site's audit log, and its end"
@@ -84,13 +93,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --forget: also of federations that have not ended as far as this site knows",
     )
+    parser.add_argument("--yes", action="store_true", help="with --approve: do not ask, for scripts")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="with --approve: count anew what was asked, as after the server was restored to an earlier state",
+    )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
-    parser.add_argument("--json", action="store_true", help="with --check or --verify-audit: print JSON")
+    parser.add_argument("--json", action="store_true", help="with --check, --approve or --verify-audit: print JSON")
     add_version_option(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    if options.json and not (options.check or options.verify_audit):
-        parser.error("--json goes with --check or --verify-audit")
+    if options.json and not (options.check or options.verify_audit or options.approve is not None):
+        parser.error("--json goes with --check, --approve or --verify-audit")
+    if (options.yes or options.again) and options.approve is None:
+        parser.error("--yes and --again go with --approve")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
     if options.offline and not options.check:
@@ -104,14 +121,17 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
     config = load_client_config(options.config)
     if config.insecure:
         print("WARNING: insecure: true. There is no TLS; use this on one machine for tests only.", file=sys.stderr)
-    if options.check:
-        return _check(config, offline=options.offline, as_json=options.json)
-    if options.verify_audit:
-        return _verify_audit(config, options.json)
-    if options.fetch_model:
-        return _fetch_model(config)
-    if options.forget:
-        return _forget(config, everything=options.all)
+    actions: dict[str, Callable[[], int]] = {
+        "check": lambda: _check(config, offline=options.offline, as_json=options.json),
+        "verify_audit": lambda: _verify_audit(config, options.json),
+        "fetch_model": lambda: _fetch_model(config),
+        "forget": lambda: _forget(config, everything=options.all),
+    }
+    if options.approve is not None:
+        return _approve(config, options)
+    for name, act in actions.items():
+        if getattr(options, name):
+            return act()
     from client.supernode.supervisor import take_part  # noqa: PLC0415
 
     return take_part(config, options.config.absolute(), client_app)
@@ -123,6 +143,14 @@ def _check(config: ClientConfig, *, offline: bool, as_json: bool) -> int:
     results = run_preflight(config, offline=offline)
     print(to_json(results) if as_json else render_table(results))
     return 1 if has_failed(results) else 0
+
+
+def _approve(config: ClientConfig, options: argparse.Namespace) -> int:
+    from client.check.approval import Wish, approve  # noqa: PLC0415  (imports torch)
+    from client.supernode.fleet import Fleet  # noqa: PLC0415
+
+    wish = Wish(options.approve or None, yes=options.yes, again=options.again, as_json=options.json)
+    return approve(config, wish, Fleet)
 
 
 def _make_key(config_file: Path, name: str) -> int:

@@ -11,7 +11,16 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.answers.answering import ask_for_model, fill_network, memory, open_request, register_files, reply
+from client.answers.answering import (
+    ask_for_model,
+    choose_batch,
+    fill_network,
+    has_too_few_images,
+    memory,
+    open_request,
+    register_files,
+    reply,
+)
 from client.answers.compared_models import collect_norm_sums, compute_compared_logits
 from client.answers.losses import measure_risks, tell_distillation, tell_training, weigh_images
 from client.answers.own_model import LocalTraining
@@ -89,6 +98,8 @@ def train(message: Message, context: Context) -> Message:
     site, request = open_request(message, context)
     if not len(site.data.train):
         raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    if has_too_few_images(site):
+        return reply(message, Declined(declined=True))
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)
@@ -98,7 +109,7 @@ def train(message: Message, context: Context) -> Message:
     result = fit(
         network.trainee,
         site.data.train,
-        request.plan,
+        choose_batch(request.plan, site),
         site=site.name,
         round_number=request.round,
         device=site.device,
@@ -136,6 +147,8 @@ def train_small(message: Message, context: Context) -> Message:
     site, request = open_request(message, context)
     if not len(site.data.train):
         raise TrainingError("This site has no training image left; all that it had belong to patients who withdrew.")
+    if has_too_few_images(site):
+        return reply(message, Declined(declined=True))
     packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
         return ask_for_model(message)
@@ -177,6 +190,8 @@ def score(message: Message, context: Context) -> Message:
 def sum_norm_inputs(message: Message, context: Context) -> Message:
     """Answer with the sums of what every BatchNorm gets from this site's training images, without changing anything."""
     site, request = open_request(message, context)
+    if has_too_few_images(site):
+        raise TrainingError("This site has fewer training images than its policy.min_images; no sums of them leave.")
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)

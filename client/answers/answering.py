@@ -16,7 +16,9 @@ from flwr.clientapp import ClientApp
 
 from client.guard.outside_code import check_code
 from client.guard.requests import ModelMemory, Request, check_classes, read_request
+from client.hospital.bounded import bound_batch, bound_groups
 from client.hospital.site_data import Site, open_site
+from fedmed.config import Plan
 from fedmed.distillation.network import get_network
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.kinds import KINDS
@@ -37,7 +39,27 @@ def open_request(message: Message, context: Context) -> tuple[Site, Request]:
     for plan in request.plans:  # at a hospital, the guard has done so; a simulation's workers may be other machines
         check_code(plan)
     check_classes(request, site.data.classes)
-    return site, request
+    return site, bound_request(request, site)
+
+
+def bound_request(request: Request, site: Site) -> Request:
+    """Return a request about the patient groups only that a hospital tells apart."""
+    if not site.is_hospital:
+        return request
+    known, other = list(site.data.train.attributes), request.other
+    if other is not None:
+        other = other.model_copy(update={"plan": bound_groups(site.policy, other.plan, known)})
+    return request.model_copy(update={"plan": bound_groups(site.policy, request.plan, known), "other": other})
+
+
+def has_too_few_images(site: Site) -> bool:
+    """Return whether a hospital has so few training images that it only scores models."""
+    return site.is_hospital and len(site.data.train) < site.policy.min_images
+
+
+def choose_batch(plan: Plan, site: Site) -> Plan:
+    """Return a plan with the batch that a hospital trains with; in a simulation as it is."""
+    return bound_batch(site.policy, plan, len(site.data.train)) if site.is_hospital else plan
 
 
 def fill_network(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from client.answers.group_weights import hold_weights
 from client.hospital.site_data import Site
 from fedmed.aggregation.divergence_rule import MAS_WEIGHT
 from fedmed.config import Plan
@@ -106,11 +107,14 @@ def tell_distillation(result: FitResult) -> DistilReport:
 def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> torch.Tensor | None:
     """Return the weight of every training image, float32 (N,), from those of its groups; None if all are 1.
 
-    Images whose group is not known, or has no weight yet, have the weight 1.
+    Images whose group is not known, or has no weight yet, have the weight 1; at a hospital see
+    :func:`client.answers.group_weights.hold_weights`.
     """
     groups = _find_groups(site.data.train, plan, site.name) if group_weights else None
     if groups is None:
         return None
+    if site.is_hospital:
+        group_weights = hold_weights(group_weights, groups, site.data.train.labels.tolist(), site.policy.suppression.k)
     return torch.tensor([group_weights.get(group, 1.0) for group in groups], dtype=torch.float32)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from client.answers.answering import choose_batch
 from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE, Plan
@@ -130,7 +131,7 @@ def _wrap(
 def _run_epochs(distiller: CoDistiller, request: Request, site: Site) -> tuple[float, float]:
     """Return the mean loss of an image, and the last learning rate."""
     plan, part, wrapper = request.plan, site.data.train, distiller.student
-    settings, rate, total = plan.training, plan.training.optimizer.lr, 0.0
+    settings, rate, total = choose_batch(plan, site).training, plan.training.optimizer.lr, 0.0
     optimizer = torch.optim.Adam(wrapper.parameters(), lr=rate)
     transform = make_train_transform(plan.augmentation, plan.image_size)
     set_train_mode(wrapper, len(part))

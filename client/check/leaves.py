@@ -20,13 +20,13 @@ from flwr.app import Context, Message, RecordDict
 from client.check.context import Check, CheckContext, CheckResult
 from client.check.data import WHOLE
 from client.check.model import without_prompt_steps
-from client.check.teacher import find_small
+from client.guard.approvals import Approvals
+from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts
 from client.guard.policy import check_test
 from client.site import app
 from client.supernode.local_message import make_local_message
-from fedmed.config import SITE_ATTRIBUTE, Compression, Plan
-from fedmed.config.client import ClientConfig
+from fedmed.config import SITE_ATTRIBUTE, Compression, Plan, make_distil_plan, make_student_plan
 from fedmed.config.files import dump_config
 from fedmed.data.split_files import CommonFields, SplitIndex, SplitRow, read_site, write_splits
 from fedmed.distillation.network import get_network
@@ -44,8 +44,6 @@ _SMALL = "small"
 _RUN_ID = "check"
 _TRAIN_ROWS = 2
 _NEEDS = ("classes", "policy", "training step")
-_DISTIL = DistilSettings(temperature=1.0, feature_weight=0.0)
-"""The true ones are not known yet; what leaves has the same size with any."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ def _check_comparison(row: _Row, context: CheckContext, name: str) -> CheckResul
     from fedmed.export.compare import FormComparison  # noqa: PLC0415
     from fedmed.export.release_form import describe_comparison  # noqa: PLC0415
 
+    if not context.get_plan().release:
+        return CheckResult(name, "ok", "nothing: the plan compares no forms of the model (release: false)")
     refusals = check_test(context.config.policy, row.phase.part)
     if refusals:
         return CheckResult(name, "ok", f"nothing: {refusals[0]}")
@@ -100,20 +100,23 @@ _CHECKS_BY_HAND = {"release": _check_comparison}
 
 def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     """Build one reply and list its parts."""
-    asked = _find_plan(row.name, context)
+    main = _settle(context.get_plan(), row.compression)
+    asked = _find_plan(row.name, main)
     if isinstance(asked, str):
         return CheckResult(name, "ok", f"nothing: {asked}")
-    folder = context.folder / (_SMALL if row.kind.counted_as else WHOLE)
+    if row.name == "recalibrate" and len(context.get_site().data.train) < context.config.policy.min_images:
+        return CheckResult(name, "ok", "nothing: there are fewer training images than policy.min_images")
+    folder = context.folder / (_SMALL if row.kind.is_counted else WHOLE)
     if folder.name == _SMALL:
         _shrink_site(context, folder)
     try:
         with use_threads(context.config.threads):
-            reply = _ask(row, asked, context, folder)
+            reply = _ask(row, asked, main, context, folder)
     except PolicyError as error:
         return CheckResult(name, "ok", f"nothing: {error}")
     parts = "; ".join(map(_describe_part, list_parts(reply.content)))
     told = read_values(reply, REPORT)
-    if not row.kind.counted_as:
+    if not row.kind.is_counted:
         return CheckResult(name, "ok", f"{parts}: {json.dumps(told)}")
     if TABLES in reply.content:
         return CheckResult(name, "ok", f"{parts}{_describe_tables(read_tables(reply), str(row.phase.part), context)}")
@@ -122,45 +125,59 @@ def _check_reply(row: _Row, context: CheckContext, name: str) -> CheckResult:
     return CheckResult(name, "ok", f"{parts}{in_use}{_explain(row.kind, reply)}")
 
 
-def _find_plan(kind: str, context: CheckContext) -> Plan | str:
+def _find_plan(kind: str, plan: Plan) -> Plan | str:
     """Return the plan of the network that a request is about; or why there is no such request."""
-    plan, small, setting = context.get_plan(), find_small(context), KINDS[kind].setting
+    setting = KINDS[kind].setting
     if setting is not None and not getattr(plan, setting):
         return f"the plan foresees no model of this site alone ({setting}: false)"
+    if kind == "calibrate" and not plan.calibrate:
+        return "the plan fits no temperature (calibrate: false)"
     if kind == "recalibrate" and plan.batch_norm != "recalibrate":
-        return "the plan asks for none (batch_norm)" if small is None else small.plan
+        return "the plan asks for none (batch_norm)" if plan.student is None else make_student_plan(plan)
     if kind == "distil":
-        if small is None or not small.is_trained_here:
+        if plan.student is None or plan.student.kind != "co_distillation":
             return "the server plans no small network that the sites train"
-        return small.plan
+        return make_distil_plan(plan)
     return plan
 
 
 def _explain(kind: Kind, reply: Message) -> str:
     """Say what the numbers of a reply are, where its parts do not."""
     told = read_values(reply, REPORT)
+    if told.get("declined") and kind.setting is None:
+        return "; fewer training images than policy.min_images: this site only scores models, and says so"
+    if told.get("declined") and kind.setting is None:
+        return "; fewer training images than policy.min_images: this site only scores models, and says so"
     if told.get("declined"):
         return f"; policy.{kind.setting} is false: this site trains no model of its own, and says so"
     return f"; {kind.about}" if kind.about and kind.is_answered(reply.content, told) else ""
 
 
-def _ask(row: _Row, asked: Plan, context: CheckContext, folder: Path) -> Message:
-    """Return the ClientApp's reply to a request as the server would make it."""
-    plan = _settle(asked, row.compression)
+def _ask(row: _Row, plan: Plan, main: Plan, context: CheckContext, folder: Path) -> Message:
+    """Return the ClientApp's reply to a request as the server would make it, under a plan that is approved here."""
     request, model, packed = Request(plan=plan), None, None
-    if row.kind.counted_as:
+    if row.kind.is_counted:
         request = Request(plan=plan, round=1, part=row.phase.part)
         model = get_network(plan).pack()
     if row.name == "distil":
-        large = _settle(context.get_plan(), "none")
-        packed = get_network(large).pack()
-        other = OtherModel(name=TEACHER, plan=large, sha256=hashlib.sha256(packed).hexdigest())
-        request = Request(plan=plan, round=1, other=other, distil=_DISTIL)
+        packed = get_network(main).pack()
+        request = _ask_to_distil(request, main, packed)
     content = make_content(REQUEST, request.to_values(), model=model, other_model=packed)
     message = make_local_message(content, row.kind.flower)
-    settings: dict[str, str | int | float | bool] = {"client-config": str(_write_settings(context.config, folder))}
+    file = _write_settings(context, folder)
+    Ledger(folder / "runs", context.config.policy).begin(Approvals(folder).add(main, again=True))
+    settings: dict[str, str | int | float | bool] = {"client-config": str(file)}
     own = Context(run_id=1, node_id=1, node_config=settings, state=RecordDict(), run_config={})
     return app(message, own)
+
+
+def _ask_to_distil(request: Request, main: Plan, packed: bytes) -> Request:
+    """Return a request to learn from the trained network, with the settings of its plan."""
+    small = main.student
+    assert small is not None, "there is a plan of its rounds"
+    other = OtherModel(name=TEACHER, plan=main, sha256=hashlib.sha256(packed).hexdigest())
+    settings = DistilSettings(temperature=small.temperature, feature_weight=small.feature_weight)
+    return request.model_copy(update={"other": other, "distil": settings})
 
 
 def _settle(plan: Plan, compression: Compression) -> Plan:
@@ -169,11 +186,17 @@ def _settle(plan: Plan, compression: Compression) -> Plan:
     return plan.model_copy(update=changes)
 
 
-def _write_settings(config: ClientConfig, folder: Path) -> Path:
-    """Write the site's settings with another state folder, and without hours, which decide when and not what."""
-    policy = config.policy.model_copy(update={"hours": None})
-    file = folder / "client.yaml"
+def _write_settings(context: CheckContext, folder: Path) -> Path:
+    """Write the site's settings with another state folder, and without what decides when and not what.
+
+    So without hours and without an approved plan; and with few training images where the site has enough.
+    """
+    config, file = context.config, folder / "client.yaml"
+    changes: dict[str, object] = {"hours": None, "approved_plan": None}
+    if len(context.get_site().data.train) >= config.policy.min_images:
+        changes["min_images"] = _TRAIN_ROWS
     if not file.is_file():
+        policy = config.policy.model_copy(update=changes)
         file.write_text(dump_config(config.model_copy(update={"state_dir": str(folder), "policy": policy})))
     return file
 

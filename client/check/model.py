@@ -12,6 +12,7 @@ from client.check.context import CheckContext, CheckResult
 from client.check.memory import GIB, count_shared_bytes
 from client.check.results import CheckFailedError
 from client.check.teacher import find_small
+from client.guard.bounds import check_bounds
 from client.guard.policy import Refusal, check_disk, check_hours, check_plan, check_size, check_test, measure_folder
 from client.guard.requests import try_plan
 from client.hospital.exclusions import select_images
@@ -77,7 +78,7 @@ def check_policy(context: CheckContext, name: str) -> CheckResult:
     plan, policy = context.get_plan(), context.config.policy
     small = find_small(context)
     plans = [plan] if small is None else [plan, small.plan]
-    refused = [*dict.fromkeys(refusal for one in plans for refusal in check_plan(policy, one))]
+    refused = [*dict.fromkeys(told for one in plans for told in [*check_plan(policy, one), *check_bounds(policy, one)])]
     refused += check_disk(policy, Path(context.config.state_dir))
     if refused:
         raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
@@ -145,7 +146,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def _say_refusal(refusal: Refusal) -> str:
-    return f"policy.{refusal.key}: {refusal.found}; allowed: {refusal.allowed}."
+    return f"{refusal.name}: {refusal.found}; allowed: {refusal.allowed}."
 
 
 def _time_step(network: Network, part: ImagePart, size: int, plan: Plan, device: torch.device) -> tuple[float, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from client.check.context import CannotCheckError, CheckContext, CheckResult, NotApplicableError
+from client.check.plan_words import describe_plan
 from client.check.results import CheckFailedError
 from client.check.tls import check_tls, find_addresses, open_connection, read_date
 from fedmed.config import Plan
@@ -127,6 +128,7 @@ def check_plan(context: CheckContext, name: str) -> CheckResult:
         raise CheckFailedError(
             "The server's plan cannot be read here.", "Server and site must run the same version of fedmed."
         ) from None
+    words = "\n".join(describe_plan(plan))
     study = hello.get("study") or {}
     return CheckResult(
         name,
@@ -134,7 +136,7 @@ def check_plan(context: CheckContext, name: str) -> CheckResult:
         f"study '{study.get('id')}', approval {study.get('approval') or 'not stated'}; {plan.model.name} for "
         f"{len(plan.classes)} classes at {plan.image_size} pixels; {plan.rounds} rounds of "
         f"{plan.training.epochs_per_round} epochs, round {hello.get('round') or 0} is done; compression "
-        f"{plan.compression}",
+        f"{plan.compression}\n{words}\nHash of the plan: {plan.sha256}",
     )
 
 

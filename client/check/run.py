@@ -3,6 +3,7 @@
 ==============  ===========================================================================
 ``context``     a check and what all checks share; ``results`` how one ends
 ``files``       settings, keys, certificate of the authority, state folder
+``approval``    whether a person here has approved the plan, which ``plan_words`` shows
 ``network``     way to the server and its answer; ``tls`` looks at the raw connection
 ``data``        files, classes, attributes, pixels
 ``extensions``  code from outside fedmed: what the plan wants, what is allowed and installed
@@ -29,6 +30,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from client.check.approval import check_approval
 from client.check.context import Check, CheckContext, CheckResult, Server, run_check
 from client.check.data import (
     check_attributes,
@@ -73,6 +75,7 @@ CHECKS: tuple[Check, ...] = (
     Check("clock", check_clock, ("TLS",), online=True),
     Check("versions", check_versions, ("authentication",), online=True),
     Check("plan", check_plan, ("authentication",), online=True),
+    Check("approval", check_approval, ("plan", "state folder")),
     Check("policy", check_policy, ("plan",)),
     Check("extensions", check_extensions, ("plan",)),
     Check("data", check_data, ("state folder",)),

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from client.check.context import CheckContext, CheckResult
 from client.check.results import CheckFailedError
 from client.guard.policy import check_plan
-from fedmed.config import Plan, TeacherPlan
+from fedmed.config import Plan, TeacherPlan, make_distil_plan, make_student_plan
 from fedmed.distillation import Teacher, set_teacher_file, take_teacher
 
 _ORIGINS = {
@@ -51,23 +49,13 @@ def check_teacher(context: CheckContext, name: str) -> CheckResult:
 
 
 def find_small(context: CheckContext) -> SmallNetwork | None:
-    """Return the small network that the server's answer tells of; None if there is to be none.
-
-    Raises
-    ------
-    CheckFailedError
-        If the answer cannot be read.
-    """
-    told = (context.hello or {}).get("small_network")
-    if told is None:
+    """Return the small network that the plan foresees; None if there is to be none."""
+    plan = context.get_plan()
+    if plan.student is None:
         return None
-    try:
-        return SmallNetwork(Plan.model_validate(told["plan"]), is_trained_here=bool(told["is_trained_at_sites"]))
-    except (ValidationError, KeyError, TypeError):
-        raise CheckFailedError(
-            "What the server says of its small network cannot be read here.",
-            "Server and site must run the same version of fedmed.",
-        ) from None
+    if plan.student.kind == "co_distillation":
+        return SmallNetwork(make_distil_plan(plan), is_trained_here=True)
+    return SmallNetwork(make_student_plan(plan), is_trained_here=False)
 
 
 def _describe_teacher(plan: TeacherPlan, teacher: Teacher) -> str:

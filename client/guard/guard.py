@@ -17,7 +17,10 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
+from client.guard.approvals import Approvals
 from client.guard.audit import open_site_audit
+from client.guard.binding import Bound, explain, find_approval
+from client.guard.bounds import check_bounds
 from client.guard.leaving import find_bands_breach
 from client.guard.ledger import Ledger
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -75,7 +78,9 @@ class Guard:
 
     def __init__(self, policy: PolicyConfig, audit: AuditLog, state_dir: Path, clock: Clock = datetime.now) -> None:
         self._policy, self._audit, self._state_dir, self._clock = policy, audit, state_dir, clock
+        self._approvals = Approvals(state_dir, policy.approved_plan)
         self._ledger = Ledger(state_dir / "runs", policy)
+        self._bound: Bound | None = None
         self._exclusions: object = None
         audit.append("policy", **policy.model_dump(mode="json"))
 
@@ -107,16 +112,21 @@ class Guard:
         return request
 
     def check(self, message: Message, request: Request) -> None:
-        """Check a request against the policy and against what is installed here.
+        """Check a request against the approved plan, the policy, and what is installed here.
 
         Raises
         ------
         PolicyError
-            If it goes beyond the policy.
+            If it does not follow from the approved plan, or goes beyond the policy.
         WireError
             If its plan cannot be carried out.
         """
-        refusals = self._find_refusals(request, list_parts(message.content))
+        bound = find_approval(self._approvals, request)
+        if isinstance(bound, Refusal):
+            self._audit.append("refused", **_describe(message, request), refusals=[asdict(bound)])
+            raise explain(bound, request)
+        self._bound = bound
+        refusals = self._find_refusals(request, bound, list_parts(message.content))
         if refusals:
             told = [asdict(refusal) for refusal in refusals]
             self._audit.append("refused", **_describe(message, request), refusals=told)
@@ -145,8 +155,7 @@ class Guard:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
         if KINDS[request.kind].is_answered(reply.content, read_values(reply, REPORT)):
-            tested = str(read_values(reply, REPORT)["model_sha256"]) if request.part == "test" else None
-            self._ledger.note(request, tested)
+            self._note_answer(request, list_parts(message.content))
         self._audit.append("sent", **_describe(message, request), parts=parts)
 
     def record_failure(self, message: Message, request: Request | None, error: BaseException) -> None:
@@ -158,17 +167,24 @@ class Guard:
             self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
         self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
 
-    def _find_refusals(self, request: Request, parts: list[Part]) -> list[Refusal]:
+    def _note_answer(self, request: Request, arrived: list[Part]) -> None:
+        """Count an answer before it leaves."""
+        assert self._bound is not None, "the request was checked"
+        approval, network = self._bound.approval, self._bound.network
+        if self._ledger.note(request, approval, network, _find_model(request, arrived)):
+            self._approvals.note_answer(approval)
+
+    def _find_refusals(self, request: Request, bound: Bound, parts: list[Part]) -> list[Refusal]:
         policy = self._policy
-        arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
         return [
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_plan(policy, plan)),
+            *dict.fromkeys(refusal for plan in request.plans for refusal in check_bounds(policy, plan)),
             *dict.fromkeys(refusal for plan in request.plans for refusal in check_extensions(policy, plan)),
             *check_test(policy, request.part),
             *(check_hours(policy, self._clock()) if _trains(policy, KINDS[request.kind]) else []),
             *check_disk(policy, self._state_dir),
             *check_size(policy, sum(part["bytes"] for part in parts)),
-            *self._ledger.check(request, arrived[0] if arrived else request.model_sha256),
+            *self._ledger.check(request, bound.approval, bound.network, _find_model(request, parts)),
         ]
 
     def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
@@ -266,6 +282,12 @@ def _describe(message: Message, request: Request | None) -> dict[str, str | int 
     if request is not None:
         about |= {"run": request.plan.run_id, "round": request.round, "of": request.part}
     return about
+
+
+def _find_model(request: Request, parts: list[Part]) -> str | None:
+    """Return the hash of the model that a request is about: of the one that it brings, or that it names."""
+    arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
+    return arrived[0] if arrived else request.model_sha256
 
 
 def _find_stranger(kind: str, parts: list[Part]) -> str | None:

@@ -24,13 +24,18 @@ class Refusal:
     """One thing that goes beyond the policy."""
 
     key: str
-    """Of ``policy`` in ``client.yaml``."""
+    """Of ``policy`` in ``client.yaml``; several words for what no setting changes."""
     found: str
     allowed: str
     advice: str
 
+    @property
+    def name(self) -> str:
+        """The key as it stands in ``client.yaml``, or these words."""
+        return self.key if " " in self.key else f"policy.{self.key}"
+
     def __str__(self) -> str:
-        return f"policy.{self.key}: found {self.found}, allowed {self.allowed}. {self.advice}"
+        return f"{self.name}: found {self.found}, allowed {self.allowed}. {self.advice}"
 
 
 def refuse(refusals: Iterable[Refusal]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from client.guard.approvals import NOT_APPROVED
 from client.guard.audit import open_site_audit
 from client.supernode.collected import find_collected, read_collected
 from fedmed.config.client import ClientConfig
@@ -79,6 +80,7 @@ class _Supervisor:
         self._restarts = 0
         self._started_at = 0.0
         self._last_refusal = ""
+        self._held = self._last_failure = ""
         self._events = EventQueue()
         self._child = Child(
             "supernode",
@@ -138,14 +140,27 @@ class _Supervisor:
 
     def _take(self, event: Event) -> None:
         kind, text = str(event.get("event")), str(event.get("text", ""))
-        if text:
-            _print(text)
+        self._say(kind, str(event.get("kind")), text)
         if kind in {"connected", "waiting", "task", "failed", "reply"}:
             self._health.set("connection", True)
         elif kind in {"connecting", "lost", "refused"}:
             self._health.set("connection", False, text)
         if kind == "refused":
             self._last_refusal = text
+
+    def _say(self, event: str, request: str, text: str) -> None:
+        """Pass on a line; a greeting of the server that fails as the last one did is not told again and again."""
+        if event == "task" and request == "query":
+            self._held = text
+            return
+        if event == "failed" and text == self._last_failure:
+            self._held = ""
+            return
+        for line in filter(None, (self._held, text)):
+            _print(line)
+        if event == "failed" and NOT_APPROVED in text and NOT_APPROVED not in self._last_failure:
+            _print("Waiting for approval: read and approve the plan in another window with flower-client --approve.")
+        self._held, self._last_failure = "", text if event == "failed" else ""
 
 
 def forget(config: ClientConfig, *, everything: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from client.hospital.site_data import open_site
 from client.site import app
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network, get_network
-from fedmed.errors import FedmedError, RunFolderError, WireError
+from fedmed.errors import FedmedError, PolicyError, RunFolderError, WireError
 from fedmed.fairness.disclosure.rows import plan_disclosure
 from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.packing import pack_site_tables
@@ -25,6 +25,7 @@ from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.evaluate import compute_logits
 from fedmed.training.network import Network, hash_model
 from tests.client.support.hospital import FILE, PATIENT, POLICY, HospitalSite, make_rows
+from tests.support.approval import approve
 from tests.support.federation import Federation
 
 Make = Callable[..., Federation]
@@ -268,6 +269,9 @@ def test_temperature_applies_to_the_test_only(tmp_path: Path) -> None:
     assert_equal(found, disclose_tables(both, images.labels, groups, plan, limits))
     np.testing.assert_array_equal(found.site.counts, found.models[UNCALIBRATED]["site"].counts)
     # Tables with many temperatures would tell single scores.
+    with pytest.raises(PolicyError, match="one more request for test"):
+        hospital.ask("evaluate", hospital.model, round=1, part="test", temperature=3.0)
+    approve(hospital.state, hospital.plan, again=True, after_rounds=True)
     again = hospital.ask("evaluate", hospital.model, round=1, part="test", temperature=3.0)
     assert_equal(read_tables(again), found)
 
@@ -356,8 +360,9 @@ def test_model_that_is_held_need_not_be_sent_again(tmp_path: Path, kind: str) ->
     expected = part_of(hospital.ask(kind, hospital.model, remember=True, **values))
     assert part_of(hospital.ask(kind, **values)) == expected
     assert part_of(hospital.ask(kind, remember=True, **values)) == expected
-    other = values | {"model_sha256": "0" * 64}
+    other = values | {"model_sha256": "0" * 64, "round": 2}
     assert read_values(hospital.ask(kind, **other), REPORT) == {"missing_model": True}
+    values["round"] = 2
     hospital.ask(kind, hospital.model, **values)  # not to be remembered: nothing is held any more
     assert read_values(hospital.ask(kind, **values), REPORT) == {"missing_model": True}
 

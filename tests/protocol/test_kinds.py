@@ -17,6 +17,7 @@ from client.guard.guard import guard_messages
 from client.site import app
 from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
+from fedmed.protocol.foreseen import EVERY_ROUND
 from fedmed.protocol.kinds import (
     KINDS,
     MODEL,
@@ -34,7 +35,7 @@ from server.supervision.console import PlainListener
 from server.supervision.status import StatusFile, read_status, render_status
 from tests.client.support.hospital import PLAN as ASKED
 from tests.client.support.hospital import HospitalSite
-from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_class_folders, make_hello, make_kit, serve
+from tests.client.support.kit import FakeFleet, connect_to, make_class_folders, make_hello, make_kit, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "fedmed" / "protocol" / "kinds.py"
@@ -51,11 +52,10 @@ class ProbeReport(Report):
 
 PROBE = Kind(
     flower="train.probe",
-    phases=(Phase("probe", "a probe of the sums", "probe sums", state="testing"),),
+    phases=(Phase("probe", "a probe of the sums", "probe sums", EVERY_ROUND, state="testing"),),
     reports=(ProbeReport,),
     returns=(SUMS,),
     about="a number",
-    counted_as="trained",
 )
 
 
@@ -119,11 +119,10 @@ def test_names_and_titles_tell_kinds_and_phases_apart() -> None:
 def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, make_class_folders(tmp_path / "images", {"benign": 40, "malignant": 20, "other": 8}))
     limits = kit.policy.suppression.model_copy(update={"k": 4, "k_row": 3})
-    policy = kit.policy.model_copy(update={"suppression": limits})
-    small = PLAN | {"model": {"name": "tiny", "width": 40}}
-    hello = make_hello(
-        {"benefit": True, "batch_norm": "recalibrate"}, small_network={"plan": small, "is_trained_at_sites": True}
-    )
+    policy = kit.policy.model_copy(update={"suppression": limits, "min_images": 2})
+    small = {"kind": "co_distillation", "model": {"name": "tiny", "width": 40}}
+    everything = {"benefit": True, "batch_norm": "recalibrate", "calibrate": True, "release": True, "student": small}
+    hello = make_hello(everything)
     with serve(lambda connection: None) as port:
         config = kit.model_copy(update={"server": f"127.0.0.1:{port}", "policy": policy, "insecure": True})
         results = check_run.run_preflight(config, connect=connect_to(FakeFleet(hello)))
@@ -167,9 +166,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> ClientApp:
 def send(site: HospitalSite, content: RecordDict | None = None) -> Message:
     """Have the guard let a reply with some content out."""
     message = site.message(PROBE.flower, site.model, {"plan": ASKED, "round": 1})
-    context = Context(1, 1, site.config, RecordDict(), {})
     content = content or make_content(REPORT, {"probed": True, "size": 3}, sums={})
-    return guard_messages(message, context, lambda message, context: Message(content, reply_to=message))
+    return site.let_out(message, lambda message, context: Message(content, reply_to=message))
 
 
 @pytest.mark.usefixtures("probed")
@@ -189,8 +187,7 @@ def test_guard_lets_out_what_a_new_row_lists_and_nothing_else(tmp_path: Path) ->
     assert [entry["kind"] for entry in sent] == ["probe", "probe"]
     assert sent[0]["parts"][0]["keys"] == ["probed", "size"]
     assert [part["name"] for part in sent[0]["parts"]] == [REPORT, SUMS]
-    counts = next(site.state.glob("runs/*/counts.json")).read_text()
-    assert '"trained": 1' in counts, "one of the two has brought more than words"
+    assert site.answered("probe") == [1], "one of the two has brought more than words"
 
 
 def test_guard_refuses_what_no_row_names(tmp_path: Path) -> None:
@@ -229,7 +226,7 @@ def test_check_lists_a_new_row(tmp_path: Path, probed: ClientApp, monkeypatch: p
 def test_rows_agree_with_themselves() -> None:
     """What is returned or told makes an answer; a kind that trains is for a round."""
     for name, kind in KINDS.items():
-        assert (kind.tells is None) == (bool(kind.returns) or kind.counted_as is None), name
+        assert (kind.tells is None) == (bool(kind.returns) or not kind.is_counted), name
         assert kind.tells is None or kind.tells in kind.report
         assert not kind.trains or kind.needs_round
         assert not kind.compressed or MODEL in kind.returns

@@ -16,6 +16,7 @@ from client.site import app
 from fedmed.config import Plan
 from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.training.network import Network
+from tests.support.approval import approve_request
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 PLAN: dict[str, Any] = {
@@ -70,6 +71,7 @@ class AttackedHospital:
         written |= {"policy": {"study": "skin", **(policy or {})}, **settings}
         (folder / "client.yaml").write_text(yaml.safe_dump(written))
         self.folder, self.state = folder, folder / "state"
+        self.approves = True  # whatever plan it is asked about
         self._node_config = {"client-config": str(folder / "client.yaml")}
 
     def ask(self, kind: str, model: bytes | None = None, plan: dict[str, Any] | None = None, **values: Any) -> Message:
@@ -77,6 +79,8 @@ class AttackedHospital:
         TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         values["plan"] = PLAN | (plan or {})
         message = Message(make_content(REQUEST, values, model=model), dst_node_id=1, message_type=kind)
+        if self.approves:
+            approve_request(self.state, message)
         return app(message, Context(1, 1, self._node_config, RecordDict(), {}))
 
     def site(self) -> Site:

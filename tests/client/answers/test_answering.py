@@ -13,6 +13,7 @@ from fedmed.protocol.kinds import KINDS, REPORT, SUMS
 from fedmed.protocol.messages import read_sums, read_values
 from tests.client.support.hospital import PLAN, HospitalSite
 from tests.protocol.test_kinds import PROBE
+from tests.support.approval import approve
 
 HANDLER = """
 import torch
@@ -51,6 +52,7 @@ def test_the_file_answers_and_is_imported_for_the_first_request(tmp_path: Path, 
     site = HospitalSite(tmp_path / "site")
     context = Context(1, 1, site.config, RecordDict(), {})
     request = {"plan": PLAN | {"run_id": "probe"}, "round": 1}
+    approve(site.state, request["plan"])
     answer = app(site.message(PROBE.flower, site.model, request), context)
     assert read_values(answer, REPORT) == {"probed": True, "size": 1}
     assert read_sums(answer)["images"].tolist() == [40 + 24 + 6], "all of the hospital's images"

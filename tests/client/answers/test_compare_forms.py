@@ -8,9 +8,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
-from client.guard.guard import guard_messages
 from client.hospital.site_data import open_site
 from fedmed.config import Plan
 from fedmed.errors import PolicyError, WireError
@@ -180,7 +179,6 @@ def test_artefact_that_is_not_as_it_must_be_is_never_run_on_images(
 
 def test_request_that_does_not_fit_is_explained(tmp_path: Path, files: Files) -> None:
     site, packed = HospitalSite(tmp_path), pack_files(files)
-    assert "its hash differs" in read(site.compare(packed, artefact_sha256="0" * 64))
     with pytest.raises(WireError, match="no readable part 'artefact'"):
         site.compare(None)
     with pytest.raises(WireError, match=r"'part' is 'validation'\. Allowed: test"):
@@ -193,6 +191,9 @@ def test_request_that_does_not_fit_is_explained(tmp_path: Path, files: Files) ->
         site.restart(policy={"test_tables": False}).compare(packed)
     with pytest.raises(PolicyError, match=r"policy\.max_message_mib"):
         site.restart(policy={"max_message_mib": 1}).compare(packed + bytes(2**20))
+    assert "its hash differs" in read(site.compare(packed, artefact_sha256="0" * 64))
+    with pytest.raises(PolicyError, match="one more request for comparison of the forms"):
+        site.compare(packed)
 
 
 def test_comparison_of_few_images_is_not_sent(tmp_path: Path) -> None:
@@ -213,4 +214,4 @@ def test_comparison_of_few_images_is_not_sent(tmp_path: Path) -> None:
         values = {"plan": PLAN, "round": 1, "part": "test", "artefact_sha256": "0" * 64}
         message = site.message(KINDS["release"].flower, site.model, values, b"x")
         with pytest.raises(PolicyError, match=problem):
-            guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+            site.let_out(message, answer)

@@ -77,6 +77,7 @@ def test_everything_is_right_over_tls(tmp_path: Path) -> None:
     with serve(answer_tls(context)) as port:
         config = config.model_copy(update={"server": f"127.0.0.1:{port}"})
         config = with_policy(config, suppression=config.policy.suppression.model_copy(update={"k": 4, "k_row": 3}))
+        config = with_policy(config, approved_plan=Plan.model_validate(PLAN).sha256)
         results = run_preflight(config, connect=connect_to(FakeFleet(make_hello())))
     found = {result.name: result for result in results}
     assert {name: result.found for name, result in found.items() if result.status != "ok"} == {}

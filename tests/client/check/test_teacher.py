@@ -12,7 +12,7 @@ from client.check.context import CheckResult
 from client.check.memory import estimate_frozen_bytes, estimate_teacher_bytes
 from client.check.run import run_preflight
 from client.guard.policy import check_plan
-from fedmed.config import ModelConfig, Plan
+from fedmed.config import ModelConfig, Plan, make_distil_plan, make_student_plan
 from fedmed.config.client import ClientConfig, PolicyConfig
 from fedmed.config.server import ServerConfig
 from fedmed.distillation import get_teacher, set_teacher_file
@@ -27,15 +27,15 @@ from tests.support.fopro import TEACHER, make_fopro
 
 Found = dict[str, CheckResult]
 DOWNLOADED = {"name": "resnet18", "source": "torchvision"}
-ADAM = {"training": PLAN["training"] | {"optimizer": {"name": "adam", "lr": 1e-3}}}
 
 
-def tell_small(model: dict[str, Any], is_trained: bool = False, **plan: Any) -> dict[str, Any]:
-    """Return what a server's answer says of its small network."""
-    return {"plan": PLAN | {"model": model} | plan, "is_trained_at_sites": is_trained}
+def tell_small(model: dict[str, Any], is_trained: bool = False) -> dict[str, Any]:
+    """Return what a plan says of its small network."""
+    return {"student": {"kind": "co_distillation" if is_trained else "proxy", "model": model}}
 
 
-SMALL = tell_small({"name": "tiny", "width": 40}, is_trained=True, **ADAM)
+SMALL_NETWORK = {"name": "tiny", "width": 40}
+SMALL = tell_small(SMALL_NETWORK, is_trained=True)
 
 
 @pytest.fixture(autouse=True)
@@ -82,20 +82,20 @@ def test_what_an_own_model_and_a_temperature_would_have_leave(config: ClientConf
 
 def test_batch_norm_sums_are_of_the_network_that_they_are_asked_for(config: ClientConfig) -> None:
     """Count, sum and squares of each channel: 4 of the network in training, 40 of the small one."""
-    for width, plan, hello in ((4, {"batch_norm": "recalibrate"}, {}), (40, {}, {"small_network": SMALL})):
-        told = check(config, plan, **hello)["leaves: BatchNorm sums"].found
+    for width, plan in ((4, {"batch_norm": "recalibrate"}), (40, SMALL)):
+        told = check(config, plan)["leaves: BatchNorm sums"].found
         assert read_bytes(told, "sums") == len(pack_tensors({"1": torch.zeros(3, width, dtype=torch.float64)}))
 
 
 def test_update_of_the_small_network_leaves_where_the_sites_train_it(config: ClientConfig) -> None:
     """The small network's tensors and a few numbers; nothing of the large one, which has a width of 4."""
-    told = check(config, small_network=SMALL)["leaves: update of the small network"]
+    told = check(config, SMALL)["leaves: update of the small network"]
     assert told.status == "ok", told
-    packed = Network(Plan.model_validate(SMALL["plan"])).pack()
+    packed = Network(Plan.model_validate(PLAN | {"model": SMALL_NETWORK})).pack()
     assert read_bytes(told.found, "model") == len(packed)
     assert "(learning_rate, loss, num_images, train_s); model" in told.found
-    for small in (None, SMALL | {"is_trained_at_sites": False}):
-        found = check(config, small_network=small)["leaves: update of the small network"].found
+    for small in ({}, tell_small(SMALL_NETWORK)):
+        found = check(config, small)["leaves: update of the small network"].found
         assert found == "nothing: the server plans no small network that the sites train"
 
 
@@ -185,21 +185,18 @@ def test_memory_of_two_networks() -> None:
 
 def test_small_network_counts_in_memory_size_and_policy(config: ClientConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The student of width 40 takes more with Adam beside the large network of width 4 than that network itself."""
-    found = check(config, small_network=SMALL)
+    found = check(config, SMALL)
     assert found["memory"].found.endswith("small network in training and the frozen large one (co_distillation)")
-    small = Plan.model_validate(SMALL["plan"])
+    small = Plan.model_validate(PLAN | {"model": SMALL_NETWORK})
     mib = len(Network(small).pack()) / 2**20
     assert f"; then compressed into tiny, {mib:.1f} MiB" in found["model"].found
-    proxy = check(config, small_network=SMALL | {"is_trained_at_sites": False})
+    proxy = check(config, tell_small(SMALL_NETWORK))
     assert proxy["memory"].found.endswith("for the network in training")
     other = tell_small({"name": "resnet18"})
-    refused = check(with_policy(config, models=["tiny"]), small_network=other)["policy"]
+    refused = check(with_policy(config, models=["tiny"]), other)["policy"]
     assert "policy.models: 'resnet18'; allowed: tiny." in refused.found
-    strange = check(config, small_network={"is_trained_at_sites": False})["policy"]
-    assert strange.status == "failed"
-    assert "same version" in strange.advice
     large = tell_small({"name": "tiny", "width": 60_000})
-    assert "policy.max_message_mib" in check(with_policy(config, max_message_mib=1), small_network=large)["model"].found
+    assert "policy.max_message_mib" in check(with_policy(config, max_message_mib=1), large)["model"].found
 
 
 @pytest.mark.parametrize("kind", ["proxy", "co_distillation", "skip", None])
@@ -210,14 +207,15 @@ def test_server_tells_of_its_small_network(tmp_path: Path, kind: str | None) -> 
         "compression": None if kind is None else {"kind": kind, "student": student, "rounds": 7},
     }
     server = {"address": "a:1", "sites": ["north"], "classes": ["a", "b"], "rounds": 3, "fopro": fopro}
-    write_hello(tmp_path / "hello.json", ServerConfig.model_validate(server))
-    told = json.loads((tmp_path / "hello.json").read_text())["small_network"]
+    write_hello(tmp_path / "hello.json", ServerConfig.model_validate(server), "run7")
+    plan = Plan.model_validate(json.loads((tmp_path / "hello.json").read_text())["plan"])
+    assert plan.run_id == "run7"
     if kind not in {"proxy", "co_distillation"}:
-        assert told is None
+        assert plan.student is None
         return
-    plan = Plan.model_validate(told["plan"])
-    assert plan.model == ModelConfig(name="resnet18")
-    assert told["is_trained_at_sites"] == (kind == "co_distillation")
-    assert (plan.training.optimizer.name == "adam", plan.rounds) == (
-        (True, 7) if kind == "co_distillation" else (False, 3)
-    )
+    assert plan.student is not None
+    assert plan.student.kind == kind
+    small = make_student_plan(plan)
+    assert small.model == ModelConfig(name="resnet18")
+    assert small.rounds == 3
+    assert make_distil_plan(plan).rounds == 7

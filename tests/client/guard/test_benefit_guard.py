@@ -10,7 +10,6 @@ import torch
 
 from client import site as app
 from client.answers import answering
-from client.guard.ledger import COUNTS_FILE
 from fedmed.errors import PolicyError, WireError
 from fedmed.metrics.temperature import GRID
 from fedmed.protocol.kinds import KINDS
@@ -69,7 +68,7 @@ def test_rounds_and_epochs_are_those_of_the_policy(tmp_path: Path) -> None:
 def test_run_that_only_trains_alone_is_counted(site: HospitalSite) -> None:
     """Else each of any number of run names could have the hospital train."""
     site.ask(LOCAL, site.model, ALONE, round=1)
-    assert json.loads((site.state / "runs" / "run1" / COUNTS_FILE).read_text())["study"] == "skin"
+    assert site.answered("local") == [1]
 
 
 def test_sums_for_the_temperature(site: HospitalSite) -> None:
@@ -80,7 +79,7 @@ def test_sums_for_the_temperature(site: HospitalSite) -> None:
     assert told["n"] == described["num_images"]["validation"] > 0
     sums = read_sums(reply)["temperature"]
     assert sums.shape == (len(GRID), 2)
-    assert json.loads((site.state / "runs" / "run1" / COUNTS_FILE).read_text())["trained"] == 1
+    assert site.answered("calibrate") == [1]
 
 
 def test_sums_are_withheld_below_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

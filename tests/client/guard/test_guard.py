@@ -21,6 +21,7 @@ from fedmed.errors import ConfigError, FedmedError, PolicyError, RunFolderError,
 from fedmed.models import list_models
 from fedmed.storage.audit import AuditLog
 from tests.client.support.hospital import PATIENT, PLAN, POLICY, HospitalSite
+from tests.support.approval import approve
 from tests.support.fopro import TEACHER, make_fopro
 
 IN_CLIENT_YAML = "in server.yaml, or the policy in the site's client.yaml."
@@ -165,10 +166,11 @@ def test_hours_bind_training_and_nothing_else(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path / "audit.jsonl")
     policy = PolicyConfig(hours=["20:00-06:00"])
     guard = Guard(policy, audit, tmp_path, clock=lambda: datetime(2026, 3, 1, 14, 30))
+    approve(tmp_path, PLAN)
     messages = {
         "query": site.message("query", None, {"plan": PLAN}),
         "train": site.message("train", site.model, {"plan": PLAN, "round": 1}),
-        "evaluate": site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": "test"}),
+        "evaluate": site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": "validation"}),
     }
     for kind in ("query", "evaluate"):
         guard.check(messages[kind], guard.receive(messages[kind]))

@@ -10,7 +10,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.guard import audit as site_audit
-from client.guard.guard import guard_messages
 from client.guard.message_parts import list_parts
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network
@@ -88,7 +87,7 @@ def test_reply_with_more_than_the_list_is_not_sent(tmp_path: Path, change: Chang
 
     message = site.message("train", site.model, {"plan": PLAN, "round": 1})
     with pytest.raises(PolicyError) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert str(caught.value) == (
         f"The reply was not sent: {problem}. This is a fault of the software; please report it."
     )
@@ -123,7 +122,7 @@ def test_what_a_number_may_not_be_does_not_leave_in_its_place(tmp_path: Path, to
 
     message = site.message("train", site.model, {"plan": PLAN, "round": 1})
     with pytest.raises(PolicyError, match="its report is malformed") as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert PATIENT not in str(caught.value)
     assert PATIENT not in json.dumps([site.events("withheld"), site.events("sent")])
 
@@ -146,7 +145,7 @@ def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, group
 
     message = site.message("evaluate", site.model, {"plan": PLAN, "round": 1, "part": part})
     with pytest.raises(PolicyError, match=problem) as caught:
-        guard_messages(message, Context(1, 1, site.config, RecordDict(), {}), answer)
+        site.let_out(message, answer)
     assert PATIENT not in str(caught.value)
 
 
@@ -206,20 +205,22 @@ def test_no_patient_and_no_file_name_gets_out(tmp_path: Path, caplog: pytest.Log
 
 def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     """A key that is on the list but never sent would be a hole that nobody needs."""
-    site = HospitalSite(tmp_path, policy={"suppression": {"k": 1, "k_row": 1}}, share_class_counts=True)
+    policy = {"suppression": {"k": 1, "k_row": 1}, "min_images": 2}
+    site = HospitalSite(tmp_path, policy=policy, share_class_counts=True)
     sent: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for kind, values in {"query": {}, "train": {"round": 1}, "evaluate": {"round": 1, "part": "test"}}.items():
-        replies = [site.ask(kind, None if kind == "query" else site.model, **values)]
-        if kind != "query":
-            replies.append(site.ask(kind, model_sha256="0" * 64, **values))
+        replies = [] if kind == "query" else [site.ask(kind, model_sha256="0" * 64, **values)]
+        replies.append(site.ask(kind, None if kind == "query" else site.model, **values))
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for values in ({"round": 1}, {"round": 1, "model_sha256": "0" * 64}):
+    for values in ({"round": 1, "model_sha256": "0" * 64}, {"round": 1}):
         for kind in ("recalibrate", "calibrate"):
-            reply = site.ask(f"evaluate.{kind}", None if "model_sha256" in values else site.model, **values)
+            recalibrated = {"batch_norm": "recalibrate"}
+            model = None if "model_sha256" in values else site.model
+            reply = site.ask(f"evaluate.{kind}", model, recalibrated, **values)
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     alone = {"benefit": True, "losses": "site"}
-    declining = site.restart(policy={"suppression": {"k": 1, "k_row": 1}, "benefit": False})
+    declining = site.restart(policy=policy | {"benefit": False})
     for reply in (
         site.ask("train.local", None, alone, round=1, model_sha256="0" * 64),
         site.ask("train.local", site.model, alone, round=1),
@@ -233,13 +234,16 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
     network = build_network(Plan.model_validate(PLAN | plan))
     reply = site.ask("train", network.pack(), plan, round=1)
     sent["train"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
+    small = site.restart(policy=policy | {"min_images": 1000})
     for kind, reply in (
+        ("train", small.ask("train", site.model, round=1)),
         ("evaluate", second_model.ask(site)),
-        ("distil", second_model.distil(site)),
+        ("distil", second_model.distil(small)),
         ("distil", second_model.distil(site, with_model=False, model_sha256="0" * 64)),
+        ("distil", second_model.distil(site)),
     ):
         sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
-    for reply in (site.compare(b"x"), site.compare(b"x", with_model=False, model_sha256="0" * 64)):
+    for reply in (site.compare(b"x", with_model=False, model_sha256="0" * 64), site.compare(b"x")):
         sent["release"] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     assert sent == {name: set(kind.report) for name, kind in KINDS.items()}
     assert site_audit.AUDIT_FILE == "audit.jsonl"

@@ -11,7 +11,7 @@ import torch
 from client.guard.outside_code import check_extensions
 from client.release.content import Manifest
 from client.release.own_artefact import make_own_model
-from fedmed.config import Plan
+from fedmed.config import Plan, make_student_plan
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import DataError, PolicyError, WireError, describe_error
 from fedmed.extensions import find_extension
@@ -136,9 +136,13 @@ def test_what_the_plan_does_not_describe_is_refused() -> None:
 
 def test_second_model_is_looked_at_too(folder: Path) -> None:
     site = HospitalSite(folder)
-    other = {"name": "student", "plan": PLAN | make_plan(LOOSE), "sha256": "0" * 64}
+    described = make_plan(LOOSE)
+    plan = {"student": {"model": described["model"]}, "extensions": described["extensions"]}
+    small = make_student_plan(Plan.model_validate(PLAN | plan)).model_dump(mode="json")
+    assert small["extensions"] == described["extensions"]
+    other = {"name": "student", "plan": small, "sha256": "0" * 64}
     with pytest.raises(PolicyError, match=r"policy\.extensions"):
-        site.ask("evaluate", site.model, round=1, part="validation", other=other)
+        site.ask("evaluate", site.model, plan, round=1, part="validation", other=other)
     assert not (folder / "imported").exists()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import tests.support.federation  # noqa: F401  (registers the network "tiny")
+from client.guard.guard import guard_messages
+from client.guard.ledger import LEDGER_FILE
 from client.site import app
 from fedmed.config import Plan
 from fedmed.protocol.kinds import KINDS
@@ -17,11 +20,12 @@ from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.storage.audit import verify_audit
 from fedmed.training.network import Network
 from tests.data.conftest import write_csv, write_image
+from tests.support.approval import approve_request
 
 PATIENT = "PATIENT-ERIKA-MUSTERMANN"
 FILE = "SCAN-OF-ERIKA"
 CLASSES = ["a", "b", "c"]
-POLICY = {"suppression": {"k": 6, "k_row": 3}}
+POLICY: dict[str, Any] = {"suppression": {"k": 6, "k_row": 3}, "min_images": 2}
 PLAN = {
     "seed": 3,
     "rounds": 4,
@@ -35,6 +39,9 @@ PLAN = {
     "study": "skin",
     "approval": "EK 7/26",
     "run_id": "run1",
+    "calibrate": True,
+    "release": True,
+    "student": {"model": {"name": "tiny", "width": 6}, "kind": "co_distillation", "rounds": 4},
 }
 
 
@@ -45,6 +52,11 @@ def make_rows(counts: tuple[int, ...] = (40, 24, 6)) -> list[dict[str, object]]:
         {"file": f"scans/{FILE}-{number:03d}.png", "label": label, "patient": f"{PATIENT}-{number // 2:03d}"}
         for number, label in enumerate(labels)
     ]
+
+
+def _set_few_images(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with which a hospital trains with the few images that these tests have."""
+    return {**settings, "policy": {"min_images": 2} | settings["policy"]} if "policy" in settings else settings
 
 
 class HospitalSite:
@@ -66,10 +78,11 @@ class HospitalSite:
             "cache_mib": 0,
         }
         self.settings: dict[str, Any] = {"name": "north", "server": "127.0.0.1:1", "device": "cpu", "data": data}
-        self.settings |= {"policy": POLICY} | settings
+        self.settings |= _set_few_images({"policy": POLICY} | settings)
         self.file = folder / "client.yaml"
         self.file.write_text(yaml.safe_dump(self.settings))
         self.state = folder / "state"
+        self.approves = True  # whatever plan it is asked about
         self.config = {"client-config": str(self.file)}
         self.plan = Plan.model_validate(PLAN)
         self.model = Network(self.plan).pack()
@@ -79,8 +92,9 @@ class HospitalSite:
         other = object.__new__(HospitalSite)
         other.__dict__.update(self.__dict__)
         other.file = self.folder / f"client{len(list(self.folder.glob('client*.yaml')))}.yaml"
-        other.file.write_text(yaml.safe_dump(self.settings | settings))
+        other.file.write_text(yaml.safe_dump(self.settings | _set_few_images(settings)))
         other.config = {"client-config": str(other.file)}
+        other.state = self.folder / settings.get("state_dir", self.state.name)
         return other
 
     def message(self, kind: str, model: bytes | None, values: dict[str, Any], artefact: bytes | None = None) -> Message:
@@ -89,7 +103,14 @@ class HospitalSite:
         return Message(content, dst_node_id=1, message_type=kind)
 
     def send(self, message: Message) -> Message:
+        if self.approves:
+            approve_request(self.state, message)
         return app(message, Context(1, 1, self.config, RecordDict(), {}))
+
+    def let_out(self, message: Message, answer: Callable[[Message, Context], Message]) -> Message:
+        """Have the guard stand between a message and some answer."""
+        approve_request(self.state, message)
+        return guard_messages(message, Context(1, 1, self.config, RecordDict(), {}), answer)
 
     def ask(self, kind: str, model: bytes | None = None, plan: dict[str, Any] | None = None, **values: Any) -> Message:
         """Ask for something, with a few keys of the plan changed."""
@@ -107,6 +128,12 @@ class HospitalSite:
         } | changes
         values["plan"] = PLAN | (plan or {})
         return self.send(self.message(KINDS["release"].flower, self.model if with_model else None, values, artefact))
+
+    def answered(self, slot: str, run: str = "run1") -> list[int]:
+        """Return how often each request of a slot of the ledger was answered."""
+        content = json.loads((self.state / "runs" / run / LEDGER_FILE).read_text())
+        requests = content["slots"].get(slot, {"requests": {}})["requests"]
+        return sorted((times for _, times in requests.values()), reverse=True)
 
     def audit(self) -> list[dict[str, Any]]:
         """Return the audit log's entries, after checking its chain."""

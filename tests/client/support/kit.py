@@ -32,6 +32,9 @@ PLAN = {
     "batch_norm": "average",
     "study": "skin",
     "approval": "EK 7/26",
+    "run_id": "run1",
+    "calibrate": True,
+    "release": True,
 }
 
 
@@ -43,6 +46,7 @@ def make_kit(folder: Path, data: dict[str, Any] | None = None, **settings: Any) 
     make_release_key(folder / "coordinator")
     (folder / "release.pub").write_bytes((folder / "coordinator" / "release.pub").read_bytes())
     values: dict[str, Any] = {"name": "north", "server": "127.0.0.1:9", "device": "cpu", "threads": 1}
+    values["policy"] = {"min_images": 2}  # the tests have few
     values["data"] = data or {"source": "phantom", "num_classes": 3, "images_per_site": 40, "image_size": 16}
     (folder / "client.yaml").write_text(yaml.safe_dump(values | settings))
     return load_client_config(folder / "client.yaml")

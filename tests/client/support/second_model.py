@@ -6,13 +6,14 @@ from typing import Any
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed.config import Plan
+from fedmed.config import Plan, make_distil_plan, make_student_plan
 from fedmed.metrics.site_tables import STUDENT, TEACHER
 from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.training.network import Network
 from tests.client.support.hospital import PLAN, HospitalSite
 
-SMALL = PLAN | {"model": {"name": "tiny", "width": 6}}
+SMALL = make_student_plan(Plan.model_validate(PLAN)).model_dump(mode="json")
+DISTILLED = make_distil_plan(Plan.model_validate(PLAN)).model_dump(mode="json")
 DISTIL = {"temperature": 2.0, "feature_weight": 1.0}
 SMALL_MODEL = Network(Plan.model_validate(SMALL)).pack()
 
@@ -39,6 +40,6 @@ def ask(
 
 def distil(site: HospitalSite, **values: Any) -> Message:
     """Ask to train the small network against the trained one."""
-    large = {"plan": PLAN, "packed": site.model}
-    changes = {"plan": SMALL, "model": SMALL_MODEL, "part": None, "distil": DISTIL} | values
+    large: dict[str, Any] = values.pop("large", {"plan": PLAN})
+    changes = {"plan": DISTILLED, "model": SMALL_MODEL, "part": None, "distil": DISTIL} | values
     return ask(site, "train.distil", TEACHER, other={"plan": large["plan"]}, packed=site.model, **changes)

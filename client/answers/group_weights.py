@@ -1,0 +1,33 @@
+"""Weights of patient groups as a hospital applies them: none stands out by a few images."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+LOWEST_WEIGHT, HIGHEST_WEIGHT = 0.05, 20.0
+
+
+def hold_weights(
+    weights: Mapping[str, float], groups: Sequence[str], labels: Sequence[int], k: int
+) -> dict[str, float]:
+    """Return the weight of an image of each group at a hospital.
+
+    A group has its own weight only where each of its classes has k training images. All others together get the mean
+    weight of the images that have one, so that they stand out neither by a weight nor by being left out.
+
+    Parameters
+    ----------
+    weights : mapping of str to float
+        As they were asked for; 1 where none is.
+    groups, labels : sequence of str, of int
+        Of the N training images.
+    k : int
+        Fewest images of a class.
+    """
+    counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for group, label in zip(groups, labels, strict=True):
+        counts[group][label] += 1
+    large = {group for group, classes in counts.items() if group in weights and min(classes.values()) >= k}
+    held = {group: min(max(weights[group], LOWEST_WEIGHT), HIGHEST_WEIGHT) for group in sorted(large)}
+    sizes = {group: counts[group].total() for group in held}
+    mean = sum(held[group] * sizes[group] for group in held) / sum(sizes.values()) if held else 1.0
+    return {group: held.get(group, mean) for group in counts}

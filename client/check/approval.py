@@ -1,0 +1,161 @@
+"""``flower-client --approve``: a person at this site reads the plan and approves it; and the check of that."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from client.check.context import CheckContext, CheckResult, Server
+from client.check.plan_words import describe_plan, list_changes
+from client.guard.approvals import Approval, Approvals
+from client.guard.audit import open_site_audit
+from client.guard.ledger import read_progress
+from fedmed.config import Plan
+from fedmed.config.client import ClientConfig
+from fedmed.errors import ConfigError, PolicyError
+from fedmed.protocol.hello import Hello
+
+TYPE_APPROVE = "Read the plan above with whoever is responsible for the study here, then type: flower-client --approve"
+_AGAIN = "--again"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person has typed."""
+
+    sha256: str | None = None
+    """The hash that the plan must have; None: any, as shown."""
+    yes: bool = False
+    """Whether no question is asked."""
+    again: bool = False
+    """Whether what was asked so far is to be counted anew."""
+    as_json: bool = False
+
+
+def read_plan(hello: Hello) -> Plan | None:
+    """Return the plan in a server's greeting; None if it has none yet.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read here.
+    """
+    told = hello.get("plan")
+    try:
+        return None if told is None else Plan.model_validate(told)
+    except ValidationError:
+        raise ConfigError(
+            "The server's plan cannot be read here. Server and site must run the same version of fedmed."
+        ) from None
+
+
+def approve(
+    config: ClientConfig,
+    wish: Wish,
+    connect: Callable[[ClientConfig], Server],
+    ask: Callable[[str], str] = input,
+) -> int:
+    """Show the server's plan, ask, and store the approval; return the exit code.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        Settings of this site.
+    wish : Wish
+        What was typed.
+    connect : callable
+        Makes the signed connection to the server.
+    ask : callable
+        Puts a question to a person and returns the answer.
+
+    Raises
+    ------
+    FedmedError
+        If the server cannot be reached, has no plan, or has another than was named.
+    """
+    with connect(config) as server:
+        plan = read_plan(server.hello())
+    if plan is None:
+        raise ConfigError("The server has no plan yet; try again when the coordinating site has started.")
+    state_dir = Path(config.state_dir)
+    approvals = Approvals(state_dir, config.policy.approved_plan)
+    before = approvals.find_of_run(plan.run_id)
+    if not wish.as_json:
+        print("\n".join([*describe_plan(plan), "", *_describe_state(plan, before, state_dir), ""]))
+    _check_hash(plan, wish, config.policy.approved_plan)
+    is_new = before is None or before.sha256 != plan.sha256 or wish.again
+    done = not is_new or wish.yes or (not wish.as_json and _agrees(ask))
+    if is_new and done:
+        approval = approvals.add(plan, again=wish.again)
+        open_site_audit(state_dir).append("approved", plan_sha256=plan.sha256, run=plan.run_id, number=approval.number)
+    if wish.as_json:
+        told = {"plan_sha256": plan.sha256, "approved": done, "words": describe_plan(plan)}
+        changes = [] if before is None else list_changes(before.plan, plan)
+        print(json.dumps({**told, "changes": changes, "plan": plan.model_dump(mode="json")}, indent=2))
+    else:
+        print(_conclude(plan, is_new=is_new, done=done))
+    return 0 if done else 1
+
+
+def check_approval(context: CheckContext, name: str) -> CheckResult:
+    """Say whether the plan is approved, and what has changed since another one of this run was."""
+    plan, config = context.get_plan(), context.config
+    approvals = Approvals(Path(config.state_dir), config.policy.approved_plan)
+    before = approvals.find_of_run(plan.run_id)
+    named = config.policy.approved_plan
+    if named == plan.sha256:
+        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved by policy.approved_plan in client.yaml")
+    if before is not None and before.sha256 == plan.sha256 and named is None:
+        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved since {before.approved}")
+    found = "; ".join(_describe_state(plan, before, Path(config.state_dir)))
+    if named is not None:
+        advice = f"policy.approved_plan in client.yaml allows {named} only. Change it there, if that is right."
+        return CheckResult(name, "failed", f"the plan {plan.sha256} is not approved", advice)
+    return CheckResult(name, "warning", found, TYPE_APPROVE)
+
+
+def _describe_state(plan: Plan, before: Approval | None, state_dir: Path) -> list[str]:
+    if before is None:
+        return [f"The plan {plan.sha256} is not approved yet at this site"]
+    if before.sha256 == plan.sha256:
+        number = "" if before.number == 1 else f", {before.number} times"
+        answered = read_progress(state_dir / "runs", before)
+        return [f"The plan {plan.sha256} is approved since {before.approved}{number}; answered so far: {answered}"]
+    changes = list_changes(before.plan, plan)
+    return [
+        f"The plan {plan.sha256} is not approved yet at this site",
+        f"It differs from {before.sha256}, approved on {before.approved}: {'; '.join(changes)}",
+    ]
+
+
+def _check_hash(plan: Plan, wish: Wish, named: str | None) -> None:
+    if wish.sha256 is not None and wish.sha256 != plan.sha256:
+        raise PolicyError(
+            f"The server's plan has the hash {plan.sha256}, not {wish.sha256}. It is not approved. Ask the "
+            "coordinating site which plan it means."
+        )
+    if named is not None and named != plan.sha256:
+        raise PolicyError(
+            f"policy.approved_plan in client.yaml allows the plan {named} only, and this one is {plan.sha256}. Change "
+            "it there, or set it to null."
+        )
+
+
+def _agrees(ask: Callable[[str], str]) -> bool:
+    if not sys.stdin.isatty() and ask is input:
+        raise ConfigError("There is no terminal to ask on. Read the plan above, then add --yes to approve it.")
+    try:
+        return ask("Approve this plan for this site? [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        return False
+
+
+def _conclude(plan: Plan, *, is_new: bool, done: bool) -> str:
+    if not done:
+        return "Not approved. Nothing but this greeting is answered to the server."
+    if not is_new:
+        return f"The plan {plan.sha256} is approved already. If the server has to repeat rounds, add {_AGAIN}."
+    return f"The plan {plan.sha256} is approved. A running flower-client goes on by itself."

@@ -1,0 +1,144 @@
+"""A plan in words, as a person reads it before approving it; and what differs between two plans."""
+
+import json
+from collections.abc import Iterator
+
+from pydantic import JsonValue
+
+from fedmed.config import Plan
+from fedmed.errors import tame
+from fedmed.protocol.foreseen import Network
+from fedmed.protocol.kinds import KINDS, Kind, Phase
+
+_NETWORKS: dict[Network, str] = {
+    "trained": "",
+    "both": " of the small network beside the trained one",
+    "small": " of the small network",
+    "distilled": "",
+}
+_SHARED: dict[Network, str] = {"trained": ""}
+_CODES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+_LONGEST = 300
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """Return a plan in lines of words: what is trained and how, what is asked how often, and what leaves each time."""
+    return [
+        f"Study: '{tame(plan.study, 100)}', approval {tame(plan.approval or 'not stated', 100)}; "
+        f"run {tame(plan.run_id or 'without a name', 100)}.",
+        _describe_network(plan),
+        _describe_training(plan),
+        f"Loss: {_show(plan.loss)}. BatchNorm: {plan.batch_norm}. Updates travel as: {plan.compression}.",
+        _describe_distillation(plan),
+        _describe_groups(plan),
+        *_describe_small(plan),
+        f"The best round is chosen by: {plan.choice}. A round is tried up to {plan.attempts} times.",
+        *_describe_code(plan),
+        "Asked of this site, and what leaves each time:",
+        *(f"- {line}" for line in list_questions(plan)),
+    ]
+
+
+def list_questions(plan: Plan) -> Iterator[str]:
+    """Yield one line for each thing that a plan has this site asked for."""
+    for kind in KINDS.values():
+        for phase in kind.phases:
+            for network in _SHARED if phase.ration.shared else _NETWORKS:
+                times = phase.ration.times(plan, network)
+                if times != 0:
+                    yield _describe_question(kind, phase, network, times, plan)
+
+
+def list_changes(old: Plan, new: Plan) -> list[str]:
+    """Return what differs between two plans, ``key: old -> new``, by the keys of the plan."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return [
+        f"{tame(key, 100)}: {_show(before.get(key))} -> {_show(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _describe_network(plan: Plan) -> str:
+    options = f" ({_show(plan.model.options)})" if plan.model.options else ""
+    return (
+        f"Network: {tame(plan.model.name, 100)}{options} for {len(plan.classes)} classes "
+        f"({tame(', '.join(plan.classes), _LONGEST)}) at {plan.image_size} pixels, augmentation "
+        f"{tame(plan.augmentation, 60)}, seed {plan.seed}."
+    )
+
+
+def _describe_training(plan: Plan) -> str:
+    training = plan.training
+    optimizer, schedule = training.optimizer, training.schedule
+    details = {
+        "momentum": optimizer.momentum if optimizer.name == "sgd" else None,
+        "weight decay": optimizer.weight_decay or None,
+        "warm-up epochs": schedule.warmup_epochs or None,
+        "gradients cut to": training.clip_norm,
+        "FedProx": training.proximal_mu or None,
+        "momentum kept between rounds": training.keep_momentum or None,
+    }
+    more = "".join(f", {name} {_show(value)}" for name, value in details.items() if value is not None)
+    return (
+        f"Training: {plan.rounds} rounds of {training.epochs_per_round} epochs with batches of {training.batch_size} "
+        f"images (at most half of this site's); {_CODES[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
+        f"schedule {schedule.name}{more}."
+    )
+
+
+def _describe_distillation(plan: Plan) -> str:
+    if plan.fopro is None:
+        return "Distillation from a teacher: none."
+    teacher = plan.fopro.teacher
+    return (
+        f"Distillation from the teacher {tame(teacher.name, 60)} ({teacher.source}) with the weight "
+        f"{plan.fopro.weight:g}; prompt, a reconstruction: {plan.fopro.prompt.mode}."
+    )
+
+
+def _describe_groups(plan: Plan) -> str:
+    asked = plan.fairness
+    attributes = "all attributes of the data" if asked.attributes is None else ", ".join(asked.attributes) or "none"
+    told = [] if plan.losses == "none" else [f"losses before training by {plan.loss_attribute or plan.losses}"]
+    told += [] if plan.divergence == "none" else ["distance from the teacher"]
+    return (
+        f"Patient groups: {tame(attributes, _LONGEST)}; crossings: {_show(asked.intersections)}. Told beside an "
+        f"update: {tame('; '.join(told), 200) or 'nothing about groups'}."
+    )
+
+
+def _describe_small(plan: Plan) -> Iterator[str]:
+    small = plan.student
+    if small is not None:
+        where = f"at the sites in {small.rounds} rounds" if small.kind == "co_distillation" else "at the server"
+        yield (
+            f"Small network at the end: {tame(small.model.name, 100)}, trained {where} (Adam, learning rate "
+            f"{small.lr:g}, temperature {small.temperature:g}, features {small.feature_weight:g})."
+        )
+
+
+def _describe_code(plan: Plan) -> Iterator[str]:
+    if plan.extensions:
+        yield f"Code from outside fedmed that runs here: {'; '.join(map(str, plan.extensions))}."
+
+
+def _describe_question(kind: Kind, phase: Phase, network: Network, times: int | None, plan: Plan) -> str:
+    number = "as often as needed" if times is None else f"{times} times" if times != 1 else "once"
+    again = "" if times is None else f", each at most {phase.ration.repeats(plan)} times more"
+    parts = ", ".join(kind.returns) or "numbers and words"
+    return (
+        f"{phase.title}{_NETWORKS[network]}: {number} ({phase.ration.words}{again}); leaves: {phase.leaves} ({parts})"
+    )
+
+
+def _flatten(value: JsonValue, path: str = "") -> dict[str, JsonValue]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: one for name, inner in value.items() for key, one in _flatten(inner, f"{path}.{name}".strip(".")).items()
+    }
+
+
+def _show(value: object) -> str:
+    return tame(value if isinstance(value, str) else json.dumps(value), _LONGEST)
