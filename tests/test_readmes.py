@@ -43,6 +43,7 @@ WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficient
 TYPED = {  # what ends within seconds: exit code, and what is then read
     ".venv/bin/python simulations/run.py --help": (0, "--study"),
     "flower-client --check": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
+    "flower-client --approve": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client": (1, "There is no 'client.yaml'. Change to the folder of the kit"),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
     "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),

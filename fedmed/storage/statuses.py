@@ -31,6 +31,9 @@ STATUSES = {
     "late": Status("L", "late", "its update came after the deadline", "longer"),
     "error": Status("E", "error", "the site reported an error", "longer"),
     "quarantined": Status("Q", "quarantined", "its update was refused by the checks", "ended"),
+    "declined": Status(
+        "S", "scores only", "it has too few training images, as its own policy says", "ended", missed=False
+    ),
     "revoked": Status("R", "revoked", "it was taken from the list of sites", "ended"),
     "dormant": Status("D", "dormant", "not waited for, after missing several rounds in a row", "kept"),
     "absent": Status("·", "absent", "not connected, or not asked", "longer"),

@@ -136,7 +136,7 @@ def _explain(name: str, own_fingerprint: str, *, has_key: bool) -> str:
     )
     return (
         "1. Name your images under 'data' in client.yaml; in this folder type 'flower-client --check', then "
-        f"'flower-client'.\n2. {key}\n"
+        f"'flower-client --approve', which shows the study's plan, then 'flower-client'.\n2. {key}\n"
         f"3. Over the phone, compare with the coordinating site: {name} has the fingerprint {own_fingerprint}\n"
     )
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedmed.config import Plan
 from fedmed.distillation import check_same_teacher
 from fedmed.errors import FedmedError, RunFolderError, tame
+from fedmed.processes import Backoff
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REQUEST, make_content, read_report
 from fedmed.protocol.reports import Part, SiteDescription, TeacherDescription
@@ -27,7 +28,7 @@ from fedmed.versions import find_versions
 from server.rounds.exchange import Answer, Exchange, open_answer
 from server.rounds.progress import Listener
 
-_PROBE_EVERY_S = 5.0
+_FIRST_PROBE_S, _LONGEST_PROBE_S = 2.0, 10.0
 _SITES_FILE = "sites.json"
 _NEEDS_SCORES = (
     "the rule choose_by needs histograms of validation scores from every site, and this site does not let them leave. "
@@ -66,6 +67,8 @@ class Attendance:
     waits for them."""
     _refusals: dict[str, str] = field(default_factory=dict)
     _probed: float = -math.inf
+    _pauses: Backoff = field(default_factory=lambda: Backoff(first_s=_FIRST_PROBE_S, longest_s=_LONGEST_PROBE_S))
+    _pause_s: float = 0.0
 
     def join(self, exchange: Exchange, listener: Listener, *, deadline_s: float, round_number: int) -> None:
         """Ask every connected site that has not joined yet to describe itself, and wait for the answers."""
@@ -103,7 +106,9 @@ class Attendance:
             return
         self.without_scores.discard(answer.site)
         self.silent.discard(answer.site)
-        self._refusals.pop(answer.site, None)
+        if self._refusals.pop(answer.site, None) is not None:
+            listener.on_note(f"{answer.site} has joined.")
+            self._pauses.succeeded()
         self.descriptions[answer.site] = description
         self.missed[answer.site] = 0
         listener.on_answer(answer.site, None)
@@ -156,10 +161,15 @@ class Attendance:
                 self.missed[site] = 0
 
     def probe_in_passing(self, exchange: Exchange, silent: list[str], ttl: float) -> None:
-        """Probe sites, but not more often than every few seconds."""
-        if silent and time.monotonic() - self._probed > _PROBE_EVERY_S:
-            self._probed = time.monotonic()
+        """Probe sites, but not more often than every few seconds; less often where that goes on for long."""
+        if silent and time.monotonic() - self._probed > self._pause_s:
+            self._probed, self._pause_s = time.monotonic(), self._pauses.next()
             self.probe(exchange, silent, ttl)
+
+    @property
+    def turned_away(self) -> frozenset[str]:
+        """Connected sites that have said why they do not join, as one whose people have not approved the plan yet."""
+        return frozenset(self._refusals)
 
     @property
     def agreed(self) -> frozenset[str]:

@@ -90,7 +90,7 @@ class RoundLoop:
         with explained_failure("server step", self.session.config.server_step.kind):
             following = self._step.take(self._model, averaged, self.session.parameters, self.session.run.updates)
         sha256 = hash_file(following.model)
-        answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined"}]
+        answered = [u.site for u in collector.updates.values() if u.status in {"accepted", "quarantined", "declined"}]
         scores = self.session.score(
             round_number, following.model, sha256, sorted(answered), part="validation", best_round=self.state.best_round
         )

@@ -144,9 +144,8 @@ class Session:
         end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
         while True:
             self._join(round_number)
-            missing = self.exchange.known_sites() - set(self.exchange.online_sites()) & set(
-                self.attendance.descriptions
-            )
+            here = set(self.exchange.online_sites()) & {*self.attendance.descriptions, *self.attendance.turned_away}
+            missing = self.exchange.known_sites() - here
             if not missing or time.monotonic() >= end:
                 return
             time.sleep(_WAITING_STEP_S)

@@ -10,9 +10,9 @@ from flwr.app import Message
 from fedmed.aggregation import check_num_images, check_update, compare_norms, site_weights
 from fedmed.config import Compression
 from fedmed.errors import WireError
-from fedmed.protocol.messages import read_model, read_report
+from fedmed.protocol.messages import REPORT, read_model, read_report, read_values
 from fedmed.protocol.quantisation import CompressionError, decompress_update
-from fedmed.protocol.reports import GroupLosses, TrainReport
+from fedmed.protocol.reports import Declined, GroupLosses, TrainReport
 from fedmed.storage.atomic_files import explain_write_failure
 from fedmed.storage.history import Participation
 from fedmed.storage.tensor_files import TensorFile
@@ -142,6 +142,10 @@ class UpdateCollector:
         return lines
 
     def _read(self, site: str, message: Message) -> Update:
+        if Declined.fits(read_values(message, REPORT)):
+            return Update(
+                site, "declined", "it has fewer training images than its policy.min_images; it only scores models"
+            )
         told, packed = read_report(message, TrainReport), read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))
         reason = check_num_images(told.num_images, self.declared[site])

@@ -54,6 +54,7 @@ _NEW_SITE: SiteStatus = {
     "last_share": None,
     "rounds_taken": 0,
     "collected": False,
+    "problem": None,
 }
 _logger = logging.getLogger("fedmed.server")
 
@@ -185,7 +186,7 @@ class StatusFile:
             self._content["message"] = f"{site}: {problem}"
         entry = self._content["sites"].get(site)
         if entry is not None:
-            entry["last_seen"] = self._stamp()
+            entry["last_seen"], entry["problem"] = self._stamp(), problem
             if problem is None:
                 entry["joined"] = True
             elif self._content["phase"] == KINDS["query"].phase_name():

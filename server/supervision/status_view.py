@@ -26,6 +26,8 @@ class Presence(TypedDict):
     connected: bool
     last_seen: str | None
     joined: bool
+    problem: str | None
+    """Why its last answer was none; None where it was one."""
 
 
 class Participation(TypedDict):
@@ -127,6 +129,9 @@ def render_status(status: Status, now: datetime | None = None, width: int = 110)
     if status["message"]:
         console.print(Text(status["message"]))
     console.print(table)
+    for name, entry in status["sites"].items():
+        if entry.get("problem"):
+            console.print(Text(f"{name}: {entry['problem']}"))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import yaml
 
 from client.site import app as client_app
+from fedmed.config import Plan
 from fedmed.config.server import ServerConfig
 from fedmed.storage.run_folder import RunFolder
 from server.federation import run_federation
+from tests.support.approval import approve
 from tests.support.federation import Notes
 from tests.support.local_grid import LocalGrid, Tamper
 
@@ -42,11 +44,18 @@ class Hospitals:
         self.run.write_roster({number + 1: name for number, name in enumerate(self.names)})
         for name in self.names:
             client = {"name": name, "server": "127.0.0.1:1", "device": "cpu", "threads": 1, "data": DATA}
-            client |= {"data_sites": 2, "data_site": name, "policy": policy or {"suppression": {"k": 1, "k_row": 1}}}
+            allowed = {"min_images": 2} | (policy or {"suppression": {"k": 1, "k_row": 1}})
+            client |= {"data_sites": 2, "data_site": name, "policy": allowed}
             (folder / name).mkdir()
             (folder / name / "client.yaml").write_text(yaml.safe_dump(client))
+            approve(folder / name / "state", self.plan)
         self.listener = Notes()
         self.sent: list[tuple[str, str]] = []
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as the server sends it."""
+        return self.config.make_plan().model_copy(update={"run_id": self.run.read_run_id()})
 
     def copy(self, folder: Path) -> "Hospitals":
         """Return the same federation in another folder, with all that it has done so far."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from fedmed.processes import find_free_port
 from fedmed.storage.history import read_history
 from fedmed.storage.run_folder import RunFolder
 from server.provisioning.provision import provision
+from tests.support.approval import approve
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,7 +27,7 @@ class Process:
     """A command in its own session, with everything that it says in a file."""
 
     def __init__(self, name: str, arguments: list[str], log: Path, **environment: str) -> None:
-        self.name, self.log = name, log
+        self.name, self.log, self.started = name, log, time.time()
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.integration.support.launch", *arguments],
@@ -80,6 +82,7 @@ class Deployment:
         self._environment = {} if artefact else {"FEDMED_TEST_TRAIN_FORM": "1"}
         self.names = [f"site_{number + 1:02d}" for number in range(sites)]
         self.port = find_free_port()
+        self.approves = True  # whatever plan the server begins with
         self.faults = folder / "faults"
         self.faults.mkdir(parents=True)
         values: dict[str, Any] = {
@@ -109,12 +112,28 @@ class Deployment:
         data = {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16}
         for name in self.names:
             changes = {"data": data, "data_sites": sites, "data_site": name, "threads": 1, **(client or {})}
+            changes["policy"] = {"min_images": 2} | changes.get("policy", {})  # the phantom of these tests has few
             self.change_client(name, **changes)
         self.processes: list[Process] = []
 
     def change_client(self, name: str, **changes: Any) -> None:
         path = self.kit / "kits" / name / "client.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+    def approve(self, *names: str) -> None:
+        """Have people at the sites, or at some, approve the plan of the server's greeting."""
+        plan = json.loads((self.run_folder.path / "link" / "hello.json").read_text())["plan"]
+        for name in names or self.names:
+            approve(self.kit / "kits" / name / "state", plan)
+
+    def _approve_soon(self, server: Process) -> None:
+        """Approve as soon as there is a greeting, which is before any site can connect."""
+        hello = self.run_folder.path / "link" / "hello.json"
+        while not hello.is_file() or hello.stat().st_mtime < server.started:
+            if server.poll() is not None:
+                return
+            time.sleep(0.02)
+        self.approve()
 
     def change_server(self, **changes: Any) -> None:
         self.config.write_text(yaml.safe_dump(yaml.safe_load(self.config.read_text()) | changes))
@@ -143,6 +162,8 @@ class Deployment:
             **_extend_path(extra_path),
         )
         self.processes.append(process)
+        if self.approves:
+            threading.Thread(target=self._approve_soon, args=(process,), daemon=True).start()
         return process
 
     def start_client(self, name: str, kit: Path | None = None, extra_path: Path | None = None) -> Process:
