@@ -29,13 +29,14 @@ PAGES = list_pages()
 FIRST = Page(ROOT / "README.md")
 MODELS = (RunConfig, server.app.ServerConfig, client.app.ClientConfig)
 SUFFIXES = {".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".svg", ".html", ".onnx", ".safetensors", ".pem", ".key",
-            ".toml", ".txt", ".lock", ".cff", ".service"}  # fmt: skip
+            ".toml", ".txt", ".lock", ".cff", ".service", ".sig"}  # fmt: skip
 
 # What the pages name and the repository does not hold: places and files of a run, a kit, a site's state, a user's own.
 PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "updates", "state", "federation", "runs",
           ".venv", "ham10000", "covid_ct", "brain_tumour_mri", "pneumonia_mnist", "..", ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
+         "manifest.sig", "history.json",
          "ca.key", "ca.pem", "release.key", "ARM-SEED.json"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}
 """Names of sites, of an array and of packaged teachers, which no setting knows."""

@@ -271,11 +271,11 @@ def _without_dashboard() -> Iterator[None]:
     needs it.
     """
     start = Node.start_api_server
-    Node.start_api_server = _start_nothing
+    Node.start_api_server = _start_nothing  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        Node.start_api_server = start
+        Node.start_api_server = start  # type: ignore[method-assign]
 
 
 def _start_nothing(node: Node, **_: object) -> None:
