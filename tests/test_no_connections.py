@@ -104,12 +104,13 @@ class Machine:
     def _listen(process: "subprocess.Popen[str]", stop_after: str | None) -> str:
         assert process.stdout is not None
         said = ""
-        for line in process.stdout:
-            said += line
-            if stop_after is not None and stop_after in said:
-                time.sleep(3)  # for whatever it does on its own
-                os.killpg(process.pid, signal.SIGINT)
-                stop_after = None
+        with process.stdout as lines:
+            for line in lines:
+                said += line
+                if stop_after is not None and stop_after in said:
+                    time.sleep(3)  # for whatever it does on its own
+                    os.killpg(process.pid, signal.SIGINT)
+                    stop_after = None
         return said
 
     def _judge(self, found: Watched) -> Watched:
@@ -159,8 +160,9 @@ def test_watch_sees_what_it_is_for(machine: Machine) -> None:
 def test_commands_of_both_sides(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
     assert "--provision" in machine.expect_quiet([*SERVER, "--help"])
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
-    machine.expect_quiet([*SERVER, "--config", "fed/server.yaml", "--status"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
+    run = ["--config", "fed/server.yaml"]
+    assert "no flower-server has been started" in machine.expect_quiet([*SERVER, *run, "--status"], code=1)
     shutil.copytree(V1 / "federation" / "kits" / "site_01", machine.work / "kit")
     site = ["--config", "kit/client.yaml"]
     assert "The chain holds" in machine.expect_quiet([*CLIENT, *site, "--verify-audit"])
@@ -189,6 +191,6 @@ def test_simulation_and_export(machine: Machine) -> None:
 @pytest.mark.slow
 def test_server_that_waits_for_its_sites(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
     said = machine.expect_quiet([*SERVER, "--config", "fed/server.yaml"], code=None, stop_after="hospital_a")
     assert "hospital_a" in said
