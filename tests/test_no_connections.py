@@ -158,7 +158,7 @@ def test_watch_sees_what_it_is_for(machine: Machine) -> None:
 def test_commands_of_both_sides(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
     assert "--provision" in machine.expect_quiet([*SERVER, "--help"])
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
     shutil.copytree(V1 / "federation", machine.work / "then")
     assert "finished" in machine.expect_quiet([*SERVER, "--config", "then/server.yaml", "--status"])
     site = ["--config", "then/kits/site_01/client.yaml"]
@@ -188,6 +188,6 @@ def test_simulation_and_export(machine: Machine) -> None:
 @pytest.mark.slow
 def test_server_that_waits_for_its_sites(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
     machine.expect_quiet([*SERVER, "--config", "fed/server.yaml"], code=130, stop_after_s=25)
     assert (machine.work / "fed" / "run" / "config.yaml").is_file()

@@ -54,6 +54,7 @@ TYPED = {  # what ends within seconds: exit code, and what is then read
     "flower-client --verify-audit": (1, "There is no 'client.yaml'."),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
     "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),
+    "python -m fedmed.disclosure federation/run": (1, "Give the folder printed at the start of the run"),
 }
 FEDERATION = {  # one after another in one folder that holds server.yaml
     "flower-server --provision federation --keys-at-sites --config server.yaml": (0, "it holds no secret"),
