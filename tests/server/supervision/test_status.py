@@ -63,7 +63,7 @@ def test_the_keys_at_the_start(tmp_path, make_file):
     status = read_status(tmp_path)
     site = {
         "connected": False, "last_seen": None, "joined": False, "last_round": None, "last_status": None,
-        "last_share": None, "rounds_taken": 0, "collected": False,
+        "last_share": None, "rounds_taken": 0, "collected": False, "problem": None,
     }  # fmt: skip
     assert status.pop("process_started") > 0
     assert status == {
@@ -117,7 +117,7 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     assert (status["state"], status["phase"]) == ("round", "evaluate")
     assert status["sites"]["aachen"] == {
         "connected": True, "last_seen": "2026-03-01T12:00:10+00:00", "joined": True, "last_round": 1,
-        "last_status": "accepted", "last_share": 1.0, "rounds_taken": 1, "collected": False,
+        "last_status": "accepted", "last_share": 1.0, "rounds_taken": 1, "collected": False, "problem": None,
     }  # fmt: skip
     late = status["sites"]["charite"]
     assert (late["last_round"], late["last_status"], late["last_share"], late["rounds_taken"]) == (1, "late", None, 0)

@@ -21,15 +21,14 @@ def _note(what: str, value: object) -> None:
 
 
 def _open(path: str, flags: int, mode: int) -> int:
-    global _inside
-    _inside = True
+    _inside.append(True)
     try:
         return os.open(path, flags, mode)
     finally:
-        _inside = False
+        _inside.pop()
 
 
-_inside = False
+_inside: list[bool] = []
 
 
 def _watch(event: str, arguments: tuple) -> None:
@@ -43,7 +42,7 @@ def _watch(event: str, arguments: tuple) -> None:
             _note("LOOKUP", arguments[0])
     elif event == "open":
         path, mode, flags = arguments
-        writes = (flags is not None and flags & _WRITING) or (isinstance(mode, str) and set(mode) & set("wax+"))
+        writes = (flags or 0) & _WRITING or set(mode if isinstance(mode, str) else "") & set("wax+")
         if writes and isinstance(path, str | bytes):
             _note("WRITE", os.path.abspath(os.fsdecode(path)))
     elif event in _CHANGES and isinstance(arguments[_CHANGES[event]], str | bytes):
