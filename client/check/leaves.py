@@ -274,10 +274,12 @@ def _describe_tables(tables: SiteTables, part: str, context: CheckContext) -> st
     images = getattr(data, part)
     counted = context.get_site().count_part(part, context.get_plan().fairness).plan.attributes[SITE_ATTRIBUTE].counted
     classes = len(images.labels[torch.from_numpy(counted)].unique())
-    scores = "with" if any(own.scores.any() for own in tables.models[FEDERATED].values()) else "without"
+    found = tables.models[FEDERATED].values()
+    histograms = "with" if any(own.scores.any() for own in found) else "without"
+    areas = "with" if any(own.areas.any() for own in found) else "without"
     return (
         f"{largest}; by {', '.join(tables.attributes)}; counts by true class of the site for {classes} of "
-        f"{len(data.classes)} classes, {scores} histograms of scores"
+        f"{len(data.classes)} classes, {areas} the AUC, {histograms} histograms of scores"
     )
 
 

@@ -52,7 +52,7 @@ class PolicyConfig(Section):
     """Whether tables of the validation images may leave after every round; without them two figures do
     (``choice: figure`` in ``server.yaml``)."""
     validation_scores: bool = False
-    """Whether histograms of scores may leave for the validation images as well."""
+    """Whether the AUC may leave for the validation images as well; with thresholds of 1 also histograms of scores."""
     suppression: SuppressionConfig = SuppressionConfig()
     """Thresholds for everything that is counted."""
     group_histograms: bool = False

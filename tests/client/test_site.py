@@ -14,7 +14,7 @@ from client.site import app
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network, get_network
 from fedmed.errors import FedmedError, PolicyError, RunFolderError, WireError
-from fedmed.fairness.disclosure.rows import plan_disclosure
+from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.packing import pack_site_tables
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED, SiteTables
@@ -240,6 +240,11 @@ def score_directly(hospital: HospitalSite, part: str) -> tuple[Any, torch.Tensor
     return images, compute_logits(network.model, images, hospital.plan, device=torch.device("cpu"))
 
 
+def plan_by_itself(hospital: HospitalSite, part: str, logits: dict[str, torch.Tensor]) -> DisclosurePlan:
+    site = open_site(hospital.config)
+    return site.hold_rows(part, site.count_part(part, hospital.plan.fairness), logits).plan
+
+
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> None:
     rows = [row | {"sex": "f" if number % 4 < 2 else "m"} for number, row in enumerate(make_rows())]
@@ -250,7 +255,7 @@ def test_hospital_releases_less_than_it_counts(tmp_path: Path, part: str) -> Non
     images, logits = score_directly(hospital, part)
     groups = {"site": ["north"] * len(images), "sex": images.attributes["sex"]}
     limits = Disclosure(6, 3, scores=part == "test", k_bin=5)
-    plan = plan_disclosure(images.labels, groups, images.items, limits)
+    plan = plan_by_itself(hospital, part, {FEDERATED: logits})
     assert_equal(found, disclose_tables({FEDERATED: logits}, images.labels, groups, plan, limits, images.patients))
     own = hospital.state / "runs/run1/own_tables" / f"{hash_model(hospital.model)}.safetensors"
     assert own.is_file() == (part == "test")  # for the site's own report, made from the test only
@@ -274,8 +279,8 @@ def test_temperature_applies_to_the_test_only(tmp_path: Path) -> None:
     found = read_tables(hospital.ask("evaluate", hospital.model, part="test", **values))
     images, logits = score_directly(hospital, "test")
     groups, limits = {"site": ["north"] * len(images)}, Disclosure(6, 3, k_bin=5)
-    plan = plan_disclosure(images.labels, groups, images.items, limits)
     both = {FEDERATED: logits.double() / 2, UNCALIBRATED: logits}
+    plan = plan_by_itself(hospital, "test", both)
     assert_equal(found, disclose_tables(both, images.labels, groups, plan, limits, images.patients))
     np.testing.assert_array_equal(found.site.counts, found.models[UNCALIBRATED]["site"].counts)
     # Tables with many temperatures would tell single scores.

@@ -293,3 +293,42 @@ def test_a_round_of_one_hundred_sites_takes_a_moment():
     for tables in sites:
         compute_figures(tables)
     assert time.process_time() - start < 1.0
+
+
+def test_areas_within_sites_stand_in_for_histograms_that_are_not_told():
+    """Two sites whose scores differ in level: pooled pairs are compared within each site only."""
+    first, second = draw_tables(300, group="a"), draw_tables(200, group="b", seed=1)
+    complete = compute_figures(first + second)["auc"]
+    assert (complete.within_sites, complete.n) == (False, 500)
+    assert 0 < complete.bound < 0.05
+    hidden = dataclasses.replace(first, scores=np.zeros_like(first.scores))
+    for tables in (hidden + second, hidden + dataclasses.replace(second, scores=np.zeros_like(second.scores))):
+        found = compute_figures(tables)["auc"]
+        pairs, won = (first.areas + second.areas)[0, :, :2].T
+        assert (found.within_sites, found.n, found.bound) == (True, 500, None)
+        assert found.by_class == pytest.approx(tuple(won / pairs))
+        assert found.value == pytest.approx((won / pairs).mean())
+
+
+def test_histograms_that_are_too_coarse_give_no_area():
+    """Nearly equal scores lie in one bin, so that half of all pairs would be ties; the areas know better."""
+    logits, labels = draw_predictions(300, shares=(0.5, 0.5))
+    weak = tables_from_logits(logits / 100, labels, ["a"] * 300)
+    found = compute_figures(weak)["auc"]
+    assert found.within_sites
+    assert found.value == pytest.approx(oracle.roc_auc_score(labels, (logits[:, 1] - logits[:, 0])))
+    without = compute_figures(dataclasses.replace(weak, areas=np.zeros_like(weak.areas)))["auc"]
+    assert (without.value, without.by_class) == (None, (None, None))
+    assert without.reason == "the histograms of the scores are too coarse for this model"
+    assert without.bound > 0.05
+
+
+def test_figures_of_groups_without_histograms_say_so():
+    tables = draw_tables(100)
+    names = ("scores", "areas", "calibration", "brier")
+    counts = dataclasses.replace(tables, **{name: np.zeros_like(getattr(tables, name)) for name in names})
+    figures = compute_figures(counts)
+    assert figures["auc"].reason == "the tables hold no scores"
+    assert figures["classwise_ece"].reason == "it is not told class by class"
+    assert {figures[key].reason for key in ("ece", "mce", "brier")} == {"it is told for whole sites only"}
+    assert figures["accuracy"].value == compute_figures(tables)["accuracy"].value

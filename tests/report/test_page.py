@@ -168,9 +168,16 @@ def test_headings_anchors_and_tables_are_accessible(tmp_path):
 
 
 def test_thresholds_are_named(tmp_path):
-    _, text = write(tmp_path, make_content(thresholds={"k": 10, "k_row": 5}))
+    _, text = write(tmp_path, make_content(thresholds={"k": 10, "k_row": 5, "k_bin": 4}))
     words = Page(text).text
-    assert "withholds groups of fewer than 10 images, and classes of fewer than 5 images within a group" in words
+    assert "Thresholds count patients where a site's data names them, and images where it does not." in words
+    assert (
+        "withholds groups of fewer than 10, bins of fewer than 4, and classes of fewer than 5 within a group" in words
+    )
+    assert "Hospitals tell less of this." in words
+    (tmp_path / "open").mkdir()
+    _, text = write(tmp_path / "open", make_content())
+    assert "Hospitals tell less of this." not in Page(text).text
 
 
 def test_same_content_gives_the_same_bytes(tmp_path):

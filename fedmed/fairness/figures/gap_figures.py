@@ -8,7 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.fairness.figures.gap_sources import CalibrationSource, CountSource, Disparities, GapSource, ScoreSource
+from fedmed.fairness.figures.gap_sources import (
+    CalibrationSource,
+    CountSource,
+    Disparities,
+    GapSource,
+    ScoreSource,
+    compare_areas,
+)
 from fedmed.fairness.figures.rates import GapValues, Rates
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.metrics.tables import EvaluationTables
@@ -131,6 +138,8 @@ def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
     for source in list_sources(known):
         counted = source.counted if isinstance(source, CountSource) else None
         found |= _describe(source.compute(*source.observe()), known, counted)
+    if len(known.groups) > 1 and known.areas.any() and not known.scores.any():
+        found |= _describe(compare_areas(known), known, None)
     return {key: found[key] if key in found else _make_absent(key, known) for key in GAP_KEYS}
 
 
@@ -248,7 +257,8 @@ def _count_images(name: str, known: EvaluationTables) -> Array:
     if name == "ece":
         told: Array = np.rint(known.calibration[..., 0].sum(axis=(1, 2)) + known.mixed[..., 0].sum(axis=1))
         return told.astype(np.int64)
-    counted: Array = known.scores[:, :, 0].sum(axis=(1, 2)) if name == "auc" else known.row_images.sum(axis=1)
+    has_scores = name == "auc" and known.scores.any()
+    counted: Array = known.scores[:, :, 0].sum(axis=(1, 2)) if has_scores else known.row_images.sum(axis=1)
     return counted + known.rare[:, 0] if name == "accuracy" else counted
 
 

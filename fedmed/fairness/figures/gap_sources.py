@@ -22,6 +22,7 @@ from fedmed.fairness.figures.rates import (
     rate_gaps,
     ratio_of_groups,
 )
+from fedmed.metrics.areas import pooled_areas
 from fedmed.metrics.calibration import expected_error
 from fedmed.metrics.classification import area_values, count_values, lacking_classes, split_scores
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
@@ -151,6 +152,19 @@ class ScoreSource:
         if _lacks_a_class(self._lacking, self._images):
             overall = np.full_like(overall, np.nan)
         return Disparities(group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}, {"auc": values})
+
+
+def compare_areas(tables: EvaluationTables) -> Disparities:
+    """Compute the disparities of the AUC from the areas of groups that are told without histograms.
+
+    Of hospitals these groups are the sites. There is nothing to draw anew, so that no interval and no p-value follows.
+    """
+    lacking = lacking_classes(tables)
+    values = np.where(lacking.any(axis=-1), np.nan, pooled_areas(tables.areas).value)
+    overall = pooled_areas(tables.pool().areas[0]).value
+    if _lacks_a_class(lacking, tables.row_images):
+        overall = np.full_like(overall, np.nan)
+    return Disparities(group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}, {"auc": values})
 
 
 class CalibrationSource:

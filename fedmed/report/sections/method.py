@@ -45,9 +45,10 @@ COARSE = (
     "images have three significant digits. Patient groups have counts only, unless a site allows more."
 )
 LOST = (
-    "What is lost by that was measured with dermatoscopic images of four hospitals (HAM10000, three models): "
-    "the calibration error moved by LOSS_ECE, the other figures by LOSS_REST, and the AUC by LOSS_AUC, since there "
-    "the hospitals differ much in which diseases they see, and images of different hospitals are not compared."
+    "What is lost by that was measured on dermatoscopic images of four hospitals (HAM10000, three briefly trained "
+    "models): the calibration error moved by at most 0.2 points, the Brier score by 0.4, balanced accuracy, F1, kappa "
+    "and correlation by at most 1, and the macro AUC by 1.3, 1.7 and 6.5 points (of a single class by up to 16), since "
+    "these hospitals see different diseases and images of different hospitals are not compared."
 )
 
 DISTILLATION = (
@@ -86,7 +87,7 @@ def render_reading(numbers: Numbers) -> str:
 
 def is_coarse(numbers: Numbers) -> bool:
     """Return whether some site tells less than a simulation, since it has thresholds."""
-    return any(bool(numbers.get("thresholds", key) > 1) for key in ("k", "k_row"))
+    return bool(max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1)
 
 
 def _say_thresholds(numbers: Numbers) -> str:

@@ -423,8 +423,8 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
     logits = dict.fromkeys(MODELS, torch.zeros(1, 3))
     largest = len(pack_site_tables(tell_everything(logits, torch.tensor([0]), {"site": ["north"]})))
     assert f", up to {largest:,} bytes with a temperature and" in found["leaves: test tables"].found
-    assert found["leaves: validation tables"].found.endswith("without histograms of scores")
-    assert found["leaves: test tables"].found.endswith("with histograms of scores")
+    assert found["leaves: validation tables"].found.endswith("without the AUC, without histograms of scores")
+    assert found["leaves: test tables"].found.endswith("with the AUC, without histograms of scores")
     assert "(artefact_sha256, comparison, model_sha256)" in found["leaves: comparison"].found
 
 

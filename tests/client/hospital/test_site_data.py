@@ -13,7 +13,8 @@ from client.hospital.site_data import Site, find_hospital, open_site
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import ConfigError, DataError, FedmedError, KeyFileError, RunFolderError, WireError
-from fedmed.fairness.disclosure.tables import Disclosure, tell_everything
+from fedmed.fairness.disclosure.rows import plan_disclosure
+from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables, tell_everything
 from fedmed.metrics.site_tables import FEDERATED
 from tests.client.support.hospital import CLASSES, FILE, PATIENT, PLAN, HospitalSite, make_rows
 from tests.data.conftest import write_csv
@@ -211,9 +212,13 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_stored_tables_below_raised_thresholds_or_damaged_are_not_sent_again(tmp_path: Path) -> None:
     files = open_site(HospitalSite(tmp_path).config).files_of(PLAN_1)
-    logits = {FEDERATED: torch.eye(3).repeat(4, 1)}
-    tables = tell_everything(logits, torch.arange(3).repeat(4), {"site": ["north"] * 12})
-    files.store_test_tables("ab" * 32, DATA, tables)
+    logits, labels, groups = {FEDERATED: torch.eye(3).repeat(4, 1)}, torch.arange(3).repeat(4), {"site": ["north"] * 12}
+    limits = Disclosure(12, 4, k_bin=4)
+    plan = plan_disclosure(labels, groups, [str(place) for place in range(12)], limits)
+    files.store_test_tables("ab" * 32, DATA, disclose_tables(logits, labels, groups, plan, limits))
+    files.store_test_tables("ef" * 32, DATA, tell_everything(logits, labels, groups))
+    assert files.read_test_tables("ef" * 32, DATA, Disclosure(), "north") is not None
+    assert files.read_test_tables("ef" * 32, DATA, limits, "north") is None
     assert files.read_test_tables("ab" * 32, DATA, Disclosure(12, 4), "north") is not None
     assert files.read_test_tables("ab" * 32, DATA, Disclosure(12, 5), "north") is None
     assert files.read_test_tables("ab" * 32, "34" * 32, Disclosure(12, 4), "north") is None, "of other images"
@@ -241,5 +246,5 @@ def test_simulation_holds_nothing_back(tmp_path: Path) -> None:
 
 def test_hospital_holds_back_as_its_policy_says(tmp_path: Path) -> None:
     site = open_site(write_config(tmp_path, data=PHANTOM, policy=PolicyConfig().model_dump()))
-    assert site.disclosure_of("validation") == Disclosure(10, 5, scores=False)
-    assert site.disclosure_of("test") == Disclosure(10, 5, scores=True)
+    assert site.disclosure_of("validation") == Disclosure(10, 5, scores=False, k_bin=5)
+    assert site.disclosure_of("test") == Disclosure(10, 5, scores=True, k_bin=5)

@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 from fedmed.fairness import compare_groups, compute_gaps
 from fedmed.fairness.chance.compare_groups import GAP_KEYS
 from fedmed.metrics.classification import compute_figures
-from fedmed.metrics.tables import combine_tables
+from fedmed.metrics.tables import EvaluationTables, combine_tables
 from tests.fairness.support.samples import count_images, draw_answers, draw_images, tables_of_groups
 
 RATE_KEYS = {key for key in GAP_KEYS if key.startswith(("demographic", "equal", "eo", "dpm"))}
@@ -350,3 +350,16 @@ def test_intervals_hold_the_true_gap_about_as_often_as_they_say():
                 lower, upper = gaps[key].interval
                 hits[key] += lower - 1e-9 <= truth[case] <= upper + 1e-9
         assert {key: number for key, number in hits.items() if number < 86} == {}
+
+
+def test_sites_without_histograms_are_compared_by_their_own_areas():
+    """Areas of 3/4 and 1/2 of both classes at two sites; all pairs of both together 5/8, so 5/8 over 1 + 1/8 + 1/8."""
+    areas = np.zeros((2, 2, 7))
+    areas[0, :, :2], areas[1, :, :2] = (4, 3), (4, 2)
+    counts = np.array([[[2, 0], [0, 2]], [[2, 0], [0, 2]]])
+    tables = EvaluationTables.make(("a", "b"), 2, counts=counts, areas=areas)
+    gaps = compare_groups(tables, 0, 50)
+    assert gaps["gap_auc"].value == pytest.approx(0.25)
+    assert gaps["worst_group_auc"].value == pytest.approx(0.5)
+    assert gaps["es_auc"].value == pytest.approx(0.625 / 1.25)
+    assert (gaps["gap_auc"].interval, gaps["gap_auc"].p_value, gaps["gap_auc"].n) == (None, None, 8)

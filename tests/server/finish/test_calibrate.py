@@ -18,9 +18,9 @@ from fedmed import predict
 from fedmed.data import make_eval_transform
 from fedmed.errors import RunFolderError, WireError
 from fedmed.export.run import export_run, reproduce
-from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED
 from fedmed.metrics.rounding import round_digits
-from fedmed.metrics.temperature import GRID, temperature_sums
+from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED
+from fedmed.metrics.temperature import GRID, STEP, temperature_sums
 from fedmed.protocol.messages import REPORT, REQUEST, SUMS, make_content, read_sums, read_values
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.checkpoints import RunCheckpoints
@@ -74,12 +74,13 @@ def test_temperature_is_that_of_all_validation_images(make_federation: Make) -> 
     assert found is not None
     logits, labels = validation_logits(federation)
     assert found["n"] == len(labels)
-    fine = torch.linspace(0.05, 2.0, 3901, dtype=torch.float64)
-    best = float(fine[torch.stack([cross_entropy(logits / t, labels) for t in fine]).argmin()])
-    assert found["temperature"] == pytest.approx(0.05 * round(best / 0.05))
-    assert 0.05 < found["temperature"] < 2.0
+    assert found["temperature"] / STEP == pytest.approx(round(found["temperature"] / STEP))
+    tried = torch.linspace(max(found["temperature"] - 0.1, 0.01), found["temperature"] + 0.1, 2001)
+    losses = torch.stack([cross_entropy(logits / t, labels) for t in tried])
+    assert abs(float(tried[losses.argmin()]) - found["temperature"]) <= STEP / 2 + 0.002 * found["temperature"]
+    here = float(cross_entropy(logits / found["temperature"], labels))
     assert found["nll_before"] == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-4)
-    assert found["nll_after"] == pytest.approx(float(cross_entropy(logits / found["temperature"], labels)), rel=1e-4)
+    assert found["nll_after"] == pytest.approx(here, rel=1e-4)
     assert found["nll_after"] < found["nll_before"]
     # The test is made with it, once, and before nobody has heard of it.
     told = {(values["part"], values.get("temperature")) for values in asked}

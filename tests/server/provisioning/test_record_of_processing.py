@@ -83,7 +83,9 @@ def test_rows_say_what_leaves_as_the_kinds_do() -> None:
 
 
 def test_a_kind_that_comes_later_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = Kind("train.probe", (Phase("probe", "a probe of the sums", "probe sums", EVERY_ROUND),), reports=(MissingModel,))
+    probe = Kind(
+        "train.probe", (Phase("probe", "a probe of the sums", "probe sums", EVERY_ROUND),), reports=(MissingModel,)
+    )
     monkeypatch.setitem(KINDS, "probe", probe)
     assert name_phases(make_config())[-1] == "probe"
 

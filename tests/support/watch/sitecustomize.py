@@ -5,10 +5,12 @@
 
 import os
 import sys
+from _thread import get_ident
 
 _LOG = os.environ.get("FEDMED_WATCH", "")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0}
+_noting: set[int] = set()  # threads that open the log itself, which is no event to note
 
 
 def _note(what: str, value: object) -> None:
@@ -21,19 +23,16 @@ def _note(what: str, value: object) -> None:
 
 
 def _open(path: str, flags: int, mode: int) -> int:
-    global _inside
-    _inside = True
+    thread = get_ident()
+    _noting.add(thread)
     try:
         return os.open(path, flags, mode)
     finally:
-        _inside = False
-
-
-_inside = False
+        _noting.discard(thread)
 
 
 def _watch(event: str, arguments: tuple) -> None:
-    if _inside:
+    if get_ident() in _noting:
         return
     if event in ("socket.connect", "socket.sendto"):
         if isinstance(arguments[1], tuple):
@@ -43,7 +42,7 @@ def _watch(event: str, arguments: tuple) -> None:
             _note("LOOKUP", arguments[0])
     elif event == "open":
         path, mode, flags = arguments
-        writes = (flags is not None and flags & _WRITING) or (isinstance(mode, str) and set(mode) & set("wax+"))
+        writes = (flags or 0) & _WRITING or set(mode if isinstance(mode, str) else "") & set("wax+")
         if writes and isinstance(path, str | bytes):
             _note("WRITE", os.path.abspath(os.fsdecode(path)))
     elif event in _CHANGES and isinstance(arguments[_CHANGES[event]], str | bytes):
