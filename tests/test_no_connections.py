@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +65,8 @@ class Watched:
 class Machine:
     """A person's folders, fresh: home, place for temporary files, and the folder that the commands are typed in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.home, self.temporary, self.work = (folder / name for name in ("home", "tmp", "work"))
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.home, self.temporary, self.work = folder / "home", temporary / "t", folder / "work"
         for path in (self.home, self.temporary, self.work):
             path.mkdir()
         self._notes, self._trace = folder / "notes", folder / "trace"
@@ -134,8 +136,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with tempfile.TemporaryDirectory(prefix="fm") as temporary:  # Ray's sockets need a short path
+        yield Machine(tmp_path, Path(temporary))
 
 
 def test_watch_sees_what_it_is_for(machine: Machine) -> None:

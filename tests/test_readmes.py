@@ -38,8 +38,9 @@ PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "update
           ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
-         "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub", "site.crt",
-         "ARM-SEED.json"}  # fmt: skip
+         "manifest.sig", "history.json", "ARM-SEED.json",
+         "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub",
+         "site.crt"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}
 """Names of sites, of an array and of packaged teachers, which no setting knows."""
 

@@ -4,7 +4,8 @@
 
     state_dir/runs/RUN_ID/figures.json    the classes of this run, and what was answered, by hash of the model
 
-A model is scored once: asked again, the stored answer is given, unless a patient of it has withdrawn since.
+A model is scored once: asked again, the stored answer is given, unless a patient of it has withdrawn since. How many
+models are scored in a run, the guard's ledger bounds.
 """
 
 import numpy as np
@@ -30,14 +31,13 @@ def answer(message: Message, context: Context) -> Message:
     packed = memory.take(message, request)
     # What is kept in memory was hashed when it came.
     model_sha256 = hash_model(packed) if packed is not None and MODEL in message.content else str(request.model_sha256)
-    store = FigureStore(site.files_of(request.plan).folder / "figures.json", request.plan)
+    store = FigureStore(site.files_of(request.plan).folder / "figures.json")
     limits = site.policy.suppression
     data = f"{site.digest_part('validation')} {limits.k} {limits.k_row}"
     told = store.find(model_sha256, data)
     if told is None:
         if packed is None:
             return ask_for_model(message)
-        store.check_number(model_sha256)
         told = _measure(packed, request, site, store)
         store.keep(model_sha256, data, told)
     return reply(message, FigureReport(model_sha256=model_sha256, **told.to_values()))

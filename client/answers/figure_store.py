@@ -1,21 +1,15 @@
 """What a site keeps of the figures that it has told of a run, see :mod:`client.answers.figure`."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from client.guard.policy import Refusal, refuse
-from fedmed.config import Plan
 from fedmed.errors import RunFolderError
 from fedmed.formats import FIGURES
 from fedmed.processes import private_folder, write_secret
-
-_SPARE_SHARE, _SPARE_ROUNDS = 0.2, 3
-"""More models than rounds, since a round is repeated when the server was started anew in it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +32,6 @@ class FigureStore:
     ----------
     path : Path
         The file.
-    plan : Plan
-        Its rounds bound the number of models.
 
     Raises
     ------
@@ -47,8 +39,8 @@ class FigureStore:
         If the file cannot be read: with other classes than before, figures would differ by few patients.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self._path, self._rounds = path, plan.rounds
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._classes: list[int] | None = None
         self._answers: dict[str, dict[str, JsonValue]] = {}
         try:
@@ -76,19 +68,6 @@ class FigureStore:
         if answer is None or answer.get("data") != data:
             return None
         return ToldFigures(**{name: value for name, value in answer.items() if name != "data"})  # type: ignore[arg-type]
-
-    def check_number(self, model_sha256: str) -> None:
-        """Refuse one more model than the plan has rounds, with those that are repeated.
-
-        Raises
-        ------
-        PolicyError
-            If there were that many.
-        """
-        most = self._rounds + math.ceil(_SPARE_SHARE * self._rounds) + _SPARE_ROUNDS
-        if model_sha256 not in self._answers and len(self._answers) >= most:
-            advice = "The run has had the figures of all its rounds here, with those that were repeated."
-            refuse([Refusal("max_rounds", f"{len(self._answers)} models scored in this run", f"up to {most}", advice)])
 
     def keep(self, model_sha256: str, data: str, told: ToldFigures) -> None:
         """Keep an answer, before it leaves."""

@@ -9,14 +9,11 @@ from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.reparameterization.statistics import Sums
 
-FEWEST_PATIENTS = 5
-"""Whose images make sums that may leave a hospital."""
-
 
 def tell_norm_sums(model: nn.Module, request: Request, site: Site) -> Sums:
     """Return the sums of what every BatchNorm gets, as if of the number of images that this site tells.
 
-    That is a multiple of k; means and variances are those of all training images.
+    That is a multiple of k, of at least k_bin patients; means and variances are those of all training images.
 
     Parameters
     ----------
@@ -29,10 +26,10 @@ def tell_norm_sums(model: nn.Module, request: Request, site: Site) -> Sums:
         If a hospital has too few patients, or tells no images.
     """
     limits, number = site.policy.suppression, len(site.data.train)
-    fewest, told = 1 if limits.k <= 1 else FEWEST_PATIENTS, site.round_down(number)
+    fewest, told = 1 if limits.k <= 1 else limits.k_bin, site.round_down(number)
     if site.count_patients("train") < fewest or not told:
         advice = "BatchNorm keeps the statistics of the other sites; this site need do nothing."
-        allowed = f"from {fewest} patients and k = {limits.k} images"
+        allowed = f"from k_bin = {fewest} patients and k = {limits.k} images"
         refuse([Refusal("suppression", f"sums over the training images of {_few(fewest)}", allowed, advice)])
     sums = collect_norm_sums(model, request, site, "recalibrate")
     return sums if told == number else {name: _scale(values, told, number) for name, values in sums.items()}

@@ -22,12 +22,7 @@ from client.guard.audit import open_site_audit
 from client.guard.binding import Bound, explain, find_approval
 from client.guard.bounds import check_bounds
 from client.guard.heads import SignsAs, SiteHeads
-from client.guard.leaving import (
-    find_figure_breach,
-    find_number_breach,
-    find_sums_breach,
-    find_training_breach,
-)
+from client.guard.leaving import find_reply_breach, find_stranger
 from client.guard.ledger import Ledger
 from client.guard.message_log import MessageLog
 from client.guard.message_parts import Part, list_parts, shorten_part
@@ -44,28 +39,21 @@ from client.guard.policy import (
 )
 from client.guard.received import RequestWriter, WrittenRequest
 from client.guard.requests import Request, read_request, try_plan
-from client.hospital.site_data import Hospital, choose_disclosure, find_hospital
-from fedmed.aggregation.divergence_rule import find_divergence_breach
+from client.hospital.site_data import Hospital, find_hospital
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
-from fedmed.export import release_form
 from fedmed.extensions import allow_only
-from fedmed.fairness.disclosure.tables import find_breach
-from fedmed.fairness.figures.group_losses import find_loss_breach
 from fedmed.protocol.kinds import (
     HEADS,
     KINDS,
     MODEL,
     REPORT,
     REQUEST,
-    SUMS,
-    TABLES,
     Kind,
     list_flower_types,
     name_kind,
 )
-from fedmed.protocol.messages import read_sums, read_tables, read_values
-from fedmed.protocol.reports import FigureReport, FormsReport, Report, ScoreReport, TemperatureReport, TrainReport
+from fedmed.protocol.messages import read_values
 from fedmed.storage.audit import AuditLog
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -186,7 +174,7 @@ class Guard:
         if self._heads is not None:
             self._heads.answer(message, request.plan.run_id, reply)
         parts = list_parts(reply.content) if reply.has_content() else []
-        problem = _find_stranger(request.kind, parts) or self._find_breach(request, reply, site)
+        problem = find_stranger(request.kind, parts) or find_reply_breach(self._policy, request, reply, site)
         if problem is not None:
             self._audit.append("withheld", **_describe(message, request), reason=problem)
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
@@ -225,49 +213,6 @@ class Guard:
             *check_size(policy, sum(part["bytes"] for part in parts)),
             *self._ledger.check(request, bound.approval, bound.network, _find_model(request, parts)),
         ]
-
-    def _find_breach(self, request: Request, reply: Message, site: str) -> str | None:
-        """Return why what is on the list must not leave this time; every number is checked, whatever was asked for."""
-        k = self._policy.suppression.k
-        try:
-            told = KINDS[request.kind].read_report(read_values(reply, REPORT))
-        except WireError:  # its text quotes what must not leave
-            return "its report is malformed"
-        match told:
-            case TrainReport():
-                return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_training_breach(told, k)
-            case FigureReport():
-                return find_figure_breach(told) or find_number_breach(told, k)
-            case FormsReport():
-                return self._find_breach_of_comparison(request, told)
-            case TemperatureReport() if SUMS in reply.content:
-                limits = choose_disclosure(self._policy, "validation")
-                return find_number_breach(told, k) or find_sums_breach(told, read_sums(reply), limits)
-        breach = find_number_breach(told, k)
-        return (
-            self._find_breach_of_tables(request, reply, told, site)
-            if not breach and TABLES in reply.content
-            else breach
-        )
-
-    def _find_breach_of_tables(self, request: Request, reply: Message, told: Report, site: str) -> str | None:
-        tables, k = read_tables(reply), self._policy.suppression.k
-        breach = find_breach(tables, choose_disclosure(self._policy, request.part), site)
-        if breach is not None:
-            return f"its tables must not leave, because {breach}"
-        if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.row_images.sum() >= k:
-            return None
-        return f"its distance is of fewer than k = {k} images"
-
-    def _find_breach_of_comparison(self, request: Request, told: FormsReport) -> str | None:
-        try:
-            found = release_form.read_answer(told.comparison, len(request.plan.classes))
-        except WireError:
-            return "its comparison of the model's forms is malformed"
-        if isinstance(found, str):  # words of ours about what the server has sent
-            return None
-        breach = release_form.find_breach(found, choose_disclosure(self._policy, request.part))
-        return None if breach is None else f"its comparison must not leave, because {breach}"
 
 
 def guard_messages(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
@@ -336,15 +281,6 @@ def _find_model(request: Request, parts: list[Part]) -> str | None:
     """Return the hash of the model that a request is about: of the one that it brings, or that it names."""
     arrived = [part["sha256"] for part in parts if part["name"] == MODEL]
     return arrived[0] if arrived else request.model_sha256
-
-
-def _find_stranger(kind: str, parts: list[Part]) -> str | None:
-    """Return what in a reply is not on the list; without its name, which might tell something itself."""
-    allowed = KINDS[kind].leaving
-    if not parts or any(part["name"] not in allowed or part["sha256"] is None for part in parts):
-        return "it holds a part that is not on the list of what may leave, or none"
-    strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
-    return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
 
 
 def _trains(policy: PolicyConfig, kind: Kind) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from client.guard.audit import AUDIT_FILE, HEAD_FILE, verify_site_audit
+from client.hospital.site_key import open_site_key
 from fedmed.config.client import ClientConfig
 from fedmed.errors import FedmedError, KeyFileError
 from fedmed.keys import check_signature
@@ -42,13 +43,14 @@ class SignsAs:
     """With what a site signs, and checks what the server signs."""
 
     name: str
-    key: Path
+    key: str
+    key_passphrase_file: str | None
     release_key: Path
 
     @classmethod
     def of(cls, config: ClientConfig) -> "SignsAs":
         """Return it from ``client.yaml``."""
-        return cls(config.name, Path(config.key), Path(config.release_key))
+        return cls(config.name, config.key, config.key_passphrase_file, Path(config.release_key))
 
 
 class SiteHeads:
@@ -99,7 +101,9 @@ class SiteHeads:
             by="site", run=run_id, site=self._as.name, own=own, seen=seen, before=before, finding=finding
         )
         try:
-            reply.content = add_heads(reply.content, told.signed(sign_statement(self._as.key, told.to_sign())))
+            reply.content = add_heads(
+                reply.content, told.signed(sign_statement(open_site_key(self._as), told.to_sign()))
+            )
         except KeyFileError as error:  # its own requests are signed by another process, which says so
             _logger.warning("The head of the audit log is not signed: %s", error)
 

@@ -1,29 +1,110 @@
-"""What of prompt, figures and sums for its temperature a hospital may tell.
+"""What is looked at in a reply before it leaves a hospital: every part, every number and what it rests on.
 
-The lists of all that leaves are in :mod:`fedmed.protocol.kinds`.
+The lists of all that may leave are in :mod:`fedmed.protocol.kinds`; :mod:`client.guard.guard` sends nothing that this
+module finds something against.
 """
 
 import logging
 from collections.abc import Mapping
 
 import torch
+from flwr.app import Message
 
+from client.guard.message_parts import Part
 from client.guard.policy import check_choice
+from client.guard.requests import Request
+from client.hospital.site_data import choose_disclosure
+from fedmed.aggregation.divergence_rule import find_divergence_breach
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
+from fedmed.errors import WireError
+from fedmed.export import release_form
 from fedmed.fairness.disclosure.rows import Disclosure
+from fedmed.fairness.disclosure.tables import find_breach
+from fedmed.fairness.figures.group_losses import find_loss_breach
 from fedmed.metrics.rounding import DIGITS, has_digits, is_rounded
+from fedmed.protocol.kinds import KINDS, REPORT, SUMS, TABLES
+from fedmed.protocol.messages import read_sums, read_tables, read_values
 from fedmed.protocol.reports import (
     DistilReport,
     FigureReport,
+    FormsReport,
     Report,
+    ScoreReport,
     SiteDescription,
     TemperatureReport,
     TrainReport,
 )
 
 _logger = logging.getLogger("fedmed.client")
+
+
+def find_stranger(kind: str, parts: list[Part]) -> str | None:
+    """Return what in a reply is not on the list; without its name, which might tell something itself."""
+    allowed = KINDS[kind].leaving
+    if not parts or any(part["name"] not in allowed or part["sha256"] is None for part in parts):
+        return "it holds a part that is not on the list of what may leave, or none"
+    strangers = [key for part in parts for key in part.get("keys", []) if key not in allowed[part["name"]]]
+    return f"its report holds {len(strangers)} keys that are not on the list of what may leave" if strangers else None
+
+
+def find_reply_breach(policy: PolicyConfig, request: Request, reply: Message, site: str) -> str | None:
+    """Return why what is on the list must not leave this time; every number is checked, whatever was asked for.
+
+    Parameters
+    ----------
+    policy : PolicyConfig
+        What the site allows.
+    request : Request
+        What was asked for.
+    reply : Message
+        About to leave.
+    site : str
+        The name that its tables bear.
+    """
+    k = policy.suppression.k
+    try:
+        told = KINDS[request.kind].read_report(read_values(reply, REPORT))
+    except WireError:  # its text quotes what must not leave
+        return "its report is malformed"
+    match told:
+        case TrainReport():
+            return find_loss_breach(told, k) or find_divergence_breach(told, k) or find_training_breach(told, k)
+        case FigureReport():
+            return find_figure_breach(told) or find_number_breach(told, k)
+        case FormsReport():
+            return _find_breach_of_comparison(policy, request, told)
+        case TemperatureReport() if SUMS in reply.content:
+            limits = choose_disclosure(policy, "validation")
+            return find_number_breach(told, k) or find_sums_breach(told, read_sums(reply), limits)
+    breach = find_number_breach(told, k)
+    return (
+        _find_breach_of_tables(policy, request, reply, told, site) if not breach and TABLES in reply.content else breach
+    )
+
+
+def _find_breach_of_tables(
+    policy: PolicyConfig, request: Request, reply: Message, told: Report, site: str
+) -> str | None:
+    tables, k = read_tables(reply), policy.suppression.k
+    breach = find_breach(tables, choose_disclosure(policy, request.part), site)
+    if breach is not None:
+        return f"its tables must not leave, because {breach}"
+    if not isinstance(told, ScoreReport) or told.mismatch is None or tables.site.row_images.sum() >= k:
+        return None
+    return f"its distance is of fewer than k = {k} images"
+
+
+def _find_breach_of_comparison(policy: PolicyConfig, request: Request, told: FormsReport) -> str | None:
+    try:
+        found = release_form.read_answer(told.comparison, len(request.plan.classes))
+    except WireError:
+        return "its comparison of the model's forms is malformed"
+    if isinstance(found, str):  # words of ours about what the server has sent
+        return None
+    breach = release_form.find_breach(found, choose_disclosure(policy, request.part))
+    return None if breach is None else f"its comparison must not leave, because {breach}"
 
 
 def find_bands_breach(told: TrainReport) -> str | None:

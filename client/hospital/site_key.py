@@ -6,10 +6,10 @@ so that it is neither among their arguments nor in their environment.
 
 import argparse
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedmed.config.client import ClientConfig
 from fedmed.errors import KeyFileError
 from fedmed.keys import is_locked, read_private_key
 from fedmed.keys.passphrases import (
@@ -25,7 +25,26 @@ _held: list[int] = []
 """Number of the file in memory, once this process has the passphrase."""
 
 
-def open_site_key(config: ClientConfig) -> ec.EllipticCurvePrivateKey:
+class KeySettings(Protocol):
+    """What of ``client.yaml`` tells which key a site has."""
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """File of the private key."""
+        ...
+
+    @property
+    def key_passphrase_file(self) -> str | None:
+        """File with its passphrase."""
+        ...
+
+
+def open_site_key(config: KeySettings) -> ec.EllipticCurvePrivateKey:
     """Read the site's private key; ask for its passphrase if it has one and this process does not know it.
 
     Raises
@@ -37,7 +56,7 @@ def open_site_key(config: ClientConfig) -> ec.EllipticCurvePrivateKey:
     return read_private_key(path, _find_passphrase(config) if is_locked(path) else None)
 
 
-def prepare_site_key(config: ClientConfig) -> None:
+def prepare_site_key(config: KeySettings) -> None:
     """Get the passphrase, if there is one, before child processes start; a key that cannot be used is told by them.
 
     Raises
@@ -67,7 +86,7 @@ def add_inherit_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _find_passphrase(config: ClientConfig) -> bytes | None:
+def _find_passphrase(config: KeySettings) -> bytes | None:
     if _held:
         return read_held_passphrase(_held[0])
     word = take_passphrase()

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.hospital.site_key import add_inherit_option
 from client.supernode.objects import inflate_message, take_apart
 from client.supernode.pipe import Blob, Pipe, Task, WorkerTold
 from fedmed.errors import FedmedError, describe_error
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda, as in client.yaml")
     parser.add_argument("--log", type=Path, help="log file; it may hold private details and never leaves the site")
     parser.add_argument("--parent", type=int, required=True, help="process id of the SuperNode")
+    add_inherit_option(parser)  # the worker signs how far the audit log goes
     options = parser.parse_args(arguments)
     watch_parent(options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the SuperNode alone decides when its worker ends

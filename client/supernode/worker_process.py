@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.hospital.site_key import inherit_passphrase
 from client.supernode.pipe import Pipe, Task, WorkerTold
 from fedmed.errors import FedmedError, PolicyError, ProcessError
 from fedmed.processes import Child, child_environment
@@ -88,7 +89,9 @@ class WorkerProcess:
                 "--parent",
                 str(os.getpid()),
             ]
-            self._child = Child("worker", command + self._options, self._output, self._environment, (number,))
+            arguments, descriptors = inherit_passphrase()
+            command += [*self._options, *arguments]
+            self._child = Child("worker", command, self._output, self._environment, (number, *descriptors))
             self._pipe = Pipe(ours, _STALL_S)
             self._child.start()
 

@@ -1,27 +1,18 @@
 """What a site signs with its own key beside its requests: statements, as that it has seen the head of a log."""
 
 import base64
-from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-from fedmed.keys.pairs import read_private_key
-
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 
-def sign_statement(private_path: Path, data: bytes) -> str:
-    """Return a site's ECDSA signature (SHA-384) of some bytes, in base64.
-
-    Raises
-    ------
-    KeyFileError
-        If the key is missing, damaged, of another kind, or can be read by others.
-    """
-    return base64.b64encode(read_private_key(private_path).sign(data, _ALGORITHM)).decode()
+def sign_statement(key: ec.EllipticCurvePrivateKey, data: bytes) -> str:
+    """Return a site's ECDSA signature (SHA-384) of some bytes, in base64."""
+    return base64.b64encode(key.sign(data, _ALGORITHM)).decode()
 
 
 def is_signed_by(public_line: str, data: bytes, signature: str) -> bool:

@@ -4,7 +4,6 @@ Attack 1 on one step at a vanishing rate: with the last layer at 0 the bias move
 is ``1/K - n_c/n``. Attack 2 weighs all groups but one with 0. Attack 4 asks what the plan does not say.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from fedmed.config import Plan
 from fedmed.errors import FedmedError, PolicyError
 from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
-from tests.attacks.support.hospital import PLAN, AttackedHospital, make_network
+from tests.attacks.support.hospital import IMAGES, PLAN, AttackedHospital, make_network, needs_images
 from tests.client.support.hospital import CLASSES, HospitalSite
 from tests.client.support.hospital import PLAN as SMALL_PLAN
 from tests.support.approval import approve
 
-DATA = os.environ.get("FEDMED_DATA")
-needs_data = pytest.mark.skipif(DATA is None, reason="FEDMED_DATA does not name the folder with HAM10000")
 ONE_STEP: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0}
 
 
@@ -126,14 +123,13 @@ def test_what_the_plan_does_not_say_is_refused_and_written_down(tmp_path: Path, 
 
 @pytest.fixture
 def hospital(tmp_path: Path) -> AttackedHospital:
-    assert DATA is not None
-    attacked = AttackedHospital(tmp_path / "site", Path(DATA) / "ham10000")
+    attacked = AttackedHospital(tmp_path / "site", IMAGES)
     attacked.approves = False
     approve(attacked.state, PLAN)
     return attacked
 
 
-@needs_data
+@needs_images
 def test_real_hospital_refuses_every_step_and_every_drift(hospital: AttackedHospital) -> None:
     model = make_network().pack()
     asked = [("train", plan, {"round": 1, **values}) for plan, values in VARIANTS.values()]

@@ -77,25 +77,32 @@ def test_figures_are_of_classes_with_enough_patients_and_rounded(hospital: Hospi
     assert kept["classes"] == [0, 1], "of the third class there are too few in any part"
 
 
-def test_a_repetition_is_answered_from_store_and_other_models_are_bounded_by_the_plan(hospital: HospitalSite) -> None:
-    """4 rounds, and 20 % and 3 more of them for rounds that were repeated."""
-    told = [ask_figure(hospital, make_model(hospital, number)) for number in range(8)]
-    assert ask_figure(hospital, make_model(hospital, 3)) == told[3]
+def test_a_repetition_is_answered_from_store_and_one_model_a_round_is_scored(hospital: HospitalSite) -> None:
+    """The plan has 4 rounds; the same request may come again three times, from the start or after a restart."""
+    told = [ask_figure(hospital, make_model(hospital, number), round=number) for number in (1, 2, 3)]
+    assert ask_figure(hospital, make_model(hospital, 3), round=3) == told[2]
     file = hospital.state / "runs/run1/figures.json"
     kept = json.loads(file.read_text())
-    kept["answers"][told[5]["model_sha256"]]["accuracy"] = 0.123
+    kept["answers"][told[1]["model_sha256"]]["accuracy"] = 0.123
     file.write_text(json.dumps(kept))
-    assert ask_figure(hospital, make_model(hospital, 5))["accuracy"] == 0.123, "it is not computed again"
-    assert ask_figure(hospital, None, model_sha256=told[5]["model_sha256"])["accuracy"] == 0.123
-    for number in (8, 9):
-        with pytest.raises(PolicyError, match="8 models scored in this run"):
-            ask_figure(hospital, make_model(hospital, number))
+    assert ask_figure(hospital, make_model(hospital, 2), round=2)["accuracy"] == 0.123, "it is not computed again"
+    assert ask_figure(hospital, None, round=2, model_sha256=told[1]["model_sha256"])["accuracy"] == 0.123
+    assert ask_figure(hospital.restart(), make_model(hospital, 2), round=2)["accuracy"] == 0.123
+    with pytest.raises(PolicyError, match="after 4 answers, allowed once, and 3 repetitions"):
+        ask_figure(hospital, make_model(hospital, 2), round=2)
+    for number in (1, 2, 3):
+        with pytest.raises(PolicyError, match=r"(another model|a step back).*allowed rounds in their order, and one"):
+            ask_figure(hospital, make_model(hospital, 9), round=number)
+    ask_figure(hospital, make_model(hospital, 4), round=4)
+    assert len(json.loads(file.read_text())["answers"]) == 4
+    with pytest.raises(PolicyError, match="one more request"):
+        ask_figure(hospital, make_model(hospital, 5), round=5)
 
 
 def test_another_plan_does_not_change_the_classes_of_the_run(hospital: HospitalSite) -> None:
-    first = ask_figure(hospital, hospital.model)
+    first = ask_figure(hospital, hospital.model, round=1)
     stricter = hospital.restart(policy={"suppression": {"k": 10, "k_row": 1}})
-    assert ask_figure(stricter, make_model(hospital, 1))["n"] == first["n"]
+    assert ask_figure(stricter, make_model(hospital, 1), round=2)["n"] == first["n"]
 
 
 @pytest.mark.parametrize("counts", [(30, 20, 6), (9, 9, 9)])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.answers import losses, norm_sums
+from client.answers import losses
 from client.hospital.site_data import Site, open_site
 from fedmed.errors import FedmedError
 from fedmed.metrics.rounding import has_digits
@@ -259,16 +259,26 @@ def test_the_audit_log_counts_and_names_nobody(attack: Attack) -> None:
     assert FILE not in log
 
 
-def test_sums_of_batchnorm_need_five_patients(tmp_path: Path) -> None:
+def test_sums_of_batchnorm_need_k_bin_patients(tmp_path: Path) -> None:
+    """The policy says how many: 5 by default, of whom the split gives some to other parts."""
     rows: list[dict[str, object]] = [
         {"file": f"scans/{FILE}-{number:03d}.png", "label": CLASSES[number % 3], "patient": f"{PATIENT}-{number // 20}"}
         for number in range(100)
     ]
     few = HospitalSite(tmp_path, rows, policy={"suppression": {"k": 10, "k_row": 5}})
-    assert open_site(few.config).count_patients("train") < norm_sums.FEWEST_PATIENTS
+    number = open_site(few.config).count_patients("train")
+    assert 1 < number < 5
     assert len(open_site(few.config).data.train) > K
+    asked = {"plan": {"batch_norm": "recalibrate"}, "round": 1}
     with pytest.raises(FedmedError, match="fewer than 5 patients"):
-        few.ask("evaluate.recalibrate", few.model, {"batch_norm": "recalibrate"}, round=1)
+        few.ask("evaluate.recalibrate", few.model, **asked)
+    for k_bin, is_told in ((number, True), (number + 1, False)):
+        site = few.restart(policy={"suppression": {"k": 10, "k_row": 5, "k_bin": k_bin}})
+        if is_told:
+            assert read_sums(site.ask("evaluate.recalibrate", few.model, **asked))
+        else:
+            with pytest.raises(FedmedError, match=f"fewer than {k_bin} patients"):
+                site.ask("evaluate.recalibrate", few.model, **asked)
 
 
 def test_a_part_that_becomes_too_small_is_empty_and_the_site_says_so(

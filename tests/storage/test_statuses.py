@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("word", "missed_in_a_row"),
     [
-        ("accepted", 0), ("declined", 0), ("quarantined", 0), ("revoked", 0), ("dormant", 2), ("late", 3), ("error", 3), ("absent", 3),
+        ("accepted", 0), ("declined", 0), ("quarantined", 0), ("revoked", 0), ("dormant", 2),
+        ("late", 3), ("error", 3), ("absent", 3),
     ],
 )  # fmt: skip
 def test_rounds_missed_in_a_row(word: str, missed_in_a_row: int) -> None:

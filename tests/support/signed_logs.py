@@ -25,11 +25,11 @@ LIMITS = {"suppression": {"k": 10, "k_row": 5}, "benefit": False}
 class SignedLogs:
     """Both sides; each message goes through the guard of the hospital and the countersigner of the server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, passphrase: bytes | None = None) -> None:
         self.keys = folder / "keys"
         make_release_key(self.keys)
         self.site = HospitalSite(folder / "site", make_rows((16, 12, 10)), policy=LIMITS)
-        make_site_key(self.site.folder, NAME)
+        make_site_key(self.site.folder, NAME, passphrase)
         shutil.copy(self.keys / "release.pub", self.site.folder / "release.pub")
         values = {"address": "127.0.0.1:1", "sites": [NAME], "classes": ["a", "b"], "data": {"source": "sites"}}
         self.config = ServerConfig.model_validate(values | {"keys": str(self.keys)})

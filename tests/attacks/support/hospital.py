@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -18,6 +20,10 @@ from fedmed.protocol.messages import REQUEST, make_content
 from fedmed.training.network import Network
 from tests.support.approval import approve_request
 
+IMAGES = (
+    Path(os.environ.get("FEDMED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data")).resolve() / "ham10000"
+)
+needs_images = pytest.mark.skipif(not IMAGES.is_dir(), reason="FEDMED_DATA names no folder with HAM10000")
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 PLAN: dict[str, Any] = {
     "seed": 3,

@@ -15,10 +15,13 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.hospital import site_key
 from client.supernode.objects import deflate_message, take_announcement
 from client.supernode.worker import SiteWorker
 from client.supernode.worker_process import WorkerLateError, WorkerLostError, WorkerProcess
 from fedmed.errors import DataError, PolicyError, ProcessError, describe_error
+from fedmed.keys import make_site_key
+from fedmed.keys.passphrases import hold_passphrase
 from tests.client.support.apps import app, flip, make_request, read_data, read_report
 from tests.client.support.waiting import is_alive, wait_until
 
@@ -207,6 +210,29 @@ def test_what_cannot_be_read_is_refused_and_the_process_goes_on(process):
     assert objects == {}
     assert read_data(ask(process, make_request("flip", b"ab"))) == b"ba"
     assert process.pid == before
+
+
+def test_the_worker_can_sign_with_a_key_that_has_a_passphrase(tmp_path, monkeypatch):
+    """It has no terminal to ask at; the passphrase stands neither among its arguments nor in its environment."""
+    word = b"words of the north"
+    make_site_key(tmp_path, "north", word)
+    request = make_request("open the site's key", b"abc", file=str(tmp_path / "site.key"))
+    monkeypatch.setattr(site_key, "_held", [])
+    assert ask_once(tmp_path, request).has_error()
+    monkeypatch.setattr(site_key, "_held", [hold_passphrase(word)])
+    assert read_data(ask_once(tmp_path, request, word)) == b"cba"
+
+
+def ask_once(state, request, secret=None):
+    process = WorkerProcess(APP, 1, state, "cpu")
+    process.start()
+    try:
+        reply = ask(process, request)
+        told = [Path(f"/proc/{process.pid}/{name}").read_bytes() for name in ("cmdline", "environ")]
+    finally:
+        process.stop()
+    assert secret is None or not any(secret in text for text in told)
+    return reply
 
 
 def test_a_message_that_comes_too_late_does_not_end_a_process_that_is_starting(tmp_path):

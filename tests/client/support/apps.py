@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.hospital.site_key import open_site_key
 from fedmed.errors import DataError, PolicyError
 
 app = ClientApp()
@@ -65,6 +67,8 @@ def train(message: Message, context: Context) -> Message:
             raise DataError("/data/patient_0815.png cannot be read")
         case "key":
             raise KeyError("patient_0815")
+        case "open the site's key":
+            open_site_key(SimpleNamespace(name="north", key=request["file"], key_passphrase_file=None))
         case "exit":
             raise SystemExit(5)
         case "nothing":

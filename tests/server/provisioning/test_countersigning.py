@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from client.app import main as client_main
-from fedmed.keys import make_site_key
+from fedmed.keys import make_site_key, read_private_key
 from fedmed.keys.statements import is_signed_by, sign_statement
 from fedmed.protocol.heads import LogHead, SignedHeads, read_stored, store_heads, went_back
 from fedmed.protocol.kinds import HEADS, KINDS, REPORT
@@ -231,7 +231,7 @@ def test_a_site_cannot_sign_for_another_nor_send_what_cannot_be_read(logs: Signe
     reply = logs.ask()
     heads = read_signed_heads(reply)
     forged = heads.model_copy(update={"own": LogHead(length=10_000, hash="2" * 64)})
-    forged = forged.signed(sign_statement(tmp_path / "other" / "site.key", forged.to_sign()))
+    forged = forged.signed(sign_statement(read_private_key(tmp_path / "other" / "site.key"), forged.to_sign()))
     before = len(read_countersigned(logs.run)[NAME])
     reply.content = add_heads(reply.content, forged)
     logs.signer.take(NAME, reply)
@@ -302,7 +302,7 @@ def test_signature_of_a_statement_is_the_keys_and_the_statements(tmp_path: Path)
     make_site_key(tmp_path / "a", "a")
     make_site_key(tmp_path / "b", "b")
     line, other = ((tmp_path / name / "site.pub").read_text() for name in "ab")
-    signature = sign_statement(tmp_path / "a" / "site.key", b"text")
+    signature = sign_statement(read_private_key(tmp_path / "a" / "site.key"), b"text")
     assert is_signed_by(line, b"text", signature)
     assert not is_signed_by(other, b"text", signature)
     assert not is_signed_by(line, b"texu", signature)
