@@ -445,7 +445,7 @@ def test_description_is_shown_word_for_word(config: ClientConfig) -> None:
     told = json.loads(check(config)["leaves: description"].found.partition(": ")[2])
     assert told["site"] == "north"
     assert told["class_counts"] is None
-    assert told["thresholds"] == {"k": 10, "k_row": 5}
+    assert told["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5}
     limits = config.policy.suppression.model_copy(update={"k": 1, "k_row": 1})
     open_site = with_policy(config.model_copy(update={"share_class_counts": True}), suppression=limits)
     shared = json.loads(check(open_site)["leaves: description"].found.partition(": ")[2])
