@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +65,8 @@ class Watched:
 class Machine:
     """A person's folders, fresh: home, place for temporary files, and the folder that the commands are typed in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.home, self.temporary, self.work = (folder / name for name in ("home", "tmp", "work"))
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.home, self.temporary, self.work = folder / "home", temporary / "t", folder / "work"
         for path in (self.home, self.temporary, self.work):
             path.mkdir()
         self._notes, self._trace = folder / "notes", folder / "trace"
@@ -134,8 +136,9 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with tempfile.TemporaryDirectory(prefix="fm") as temporary:  # Ray's sockets need a short path
+        yield Machine(tmp_path, Path(temporary))
 
 
 def test_watch_sees_what_it_is_for(machine: Machine) -> None:
@@ -155,7 +158,7 @@ def test_watch_sees_what_it_is_for(machine: Machine) -> None:
 def test_commands_of_both_sides(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
     assert "--provision" in machine.expect_quiet([*SERVER, "--help"])
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
     shutil.copytree(V1 / "federation", machine.work / "then")
     assert "finished" in machine.expect_quiet([*SERVER, "--config", "then/server.yaml", "--status"])
     site = ["--config", "then/kits/site_01/client.yaml"]
@@ -185,6 +188,6 @@ def test_simulation_and_export(machine: Machine) -> None:
 @pytest.mark.slow
 def test_server_that_waits_for_its_sites(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
     machine.expect_quiet([*SERVER, "--config", "fed/server.yaml"], code=130, stop_after_s=25)
     assert (machine.work / "fed" / "run" / "config.yaml").is_file()

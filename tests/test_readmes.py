@@ -30,7 +30,7 @@ PAGES = list_pages()
 FIRST = Page(ROOT / "README.md")
 MODELS = (RunConfig, server.app.ServerConfig, client.app.ClientConfig)
 SUFFIXES = {".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".svg", ".html", ".onnx", ".safetensors", ".pem", ".key",
-            ".toml", ".txt", ".lock", ".cff", ".service", ".pub", ".crt"}  # fmt: skip
+            ".toml", ".txt", ".lock", ".cff", ".service", ".pub", ".crt", ".sig"}  # fmt: skip
 
 # What the pages name and the repository does not hold: places and files of a run, a kit, a site's state, a user's own.
 PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "updates", "state", "federation", "runs",
@@ -38,8 +38,9 @@ PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "update
           ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
-         "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub", "site.crt",
-         "ARM-SEED.json"}  # fmt: skip
+         "manifest.sig", "history.json", "ARM-SEED.json",
+         "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub",
+         "site.crt"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}
 """Names of sites, of an array and of packaged teachers, which no setting knows."""
 
@@ -54,6 +55,7 @@ TYPED = {  # what ends within seconds: exit code, and what is then read
     "flower-client --verify-audit": (1, "There is no 'client.yaml'."),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
     "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),
+    "python -m fedmed.disclosure federation/run": (1, "Give the folder printed at the start of the run"),
 }
 FEDERATION = {  # one after another in one folder that holds server.yaml
     "flower-server --provision federation --keys-at-sites --config server.yaml": (0, "it holds no secret"),

@@ -21,7 +21,6 @@ PROBLEM_HEADER = "x-fedmed-problem"
 """In an answer that refuses: one of :data:`REFUSALS`."""
 
 NONCE = re.compile(r"[0-9a-f]{32}")
-BODY_SHA256 = re.compile(r"[0-9a-f]{64}")
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 Problem = Literal["format", "key", "unknown", "signature", "clock", "restarted", "replayed", "body", "certificate"]

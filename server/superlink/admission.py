@@ -27,9 +27,9 @@ from starlette.types import Scope
 from fedmed.errors import KeyFileError
 from fedmed.formats import SIGNED_REQUEST
 from fedmed.keys import fingerprint
+from fedmed.protocol.release import SHA256
 from fedmed.protocol.signing import (
     BODY_HEADER,
-    BODY_SHA256,
     EMPTY_SHA256,
     FORMAT_HEADER,
     NONCE,
@@ -195,7 +195,7 @@ def _check_signature(key: ec.EllipticCurvePublicKey, found: Mapping[bytes, bytes
     try:
         signature = base64.b64decode(found[_SIGNATURE], validate=True)
         signed, nonce, body = (found[name].decode("ascii") for name in (_TIME, _NONCE, _BODY))
-        if not (NONCE.fullmatch(nonce) and BODY_SHA256.fullmatch(body) and len(signed) <= _LONGEST_TIME):
+        if not (NONCE.fullmatch(nonce) and SHA256.fullmatch(body) and len(signed) <= _LONGEST_TIME):
             return None
         target, number = find_target(scope), SIGNED_REQUEST.number
         text = make_signed_text(scope["method"], target, body_sha256=body, time=signed, nonce=nonce, number=number)

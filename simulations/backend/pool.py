@@ -271,11 +271,11 @@ def _without_dashboard() -> Iterator[None]:
     needs it.
     """
     start = Node.start_api_server
-    setattr(Node, "start_api_server", _start_nothing)  # noqa: B010  (a method; mypy is right to mind)
+    Node.start_api_server = _start_nothing  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        setattr(Node, "start_api_server", start)  # noqa: B010
+        Node.start_api_server = start  # type: ignore[method-assign]
 
 
 def _start_nothing(node: Node, **_: object) -> None:

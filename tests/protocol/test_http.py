@@ -43,7 +43,6 @@ def test_names_that_cross_the_network_are_written_once() -> None:
     }
     kept = {
         ("fedmed/storage/checkpoints.py", release.MODEL_FILE),
-        ("client/guard/requests.py", release.SHA256.pattern),  # until it reads what fedmed.protocol says
     }
     assert found <= kept
 

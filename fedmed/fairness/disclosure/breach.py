@@ -61,6 +61,10 @@ def _find_small(tables: EvaluationTables, disclosure: Disclosure) -> str | None:
     whole_G = ~(tables.withheld > 0).any(axis=-1)
     return _name_first(
         (_is_between(rows_GK, k_row), f"a class has fewer than k_row = {k_row} images"),
+        (
+            not disclosure.is_open and _is_between(tables.patients[..., PATIENTS], k_row),
+            f"a class has fewer than k_row = {k_row} patients",
+        ),
         (_is_between(rare_G, k_row), f"the rare classes of a group have fewer than k_row = {k_row} images"),
         (_is_between(told_G * whole_G, disclosure.k), f"a group has fewer than k = {disclosure.k} images"),
         (not disclosure.scores and (tables.scores.any() or tables.areas.any()), "they hold scores"),

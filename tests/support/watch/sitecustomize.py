@@ -5,10 +5,12 @@
 
 import os
 import sys
+from _thread import get_ident
 
 _LOG = os.environ.get("FEDMED_WATCH", "")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0}
+_noting: set[int] = set()  # threads that open the log itself, which is no event to note
 
 
 def _note(what: str, value: object) -> None:
@@ -21,18 +23,16 @@ def _note(what: str, value: object) -> None:
 
 
 def _open(path: str, flags: int, mode: int) -> int:
-    _inside.append(True)
+    thread = get_ident()
+    _noting.add(thread)
     try:
         return os.open(path, flags, mode)
     finally:
-        _inside.pop()
-
-
-_inside: list[bool] = []
+        _noting.discard(thread)
 
 
 def _watch(event: str, arguments: tuple) -> None:
-    if _inside:
+    if get_ident() in _noting:
         return
     if event in ("socket.connect", "socket.sendto"):
         if isinstance(arguments[1], tuple):
