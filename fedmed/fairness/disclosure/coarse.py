@@ -3,6 +3,8 @@
 A simulation's tables are exact, since one person holds all images. A hospital tells less, under thresholds above 1:
 
 * wrong answers class by class only from ``k_row`` patients on, the others of a row as one number;
+* none class by class of a row in which they would give hidden ones away (``folded``), and no comparison of two models
+  image by image where that would (``unpaired``), see :mod:`fedmed.fairness.reconstruction.hold`;
 * sums over images with three significant digits, whole numbers exactly;
 * no histogram by class. Calibration is told of all images of the site together, in bins that are merged until each
   holds ``k_bin`` patients; the Brier score and the areas under the ROC curves likewise for the site as a whole. Of
@@ -12,7 +14,7 @@ A simulation's tables are exact, since one person holds all images. A hospital t
 A patient stands for an image where the data has no ids. Letters: N images, G groups, K classes, B bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +97,10 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
     told = EvaluationTables.make(names, z_NK.shape[1]).to_arrays()
     answers = _Answers.read(z_NK, images)
     counts = answers.count_told(images.plan.counted, len(names), z_NK.shape[1], disclosure.k_row)
+    for group, label in _find_places(images.plan.folded, names):
+        right = counts[group, label, label]
+        counts[group, label] = 0
+        counts[group, label, label] = right
     told["counts"] = counts
     told["other_wrong"][rows] = exact.row_images
     told["other_wrong"] -= counts.sum(axis=-1)
@@ -130,7 +136,14 @@ def pair_coarsely(right_N: Mask, other_N: Mask, images: Grouped, num_classes: in
     rows = [names.index(name) for name in exact.groups]
     cells, spread = np.zeros((len(names), num_classes, 2, 2), np.int64), np.zeros((len(names), num_classes))
     cells[rows], spread[rows] = exact.cells, round_digits(exact.spread)
+    for row in _find_places(images.plan.unpaired, names):
+        cells[row], spread[row] = 0, 0
     return PairedTables(names, cells, spread)
+
+
+def _find_places(rows: Iterable[tuple[str, int]], names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return group and class of rows, by place among the groups that are told."""
+    return [(names.index(group), label) for group, label in rows if group in names]
 
 
 @dataclass(frozen=True, eq=False)
