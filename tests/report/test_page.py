@@ -167,10 +167,19 @@ def test_headings_anchors_and_tables_are_accessible(tmp_path):
             assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
 
 
-def test_thresholds_are_named(tmp_path):
-    _, text = write(tmp_path, make_content(thresholds={"k": 10, "k_row": 5}))
-    words = Page(text).text
-    assert "withholds groups of fewer than 10 images, and classes of fewer than 5 images within a group" in words
+@pytest.mark.parametrize("unit", ["patients", "images", "patients or images", None])
+def test_thresholds_are_named_with_what_they_count(tmp_path, unit):
+    thresholds = {"k": 10, "k_row": 5, **({} if unit is None else {"unit": unit})}
+    _, text = write(tmp_path, make_content(thresholds=thresholds))
+    words, what = Page(text).text, unit or "patients or images"
+    assert f"withholds groups of fewer than 10 {what}, and classes of fewer than 5 {what} within a group" in words
+    assert ("count patients where a site's data names them" in words) is (unit in ("patients or images", None))
+
+
+def test_a_unit_from_outside_is_only_text(tmp_path):
+    _, text = write(tmp_path, make_content(thresholds={"k": 10, "k_row": 5, "unit": "<script>"}))
+    assert "fewer than" in text
+    assert "<script>" not in text.replace("&lt;script", "")
 
 
 def test_same_content_gives_the_same_bytes(tmp_path):
