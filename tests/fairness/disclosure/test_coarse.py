@@ -98,7 +98,7 @@ def test_bins_are_merged_until_each_holds_five() -> None:
 def test_a_merged_bin_counts_patients_and_few_are_withheld_whole() -> None:
     logits = answer(*[0] * 12, sure=1.0)
     patients = ["a"] * 9 + ["b", "c", "d"]
-    found = tell(logits, torch.zeros(12, dtype=torch.int64), patients).site
+    found = tell(logits, torch.zeros(12, dtype=torch.int64), patients, Disclosure(4, 4, scores=True, k_bin=5)).site
     assert found.row_images[0, 0] == 12
     assert not found.mixed.any()
     assert tell(logits, torch.zeros(12, dtype=torch.int64)).site.mixed[0, 0, 0] == 12
