@@ -287,7 +287,11 @@ def _add_models(tables: SiteTables) -> SiteTables:
     """Return tables of the size that those of all models have."""
     own = tables.models[FEDERATED]
     paired = {
-        attribute: PairedTables(of.groups, np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64))
+        attribute: PairedTables(
+            of.groups,
+            np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64),
+            np.ones((len(of.groups), of.num_classes)),  # zeros would not be written
+        )
         for attribute, of in own.items()
     }
     return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(PAIRED_MODELS, paired))
