@@ -219,7 +219,8 @@ def _list_data(config: ServerConfig) -> list[str]:
 def _list_recipients(config: ServerConfig) -> list[str]:
     return [
         "The coordinating site receives what is listed above from each hospital.",
-        f"Each hospital receives the common model in every round, and the released model and the report {_WHEN_RELEASED[config.release]}.",
+        "Each hospital receives the common model in every round, and the released model and the report "
+        f"{_WHEN_RELEASED[config.release]}.",
         "Nobody else: no service of a third party is used, and telemetry is off.",
     ]
 

@@ -30,7 +30,7 @@ def tell(
     **groups: Sequence[str],
 ) -> SiteTables:
     named = {"site": ["north"] * len(labels), **groups}
-    plan = plan_disclosure(labels, named, [str(place) for place in range(len(labels))], limits)
+    plan = plan_disclosure(labels, named, [str(place) for place in range(len(labels))], limits, None, patients)
     models = {FEDERATED: logits, LOCAL: logits.flip(0)}
     return disclose_tables(models, labels, named, plan, limits, patients)
 
@@ -181,6 +181,7 @@ def read_images(
 def check(tables: EvaluationTables, limits: Disclosure, is_site: bool) -> None:
     """Look at every number by itself, without find_breach."""
     assert ((tables.row_images == 0) | (tables.row_images >= limits.k_row)).all()
+    assert ((tables.patients[..., 0] == 0) | (tables.patients[..., 0] >= limits.k_row)).all()
     assert ((tables.row_images == 0) == (tables.withheld == 1)).all()
     wrong = tables.counts * (1 - np.eye(K, dtype=np.int64))
     assert ((wrong == 0) | (wrong >= limits.k_row)).all()
