@@ -25,7 +25,7 @@ def check_groups(context: CheckContext, name: str) -> CheckResult:
     for part in ("validation", "test"):
         images: ImagePart = getattr(site.data, part)
         counted = site.count_part(part, fairness)
-        unit = counted.unit
+        unit = counted.unit if len(images) else unit
         texts.append(
             f"{part}: {'; '.join(_describe_attributes(images, counted)) or 'no images'}{_say_set_aside(counted)}"
         )
