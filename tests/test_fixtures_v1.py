@@ -261,7 +261,10 @@ def test_kit_is_checked(kit: Path, say: Callable[..., str]) -> None:
     shown = say(client.app.main, "--config", kit / "kits" / "site_01" / "client.yaml", "--check", "--offline", "--json")
     rows = {row["name"]: row for row in json.loads(shown)["checks"]}
     for name in ("site key", "release key", "state folder", "data", "split", "groups", "class counts"):
-        assert rows[name]["status"] == "ok", f"{name}: {rows[name]['found']}; {RULE}"
+        # So few patients that, counted as the unit of today, rows are held back; --check says which.
+        allowed = {"ok", "warning"} if name == "groups" else {"ok"}
+        assert rows[name]["status"] in allowed, f"{name}: {rows[name]['found']}; {RULE}"
+    assert "site 2 of 2 rows" in rows["groups"]["found"], RULE
     assert "SHA256:" in rows["release key"]["found"]
     assert rows["data"]["found"] == "240 images: 156 for training, 36 for validation, 48 for the test", RULE
     assert rows["split"]["found"] == "the same images are for training, validation and test as before", RULE
