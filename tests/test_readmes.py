@@ -54,7 +54,7 @@ TYPED = {  # what ends within seconds: exit code, and what is then read
     "flower-client --audit --since 2026-11-30 --last 50": (1, "There is no 'client.yaml'."),
     "flower-client --verify-audit": (1, "There is no 'client.yaml'."),
     "flower-client --make-key NAME": (0, "--add-site NAME --public-key site.pub"),
-    "python -m fedmed.predict --model state/model IMAGE...": (1, "state/model"),
+    "python -m fedmed.predict --model DIR --key release.pub IMAGE...": (1, "DIR"),
     "python -m fedmed.disclosure federation/run": (1, "Give the folder printed at the start of the run"),
 }
 FEDERATION = {  # one after another in one folder that holds server.yaml
@@ -80,6 +80,7 @@ NOT_TYPED = {  # the beginning of a line -> why
     ".venv/bin/python simulations/run.py --study configs/studies/fairness.yaml": "trains",
     ".venv/bin/python -m fedmed.predict --model runs/DATE-NAME/model": "needs a model of a run",
     "python predict.py image.png": "stands in the folder of a model; tests/export/test_environment.py types it",
+    "python state/model/predict.py IMAGE": "needs a released model; tests/integration/test_deployment.py types it",
     "uv pip compile": "asks the package index",
 }
 

@@ -112,9 +112,11 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
 
 
 def _describe_release(run: RunFolder, config: ServerConfig) -> ReleaseOrigin:
-    """Return how the model is released; with doubts about it, a person has to decide."""
+    """Return how the model is released; with doubts about it, a person has to decide at least."""
     doubts = read_doubts(run)
-    return {"kind": "manual", "doubts": doubts} if doubts else {"kind": config.release}
+    if not doubts:
+        return {"kind": config.release}
+    return {"kind": "manual" if config.release == "automatic" else config.release, "doubts": doubts}
 
 
 def _hash_candidate(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from flwr.app import Message
 
 from fedmed.errors import WireError
+from fedmed.metrics.rounding import ROUNDING, is_rounded
 from fedmed.metrics.temperature import GRID, MAX_TEMPERATURE, MIN_TEMPERATURE, Temperature, solve_temperature
 from fedmed.metrics.values import Array
 from fedmed.protocol.faulty_sites import has_finite_numbers, without_faulty
@@ -122,8 +123,18 @@ def _read(message: Message, sha256: str, most_images: int) -> Sums:
     if np.abs(values_J2).max() > _LARGEST_LOSS * told.n:
         raise WireError(f"The sums cannot be true: a loss or a slope above {_LARGEST_LOSS:g} an image.")
     rises_J, steps_J = np.diff(values_J2[:, 0]), np.diff(GRID)
+    room_J = room + _find_rounding(values_J2, steps_J)
     # Convex in the inverse temperature, it rises from point to point by no less than its slope here and no more than
     # its slope there.
-    if (rises_J < slopes_J[:-1] * steps_J - room).any() or (rises_J > slopes_J[1:] * steps_J + room).any():
+    if (rises_J < slopes_J[:-1] * steps_J - room_J).any() or (rises_J > slopes_J[1:] * steps_J + room_J).any():
         raise WireError("The sums cannot be true: the likelihood does not fit its slopes.")
     return told.n, values_J2
+
+
+def _find_rounding(values_J2: Array, steps_J: Array) -> Array:
+    """Return by how much three digits can move a rise between two points against their slopes, float64 (J-1,)."""
+    if not is_rounded(values_J2):
+        return np.zeros_like(steps_J)
+    sizes_J2 = ROUNDING * np.abs(values_J2)
+    rises_J: Array = sizes_J2[:-1, 0] + sizes_J2[1:, 0]
+    return rises_J + np.maximum(sizes_J2[:-1, 1], sizes_J2[1:, 1]) * steps_J

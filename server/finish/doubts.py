@@ -35,9 +35,9 @@ def note_doubts(session: Session, model: ChosenModel) -> list[str]:
     list of str
         Sentences; empty where there is no doubt. A simulation releases all the same, and its report has them.
     """
-    blind = (
-        None if session.plan.batch_norm == "local" else find_blindness(_load(session, model), session.plan.image_size)
-    )
+    blind = None
+    if not session.plan.is_personal:  # else the sites have the rest of it, and it answers nothing here
+        blind = find_blindness(_load(session, model), session.plan.image_size)
     doubts = [text for text in (blind, _find_chance(session, model)) if text is not None]
     write_doubts(session.run, doubts)
     for text in doubts:

@@ -131,6 +131,13 @@ def _rounds(config: ServerConfig) -> str:
     return f"in each of {config.rounds} rounds"
 
 
+def _tables(config: ServerConfig) -> str | None:
+    if config.choice != "tables":
+        return None
+    beside = "; once of the small network and the trained one" if config.student is not None else ""
+    return f"{_rounds(config)}{beside}"
+
+
 def _small_rounds(config: ServerConfig) -> str | None:
     small = config.student
     return f"in each of {small.rounds} rounds" if small is not None and small.kind == "co_distillation" else None
@@ -150,13 +157,20 @@ _HOW_OFTEN: dict[str, Callable[[ServerConfig], str | None]] = {
     "train": _rounds,
     "local": _own_models,
     "distil": _small_rounds,
-    "evaluate": _rounds,
+    "evaluate": _tables,
+    "figure": lambda config: _rounds(config) if config.choice == "figure" else None,
     "test": lambda config: "once, of the chosen model",
     "recalibrate": _norm_sums,
     "calibrate": lambda config: "once" if config.calibrate else None,
-    "release": lambda config: "once before the release",
+    "release": lambda config: "once before the release" if config.batch_norm != "local" else None,
 }
 """Phase -> how often; a round that is repeated after an interruption asks again."""
+
+_WHEN_RELEASED = {
+    "automatic": "once it is proven; where there are doubts about it, after a person has released it",
+    "manual": "after a person has released it",
+    "two_persons": "after two persons have released it",
+}
 
 _NOT_PROTECTED_FROM = (
     "Weights can reveal something about training images to whoever sees them; the coordinating site sees each "
@@ -203,10 +217,9 @@ def _list_data(config: ServerConfig) -> list[str]:
 
 
 def _list_recipients(config: ServerConfig) -> list[str]:
-    by_person = "after a person has released it" if config.release == "manual" else "once it is proven"
     return [
         "The coordinating site receives what is listed above from each hospital.",
-        f"Each hospital receives the common model in every round, and the released model and the report {by_person}.",
+        f"Each hospital receives the common model in every round, and the released model and the report {_WHEN_RELEASED[config.release]}.",
         "Nobody else: no service of a third party is used, and telemetry is off.",
     ]
 

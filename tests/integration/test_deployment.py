@@ -121,7 +121,7 @@ def test_same_bits_as_a_simulation(finished: Deployment, tmp_path: Path) -> None
             "workers": 1,
             "threads": 1,
             "model": {"name": "tiny"},
-            "data": {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_size": 16},
+            "data": {"source": "phantom", "images_per_site": 160, "num_classes": 3, "image_size": 16},
             "training": {"optimizer": {"lr": 0.05}, "batch_size": 8},
             "aggregation": {"max_share": "auto", "clip_norm_ratio": 5.0},  # as a real federation has them by default
         }

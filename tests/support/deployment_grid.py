@@ -66,6 +66,11 @@ class Hospitals:
         other.folder, other.run, other.listener = folder, RunFolder.open(folder / "run"), Notes()
         return other
 
+    def approve_again(self) -> None:
+        """Approve the plan anew at the sites, whose ledgers then stand as after the rounds."""
+        for name in self.names:
+            approve(self.state(name), self.plan, again=True, after_rounds=True)
+
     def change_client(self, name: str, **changes: Any) -> None:
         path = self.folder / name / "client.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))

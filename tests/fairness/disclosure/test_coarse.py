@@ -141,16 +141,24 @@ def test_groups_have_counts_and_patients_only() -> None:
 
 
 def test_no_images_and_too_few_leave_alike() -> None:
-    """A class of 4 images and one of none; a group of 3 and one that does not exist."""
+    """A class of 4 images and one of none; a site of 3 and one of none."""
     few, none = torch.tensor([0] * 30 + [1] * 4), torch.tensor([0] * 30)
     sex = ["f"] * 15 + ["m"] * 15
-    with_few = tell(answer(*[0] * 34), few, sex=[*sex, *["unknown"] * 4])
+    with_few = tell(answer(*[0] * 34), few, sex=[*sex, "f", "f", "m", "m"])
     without = tell(answer(*[0] * 30), none, sex=sex)
     assert pack_site_tables(with_few) == pack_site_tables(without)
-    assert with_few.models[FEDERATED]["sex"].groups == ("f", "m")
     nothing = tell(answer(0, 0, 0), torch.zeros(3, dtype=torch.int64))
     empty = tell(torch.zeros(0, K).double(), torch.zeros(0, dtype=torch.int64))
     assert pack_site_tables(nothing) == pack_site_tables(empty)
+
+
+def test_a_small_group_of_few_images_of_a_class_leaves_as_one_of_none() -> None:
+    """Four of unknown sex in a class of their own, or in the class of the others: 10 of 30 or more are of no sex."""
+    sex = ["f"] * 15 + ["m"] * 15 + ["unknown"] * 4
+    for of_unknown in ([1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]):
+        found = tell(answer(*[0] * 34), torch.tensor([0] * 30 + of_unknown), sex=sex).models[FEDERATED]
+        assert found["sex"].groups == ("f", "m")
+        assert found["site"].row_images[0, 0] - found["sex"].row_images[:, 0].sum() == 10
 
 
 IMAGES = st.lists(

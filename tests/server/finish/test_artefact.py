@@ -54,6 +54,7 @@ def tested(finished: Hospitals, tmp_path: Path) -> Hospitals:
     copy = finished.copy(tmp_path / "copy")
     copy.run.finished_file.unlink()
     (copy.run.tables / "release.json").unlink()
+    copy.approve_again()
     return copy
 
 
@@ -141,6 +142,7 @@ def test_artefact_that_is_not_what_was_trained_is_not_released(tested: Hospitals
     assert [entry["site"] for entry in events(tested, "comparison_failed")] == ["site_01", "site_02"]
     shutil.rmtree(tested.run.model)
     shutil.copytree(finished.run.model, tested.run.model)
+    tested.approve_again()  # it is another artefact than the one that the sites were sent
     tested.go()
     assert tested.run.finished_file.is_file()
 

@@ -8,19 +8,24 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from client.hospital.site_data import open_site
 from fedmed import predict
 from fedmed.data import make_eval_transform
-from fedmed.errors import RunFolderError
+from fedmed.errors import RunFolderError, WireError
 from fedmed.export.run import export_run, reproduce
+from fedmed.metrics.rounding import round_digits
 from fedmed.metrics.site_tables import FEDERATED, UNCALIBRATED
-from fedmed.metrics.temperature import GRID, STEP
+from fedmed.metrics.temperature import GRID, STEP, temperature_sums
 from fedmed.protocol.messages import REPORT, REQUEST, SUMS, make_content, read_sums, read_values
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.training.network import Network
+from server.finish.calibrate import _read
 from server.rounds.scoring import load_tables
 from tests.support.deployment_grid import Hospitals
 from tests.support.federation import Federation
@@ -55,7 +60,7 @@ def validation_logits(federation: Federation) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_temperature_is_that_of_all_validation_images(make_federation: Make) -> None:
-    """Found here by trying a fine grid on all logits at once; with this seed the best is inside the range."""
+    """Found here by trying all temperatures on all logits at once; with this seed the best is inside the range."""
     federation = make_federation(rounds=2, seed=1, benefit=False, data=DATA)
     asked: list[dict[str, Any]] = []
 
@@ -158,6 +163,28 @@ def test_damaged_file_is_no_temperature_of_one(make_federation: Make) -> None:
     federation.run.temperature_file.write_text("{")
     with pytest.raises(RunFolderError, match="probabilities depend on it"):
         federation.run.read_temperature()
+
+
+@given(st.integers(0, 2**31), st.integers(20, 200), st.floats(0.1, 30.0), st.integers(1, 20))
+def test_sums_with_three_digits_are_those_of_a_temperature(seed: int, n: int, sharpness: float, k: int) -> None:
+    """A hospital sends them with three digits and of a multiple of k images; between two points they hardly differ."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    rng = torch.Generator().manual_seed(seed)
+    logits_NK = sharpness * torch.randn(n, 3, generator=rng)
+    labels_N = torch.randint(0, 3, (n,), generator=rng)
+    told = n // k * k
+    sums_J2 = round_digits((temperature_sums(logits_NK, labels_N) * (told / n)).numpy())
+    content = make_content(
+        REPORT, {"model_sha256": "0" * 64, "n": told}, sums={"temperature": torch.from_numpy(sums_J2)}
+    )
+    message = Message(content, dst_node_id=1, message_type=KIND)
+    number, read = _read(message, "0" * 64, n)
+    assert (number, read.tolist()) == (told, sums_J2.tolist())
+    far = sums_J2.copy()
+    far[60, 0] *= 1.5  # a likelihood that fits neither neighbour
+    content = make_content(REPORT, {"model_sha256": "0" * 64, "n": told}, sums={"temperature": torch.from_numpy(far)})
+    with pytest.raises(WireError, match="does not fit its slopes"):
+        _read(Message(content, dst_node_id=1, message_type=KIND), "0" * 64, n)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedmed.storage.history import Validation
+from server.finish.artefact import _describe_release
 from server.finish.chance import find_chance, read_doubts, write_doubts
 from server.finish.doubts import find_blindness, make_images
 from server.release.decision import decide_release, read_decision
@@ -124,6 +125,16 @@ def test_a_real_federation_waits_for_a_person_and_says_why(doubtful: Hospitals, 
     assert decision.by == "Dr. Example"
     manifest = json.loads((run.model / "manifest.json").read_text())
     assert manifest["release"]["doubts"] == doubts
+
+
+@pytest.mark.parametrize(
+    ("release", "kind"), [("automatic", "manual"), ("manual", "manual"), ("two_persons", "two_persons")]
+)
+def test_doubts_never_make_it_fewer_persons(doubtful: Hospitals, release: Any, kind: str) -> None:
+    config = doubtful.config.model_copy(update={"release": release})
+    doubts = read_doubts(doubtful.run)
+    assert doubts
+    assert _describe_release(doubtful.run, config) == {"kind": kind, "doubts": doubts}
 
 
 def test_without_doubts_nobody_has_to_decide(doubtful: Hospitals, tmp_path: Path) -> None:

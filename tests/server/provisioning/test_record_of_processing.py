@@ -8,6 +8,7 @@ import pytest
 
 from fedmed.config.keep import ServerKeepConfig, SiteKeepConfig
 from fedmed.config.server import ServerConfig
+from fedmed.protocol.foreseen import EVERY_ROUND
 from fedmed.protocol.kinds import KINDS, Kind, Phase
 from fedmed.protocol.reports import MissingModel
 from server.app import main
@@ -33,16 +34,18 @@ def name_phases(config: ServerConfig) -> list[str]:
     return [row.phase for row in list_leaving(config)]
 
 
-ALWAYS = ["join", "train", "evaluate", "test", "release"]
+ALWAYS = ["join", "train", "test"]
 
 
 @pytest.mark.parametrize(
     ("changes", "further"),
     [
-        ({"benefit": False, "calibrate": False}, set()),
-        ({"calibrate": False}, {"local"}),
-        ({"benefit": False}, {"calibrate"}),
-        ({"benefit": False, "calibrate": False, "batch_norm": "recalibrate"}, {"recalibrate"}),
+        ({"benefit": False, "calibrate": False}, {"figure", "release"}),
+        ({"benefit": False, "calibrate": False, "choice": "tables"}, {"evaluate", "release"}),
+        ({"calibrate": False}, {"local", "figure", "release"}),
+        ({"benefit": False}, {"calibrate", "figure", "release"}),
+        ({"benefit": False, "calibrate": False, "batch_norm": "recalibrate"}, {"recalibrate", "figure", "release"}),
+        ({"benefit": False, "calibrate": False, "batch_norm": "local"}, {"figure"}),
     ],
 )
 def test_every_phase_that_the_plan_uses_is_named_and_no_other(changes: dict[str, Any], further: set[str]) -> None:
@@ -51,11 +54,22 @@ def test_every_phase_that_the_plan_uses_is_named_and_no_other(changes: dict[str,
     assert found == sorted({*ALWAYS, *further}, key=order.index)
 
 
+@pytest.mark.parametrize("batch_norm", ["average", "local", "recalibrate"])
+@pytest.mark.parametrize("choice", ["figure", "tables"])
+def test_the_record_names_what_the_sites_ledgers_answer(choice: str, batch_norm: str) -> None:
+    for extra in ({"benefit": False}, {"calibrate": False}, {}):
+        config = make_config(choice=choice, batch_norm=batch_norm, **extra)
+        plan, phases = config.make_plan(), [phase for kind in KINDS.values() for phase in kind.phases]
+        answered = [phase.name for phase in phases if phase.ration.times(plan, "trained") != 0]
+        assert name_phases(config) == answered
+
+
 def test_small_network_adds_what_it_needs() -> None:
     small = {"kind": "co_distillation", "rounds": 3, "student": {"name": "mobilenet_v2"}}
-    rows = {row.phase: row for row in list_leaving(make_config(fopro=make_fopro(compression=small)))}
+    rows = {row.phase: row for row in list_leaving(make_config(fopro=make_fopro(compression=small), choice="tables"))}
     assert rows["distil"].how_often == "in each of 3 rounds"
     assert "recalibrate" in rows
+    assert rows["evaluate"].how_often == "in each of 7 rounds; once of the small network and the trained one"
 
 
 def test_rows_say_what_leaves_as_the_kinds_do() -> None:
@@ -69,7 +83,9 @@ def test_rows_say_what_leaves_as_the_kinds_do() -> None:
 
 
 def test_a_kind_that_comes_later_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = Kind("train.probe", (Phase("probe", "a probe of the sums", "probe sums"),), reports=(MissingModel,))
+    probe = Kind(
+        "train.probe", (Phase("probe", "a probe of the sums", "probe sums", EVERY_ROUND),), reports=(MissingModel,)
+    )
     monkeypatch.setitem(KINDS, "probe", probe)
     assert name_phases(make_config())[-1] == "probe"
 

@@ -16,9 +16,12 @@ from fedmed.keys import make_operator_key, make_release_key
 from fedmed.processes import write_secret
 from fedmed.storage.audit import AuditLog, verify_audit
 from fedmed.storage.run_folder import RunFolder
+from server.finish.chance import write_doubts
 from server.release.decision import check_decided, decide_release, read_decision
 from server.release.operators import Signed, check_signatures, hash_content, sign_release
 from server.release.publish import prepare_release
+from server.rounds.progress import LogListener
+from server.supervision.supervisor import Supervisor
 
 BASE = {"address": "a:1", "sites": ["a"], "classes": ["x", "y"], "model": {"name": "resnet18"}}
 
@@ -39,7 +42,11 @@ class Case:
         for made in (self.run.model, shared):
             made.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
-        content = {"sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, "classes": ["x", "y"]}
+        content = {
+            "form": "train",
+            "sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()},
+            "classes": ["x", "y"],
+        }
         (self.run.model / "manifest.json").write_text(json.dumps(content))
         (shared / "index.html").write_text("report")
         (shared / "report.json").write_text("{}")
@@ -105,6 +112,30 @@ def test_one_person_does_not_count_twice(case: Case) -> None:
         case.sign("ada")
     assert read_decision(case.run) is None
     assert len(case.events) == 1
+
+
+def test_a_model_in_doubt_needs_two_persons_all_the_same(case: Case) -> None:
+    write_doubts(case.run, ["It is no better than a guess."])
+    with pytest.raises(FederationError, match=r"The run has 'release: two_persons'"):
+        decide_release(case.run, "ada")
+    supervisor = Supervisor(case.config, case.run, LogListener(), "nothing:app")
+    assert not case.sign("ada").is_complete
+    assert supervisor._must_wait()
+    assert case.sign("ben").is_complete
+    assert not supervisor._must_wait()
+    check_signatures(case.run, case.config)
+    release = json.loads((case.run.model / "manifest.json").read_text())["release"]
+    assert (release["kind"], release["by"], len(release["signatures"])) == ("two_persons", "ada and ben", 2)
+    assert release["doubts"] == case.events[-1][1]["doubts"] == ["It is no better than a guess."]
+
+
+def test_of_an_automatic_run_one_person_decides_where_there_are_doubts(case: Case) -> None:
+    """With ``release: automatic`` one person decides about a model in doubt, and nobody about another."""
+    case.write(case.config.model_copy(update={"release": "automatic", "operators": {}}))
+    with pytest.raises(FederationError, match=r"'release: automatic': its model is released as soon as it is proven"):
+        decide_release(case.run, "ada")
+    write_doubts(case.run, ["It is no better than a guess."])
+    assert decide_release(case.run, "ada").by == "ada"
 
 
 @pytest.mark.parametrize(

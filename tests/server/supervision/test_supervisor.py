@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import server.app
 import server.supervision.refusals
 import server.supervision.supervisor
 from fedmed.config.server import ServerConfig
@@ -18,6 +19,7 @@ from fedmed.processes import EventQueue
 from fedmed.storage.audit import AuditLog, verify_audit
 from fedmed.storage.history import RoundRecord
 from fedmed.storage.run_folder import RunFolder
+from server.finish.chance import write_doubts
 from server.provisioning.provision import add_site, read_sites, revoke_site
 from server.release.decision import decide_release
 from server.release.publish import find_release
@@ -144,7 +146,7 @@ class Case:
         shared = self.run.path / "shared" / "report"
         shared.mkdir(parents=True)
         (self.run.model / "model.safetensors").write_bytes(b"model")
-        content = {"sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, **manifest}
+        content = {"form": "train", "sha256": {"model.safetensors": hashlib.sha256(b"model").hexdigest()}, **manifest}
         (self.run.model / "manifest.json").write_text(json.dumps(content))
         (shared / "index.html").write_text("report")
         (shared / "report.json").write_text("{}")
@@ -247,6 +249,34 @@ def test_a_manual_release_waits_for_a_person(case: Case) -> None:
     assert events[-2:] == ["release_decided", "release"]
     assert case.audit[-1]["fields"]["by"] == "Ada Lovelace"
     assert json.loads((case.run.path / "release" / "manifest.json").read_text())["release"]["by"] == "Ada Lovelace"
+
+
+def test_a_model_in_doubt_waits_for_a_person_though_releases_are_automatic(case: Case) -> None:
+    states: list[str] = []
+
+    def decide() -> None:
+        states.append(case.status["state"])
+        assert "Nobody knows." in case.status["message"]
+        assert not (case.run.path / "release").exists()
+        assert server.app.main(["--config", str(case.file), "--release", "--by", "Ada Lovelace"]) == 0
+
+    def finish() -> None:
+        case.finish(batch_norm="local")
+        write_doubts(case.run, ["Nobody knows."])
+
+    case.serve(
+        step(finish),
+        ended("executor", 0),
+        step(decide),
+        step(lambda: case.collect("hospital_a", "hospital_b")),
+        batch_norm="local",
+    )
+    assert states == ["waiting for release"]
+    assert "Ada Lovelace has released the model." in case.listener.infos
+    released = json.loads((case.run.path / "release" / "manifest.json").read_text())["release"]
+    assert (released["kind"], released["by"], released["doubts"]) == ("manual", "Ada Lovelace", ["Nobody knows."])
+    assert [entry["event"] for entry in case.audit][-2:] == ["release_decided", "release"]
+    assert case.audit[-2]["fields"]["doubts"] == ["Nobody knows."]
 
 
 def test_a_release_that_was_decided_while_the_server_was_stopped_is_handed_out(case: Case) -> None:
