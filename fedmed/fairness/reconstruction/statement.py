@@ -20,6 +20,8 @@ from fedmed.fairness.figures.groups import is_crossing
 from fedmed.metrics.site_tables import FEDERATED
 from fedmed.metrics.values import Array
 
+NAMELESS = "another group"
+"""For a reader of tables, all groups together of which nothing is told."""
 Key = TypeVar("Key", "Row", "Rare")
 Value = TypeVar("Value")
 
