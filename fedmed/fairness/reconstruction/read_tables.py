@@ -6,7 +6,7 @@ import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.figures.groups import is_crossing
-from fedmed.fairness.reconstruction.statement import NAMELESS, Answers, Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
 from fedmed.metrics.site_tables import FEDERATED, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -35,7 +35,7 @@ def read_told(tables: SiteTables, prefix: str = "") -> ToldPart:
                 rare[Rare(attribute, group)] = int(rare_G[g])
     answers = {name: _read_answers(by_attribute) for name, by_attribute in tables.models.items()}
     return ToldPart(
-        groups={attribute: _list_groups(attribute, own, images) for attribute, own in federated.items()},
+        groups={attribute: own.groups for attribute, own in federated.items()},
         num_classes=tables.site.num_classes,
         images=images,
         patients={} if patients == images else patients,
@@ -47,22 +47,6 @@ def read_told(tables: SiteTables, prefix: str = "") -> ToldPart:
         },
         same=_suspect_same(tables, answers),
     )
-
-
-def _list_groups(attribute: str, own: EvaluationTables, images: Mapping[Row, int]) -> tuple[str, ...]:
-    """Return the groups that a reader knows of, with one without a name for images that are in none of these.
-
-    Groups of which nothing is told have no name in tables, and of told ones a site leaves images out; both show where
-    the site has more images of a class than the groups have, of which every one is told.
-    """
-    if attribute == SITE_ATTRIBUTE or is_crossing(attribute):
-        return own.groups
-    for label in range(own.num_classes):
-        of_site = sum(n for row, n in images.items() if row.attribute == SITE_ATTRIBUTE and row.label == label)
-        of_groups = [images.get(Row(attribute, group, label), 0) for group in own.groups]
-        if of_groups and all(of_groups) and sum(of_groups) < of_site:
-            return (*own.groups, NAMELESS)
-    return own.groups
 
 
 def _suspect_same(tables: SiteTables, answers: Mapping[str, Answers]) -> frozenset[tuple[Row, Row]]:

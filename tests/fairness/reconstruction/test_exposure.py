@@ -2,20 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
-from fedmed.fairness.disclosure.rows import Disclosure, plan_disclosure
-from fedmed.fairness.disclosure.tables import disclose_tables
 from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exposure import Exposed, count_hidden, find_exposed, list_questions
-from fedmed.fairness.reconstruction.read_tables import read_told
-from fedmed.fairness.reconstruction.statement import NAMELESS, Answers, Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
 from fedmed.fairness.reconstruction.structure import split_tables
-from fedmed.metrics.site_tables import FEDERATED
 
 GROUPS = {"site": ("north",), "sex": ("f", "m"), "age": ("old", "young")}
 
@@ -136,21 +129,3 @@ def test_time_that_is_over_is_no_proof() -> None:
     told = tell({"north": (60, 30), "f": (30, 15), "m": (30, 15), "old": (30, 15), "young": (30, 15)})
     (one,) = find_exposed(told, (("sex", "age"), 0), 5, time.monotonic() - 1)[:1]
     assert not one.is_proven
-
-
-@pytest.mark.parametrize(("few", "groups"), [(0, ("f", "m")), (15, ("f", "m", NAMELESS))])
-def test_tables_say_that_there_are_groups_which_they_do_not_name(few: int, groups: tuple[str, ...]) -> None:
-    """Of 60 images 30 are women and 30 men, or 15 of neither, and a third is old: nothing else is told, by no name."""
-    sex = np.array(["f"] * 30 + ["m"] * (30 - few) + ["x"] * few)
-    labels, by = torch.zeros(60, dtype=torch.int64), {"site": ["north"] * 60, "sex": sex.tolist()}
-    age = np.array(["mid", "old", "young"])[np.arange(60) % 3]
-    by["age"] = age.tolist()
-    limits = Disclosure(k=10, k_row=5)
-    plan = plan_disclosure(labels, by, [str(place) for place in range(60)], limits)
-    for name, counted in (("sex", sex != "x"), ("age", age == "old")):
-        own = replace(plan.attributes[name], counted=counted)
-        plan = replace(plan, attributes={**plan.attributes, name: own})
-    told = read_told(disclose_tables({FEDERATED: torch.eye(2)[labels].double()}, labels, by, plan, limits))
-    assert (told.groups["sex"], told.groups["age"]) == (groups, ("old", NAMELESS))
-    questions = list_questions(told)
-    assert [one for asked in questions for one in find_exposed(told, asked, 5, time.monotonic() + 60)] == []
