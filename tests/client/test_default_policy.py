@@ -76,5 +76,5 @@ def test_a_hospital_as_it_comes_takes_part_in_everything(tmp_path: Path, choice:
         assert {slot: one["times"] for slot, one in slots.items()} == wanted
         assert verify_site_audit(state).ok
     report = json.loads((federation.run.report / "report.json").read_text())
-    assert report["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5}
+    assert report["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5, "unit": "patients"}
     assert [one for one in check_run(federation.run.path, 5, 100) if one.exposed] == []
