@@ -93,6 +93,7 @@ def describe(message: Message, context: Context) -> Message:
         validation_tables=site.policy.validation_tables,
         show_alone=site.policy.show_alone,
         synthetic=site.synthetic,
+        unit=scored["test"].unit,
         thresholds=Thresholds(k=release.k, k_row=release.k_row, k_bin=1 if release.is_open else release.k_bin),
     )
     warn_of_tables(request.plan, site.policy)

@@ -21,10 +21,11 @@ def check_groups(context: CheckContext, name: str) -> CheckResult:
     if told_before.is_dir():
         shutil.copytree(told_before, context.folder / WHOLE / told_before.name, dirs_exist_ok=True)
     fairness = context.plan.fairness if context.plan is not None else FairnessConfig()
-    site, texts, lost = context.get_site(), [], set()
+    site, texts, lost, unit = context.get_site(), [], set(), "images"
     for part in ("validation", "test"):
         images: ImagePart = getattr(site.data, part)
         counted = site.count_part(part, fairness)
+        unit = counted.unit if len(images) else unit
         texts.append(
             f"{part}: {'; '.join(_describe_attributes(images, counted)) or 'no images'}{_say_set_aside(counted)}"
         )
@@ -34,7 +35,7 @@ def check_groups(context: CheckContext, name: str) -> CheckResult:
             if len(images) and not (plan.counted | plan.rare).any()
         }
     limits = context.config.policy.suppression
-    found = f"{'. '.join(texts)}. Groups from k = {limits.k} and rows from k_row = {limits.k_row} images are told"
+    found = f"{'. '.join(texts)}. Groups from k = {limits.k} and rows from k_row = {limits.k_row} {unit} are told"
     if lost:
         return CheckResult(
             name,

@@ -227,8 +227,9 @@ def _shrink_site(context: CheckContext, folder: Path) -> None:
     index = SplitIndex(**json.loads((source / "splits.json").read_text(encoding="utf-8")))
     limits = context.config.policy.suppression
     most = {"train": _TRAIN_ROWS, "validation": max(limits.k, limits.k_row), "test": max(limits.k, limits.k_row)}
+    enough = max(limits.k, limits.k_bin)
     keep = _make_filter(context)
-    rows = {site: _choose_rows(read_site(source, index, site), most, keep) for site in index.composition}
+    rows = {site: _choose_rows(read_site(source, index, site), most, enough, keep) for site in index.composition}
     common: CommonFields = {
         "settings": index.settings,
         "fingerprint": index.fingerprint,
@@ -246,15 +247,24 @@ def _make_filter(context: CheckContext) -> Callable[[SplitRow], bool]:
     return lambda row: row.item.key in items
 
 
-def _choose_rows(rows: Sequence[SplitRow], most: dict[str, int], keep: Callable[[SplitRow], bool]) -> list[SplitRow]:
-    """Return the first few rows of every part and class, and the first of every combination of attributes."""
+def _choose_rows(
+    rows: Sequence[SplitRow], most: dict[str, int], enough: int, keep: Callable[[SplitRow], bool]
+) -> list[SplitRow]:
+    """Return an image of the first few patients of every part and class, and the first of every combination of groups.
+
+    Training images are of ``enough`` patients in all, where there are so many: BatchNorm sums leave of no fewer.
+    """
     seen: Counter[tuple[str, object]] = Counter()
+    patients: set[tuple[str, str]] = set()
     chosen = []
     for row in filter(keep, rows):
-        of_class, of_group = (row.part, row.item.label), (row.part, row.item.attributes)
-        is_first = row.part != "train" and not seen[of_group]
-        seen.update([of_class, of_group])
-        if seen[of_class] <= most[row.part] or is_first:
+        part, is_new = row.part, (row.part, row.item.group) not in patients
+        of_class, of_groups = (part, row.item.label), (part, row.item.attributes)
+        is_first = part != "train" and not seen[of_groups]
+        is_needed = seen[of_class] < most[part] or (part == "train" and seen[part, ""] < enough)
+        if is_first or (is_new and is_needed):
+            seen.update([of_class, of_groups, (part, "")])
+            patients.add((part, row.item.group))
             chosen.append(row)
     return chosen
 
@@ -287,7 +297,11 @@ def _add_models(tables: SiteTables) -> SiteTables:
     """Return tables of the size that those of all models have."""
     own = tables.models[FEDERATED]
     paired = {
-        attribute: PairedTables(of.groups, np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64))
+        attribute: PairedTables(
+            of.groups,
+            np.zeros((len(of.groups), of.num_classes, 2, 2), np.int64),
+            np.ones((len(of.groups), of.num_classes)),  # zeros would not be written
+        )
         for attribute, of in own.items()
     }
     return SiteTables(dict.fromkeys(MODELS, own), dict.fromkeys(PAIRED_MODELS, paired))

@@ -58,7 +58,7 @@ def hold_part(
     # As the tables choose the class: of equal logits the first.
     answers = {model: z_NK.double().numpy().argmax(axis=1) for model, z_NK in logits.items()}
     name = _name_answers(answers, counted)
-    decided, told = _read(record)
+    decided, told = read_held(record)
     if name not in decided:
         patients = None if counted.unit == "images" else counted.patients
         now = state_plan(
@@ -105,7 +105,8 @@ def _name_answers(answers: Mapping[str, Array], counted: CountedPart) -> str:
     return digest.hexdigest()
 
 
-def _read(record: Path) -> tuple[dict[str, Held], list[ToldPart]]:
+def read_held(record: Path) -> tuple[dict[str, Held], list[ToldPart]]:
+    """Return what was decided for models, and what has been told; RunFolderError if the file cannot be read."""
     try:
         values = json.loads(record.read_bytes())
         return {name: decode_held(one) for name, one in values["held"].items()}, list(map(decode_told, values["told"]))

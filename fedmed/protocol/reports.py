@@ -121,6 +121,9 @@ class SiteDescription(Report):
     """Images by class, where they may be told."""
     synthetic: bool
     """Whether its images are drawn and not taken."""
+    unit: Literal["patients", "images"] = "images"
+    """What its thresholds count: patients where its data has their ids. A site of before there were ids counts images.
+    """
 
 
 class DistilReport(Report):

@@ -45,7 +45,8 @@ class ReportContent:
     seed : int
         Seed of the run; the bootstrap intervals are drawn from it.
     thresholds : dict of str to int
-        Fewest images of a group (``k``) and of a class in a group (``k_row``) below which a site withholds its tables.
+        Fewest patients of a group (``k``) and of a class in a group (``k_row``) below which a site withholds its
+        tables, and what is counted (``unit``).
     command : str
         The line that repeats the run; ``RUN`` and ``NEW_FOLDER`` are for the reader to fill in.
     single_sites : bool

@@ -137,4 +137,5 @@ def _find_rounding(values_J2: Array, steps_J: Array) -> Array:
         return np.zeros_like(steps_J)
     sizes_J2 = ROUNDING * np.abs(values_J2)
     rises_J: Array = sizes_J2[:-1, 0] + sizes_J2[1:, 0]
-    return rises_J + np.maximum(sizes_J2[:-1, 1], sizes_J2[1:, 1]) * steps_J
+    result: Array = rises_J + np.maximum(sizes_J2[:-1, 1], sizes_J2[1:, 1]) * steps_J
+    return result

@@ -196,6 +196,7 @@ def _find_thresholds(sites: Mapping[str, SiteDescription]) -> Thresholds:
         "k": max((one.k for one in told), default=1),
         "k_row": max((one.k_row for one in told), default=1),
         "k_bin": max((one.k_bin for one in told), default=1),
+        "unit": " or ".join(sorted({site.unit for site in sites.values()}, reverse=True)) or "images",
     }
 
 

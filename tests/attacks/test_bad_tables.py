@@ -165,13 +165,12 @@ def test_crossings_of_hundreds_of_values_never_reach_the_sums() -> None:
 def test_tables_of_another_site_or_number_of_classes_are_refused() -> None:
     assert "not of this site" in close(pack(draw_answers("h0", 9)))[0].refused[BAD]
     other = draw_answers(BAD, 9).site
-    arrays = other.to_arrays()
+    arrays, by_class = other.to_arrays(), {"withheld", "calibration", "other_wrong", "patients", "areas"}
     fewer = {
-        name: array[:, :4] if name in ("withheld", "calibration") else array[:, :4, :4] if array.ndim > 2 else array
+        name: array[:, :4, :4] if name in {"counts", "scores"} else array[:, :4] if name in by_class else array
         for name, array in arrays.items()
     }
-    fewer = {**fewer, "rare": arrays["rare"], "brier": arrays["brier"] * 0}
-    fewer["scores"] = fewer["scores"] * 0
+    fewer |= {name: fewer[name] * 0 for name in ("scores", "brier", "patients", "areas", "calibration")}
     tables = SiteTables({"federated": {SITE_ATTRIBUTE: EvaluationTables((BAD,), **fewer)}})
     assert "4 classes" in close(pack(tables))[0].refused[BAD]
 

@@ -9,6 +9,7 @@ import csv
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,8 @@ def test_hidden_cells_of_real_sites_stay_hidden(tmp_path: Path, name: str, most:
     for part, of_part in answers.items():
         (told,) = combine_told(of_part)
         groups, images = site.count_part(part, FairnessConfig()).groups, getattr(site.data, part)
+        # The reader also knows the names of groups of which nothing is told, as from other sites.
+        told = replace(told, groups={name: tuple(sorted(set(of_images))) for name, of_images in groups.items()})
         number, *solved = count_solved(told, ("sex", "age_group"), images.labels.numpy(), groups, LIMITS.k_row)
         assert solved == [0, 0], part
         hidden += number

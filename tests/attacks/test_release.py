@@ -501,8 +501,15 @@ def list_texts(value: Any) -> Iterator[str]:
         yield value
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", ["plain", "with groups"])
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        ("plain", 5),
+        pytest.param("with groups", 5, marks=pytest.mark.ci),
+        pytest.param("plain", 1, marks=pytest.mark.slow),
+        pytest.param("with groups", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_script_in_place_of_any_word_of_a_report_is_refused_or_stays_text(
     make: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ class Attack:
             "loss": trained["loss"],
             "groups": trained["group_losses"],
             "start_loss": start["start_loss"],
-            "norm": read_sums(ask("evaluate.recalibrate", model, round=1)),
+            "norm": read_sums(ask("evaluate.recalibrate", model, {"batch_norm": "recalibrate"}, round=1)),
             "temperature": read_values(calibrated, REPORT)["n"],
             "figure": read_values(figure, REPORT),
         }

@@ -191,20 +191,29 @@ def test_compressed_update_carries_its_rounding_over(make_federation: Make, tmp_
 
 
 def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
+    """Two images a patient: by class 44 training images, 12 (6, 4, 2) to validate and 14 (8, 4, 2) to test."""
     hospital = HospitalSite(tmp_path)
     told = read_values(hospital.ask("query"), REPORT)
     data = open_site(hospital.config).data
-    counts = {name: torch.bincount(getattr(data, name).labels, minlength=3).tolist() for name in ("validation", "test")}
-    told_of = {name: sum(count for count in of_part if count >= 3) for name, of_part in counts.items()}
-    assert told_of["validation"] < len(data.validation)  # a rare class that a total would give away
-    num_images = {"train": len(data.train), **told_of}
-    assert told["num_images"] == {name: number // 6 * 6 for name, number in num_images.items()}
-    assert told["num_images"] != num_images
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [44, 12, 14]
+    # The two rare classes of validation and test have three patients together, enough for one row of theirs.
+    assert told["num_images"] == {"train": 42, "validation": 12, "test": 12}
     assert told["attributes"] == []
     assert told["validation_scores"] is told["show_alone"] is False
     assert told["thresholds"] == {"k": 6, "k_row": 3, "k_bin": 5}
     assert told["synthetic"] is False
     assert told["class_counts"] is None
+
+
+def test_a_rare_class_is_in_no_total(tmp_path: Path) -> None:
+    """One class alone has fewer than 3 patients in a part: the whole part's number would give it away."""
+    policy = {"suppression": {"k": 2, "k_row": 3}}
+    hospital = HospitalSite(tmp_path, make_rows((80, 48, 6)), policy=policy)
+    told = read_values(hospital.ask("query"), REPORT)["num_images"]
+    data = open_site(hospital.config).data
+    counts = {name: torch.bincount(getattr(data, name).labels, minlength=3).tolist() for name in ("validation", "test")}
+    assert all(min(of_part[:2]) >= 6 and 0 < of_part[2] <= 4 for of_part in counts.values())
+    assert told == {"train": len(data.train)} | {name: sum(of_part[:2]) for name, of_part in counts.items()}
 
 
 def test_class_counts_are_told_only_where_allowed_and_none_is_small(tmp_path: Path) -> None:
@@ -216,21 +225,28 @@ def test_class_counts_are_told_only_where_allowed_and_none_is_small(tmp_path: Pa
     assert sum(map(sum, told["class_counts"].values())) == len(hospital.rows)
 
 
-def count_train(hospital: HospitalSite) -> list[int]:
-    return torch.bincount(open_site(hospital.config).data.train.labels, minlength=3).tolist()
+def list_train(hospital: HospitalSite) -> dict[str, tuple[int, str]]:
+    """Return class and patient of every training image."""
+    site = open_site(hospital.config)
+    labels = site.data.train.labels.tolist()
+    return {item: (label, site.patient_of(item)) for item, label in zip(site.data.train.items, labels, strict=True)}
 
 
 def test_class_counts_are_not_told_when_few_images_withdrew_since(tmp_path: Path) -> None:
     limits = {"suppression": {"k": 4, "k_row": 2}}
     (tmp_path / "withdrawn.txt").write_text("")
-    hospital = HospitalSite(tmp_path, policy=limits, share_class_counts=True, exclude="withdrawn.txt")
-    before = read_values(hospital.ask("query"), REPORT)["class_counts"]
-    (tmp_path / "withdrawn.txt").write_text(open_site(hospital.config).data.train.items[0])
+    rows = make_rows((80, 48, 24))  # of each class two patients or more in every part
+    hospital = HospitalSite(tmp_path, rows, policy=limits, share_class_counts=True, exclude="withdrawn.txt")
+    assert read_values(hospital.ask("query"), REPORT)["class_counts"] is not None
+    before = list_train(hospital)
+    (tmp_path / "withdrawn.txt").write_text(next(iter(before)))
     after = read_values(hospital.ask("query"), REPORT)["class_counts"]
-    # Three further patients, of two images each, are left out; as they are drawn, a class may have lost one image.
-    lost = [then - now for then, now in zip(before["train"], count_train(hospital), strict=True)]
-    assert sum(lost) == 7
-    assert after is None or 1 not in lost
+    # Three further patients, of two images each, are left out; as they are drawn, a class may have lost one patient.
+    lost = {item: one for item, one in before.items() if item not in list_train(hospital)}
+    assert len(lost) == 7
+    assert len({patient for _, patient in lost.values()}) == 4
+    of_class = [len({patient for label, patient in lost.values() if label == own}) for own in range(3)]
+    assert (after is None) == (1 in of_class), of_class
 
 
 def score_directly(hospital: HospitalSite, part: str) -> tuple[Any, torch.Tensor]:

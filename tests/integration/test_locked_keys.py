@@ -8,6 +8,7 @@ import yaml
 
 from fedmed.keys import make_site_key
 from fedmed.processes import write_secret
+from server.provisioning.countersigning import read_countersigned
 from server.provisioning.provision import add_site, changing_sites, load_server_config, revoke_site
 from tests.integration.support.deployment import deploy, wait_for
 
@@ -47,6 +48,7 @@ def test_the_passphrase_is_in_no_argument_no_log_and_no_child(tmp_path: Path, mo
         assert server.wait(200) == 0, server.text()
         for client in (first, second):
             assert client.wait(60) == 0, client.text()
+        assert set(read_countersigned(deployment.run_folder)) == set(deployment.names), "signed with the locked keys"
         for name in deployment.names:
             assert (deployment.kit / "kits" / name / "state/model/model.safetensors").is_file()
         for path in tmp_path.rglob("*"):

@@ -36,6 +36,7 @@ DESCRIPTION = {
     "show_alone": False,
     "synthetic": False,
     "thresholds": {"k": 10, "k_row": 5},
+    "unit": "patients",
 }
 FORM = {
     "precision": "float32",
@@ -134,6 +135,7 @@ def test_bands_that_cannot_be_true_are_refused(value: object) -> None:
         ({"thresholds": {"k": -1, "k_row": 1}}, "Its thresholds for small numbers are no plausible counts."),
         ({"validation_scores": 1}, "validation scores may leave"),
         ({"show_alone": None}, "may be shown alone"),
+        ({"unit": "lesions"}, "The report's 'unit' is 'lesions', which it cannot be."),
         ({"attributes": ["x"] * 41}, "Its attributes are no list of at most 40 names."),
         ({"attributes": [""]}, "Its attributes are no list"),
         ({"class_counts": {"train": [1], "validation": [1]}}, "Its class counts do not have one plausible count"),

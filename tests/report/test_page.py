@@ -172,12 +172,28 @@ def test_thresholds_are_named(tmp_path):
     words = Page(text).text
     assert "Thresholds count patients where a site's data names them, and images where it does not." in words
     assert (
-        "withholds groups of fewer than 10, bins of fewer than 4, and classes of fewer than 5 within a group" in words
+        "withholds groups of fewer than 10 patients or images, bins of fewer than 4, and classes of fewer than 5 "
+        "patients or images within a group" in words
     )
     assert "Hospitals tell less of this." in words
     (tmp_path / "open").mkdir()
     _, text = write(tmp_path / "open", make_content())
     assert "Hospitals tell less of this." not in Page(text).text
+
+
+@pytest.mark.parametrize("unit", ["patients", "images", "patients or images", None])
+def test_thresholds_are_named_with_what_they_count(tmp_path, unit):
+    thresholds = {"k": 10, "k_row": 5, **({} if unit is None else {"unit": unit})}
+    _, text = write(tmp_path, make_content(thresholds=thresholds))
+    words, what = Page(text).text, unit or "patients or images"
+    assert f"withholds groups of fewer than 10 {what}, and classes of fewer than 5 {what} within a group" in words
+    assert ("count patients where a site's data names them" in words) is (unit in ("patients or images", None))
+
+
+def test_a_unit_from_outside_is_only_text(tmp_path):
+    _, text = write(tmp_path, make_content(thresholds={"k": 10, "k_row": 5, "unit": "<script>"}))
+    assert "fewer than" in text
+    assert "<script>" not in text.replace("&lt;script", "")
 
 
 def test_same_content_gives_the_same_bytes(tmp_path):

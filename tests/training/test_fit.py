@@ -32,6 +32,8 @@ class Part:
         self.pixels = torch.from_numpy(rng.integers(0, 256, (num_images, 3, size, size), dtype=np.uint8))
         self.labels = torch.from_numpy(rng.integers(0, num_classes, num_images))
         self.attributes: dict[str, tuple[str, ...]] = {}
+        self.patients = tuple(f"patient {number // 2}" for number in range(num_images))
+        """Two images each."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -337,6 +339,9 @@ def test_evaluate_gives_the_tables_of_the_logits() -> None:
     expected = tables_from_logits(logits, part.labels, ["site"] * 10)
     assert found.groups == ("site",)
     np.testing.assert_array_equal(found.counts, expected.counts)
+    pairs = set(zip(part.patients, part.labels.tolist(), strict=True))
+    assert found.patients[0, :, 0].tolist() == [sum(label == k for _, label in pairs) for k in range(3)]
+    assert len(pairs) < 10, "some patient has both images in one class"
     np.testing.assert_allclose(found.brier, expected.brier, atol=1e-6)
 
 

@@ -46,7 +46,9 @@ def find_breach(tables: SiteTables, disclosure: Disclosure, site: str) -> str | 
             if breach is not None:
                 return breach
         for model, paired in tables.paired.items():
-            if model not in tables.models or not _fit(paired[attribute], reference, tables.models[model][attribute]):
+            if model not in tables.models or not _fit(
+                paired[attribute], reference, tables.models[model][attribute], disclosure
+            ):
                 return DIFFERENT
             if not disclosure.is_open and not is_rounded(paired[attribute].spread):
                 return DIGITS_LEFT
@@ -144,13 +146,18 @@ def _are_pairs(areas: Array, rows_GK: Array) -> bool:
     return bool((empty | ((areas[..., PAIRS] == pairs) & few)).all())
 
 
-def _fit(paired: PairedTables, federated: EvaluationTables, other: EvaluationTables) -> bool:
-    """Return whether paired tables are of the same images and right as often as the tables of both models."""
+def _fit(paired: PairedTables, federated: EvaluationTables, other: EvaluationTables, disclosure: Disclosure) -> bool:
+    """Return whether paired tables are of the same images and right as often as the tables of both models.
+
+    Under thresholds a row may be left out, since it would give others away; then all of it is zero.
+    """
     if paired.groups != federated.groups or paired.cells.shape[1] != federated.num_classes:
         return False
     right, other_right = (np.diagonal(tables.counts, axis1=1, axis2=2) for tables in (federated, other))
-    return bool(
-        (paired.cells.sum(axis=(2, 3)) == federated.row_images).all()
-        and (paired.cells[:, :, 1].sum(axis=-1) == right).all()
-        and (paired.cells[:, :, :, 1].sum(axis=-1) == other_right).all()
+    same_GK = (
+        (paired.cells.sum(axis=(2, 3)) == federated.row_images)
+        & (paired.cells[:, :, 1].sum(axis=-1) == right)
+        & (paired.cells[:, :, :, 1].sum(axis=-1) == other_right)
     )
+    empty_GK = ~paired.cells.any(axis=(2, 3)) & (paired.spread == 0)
+    return bool((same_GK | (empty_GK & (not disclosure.is_open))).all())

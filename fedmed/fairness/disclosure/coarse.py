@@ -3,16 +3,20 @@
 A simulation's tables are exact, since one person holds all images. A hospital tells less, under thresholds above 1:
 
 * wrong answers class by class only from ``k_row`` patients on, the others of a row as one number;
+* none class by class of a row in which they would give hidden ones away (``folded``), and no comparison of two models
+  image by image where that would (``unpaired``), see :mod:`fedmed.fairness.reconstruction.hold`;
 * sums over images with three significant digits, whole numbers exactly;
 * no histogram by class. Calibration is told of all images of the site together, in bins that are merged until each
   holds ``k_bin`` patients; the Brier score and the areas under the ROC curves likewise for the site as a whole. Of
   groups these three are told only where the site's policy has ``group_histograms``;
+* of rows that would give hidden ones away all wrong answers as one number, and no comparison of two models image by
+  image, see :mod:`fedmed.fairness.reconstruction.hold`;
 * of a row without images as much as of one that is withheld, and nothing of a group of which no image is told.
 
 A patient stands for an image where the data has no ids. Letters: N images, G groups, K classes, B bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +66,11 @@ class Grouped:
         """Groups of which anything is told, sorted."""
         return tuple(sorted({self.groups[place] for place in np.flatnonzero(self.told).tolist()}))
 
+    def find_rows(self, rows: Collection[tuple[str, int]]) -> list[tuple[int, int]]:
+        """Return rows (group, class) with the places of their groups, of groups of which anything is told."""
+        place = {name: g for g, name in enumerate(self.names)}
+        return [(place[group], label) for group, label in sorted(rows) if group in place]
+
     def count(self, z_NK: torch.Tensor, inside_N: Mask) -> EvaluationTables:
         """Return the complete tables of some of the images."""
         chosen = np.flatnonzero(inside_N)
@@ -95,6 +104,8 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
     told = EvaluationTables.make(names, z_NK.shape[1]).to_arrays()
     answers = _Answers.read(z_NK, images)
     counts = answers.count_told(images.plan.counted, len(names), z_NK.shape[1], disclosure.k_row)
+    for g, label in images.find_rows(images.plan.folded):
+        counts[g, label, np.arange(counts.shape[-1]) != label] = 0
     told["counts"] = counts
     told["other_wrong"][rows] = exact.row_images
     told["other_wrong"] -= counts.sum(axis=-1)
@@ -130,6 +141,8 @@ def pair_coarsely(right_N: Mask, other_N: Mask, images: Grouped, num_classes: in
     rows = [names.index(name) for name in exact.groups]
     cells, spread = np.zeros((len(names), num_classes, 2, 2), np.int64), np.zeros((len(names), num_classes))
     cells[rows], spread[rows] = exact.cells, round_digits(exact.spread)
+    for g, label in images.find_rows(images.plan.unpaired):
+        cells[g, label], spread[g, label] = 0, 0
     return PairedTables(names, cells, spread)
 
 

@@ -15,6 +15,7 @@ beyond weighted sums is looked at once models have answered, see :mod:`fedmed.fa
 Letters: N images, A atoms.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -158,13 +159,23 @@ class _Atoms:
 def _weigh_atoms(atom_N: Ints, patients: Sequence[str]) -> Ints:
     """Return the number of patients of each atom, each patient in one atom only, where most of its images are.
 
-    So the weights of any atoms together are at most the patients who have images in them.
+    So the weights of any atoms together are at most the patients who have images in them. Between atoms with as many
+    of its images a patient goes to the one that has fewest so far, lest one of them look empty.
     """
-    patient_N = np.unique(np.array(patients, dtype=str), return_inverse=True)[1].reshape(-1)
-    pairs, counts = np.unique(np.column_stack([patient_N, atom_N]), axis=0, return_counts=True)
-    pairs = pairs[np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))]
-    homes = pairs[np.unique(pairs[:, 0], return_index=True)[1], 1]
-    return np.bincount(homes, minlength=int(atom_N.max(initial=-1)) + 1).astype(np.int64)
+    weights = np.zeros(int(atom_N.max(initial=-1)) + 1, np.int64)
+    images: dict[str, Counter[int]] = defaultdict(Counter)
+    for atom, patient in zip(atom_N.tolist(), patients, strict=True):
+        images[patient][atom] += 1
+    tied = []
+    for of_patient in images.values():
+        most = [atom for atom, number in of_patient.items() if number == max(of_patient.values())]
+        if len(most) == 1:
+            weights[most[0]] += 1
+        else:
+            tied.append(sorted(most))
+    for atoms in sorted(tied):
+        weights[min(atoms, key=lambda atom: (weights[atom], atom))] += 1
+    return weights
 
 
 def _list_protected(images: Images, earlier: ToldRows) -> frozenset[frozenset[str]]:

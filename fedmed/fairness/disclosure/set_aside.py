@@ -223,8 +223,11 @@ def _count_lacking(images: Images, attribute: str, of_class_N: Mask) -> int:
     # Those of groups that are too small as a whole do not count, since nothing may follow about them alone.
     beside_N = of_class_N & ~np.isin(codes, np.flatnonzero(large | small))
     few, room = len(np.unique(images.patient_codes[beside_N])), int((sizes[large] - k_row).sum())
-    # Twice as many as needed, or right answers would tell; of a small class, what it has.
-    return min(_TIMES * k_row - few, room) if 0 < k_row - few <= room else 0
+    if not 0 < k_row - few <= room:
+        return 0
+    # Twice as many as needed, or right answers would tell; of a small class, what it has. As many in all, whatever is
+    # of small groups: who knows this rule would else subtract.
+    return min(max(_TIMES * k_row - few - int(sizes[small].sum()), k_row - few), room)
 
 
 def _shuffle(patient: str) -> bytes:

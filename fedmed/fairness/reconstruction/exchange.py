@@ -17,7 +17,7 @@ import numpy as np
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints, Mask
 from fedmed.fairness.reconstruction.statement import Row, ToldPart
-from fedmed.fairness.reconstruction.structure import find_crossings
+from fedmed.fairness.reconstruction.structure import OTHERS, find_crossings
 from fedmed.metrics.values import Array
 
 
@@ -81,7 +81,8 @@ def view_class(  # noqa: PLR0917
     for attribute, names in told.groups.items():
         if attribute != SITE_ATTRIBUTE:
             place = {name: number for number, name in enumerate(names)}
-            code_N = np.array([place[groups[attribute][i]] for i in inside.tolist()], np.int64)
+            others = place.get(OTHERS, -1)
+            code_N = np.array([place.get(groups[attribute][i], others) for i in inside.tolist()], np.int64)
             shown = np.array([Row(attribute, name, label) in told.images for name in names], np.bool_)
             # Who is left out of a row that is told is in a hidden one, to a reader.
             hidden = int(np.flatnonzero(~shown)[0]) if not shown.all() else -1

@@ -13,7 +13,7 @@ from fedmed.fairness.reconstruction.integers import Cell, Hidden, Program
 from fedmed.fairness.reconstruction.program import ClassProgram, TooLargeError
 from fedmed.fairness.reconstruction.rare_program import RareProgram
 from fedmed.fairness.reconstruction.statement import Row, ToldPart
-from fedmed.fairness.reconstruction.structure import find_crossings, find_same, split_crossing
+from fedmed.fairness.reconstruction.structure import MAYBE, find_crossings, find_same, split_crossing
 
 _SECONDS = 5.0
 """For one integer program."""
@@ -85,13 +85,14 @@ def is_safe_single(told: ToldPart, question: Question, k_row: int) -> bool | Non
         - sum(n for row, n in numbers.items() if row.attribute == attribute and row.label == label)
         for numbers in few
     )
-    return left >= k_row - (len(hidden) > 1) or None
+    # However many hidden groups there are: a reader may know that there is one only.
+    return left >= k_row or None
 
 
 def count_hidden(told: ToldPart) -> int:
     """Return the number of hidden rows, of single attributes and of every two of them."""
     singles = [name for name in told.groups if name != SITE_ATTRIBUTE and split_crossing(told, name) is None]
-    sizes = [len(told.groups[name]) for name in singles]
+    sizes = [len({*told.groups[name]} - {MAYBE}) for name in singles]
     cells = sum(sizes) + sum(a * b for a, b in itertools.combinations(sizes, 2)) + len(told.groups[SITE_ATTRIBUTE])
     crossed = {name for name in told.groups if (parts := split_crossing(told, name)) is not None and len(parts) == 2}
     shown = sum(row.attribute in {*singles, *crossed, SITE_ATTRIBUTE} for row in told.images)

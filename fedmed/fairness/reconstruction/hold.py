@@ -22,7 +22,7 @@ from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exchange import ReaderView, keeps_values
 from fedmed.fairness.reconstruction.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
-from fedmed.fairness.reconstruction.structure import split_crossing
+from fedmed.fairness.reconstruction.structure import is_named, merge_hidden, split_crossing
 
 MOST_SECONDS = 120.0
 """For all that a site looks at; what is not proven by then is held back."""
@@ -68,8 +68,10 @@ def find_held(
         Time for it.
     """
     holding = _Holding(now, earlier, k_row, viewer, time.monotonic() + seconds)
-    for label in range(now.num_classes):
-        holding.hold_class(label)
+    names = None
+    while names != (names := holding.list_names()):
+        for label in range(now.num_classes):
+            holding.hold_class(label)
     for label in range(now.num_classes):
         holding.add_crossings(label)
     holding.add_rare()
@@ -131,6 +133,12 @@ class _Holding:
         self.unpaired: set[Row] = set()
         self._end: float | None = None
 
+    def list_names(self) -> frozenset[tuple[str, str]]:
+        """Return the groups that tables name; where one has lost its last row, all classes are looked at again."""
+        return frozenset(
+            (row.attribute, row.group) for row in self._now.images.keys() - self.rows if row.attribute != SITE_ATTRIBUTE
+        )
+
     def hold_class(self, label: int) -> None:
         """Hold rows of a class back until no hidden one gives too much away."""
         singles = [row for row in self._now.images if row.label == label and row not in self.rows]
@@ -175,7 +183,10 @@ class _Holding:
         taken: set[str] = set()
         for name in self._crossings:
             parts = set(split_crossing(self._now, name) or ())
-            rows = {row for row in self._now.images if row.attribute == name and row.label == label}
+            told = self._tell()
+            rows = {
+                row for row in self._now.images if row.attribute == name and row.label == label and is_named(told, row)
+            }
             if not rows or parts & taken:
                 continue
             before, unpaired = set(self.folded), set(self.unpaired)
@@ -200,7 +211,11 @@ class _Holding:
                 continue
             self.rows -= rows
             told = self._tell()
-            questions = [one for one in list_questions(told) if one[1] is None or {attribute} & {*one[0]}]
+            questions = [
+                one
+                for one in list_questions(told)
+                if one[1] is None or attribute in one[0] or attribute == SITE_ATTRIBUTE
+            ]
             if any(find_exposed(told, one, self._k_row, self._deadline, first=True) for one in questions):
                 self.rows |= rows
 
@@ -217,7 +232,7 @@ class _Holding:
 
     def _tell(self) -> ToldPart:
         now = self._now.without(self.rows).fold(self.folded).unpair(self.unpaired)
-        return combine_told([now, *self._earlier])[0]
+        return merge_hidden(combine_told([now, *self._earlier])[0])
 
     def _find_exposed(self, label: int, safe: set[Question]) -> Question | None:
         """Return a question whose answer gives too much away; adds to ``safe`` those whose answers do not."""

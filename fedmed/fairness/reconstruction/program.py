@@ -22,7 +22,14 @@ from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.figures.groups import cross_values
 from fedmed.fairness.reconstruction.integers import IMAGES, PATIENTS, Cell, Program
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
-from fedmed.fairness.reconstruction.structure import find_crossings, find_same, is_told, split_crossing, split_tables
+from fedmed.fairness.reconstruction.structure import (
+    MAYBE,
+    find_crossings,
+    find_same,
+    is_told,
+    split_crossing,
+    split_tables,
+)
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.metrics.values import Array
 
@@ -97,7 +104,7 @@ class ClassProgram(Program):
         )
         own = next(table for table in self._tables if set(self.asked) <= set(table.attributes))
         for groups in itertools.product(*(told.groups[attribute] for attribute in self.asked)):
-            if not is_told(told, self.asked, groups, label):
+            if MAYBE not in groups and not is_told(told, self.asked, groups, label):
                 places = own.choose(self.asked, groups)
                 self.hidden[groups] = {unit: own.sum_of(unit, places) for unit in self.units}
 

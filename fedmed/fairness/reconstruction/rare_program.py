@@ -12,6 +12,7 @@ import numpy as np
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.reconstruction.integers import IMAGES, Program
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.structure import MAYBE
 
 
 class RareProgram(Program):
@@ -43,7 +44,7 @@ class RareProgram(Program):
                 row = Row(attribute, group, label)
                 if row in told.images:
                     self._tell([(group, label)], row, label)
-                else:
+                elif group != MAYBE:
                     self.hidden[group, str(label)] = {IMAGES: [self._unknowns[group, label][0]]}
             for site in told.groups.get(SITE_ATTRIBUTE, ()):
                 if attribute != SITE_ATTRIBUTE and Row(SITE_ATTRIBUTE, site, label) in told.images:

@@ -16,6 +16,7 @@ from fedmed.errors import RunFolderError
 from fedmed.fairness.reconstruction.exposure import Exposed, count_hidden, find_exposed, list_questions
 from fedmed.fairness.reconstruction.read_tables import read_told
 from fedmed.fairness.reconstruction.statement import Answers, Row, ToldPart, combine_told
+from fedmed.fairness.reconstruction.structure import add_others
 from fedmed.metrics.packing import unpack_site_tables
 from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.run_folder import RunFolder
@@ -120,14 +121,15 @@ def check_run(path: Path, k_row: int, seconds: float) -> list[Finding]:
 
 def _check(site: str, part: str, told: ToldPart, k_row: int, deadline: float) -> Finding:
     exposed: list[Exposed] = []
+    as_one = add_others(_as_one_site(told))
     if SITE_ATTRIBUTE in told.groups:
-        for question in list_questions(_as_one_site(told)):
-            exposed += find_exposed(_as_one_site(told), question, k_row, deadline)
+        for question in list_questions(as_one):
+            exposed += find_exposed(as_one, question, k_row, deadline)
     if site == POOLED:
         # Sums over sites that hold back different rows do not add up; then nothing follows from subtracting them.
         exposed = [one for one in exposed if one.is_proven]
     unit = "patients" if told.patients else "images"
-    return Finding(site, part, unit, count_hidden(_as_one_site(told)), tuple(exposed), tuple(sorted(told.same)))
+    return Finding(site, part, unit, count_hidden(as_one), tuple(exposed), tuple(sorted(told.same)))
 
 
 def _as_one_site(told: ToldPart) -> ToldPart:

@@ -17,7 +17,8 @@ from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.figures.groups import is_crossing
-from fedmed.metrics.site_tables import FEDERATED
+from fedmed.metrics.clusters import number_patients
+from fedmed.metrics.site_tables import FEDERATED, PAIRED_MODELS
 from fedmed.metrics.values import Array
 
 Key = TypeVar("Key", "Row", "Rare")
@@ -151,6 +152,7 @@ def state_plan(  # noqa: PLR0917
     rare = {row: places for row, places in members.items() if isinstance(row, Rare)}
     right = {name: of_model == labels for name, of_model in answers.items()}
     owners = None if patients is None else np.array(patients, dtype=str)
+    people = number_patients(patients, len(labels))
     return ToldPart(
         groups={attribute: tuple(sorted(set(of_images))) for attribute, of_images in groups.items()},
         num_classes=num_classes,
@@ -159,7 +161,10 @@ def state_plan(  # noqa: PLR0917
         rare={row: len(places) for row, places in rare.items()},
         models={
             prefix + name: Answers(
-                {row: _bin(of_model[places], row.label, num_classes, k_row) for row, places in rows.items()},
+                {
+                    row: _bin(of_model[places], row.label, num_classes, k_row, people[places])
+                    for row, places in rows.items()
+                },
                 {row: int(right[name][places].sum()) for row, places in rare.items()},
             )
             for name, of_model in answers.items()
@@ -169,7 +174,7 @@ def state_plan(  # noqa: PLR0917
                 row: int((right[FEDERATED] & right[name])[places].sum()) for row, places in rows.items()
             }
             for name in answers
-            if name != FEDERATED
+            if name in PAIRED_MODELS
         },
         same=_find_same(rows),
     )
@@ -187,9 +192,10 @@ def _find_same(rows: Mapping[Row, Array]) -> frozenset[tuple[Row, Row]]:
     return frozenset(pairs)
 
 
-def _bin(answers: Ints, label: int, num_classes: int, k_row: int) -> tuple[int, ...]:
-    counts = np.bincount(answers, minlength=num_classes)
-    small = (counts < k_row) & (np.arange(num_classes) != label)
+def _bin(answers: Array, label: int, num_classes: int, k_row: int, people: Array) -> tuple[int, ...]:
+    counts, wrong = np.bincount(answers, minlength=num_classes), np.flatnonzero(np.arange(num_classes) != label)
+    small = np.zeros(num_classes, np.bool_)
+    small[wrong] = [len(np.unique(people[answers == answer])) < k_row for answer in wrong.tolist()]
     return (*np.where(small, 0, counts).tolist(), int(counts[small].sum()))
 
 

@@ -2,11 +2,75 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
+from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.figures.groups import CROSS, cross_values
 from fedmed.fairness.reconstruction.integers import Cell
 from fedmed.fairness.reconstruction.statement import Row, ToldPart
 from fedmed.metrics.site_tables import UNKNOWN
+
+OTHERS = "(not told)"
+"""All groups of an attribute of which no row is told, together."""
+MAYBE = "(not told, if any)"
+"""Likewise, where a reader cannot know whether there are any."""
+
+
+def merge_hidden(told: ToldPart) -> ToldPart:
+    """Return what was told with one group in place of all of which no row is told, since tables do not name these.
+
+    A reader may take them for one group. Where that keeps its values, so does each of several: any number of its images
+    may be of one.
+    """
+    groups = dict(told.groups)
+    for attribute in _list_singles(told):
+        named = list_named(told, attribute)
+        if len(named) < len(told.groups[attribute]):
+            groups[attribute] = (*named, OTHERS)
+    return replace(told, groups=groups)
+
+
+def add_others(told: ToldPart) -> ToldPart:
+    """Return what a reader was told with the group of all others, where rows do not add up or may not.
+
+    Tables name groups of which something is told. That there are others is certain where a class of the site has more
+    images than all of its named groups.
+    """
+    groups = dict(told.groups)
+    for attribute in _list_singles(told):
+        rest = [
+            (told.images[site], [told.images.get(Row(attribute, group, site.label)) for group in groups[attribute]])
+            for site in told.images
+            if site.attribute == SITE_ATTRIBUTE
+        ]
+        whole = [
+            (number, [n for n in of_groups if n is not None]) for number, of_groups in rest if None not in of_groups
+        ]
+        if OTHERS in groups[attribute] or not groups[attribute]:
+            continue
+        if any(sum(of_groups) < number for number, of_groups in whole):
+            groups[attribute] = (*groups[attribute], OTHERS)
+        elif len(whole) < told.num_classes and set(groups[attribute]) == {*list_named(told, attribute)}:
+            groups[attribute] = (*groups[attribute], MAYBE)
+    return replace(told, groups=groups)
+
+
+def _list_singles(told: ToldPart) -> list[str]:
+    return [name for name in told.groups if name != SITE_ATTRIBUTE and split_crossing(told, name) is None]
+
+
+def list_named(told: ToldPart, attribute: str, label: int | None = None) -> tuple[str, ...]:
+    """Return the groups of which a row is told, or one of a class."""
+    named = {row.group for row in told.images if row.attribute == attribute and label in {None, row.label}}
+    named |= {row.group for row in told.rare if row.attribute == attribute and label is None}
+    return tuple(group for group in told.groups[attribute] if group in named)
+
+
+def is_named(told: ToldPart, row: Row) -> bool:
+    """Return whether a reader can tell of which groups a row of a crossing is: rows of its class are told of each."""
+    parts = split_crossing(told, row.attribute) or ()
+    named = itertools.product(*(list_named(told, part, row.label) for part in parts))
+    return row.group in {cross_values(groups) for groups in named if UNKNOWN not in groups}
 
 
 def split_crossing(told: ToldPart, attribute: str) -> tuple[str, ...] | None:

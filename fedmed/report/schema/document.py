@@ -183,11 +183,13 @@ class SiteEntry(TypedDict):
 
 
 class Thresholds(TypedDict):
-    """Fewest images of a group, of a class in a group and of a bin, below which a site withholds its tables."""
+    """Fewest patients of a group, of a class in a group and of a bin, below which a site withholds its tables."""
 
     k: int
     k_row: int
     k_bin: NotRequired[int]
+    unit: NotRequired[str]
+    """What they count: ``patients``, ``images`` where the data has no ids, or ``patients or images`` by site."""
 
 
 class ImageCounts(TypedDict):

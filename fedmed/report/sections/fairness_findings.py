@@ -3,6 +3,7 @@
 from fedmed.report.drawing.markup import Numbers, escape, show_name
 from fedmed.report.drawing.wording import ALARM_KINDS, count, head_attribute, label_attribute, label_figure
 from fedmed.report.schema.figures import AlarmEntry, FindingEntry, GapEntry
+from fedmed.report.sections.method import name_unit
 
 MOST_FINDINGS = 12
 MOST_ALARMS = 5
@@ -133,8 +134,8 @@ def _say_withheld(numbers: Numbers) -> str:
     k, k_row = (numbers.show("thresholds", key) for key in ("k", "k_row"))
     return (
         f"<strong>Withheld for being small:</strong> {count(rows, 'row')} (a class of a group at a site) of "
-        f"{count(len(affected), 'group')}, because fewer than {k} images are in the group or fewer than {k_row} in the "
-        "class. Figures of these groups lack them; a figure that lacks a whole class is n/a."
+        f"{count(len(affected), 'group')}, because fewer than {k} {name_unit(numbers)} are in the group or "
+        f"fewer than {k_row} in the class. Figures of these groups lack them; a figure that lacks a whole class is n/a."
     )
 
 

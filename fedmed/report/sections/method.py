@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table
 from fedmed.report.drawing.wording import EXPLANATIONS, label_figure, name_direction
 
+MIXED_UNITS = "patients or images"
 INTERVALS = (
     "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single "
     "shares (accuracy; sensitivity, specificity and precision of one class) have Wilson intervals, and the Brier "
@@ -90,16 +91,25 @@ def is_coarse(numbers: Numbers) -> bool:
     return bool(max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1)
 
 
+def name_unit(numbers: Numbers) -> str:
+    """Return what thresholds count; an older report does not say."""
+    thresholds = numbers.get("thresholds")
+    return escape(thresholds.get("unit", MIXED_UNITS))
+
+
 def _say_thresholds(numbers: Numbers) -> str:
     if not is_coarse(numbers):
         return "No group was withheld for being small: one party holds all images of this page."
     bins = f", bins of fewer than {numbers.show('thresholds', 'k_bin')}" if "k_bin" in numbers.get("thresholds") else ""
+    unit = name_unit(numbers)
+    mixed = "Thresholds count patients where a site's data names them, and images where it does not. "
     return (
-        "Thresholds count patients where a site's data names them, and images where it does not. "
-        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')}{bins}, and classes of fewer than "
-        f"{numbers.show('thresholds', 'k_row')} within a group, which look like classes of which it has no image; "
-        "together the images of such classes may still count in accuracy and calibration. A group that rests on one "
-        "site is hidden unless that site agrees, and so is a group from which such a one would follow by subtraction. "
+        f"{mixed if unit == MIXED_UNITS else ''}"
+        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} {unit}{bins}, and classes of fewer "
+        f"than {numbers.show('thresholds', 'k_row')} {unit} within a group, which look like "
+        "classes of which it has no image; together the images of such classes may still count in accuracy and "
+        "calibration. A group that rests on one site is hidden unless that site agrees, and so is a group from which "
+        "such a one would follow by subtraction. "
         "For the same reason a site may set a few images aside, so that counts can be slightly below the true ones."
     )
 

@@ -47,7 +47,7 @@ def solve(told: ToldPart, a: str, b: str) -> dict[Cell, tuple[int, int]]:
 def _list_links(told: ToldPart, rows: Sequence[tuple[Row, Sequence[Row]]]) -> Iterator[np.ndarray]:
     """Yield for every model what is left of three rows without told cells, shape (P,3): P disjoint kinds of answers."""
     for model in told.models.values():
-        if all(row in model.rows for row, _ in rows):
+        if all(one in model.rows for row, less in rows for one in (row, *less)):
             yield np.array([_split(model.rows, row, less) for row, less in rows]).T
             wrong = [_split_classes(model.rows, row, less) for row, less in rows]
             if all(one is not None for one in wrong):

@@ -56,13 +56,16 @@ def read(reply: Message) -> Any:
 
 
 def test_comparison_counts_what_may_be_counted_and_nothing_else(tmp_path: Path, files: Files) -> None:
-    site = HospitalSite(tmp_path)  # k 6, k_row 3: the rare class is withheld
+    site = HospitalSite(tmp_path)  # k 6, k_row 3: classes of fewer than 3 patients are withheld
     packed = pack_files(files)
     reply = site.compare(packed)
     found = read(reply)
-    labels = open_site(site.config).data.test.labels
+    test = open_site(site.config).data.test
+    labels, patients = test.labels, [set[str](), set[str](), set[str]()]
+    for item, label in zip(test.items, labels.tolist(), strict=True):
+        patients[label].add(open_site(site.config).patient_of(item))
     counts = torch.bincount(labels, minlength=3).tolist()
-    told = [count if count >= 3 else 0 for count in counts]
+    told = [count if len(own) >= 3 else 0 for count, own in zip(counts, patients, strict=True)]
     assert found.onnx.num_images == found.deploy.num_images == sum(told) < len(labels)
     assert [sum(row) for row in found.paired] == told
     assert found.failures() == []

@@ -50,7 +50,7 @@ def test_hash_is_that_of_the_canonical_json() -> None:
         {"run_id": "run2"},
         {"calibrate": False},
         {"release": False},
-        {"choice": "figure"},
+        {"choice": "tables"},
         {"attempts": 4},
         {"student": {"model": {"name": "tiny"}}},
         {"training": PLAN["training"] | {"batch_size": 9}},
@@ -59,7 +59,7 @@ def test_hash_is_that_of_the_canonical_json() -> None:
 
 
 def test_an_older_plan_is_readable_and_foresees_nothing_new() -> None:
-    old = {key: value for key, value in PLAN.items() if key not in {"calibrate", "release"}}
+    old = {key: value for key, value in PLAN.items() if key not in {"calibrate", "release", "choice"}}
     plan = Plan.model_validate(old)
     assert (plan.calibrate, plan.release, plan.choice, plan.attempts, plan.student) == (False, False, "tables", 3, None)
 
@@ -86,7 +86,7 @@ def _time(config: ClientConfig) -> str:
 
 
 def test_words_say_what_is_trained_and_what_leaves_how_often() -> None:
-    plan = Plan.model_validate(PLAN | {"batch_norm": "recalibrate", "attempts": 7})
+    plan = Plan.model_validate(PLAN | {"choice": "tables", "batch_norm": "recalibrate", "attempts": 7})
     text = "\n".join(describe_plan(plan))
     for words in (
         "Study: 'skin', approval EK 7/26; run run1.",

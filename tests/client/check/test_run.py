@@ -9,8 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from client.check import memory as preflight_memory
 from client.check import run as preflight
@@ -19,13 +22,16 @@ from client.check.memory import estimate_training_bytes
 from client.check.model import format_seconds
 from client.check.network import compare_clocks
 from client.check.run import CHECKS, CheckResult, has_failed, render_table, run_preflight, to_json
+from client.guard.message_parts import list_parts
+from client.site import app
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
+from fedmed.config.files import dump_config
 from fedmed.errors import ConnectionRefusedByServerError
-from fedmed.fairness.disclosure.tables import tell_everything
 from fedmed.keys import Authority, fingerprint, read_public_key
 from fedmed.metrics.packing import pack_site_tables
-from fedmed.metrics.site_tables import FEDERATED, MODELS
+from fedmed.metrics.site_tables import FEDERATED, MODELS, PAIRED_MODELS, PairedTables, SiteTables
+from fedmed.protocol.messages import REQUEST, make_content, read_tables
 from fedmed.protocol.quantisation import estimate_bytes
 from fedmed.training.network import Network
 from tests.client.support.kit import (
@@ -41,6 +47,7 @@ from tests.client.support.kit import (
     make_kit,
     serve,
 )
+from tests.support.approval import approve_request
 
 COUNTS = {"benign": 40, "malignant": 20, "other": 8}
 Found = dict[str, CheckResult]
@@ -402,7 +409,17 @@ def read_bytes(text: str, part: str) -> int:
     return int(match[1].replace(",", ""))
 
 
-def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
+def score(config: ClientConfig, folder: Path, plan: Plan, part: str, packed: bytes) -> Message:
+    """Return the real answer of the site."""
+    (folder / "whole.yaml").write_text(dump_config(config.model_copy(update={"state_dir": str(folder / "whole")})))
+    values = {"plan": plan.model_dump(mode="json"), "round": 1, "part": part}
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    message = Message(make_content(REQUEST, values, model=packed), dst_node_id=1, message_type="evaluate")
+    approve_request(folder / "whole", message)
+    return app(message, Context(1, 1, {"client-config": str(folder / "whole.yaml")}, RecordDict(), {}))
+
+
+def test_sizes_are_those_of_the_real_replies(config: ClientConfig, tmp_path: Path) -> None:
     plan = {"model": {"name": "tiny", "width": 64}, "choice": "tables"}
     limits = config.policy.suppression.model_copy(update={"k": 4, "k_row": 3})
     config = with_policy(config, suppression=limits, validation_tables=True)
@@ -417,11 +434,14 @@ def test_sizes_are_those_of_the_real_replies(config: ClientConfig) -> None:
     assert read_bytes(found["leaves: update, fp16"].found, "model") == estimate_bytes(layout, "fp16")
     assert read_bytes(found["leaves: update, int8"].found, "model") == estimate_bytes(layout, "int8")
     assert found["leaves: update, none"].found.endswith("(the plan's)")
-    tables = tell_everything({FEDERATED: torch.zeros(1, 3)}, torch.tensor([0]), {"site": ["north"]})
     for part in ("validation", "test"):
-        assert read_bytes(found[f"leaves: {part} tables"].found, "tables") == len(pack_site_tables(tables))
-    logits = dict.fromkeys(MODELS, torch.zeros(1, 3))
-    largest = len(pack_site_tables(tell_everything(logits, torch.tensor([0]), {"site": ["north"]})))
+        reply = score(config, tmp_path, Plan.model_validate(PLAN | plan), part, packed)
+        (size,) = (one["bytes"] for one in list_parts(reply.content) if one["name"] == "tables")
+        assert read_bytes(found[f"leaves: {part} tables"].found, "tables") == size
+    own = read_tables(reply).models[FEDERATED]["site"]
+    paired = {"site": PairedTables(own.groups, np.zeros((1, 3, 2, 2), np.int64), np.ones((1, 3)))}
+    all_models = SiteTables({name: {"site": own} for name in MODELS}, dict.fromkeys(PAIRED_MODELS, paired))
+    largest = len(pack_site_tables(all_models))
     assert f", up to {largest:,} bytes with a temperature and" in found["leaves: test tables"].found
     assert found["leaves: validation tables"].found.endswith("without the AUC, without histograms of scores")
     assert found["leaves: test tables"].found.endswith("with the AUC, without histograms of scores")
@@ -445,7 +465,7 @@ def test_description_is_shown_word_for_word(config: ClientConfig) -> None:
     told = json.loads(check(config)["leaves: description"].found.partition(": ")[2])
     assert told["site"] == "north"
     assert told["class_counts"] is None
-    assert told["thresholds"] == {"k": 10, "k_row": 5}
+    assert told["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5}
     limits = config.policy.suppression.model_copy(update={"k": 1, "k_row": 1})
     open_site = with_policy(config.model_copy(update={"share_class_counts": True}), suppression=limits)
     shared = json.loads(check(open_site)["leaves: description"].found.partition(": ")[2])

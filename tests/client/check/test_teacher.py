@@ -207,6 +207,7 @@ def test_server_tells_of_its_small_network(tmp_path: Path, kind: str | None) -> 
         "compression": None if kind is None else {"kind": kind, "student": student, "rounds": 7},
     }
     server = {"address": "a:1", "sites": ["north"], "classes": ["a", "b"], "rounds": 3, "fopro": fopro}
+    server["choice"] = "tables"
     write_hello(tmp_path / "hello.json", ServerConfig.model_validate(server), "run7")
     plan = Plan.model_validate(json.loads((tmp_path / "hello.json").read_text())["plan"])
     assert plan.run_id == "run7"

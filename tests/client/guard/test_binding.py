@@ -13,7 +13,7 @@ from fedmed.config.client import PolicyConfig
 from fedmed.errors import PolicyError
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_values
-from tests.client.support.hospital import PLAN, HospitalSite
+from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.support.approval import approve
 
 MAIN = Plan.model_validate(PLAN)
@@ -28,11 +28,12 @@ def site(tmp_path: Path) -> HospitalSite:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"release", "distil"}])
 def test_without_an_approval_nothing_is_answered(site: HospitalSite, kind: str) -> None:
-    values = {"round": 1, "part": "validation"} if kind == "evaluate" else {"round": 1}
+    values = {"round": 1, "part": "validation"} if kind in {"evaluate", "figure"} else {"round": 1}
+    plan = {"benefit": True, "choice": "figure" if kind == "figure" else "tables"}
     model = None if kind == "query" else site.model
     with pytest.raises(PolicyError) as caught:
-        site.ask(KINDS[kind].flower, model, {"benefit": True}, **values)
-    sha256 = Plan.model_validate(PLAN | {"benefit": True}).sha256
+        site.ask(KINDS[kind].flower, model, plan, **values)
+    sha256 = Plan.model_validate(PLAN | plan).sha256
     line = f"this site has not approved the plan {sha256} yet; a person there types flower-client --approve."
     assert str(caught.value) == line
     assert caught.value.shareable
@@ -149,7 +150,7 @@ def test_a_site_trains_with_its_own_batch(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_few_images_are_not_trained_on_and_both_sides_say_so(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path, policy={"suppression": {"k": 6, "k_row": 3}, "min_images": 50})
+    site = HospitalSite(tmp_path, policy=POLICY | {"min_images": 50})
     assert len(open_site(site.config).data.train) < 50
     assert read_values(site.ask("train", site.model, round=1), REPORT) == {"declined": True}
     site.ask("evaluate", site.model, round=1, part="validation")

@@ -165,7 +165,7 @@ def test_hours_are_local_and_may_span_midnight(hours: list[str] | None, now: str
 def test_hours_bind_training_and_nothing_else(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path)
     audit = AuditLog(tmp_path / "audit.jsonl")
-    policy = PolicyConfig(hours=["20:00-06:00"])
+    policy = PolicyConfig(hours=["20:00-06:00"], validation_tables=True)
     guard = Guard(policy, audit, tmp_path, clock=lambda: datetime(2026, 3, 1, 14, 30))
     approve(tmp_path, PLAN)
     messages = {

@@ -50,7 +50,7 @@ def test_audit_names_every_part_that_came_and_left(tmp_path: Path) -> None:
 def test_policy_in_force_is_in_the_audit_log(tmp_path: Path) -> None:
     site = HospitalSite(tmp_path, policy={"study": "skin"})
     site.ask("query")
-    assert site.events("policy") == [PolicyConfig(study="skin").model_dump(mode="json")]
+    assert site.events("policy") == [PolicyConfig(study="skin", min_images=2).model_dump(mode="json")]
     with pytest.raises(PolicyError):
         site.restart(policy={"study": "eyes"}).ask("query")
     assert [entry["study"] for entry in site.events("policy")] == ["skin", "eyes"]

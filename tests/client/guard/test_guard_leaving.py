@@ -19,7 +19,7 @@ from fedmed.metrics.site_tables import FEDERATED
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, make_content, read_tables
 from tests.client.support import second_model
-from tests.client.support.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite
+from tests.client.support.hospital import FILE, PATIENT, PLAN, POLICY, HospitalSite, make_rows
 from tests.support.fopro import make_fopro
 
 
@@ -150,7 +150,7 @@ def test_tables_with_small_numbers_are_not_sent(tmp_path: Path, part: str, group
 
 
 def test_validation_scores_leave_only_where_allowed(tmp_path: Path) -> None:
-    site = HospitalSite(tmp_path)
+    site = HospitalSite(tmp_path, make_rows((160, 96, 24)))
     held_back = read_tables(site.ask("evaluate", site.model, round=1, part="validation")).site
     assert held_back.row_images.any()
     assert not held_back.areas.any()

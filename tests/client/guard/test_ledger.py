@@ -218,11 +218,16 @@ def test_every_row_has_a_ration_that_a_run_uses_up() -> None:
         "local": nothing | {"trained": 4},
         "distil": nothing | {"distilled": 4},
         "evaluate": nothing | {"trained": 4, "both": 1},
+        "figure": nothing,
         "test": nothing | {"trained": 1, "small": 1},
         "recalibrate": nothing | {"trained": 1, "small": 1},
         "calibrate": nothing | {"trained": 1, "small": 1},
         "release": nothing | {"trained": 1, "small": 1},
     }
+    by_figure = full.model_copy(update={"choice": "figure", "student": None})
+    rations = {phase.name: phase.ration for kind in KINDS.values() for phase in kind.phases}
+    assert rations["figure"].times(by_figure, "trained") == 4
+    assert rations["evaluate"].times(by_figure, "trained") == 0
 
 
 def request(kind: str, run: str = "run1", study: str = "skin", part: str | None = None, number: int = 1) -> Request:

@@ -159,7 +159,9 @@ def test_what_failing_code_says_stays_at_the_site(folder: Path, caplog: pytest.L
 
 def test_released_model_runs_no_code_either_that_is_not_allowed(folder: Path) -> None:
     config = make_kit(folder / "kit")
-    manifest = Manifest("0" * 64, {"plan": PLAN | make_plan(LOOSE), "chosen_round": 1}, "run1", "0" * 64, {})
+    manifest = Manifest(
+        "0" * 64, {"plan": PLAN | make_plan(LOOSE), "chosen_round": 1}, "run1", "0" * 64, {}, None, {}, {}
+    )
     with pytest.raises(PolicyError, match=r"policy\.extensions"):
         make_own_model(config, manifest)
     assert not (folder / "imported").exists()

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from fedmed.fairness.disclosure.breach import find_breach
 from fedmed.fairness.disclosure.rows import Disclosure, plan_disclosure
 from fedmed.fairness.disclosure.tables import disclose_tables
+from fedmed.fairness.reconstruction.hold import Held, hold_rows
+from fedmed.fairness.reconstruction.statement import Row
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.rounding import is_rounded
 from fedmed.metrics.site_tables import FEDERATED, LOCAL, SiteTables
@@ -28,7 +30,7 @@ def tell(
     **groups: Sequence[str],
 ) -> SiteTables:
     named = {"site": ["north"] * len(labels), **groups}
-    plan = plan_disclosure(labels, named, [str(place) for place in range(len(labels))], limits)
+    plan = plan_disclosure(labels, named, [str(place) for place in range(len(labels))], limits, None, patients)
     models = {FEDERATED: logits, LOCAL: logits.flip(0)}
     return disclose_tables(models, labels, named, plan, limits, patients)
 
@@ -58,6 +60,25 @@ def test_wrong_answers_are_counted_by_patients() -> None:
     assert tell(logits, torch.zeros(20, dtype=torch.int64)).site.counts[0, 0, 1] == 6
 
 
+def test_what_would_give_hidden_rows_away_is_told_in_no_table() -> None:
+    """Of 20 women of class 0 twelve are right and eight taken for 1; of 20 men all are right."""
+    labels, sex = torch.zeros(40, dtype=torch.int64), ["f"] * 20 + ["m"] * 20
+    groups = {"site": ["north"] * 40, "sex": sex}
+    plan = plan_disclosure(labels, groups, [str(place) for place in range(40)], LIMITS)
+    held = Held(folded=frozenset({Row("sex", "f", 0)}), unpaired=frozenset({Row("sex", "m", 0)}))
+    models = {FEDERATED: answer(*[0] * 12, *[1] * 8, *[0] * 20), LOCAL: answer(*[0] * 40)}
+    limited = hold_rows(plan, labels.tolist(), groups, held)
+    open_tables, found = (disclose_tables(models, labels, groups, one, LIMITS) for one in (plan, limited))
+    by_sex = found.models[FEDERATED]["sex"]
+    assert open_tables.models[FEDERATED]["sex"].counts[:, 0].tolist() == [[12, 8, 0], [20, 0, 0]]
+    assert by_sex.counts[:, 0].tolist() == [[12, 0, 0], [20, 0, 0]]
+    assert by_sex.other_wrong[:, 0].tolist() == [8, 0]
+    assert by_sex.row_images[:, 0].tolist() == [20, 20]
+    assert found.paired[LOCAL]["sex"].cells[:, 0].tolist() == [[[0, 8], [0, 12]], [[0, 0], [0, 0]]]
+    assert found.paired[LOCAL]["site"].cells[0, 0].tolist() == [[0, 8], [0, 32]]
+    assert find_breach(found, LIMITS, "north") is None
+
+
 def test_bins_are_merged_until_each_holds_five() -> None:
     """Confidences in bins 6 (3 images), 8 (3), 9 (6) and 13 (2): bins 0 to 8 together, and 9 with all after it."""
     confidence = np.repeat([6.5, 8.5, 9.5, 13.5], [3, 3, 6, 2]) / 15
@@ -77,7 +98,7 @@ def test_bins_are_merged_until_each_holds_five() -> None:
 def test_a_merged_bin_counts_patients_and_few_are_withheld_whole() -> None:
     logits = answer(*[0] * 12, sure=1.0)
     patients = ["a"] * 9 + ["b", "c", "d"]
-    found = tell(logits, torch.zeros(12, dtype=torch.int64), patients).site
+    found = tell(logits, torch.zeros(12, dtype=torch.int64), patients, Disclosure(4, 4, scores=True, k_bin=5)).site
     assert found.row_images[0, 0] == 12
     assert not found.mixed.any()
     assert tell(logits, torch.zeros(12, dtype=torch.int64)).site.mixed[0, 0, 0] == 12
@@ -120,16 +141,24 @@ def test_groups_have_counts_and_patients_only() -> None:
 
 
 def test_no_images_and_too_few_leave_alike() -> None:
-    """A class of 4 images and one of none; a group of 3 and one that does not exist."""
+    """A class of 4 images and one of none; a site of 3 and one of none."""
     few, none = torch.tensor([0] * 30 + [1] * 4), torch.tensor([0] * 30)
     sex = ["f"] * 15 + ["m"] * 15
-    with_few = tell(answer(*[0] * 34), few, sex=[*sex, *["unknown"] * 4])
+    with_few = tell(answer(*[0] * 34), few, sex=[*sex, "f", "f", "m", "m"])
     without = tell(answer(*[0] * 30), none, sex=sex)
     assert pack_site_tables(with_few) == pack_site_tables(without)
-    assert with_few.models[FEDERATED]["sex"].groups == ("f", "m")
     nothing = tell(answer(0, 0, 0), torch.zeros(3, dtype=torch.int64))
     empty = tell(torch.zeros(0, K).double(), torch.zeros(0, dtype=torch.int64))
     assert pack_site_tables(nothing) == pack_site_tables(empty)
+
+
+def test_a_small_group_of_few_images_of_a_class_leaves_as_one_of_none() -> None:
+    """Four of unknown sex in a class of their own, or in the class of the others: 10 of 30 or more are of no sex."""
+    sex = ["f"] * 15 + ["m"] * 15 + ["unknown"] * 4
+    for of_unknown in ([1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]):
+        found = tell(answer(*[0] * 34), torch.tensor([0] * 30 + of_unknown), sex=sex).models[FEDERATED]
+        assert found["sex"].groups == ("f", "m")
+        assert found["site"].row_images[0, 0] - found["sex"].row_images[:, 0].sum() == 10
 
 
 IMAGES = st.lists(
@@ -152,6 +181,7 @@ def read_images(
 def check(tables: EvaluationTables, limits: Disclosure, is_site: bool) -> None:
     """Look at every number by itself, without find_breach."""
     assert ((tables.row_images == 0) | (tables.row_images >= limits.k_row)).all()
+    assert ((tables.patients[..., 0] == 0) | (tables.patients[..., 0] >= limits.k_row)).all()
     assert ((tables.row_images == 0) == (tables.withheld == 1)).all()
     wrong = tables.counts * (1 - np.eye(K, dtype=np.int64))
     assert ((wrong == 0) | (wrong >= limits.k_row)).all()

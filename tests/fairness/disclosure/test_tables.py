@@ -88,26 +88,53 @@ def test_group_of_fewer_than_k_images_is_withheld_as_a_whole(k: int, k_row: int,
 
 
 def test_each_group_has_rows_of_its_own() -> None:
+    """Women have 5, 2, 0 and 2 images of the classes, men 1, 2, 5 and 1.
+
+    The site's 6 of class 0 and 5 women would give the one man away, so 2 women are left out of the rows by sex.
+    The rare classes of the women are told, 2 + 2; with those of the men the one man would follow from the site's rows.
+    """
     sex = ["f"] * 5 + ["m"] + ["f"] * 2 + ["m"] * 2 + ["m"] * 5 + ["f"] * 2 + ["m"]
     found = release(Disclosure(k=5, k_row=3), {**SITE, "sex": sex}).models[FEDERATED]
     assert found["sex"].groups == ("f", "m")
-    # f has 5, 2, 0 and 2 images of the classes, m has 1, 2, 5 and 1. The site's 6 of class 0 would give the one away.
     assert found["site"].row_images.tolist() == [[6, 4, 5, 3]]
-    assert found["sex"].row_images.tolist() == [[0, 0, 0, 0], [0, 0, 5, 0]]
-    assert found["sex"].withheld.tolist() == [[1, 1, 1, 1], [1, 1, 0, 1]]
-    assert found["sex"].rare[:, 0].tolist() == [9, 4]
+    assert found["sex"].row_images.tolist() == [[3, 0, 0, 0], [0, 0, 5, 0]]
+    assert found["sex"].withheld.tolist() == [[0, 1, 1, 1], [1, 1, 0, 1]]
+    assert found["sex"].rare[:, 0].tolist() == [4, 0]
 
 
-def test_set_aside_images_are_in_no_table() -> None:
-    labels = torch.tensor([0] * 60)
-    sex = ["f"] * 30 + ["m"] * 27 + ["unknown"] * 3
-    logits = torch.randn(60, 2, generator=torch.Generator().manual_seed(3))
-    found = release(LIMITS, {"site": ["north"] * 60, "sex": sex}, labels, **{FEDERATED: logits}).models[FEDERATED]
-    expected = tables_from_logits(logits[:57], labels[:57], ["north"] * 57)
-    assert_equal(found["site"], expected, "withheld", *set(NOT_TOLD) - {"counts"})
+@pytest.mark.parametrize("unknown", [0, 1, 3])
+def test_as_many_lack_a_group_however_many_are_of_a_small_one(unknown: int) -> None:
+    """Of 60 images 50 are told by sex, so that ten may be of unknown sex; the site's row counts all."""
+    labels = torch.tensor([0] * 60 + [1] * 6)
+    sex = ["f"] * 30 + ["m"] * (30 - unknown) + ["unknown"] * (unknown + 6)
+    logits = torch.randn(66, 2, generator=torch.Generator().manual_seed(3))
+    found = release(LIMITS, {"site": ["north"] * 66, "sex": sex}, labels, **{FEDERATED: logits}).models[FEDERATED]
+    assert found["site"].row_images.tolist() == [[60, 0]]
     assert found["sex"].groups == ("f", "m")
-    assert found["sex"].row_images.sum(axis=1).tolist() == [30, 27]
-    assert found["sex"].withheld.tolist() == [[0, 1], [0, 1]]
+    assert found["sex"].row_images[:, 0].sum() == 50
+    assert (found["sex"].row_images[:, 0] >= 20).all()
+
+
+def test_a_row_that_is_folded_tells_right_answers_alone_and_one_that_is_unpaired_no_comparison() -> None:
+    labels, limits = torch.tensor([0] * 40), Disclosure(k=10, k_row=5, k_bin=5)
+    groups = {"site": ["north"] * 40, "sex": ["f"] * 20 + ["m"] * 20}
+    answers = torch.tensor([0] * 10 + [1] * 10).repeat(2)
+    logits = torch.nn.functional.one_hot(answers, 3).double()
+    plan = plan_disclosure(labels, groups, [str(i) for i in range(40)], limits)
+    row = frozenset({("f", 0)})
+    plan = replace(
+        plan, attributes={**plan.attributes, "sex": replace(plan.attributes["sex"], folded=row, unpaired=row)}
+    )
+    found = disclose_tables({FEDERATED: logits, LOCAL: logits.flip(0)}, labels, groups, plan, limits)
+    by_sex, paired = found.models[FEDERATED]["sex"], found.paired[LOCAL]["sex"]
+    assert by_sex.counts[:, 0].tolist() == [[10, 0, 0], [10, 10, 0]]
+    assert by_sex.other_wrong[:, 0].tolist() == [10, 0]
+    assert found.site.counts[0, 0].tolist() == [20, 20, 0]
+    assert paired.cells[:, 0].sum(axis=(1, 2)).tolist() == [0, 20]
+    assert paired.spread[0, 0] == 0 < paired.spread[1, 0]
+    assert found.paired[LOCAL]["site"].cells.sum() == 40
+    assert find_breach(found, limits, "north") is None
+    assert find_breach(found, Disclosure(), "north") is not None
 
 
 def test_scores_stay_where_they_are_not_allowed() -> None:

@@ -122,7 +122,7 @@ def test_hidden_and_withheld_groups_are_named(tmp_path):
     words = page.text
     assert "sex “diverse”" in words
     assert "1 row (a class of a group at a site) of 1 group" in words
-    assert "fewer than 10 images are in the group or fewer than 5 in the class" in words
+    assert "fewer than 10 patients or images are in the group or fewer than 5 in the class" in words
     assert dict(page.numbers)["/groups/sex/diverse/balanced_accuracy/value"] == "n/a (rests on one site)"
     assert "There is no comparison of 1 site: ost (no disk)." in words
     assert "No alarm was raised" not in words
