@@ -296,6 +296,7 @@ def test_site_revoked_and_added_while_the_federation_runs(tmp_path: Path) -> Non
         assert added.returncode == 0, added.stdout
         data = {"source": "phantom", "images_per_site": 160, "num_classes": 3, "image_size": 16}
         deployment.change_client("site_03", data=data, data_sites=3, data_site="site_03", threads=1)
+        deployment.approve("site_03")
         site_03 = deployment.start_client("site_03")
         assert_finished(deployment, server)
         assert site_02.wait(60) == 1
