@@ -169,12 +169,15 @@ class Session:
         self._join(round_number)
 
     def gather_everybody(self, round_number: int) -> None:
-        """Wait until all sites on the list have joined, at most for one deadline; for what is done only once."""
+        """Wait until all sites that have ever joined this run are here, at most for one deadline.
+
+        For what is done only once. A site on the list that has never come has no part in the model.
+        """
         end = time.monotonic() + (self.config.round_deadline_s if self.patient else 0.0)
         while True:
             self._join(round_number)
             here = set(self.exchange.online_sites()) & {*self.attendance.descriptions, *self.attendance.turned_away}
-            missing = self.exchange.known_sites() - here
+            missing = (self.exchange.known_sites() & set(self.attendance.declared)) - here
             if not missing or time.monotonic() >= end:
                 return
             time.sleep(_WAITING_STEP_S)

@@ -175,8 +175,10 @@ class StatusFile:
         self._write()
 
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
-        self._content |= {"phase": phase, "round": round_number, "asked": num_sites, "answered": 0}
+        self._content |= {"phase": phase, "asked": num_sites, "answered": 0}
         known = find_phase(phase)
+        if known is None or known.state not in {"testing", "proving"}:  # these are about the chosen round's model
+            self._content["round"] = round_number
         if known is not None and known.state is not None:
             self._content["state"] = known.state
 

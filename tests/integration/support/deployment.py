@@ -183,6 +183,21 @@ class Deployment:
     def start(self) -> tuple[Process, list[Process]]:
         return self.start_server(), [self.start_client(name) for name in self.names]
 
+    def read_status(self) -> dict[str, Any]:
+        """Return what ``--status --json`` prints; warnings are beside it."""
+        command = ["server", "--config", str(self.config), "--status", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.integration.support.launch", *command],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
     def set_fault(self, site: str, kind: str, round_number: int = 2, **more: Any) -> None:
         fault = {"kind": kind, "round": round_number, **more}
         (self.faults / f"{site}.json").write_text(json.dumps(fault))

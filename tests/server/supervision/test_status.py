@@ -144,6 +144,14 @@ def test_what_goes_on_between_the_rounds_and_the_test(tmp_path, make_file):
     assert "training of each site alone: 0 of" in render_status(read_status(tmp_path))
 
 
+def test_the_chosen_round_is_not_the_one_at_which_the_run_is(tmp_path, make_file):
+    file = make_file()
+    file.take_event(close_round(tmp_path, 3, aachen="accepted"))
+    for name in ("recalibrate", "calibrate", "test", "release"):
+        file.take_event(phase(name, 1))  # round 1 was the best
+        assert read_status(tmp_path)["round"] == 3
+
+
 def test_a_failed_training_does_not_undo_the_joining(tmp_path, make_file):
     file = make_file()
     file.take_event(phase("join", 0))
