@@ -155,6 +155,7 @@ def test_watch_sees_what_it_is_for(machine: Machine) -> None:
     assert str(machine.home / "left") in found.written
 
 
+@pytest.mark.ci
 def test_commands_of_both_sides(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
     assert "--provision" in machine.expect_quiet([*SERVER, "--help"])
