@@ -98,6 +98,7 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     file.set_state("waiting for sites")
     file.set_connected({"aachen", "charite"})
     file.take_event(phase("join", 0))
+    file.take_event({"event": "info", "text": "Waiting for sites: 1 of min_sites = 2 are there (a)."})
     assert read_status(tmp_path)["state"] == "waiting for sites"
     clock.go_on(seconds=10)
     file.take_event(answer("aachen"))
@@ -110,6 +111,7 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     file.take_event(answer("aachen"))
     status = read_status(tmp_path)
     assert (status["state"], status["round"], status["phase"]) == ("round", 1, "train")
+    assert not status["message"], "nobody is waited for any more"
     assert (status["asked"], status["answered"]) == (2, 1)
     file.take_event(phase("evaluate", 1))
     file.take_event(close_round(tmp_path, 1, aachen="accepted", charite="late"))
