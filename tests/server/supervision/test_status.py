@@ -98,7 +98,6 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     file.set_state("waiting for sites")
     file.set_connected({"aachen", "charite"})
     file.take_event(phase("join", 0))
-    file.take_event({"event": "info", "text": "Waiting for sites: 1 of min_sites = 2 are there (a)."})
     assert read_status(tmp_path)["state"] == "waiting for sites"
     clock.go_on(seconds=10)
     file.take_event(answer("aachen"))
@@ -107,6 +106,7 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     assert [status["sites"][site]["joined"] for site in ("aachen", "charite")] == [True, False]
     assert status["message"] == "charite: Its definition of the model differs from the server's."
     file.take_event(answer("charite"))
+    file.take_event({"event": "info", "text": "Waiting for sites: 1 of min_sites = 2 are there (a)."})
     file.take_event(phase("train", 1))
     file.take_event(answer("aachen"))
     status = read_status(tmp_path)
