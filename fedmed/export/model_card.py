@@ -197,7 +197,7 @@ def _describe_proof(manifest: ModelManifest) -> str:
     onnx, machine = proof["onnx"], sizes["machine"]
     return _section(
         "What was deployed",
-        f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])} "
+        f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])}, "
         f"the logits of the ONNX file differ from those of the trained network by {onnx['max_abs_error']:.1e} at most "
         f"({_ALLOWED}); the class is the same for {onnx['num_agreeing']} of the "
         f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. "
