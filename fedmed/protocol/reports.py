@@ -129,7 +129,7 @@ class SiteDescription(Report):
 class DistilReport(Report):
     """What a site tells about one round of training, beside its update."""
 
-    num_images: int = Field(gt=-_LARGEST_WHOLE, lt=_LARGEST_WHOLE, description="a whole number")
+    num_images: int = Field(gt=-_LARGEST_WHOLE, lt=_LARGEST_WHOLE, description=f"a whole number below {_LARGEST_WHOLE}")
     """Training images."""
     loss: Number
     """Mean loss per image over the round."""

@@ -108,7 +108,7 @@ def test_run_goes_on_with_the_code_that_it_has_begun_with_only(installed: Path, 
 
 def test_server_that_lacks_it_says_so(tmp_path: Path) -> None:
     assert PACKAGE not in sys.modules
-    hospitals = Hospitals(tmp_path, **SETTINGS)
+    hospitals = Hospitals(tmp_path, approves=False, **SETTINGS)
     with pytest.raises(ExtensionError, match=rf"'{MODEL}' is not installed here"):
         hospitals.go()
 

@@ -22,7 +22,10 @@ DATA = {"source": "phantom", "images_per_site": 40, "num_classes": 3, "image_siz
 class Hospitals:
     """A federation of hospitals; its server has no images."""
 
-    def __init__(self, folder: Path, policy: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, policy: dict[str, Any] | None = None, *, approves: bool = True, **settings: Any
+    ) -> None:
+        """Make their settings; unless told otherwise, people there approve the plan."""
         self.folder = folder
         self.names = ["site_01", "site_02"]
         values: dict[str, Any] = {
@@ -49,7 +52,8 @@ class Hospitals:
             client |= {"data_sites": 2, "data_site": name, "policy": allowed}
             (folder / name).mkdir()
             (folder / name / "client.yaml").write_text(yaml.safe_dump(client))
-            approve(folder / name / "state", self.plan)
+            if approves:
+                approve(folder / name / "state", self.plan)
         self.listener = Notes()
         self.sent: list[tuple[str, str]] = []
 

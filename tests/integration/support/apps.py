@@ -111,7 +111,7 @@ def _change(reply: Message, kind: str) -> Message:
     elif kind == "huge":
         tensors = {name: t * 1000 if t.is_floating_point() else t for name, t in tensors.items()}
     elif kind == "count":
-        values["num_images"] = 10**12
+        values["num_images"] = 10**9
     reply.content[REPORT] = make_content(REPORT, values)[REPORT]
     reply.content[MODEL] = make_content(REPORT, values, model=pack_tensors(tensors))[MODEL]
     return reply
