@@ -67,7 +67,7 @@ def list_named(told: ToldPart, attribute: str, label: int | None = None) -> tupl
 
 
 def is_named(told: ToldPart, row: Row) -> bool:
-    """Return whether a reader can tell of which groups a row of a crossing is, since rows of its class are told of each."""
+    """Return whether a reader can tell of which groups a row of a crossing is: rows of its class are told of each."""
     parts = split_crossing(told, row.attribute) or ()
     named = itertools.product(*(list_named(told, part, row.label) for part in parts))
     return row.group in {cross_values(groups) for groups in named if UNKNOWN not in groups}
