@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmed.config.client import ClientConfig, load_client_config
 from fedmed.errors import ConfigError, FedmedError
+from fedmed.keys.files import refuse_existing
 from fedmed.processes import raise_on_signals
 from fedmed.versions import add_version_option
 
@@ -184,7 +185,7 @@ def _approve(config: ClientConfig, options: argparse.Namespace) -> int:
 
 def _make_key(options: argparse.Namespace) -> int:
     """Make a key for a site in the current folder; without its name for the site of a config, where it wants it."""
-    from client.hospital.own_key import choose_passphrase, make_own_key  # noqa: PLC0415
+    from client.hospital.own_key import KEY_FILES, choose_passphrase, make_own_key  # noqa: PLC0415
 
     name, folder = str(options.make_key), Path.cwd()
     has_kit = not name
@@ -195,13 +196,14 @@ def _make_key(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--make-key makes a file named site.key; 'key' in the config names '{config.key}'. Set key: site.key."
             )
+    refuse_existing(folder, KEY_FILES)  # before anybody is asked for a passphrase
     passphrase = None if options.no_passphrase else choose_passphrase(options.passphrase_file)
     fingerprint = make_own_key(folder, name, passphrase)
     key, public = folder / "site.key", folder / "site.pub"
     print(f"private key: {key} (never send it)\npublic key: {public}\nfingerprint: {fingerprint}")
     print(
         "Send the public key to the coordinating site and read the fingerprint out over the phone. There, type:\n"
-        f"  flower-server --config server.yaml --add-site {name} --public-key {public.name}\n"
+        f"  flower-server --config FOLDER/server.yaml --add-site {name} --public-key {public.name}\n"
         + (
             "That puts this site on the list."
             if has_kit

@@ -155,6 +155,7 @@ def test_watch_sees_what_it_is_for(machine: Machine) -> None:
     assert str(machine.home / "left") in found.written
 
 
+@pytest.mark.ci
 def test_commands_of_both_sides(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
     assert "--provision" in machine.expect_quiet([*SERVER, "--help"])
@@ -188,6 +189,6 @@ def test_simulation_and_export(machine: Machine) -> None:
 @pytest.mark.slow
 def test_server_that_waits_for_its_sites(machine: Machine) -> None:
     shutil.copy(ROOT / "configs" / "server.yaml", machine.work)
-    machine.expect_quiet([*SERVER, "--provision", "fed", "--keys-at-sites", "--config", "server.yaml"])
+    machine.expect_quiet([*SERVER, "--provision", "fed", "--no-passphrase", "--config", "server.yaml"])
     machine.expect_quiet([*SERVER, "--config", "fed/server.yaml"], code=130, stop_after_s=25)
     assert (machine.work / "fed" / "run" / "config.yaml").is_file()

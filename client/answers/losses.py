@@ -59,13 +59,15 @@ def measure_risks(model: nn.Module, plan: Plan, site: Site) -> Risks:
     part, k = site.data.train, site.policy.suppression.k
     losses_N = cross_entropy(compute_logits(model, part, plan, device=site.device), part.labels, reduction="none")
     if plan.losses == "site":
-        return Risks(start_loss=disclose_start_loss(losses_N, k))
+        is_told = site.count_patients("train") >= k
+        return Risks(start_loss=disclose_start_loss(losses_N, k) if is_told else None)
     groups = _find_groups(part, plan, site.name)
     if groups is None:
         return Risks()
     padding = _list_padding(plan, site)
     places = [place for place, item in enumerate(part.items) if item not in padding]
-    return Risks(group_losses=disclose_group_losses(losses_N[places], [groups[place] for place in places], k))
+    told, patients = [groups[place] for place in places], [site.patient_of(part.items[place]) for place in places]
+    return Risks(group_losses=disclose_group_losses(losses_N[places], told, k, patients))
 
 
 def require_images(site: Site) -> None:
@@ -104,7 +106,7 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
     told = {name: _shorten(value, site) if isinstance(value, float) else value for name, value in result.told.items()}
     if site.round_down(result.num_images) < MIN_IMAGES_TO_SHARE_PROMPT:
         told.pop("prompt_bands", None)
-    if len(site.data.train) < site.policy.suppression.k:
+    if site.count_patients("train") < site.policy.suppression.k:
         told.pop(MAS_WEIGHT, None)
     with explained(TrainReport, TrainingError):
         return TrainReport.model_validate(
@@ -152,7 +154,9 @@ def weigh_images(plan: Plan, site: Site, group_weights: Mapping[str, float]) -> 
     if groups is None:
         return None
     if site.is_hospital:
-        group_weights = hold_weights(group_weights, groups, site.data.train.labels.tolist(), site.policy.suppression.k)
+        part, k = site.data.train, site.policy.suppression.k
+        patients = [site.patient_of(item) for item in part.items]
+        group_weights = hold_weights(group_weights, groups, part.labels.tolist(), k, patients)
     return torch.tensor([group_weights.get(group, 1.0) for group in groups], dtype=torch.float32)
 
 

@@ -105,7 +105,7 @@ def train_student(student: nn.Module, large: bytes, request: Request, site: Site
         distiller = CoDistiller(wrapper, teacher, main_loss, **request.distil.model_dump())
         mean_loss, rate = _run_epochs(distiller, request, site)
     if not np.isfinite(mean_loss):
-        raise TrainingError(f"The distillation's loss is {mean_loss} in round {request.round}. Lower its 'lr'.")
+        raise TrainingError(f"The distillation's loss is no finite number in round {request.round}. Lower its 'lr'.")
     state.save(request.round, select_state(wrapper.projector, wrapper.projector.state_dict()), {}, keep=None)
     return FitResult(len(part), mean_loss, rate, time.perf_counter() - start, {})
 

@@ -93,7 +93,7 @@ def check_policy(context: CheckContext, name: str) -> CheckResult:
         raise CheckFailedError(" ".join(map(_say_refusal, refused)), " ".join(refusal.advice for refusal in refused))
     limited = check_hours(policy, datetime.now()) + check_test(policy, "test")
     limits = policy.suppression
-    allowed = f"the plan is allowed; groups from {limits.k} and rows from {limits.k_row} images are counted"
+    allowed = f"the plan is allowed; groups from k = {limits.k} and rows from k_row = {limits.k_row} are counted"
     if limited:
         return CheckResult(name, "warning", f"{allowed}. {' '.join(map(_say_refusal, limited))}", limited[0].advice)
     return CheckResult(name, "ok", allowed)

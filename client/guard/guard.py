@@ -9,6 +9,7 @@ again is counted (:mod:`client.guard.message_log`). ``audit.head`` beside it not
 import functools
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,7 +42,7 @@ from client.guard.received import RequestWriter, WrittenRequest
 from client.guard.requests import Request, read_request, try_plan
 from client.hospital.site_data import Hospital, find_hospital
 from fedmed.config.client import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
+from fedmed.errors import DataError, PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
 from fedmed.extensions import allow_only
 from fedmed.protocol.kinds import (
     HEADS,
@@ -99,6 +100,7 @@ class Guard:
         self._approvals = Approvals(state_dir, policy.approved_plan)
         self._ledger = Ledger(state_dir / "runs", policy)
         self._bound: Bound | None = None
+        self._is_noted = False
         self._exclusions: object = None
         audit.append("policy", **policy.model_dump(mode="json"))
 
@@ -160,7 +162,8 @@ class Guard:
         """Record how many images are left out because patients withdrew, whenever that has changed."""
         counts = hospital.data.exclusion_counts if hospital.data is not None else None
         if counts is not None and counts is not self._exclusions:
-            self._audit.append("exclusions", **asdict(counts))
+            # Without a secret, the numbers could be found by trial from the log's head, which the server gets.
+            self._audit.append("exclusions", **asdict(counts), salt=secrets.token_hex(16))
             self._exclusions = counts
 
     def let_out(self, message: Message, request: Request, reply: Message, site: str) -> None:
@@ -182,6 +185,25 @@ class Guard:
             self._note_answer(request, list_parts(message.content))
         self._audit.append("sent", **_describe(message, request), parts=parts)
 
+    @contextmanager
+    def counting_errors(
+        self, message: Message, request: Request, *, but: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Count an error like an answer, before it leaves.
+
+        That a model fails can be made to hang on a single image, so that uncounted errors would answer any number of
+        questions. What is wrong with a request or with the site's own files (``but``) hangs on no image.
+        """
+        self._is_noted = False
+        try:
+            yield
+        except but:
+            raise
+        except (Exception, SystemExit):
+            if not self._is_noted:
+                self._note_answer(request, list_parts(message.content))
+            raise
+
     def record_failure(self, message: Message, request: Request | None, error: BaseException) -> None:
         """Record an error and the text about it that leaves."""
         text = describe_error(error)
@@ -197,6 +219,7 @@ class Guard:
         """Count an answer before it leaves."""
         assert self._bound is not None, "the request was checked"
         approval, network = self._bound.approval, self._bound.network
+        self._is_noted = True
         if self._ledger.note(request, approval, network, _find_model(request, arrived)):
             self._approvals.note_answer(approval)
 
@@ -232,9 +255,11 @@ def guard_messages(message: Message, context: Context, call_next: Callable[[Mess
             guard.check(message, request)
             hospital.open_site()
             guard.note_exclusions(hospital)
-            reply = call_next(message, context)
-            guard.note_exclusions(hospital)
-            guard.let_out(message, request, reply, hospital.config.name)
+            with guard.counting_errors(message, request, but=(DataError, WireError)):
+                reply = call_next(message, context)
+            with guard.counting_errors(message, request):
+                guard.note_exclusions(hospital)
+                guard.let_out(message, request, reply, hospital.config.name)
     except (Exception, SystemExit) as error:
         explained = _explain(error)
         _logger.warning("A request was not answered: %s", tame(describe_error(explained), 2000))

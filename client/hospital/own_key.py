@@ -11,7 +11,7 @@ from fedmed.keys import make_site_key
 from fedmed.keys.files import refuse_existing
 from fedmed.keys.passphrases import ask_new_passphrase, check_passphrase, read_passphrase_file, take_passphrase
 
-_FILES = ("site.key", "site.pub")
+KEY_FILES = ("site.key", "site.pub")
 
 
 def make_own_key(folder: Path, name: str, passphrase: bytes | None = None) -> str:
@@ -40,12 +40,12 @@ def make_own_key(folder: Path, name: str, passphrase: bytes | None = None) -> st
             f"'{name[:80]}' cannot be the name of a site. Allowed: up to 60 letters, digits, '_', '-' and '.', "
             "beginning with a letter or digit; it is the name that the coordinating site uses."
         ) from None
-    refuse_existing(folder, _FILES)
+    refuse_existing(folder, KEY_FILES)
     try:
         # In a private folder first: the current one may belong to others and must not become private.
         with tempfile.TemporaryDirectory(prefix=".site-key-", dir=folder) as draft:
             fingerprint = make_site_key(Path(draft), name, passphrase)
-            for file in _FILES:
+            for file in KEY_FILES:
                 (Path(draft) / file).rename(folder / file)
     except OSError as error:
         raise KeyFileError(f"The key cannot be written to {folder}: {error.strerror or error}.") from error

@@ -65,7 +65,7 @@ def check_compared(state_dir: Path, manifest: Manifest, *, accept_uncompared: bo
 
 
 def _has_tested(run_folder: Path, model_sha256: str) -> bool:
-    return (run_folder / "test_tables" / f"{model_sha256}.safetensors").is_file()
+    return any((run_folder / "test_tables").glob(f"{model_sha256}*.safetensors"))  # with the state of the images
 
 
 def _find_others(manifest: Manifest) -> str:

@@ -71,6 +71,7 @@ class OriginForm(_Form):
     kind: Name = "automatic"
     by: Name | None = None
     time: Name | None = None
+    doubts: Annotated[list[Text], Field(max_length=20)] = []
 
 
 class TeacherForm(_Form):

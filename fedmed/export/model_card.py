@@ -36,6 +36,14 @@ class ReportedTeacher(TypedDict):
     teacher: TeacherOrigin | None
 
 
+class ReportedThresholds(TypedDict, total=False):
+    """Below how many patients or images sites withhold their tables; 1 withholds nothing."""
+
+    k: int
+    k_row: int
+    k_bin: int
+
+
 class ReportData(TypedDict):
     """Content of ``report.json``, as far as the card needs it."""
 
@@ -45,7 +53,7 @@ class ReportData(TypedDict):
     """Of all sites together."""
     synthetic: NotRequired[bool]
     distillation: NotRequired[ReportedTeacher | None]
-    thresholds: NotRequired[dict[str, int] | None]
+    thresholds: NotRequired[ReportedThresholds | None]
 
 
 def read_report(folder: Path) -> ReportData | None:
@@ -189,7 +197,7 @@ def _describe_proof(manifest: ModelManifest) -> str:
     onnx, machine = proof["onnx"], sizes["machine"]
     return _section(
         "What was deployed",
-        f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])} "
+        f"The network was merged into its deploy form ({proof['merged_places']} places). On {_plain(proof['images'])}, "
         f"the logits of the ONNX file differ from those of the trained network by {onnx['max_abs_error']:.1e} at most "
         f"({_ALLOWED}); the class is the same for {onnx['num_agreeing']} of the "
         f"{onnx['num_images'] - onnx['num_ties']} images that are no ties. "
@@ -228,11 +236,15 @@ def _describe_limits(manifest: ModelManifest, report: ReportData | None) -> str:
         "Figures from few images are uncertain: read the intervals.",
         "The weights may reveal something about training images to whoever examines them.",
     ]
-    if report and any(value > 1 for value in (report.get("thresholds") or {}).values()):
+    if report and _is_anything_withheld(report.get("thresholds") or {}):
         limits.append("Sites withhold figures of small groups, so rare classes may be missing from the results.")
     if manifest["batch_norm"] == "local":
         limits.append("Its BatchNorm is one site's own; at another site it is not the model that was tested there.")
     return _section("Limits", "\n".join(f"- {limit}" for limit in limits))
+
+
+def _is_anything_withheld(thresholds: ReportedThresholds) -> bool:
+    return max(thresholds.get("k", 1), thresholds.get("k_row", 1), thresholds.get("k_bin", 1)) > 1
 
 
 def _describe_calibration(manifest: ModelManifest) -> str:

@@ -3,7 +3,8 @@
 In a real federation the server has no images. So it builds the artefact on its own proof, block by block on seeded
 inputs, and every site compares train form, deploy form and ONNX file on its own test images. What leaves a site is a
 :class:`fedmed.export.compare.FormComparison` with its floats rounded up to two digits: a value with all its digits
-could carry more than a difference.
+could carry more than a difference. A hospital tells powers of ten alone, and of forms that are not equal no more than
+that: its largest logit and largest difference are those of single images.
 """
 
 import json
@@ -11,7 +12,8 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from decimal import ROUND_UP, Context
+from dataclasses import replace
+from decimal import ROUND_UP, Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from fedmed.fairness.disclosure.tables import Disclosure, counts_may_leave
 from fedmed.protocol.release import CARD_FILE, MANIFEST_FILE
 from fedmed.protocol.reports import FormDifference, FormsCompared, FormsProblem
 from fedmed.reparameterization import Comparison, join
+from fedmed.reparameterization.proof import PROBABILITY_FLOAT32, allowed_difference
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_text_atomically
 
 if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the end of a run
@@ -30,9 +33,18 @@ if TYPE_CHECKING:  # it imports the ONNX runtime, which is needed once, at the e
 _MOST_LETTERS = 500
 
 
-def describe_comparison(comparison: "FormComparison") -> FormsCompared:
-    """Return a comparison as it leaves a site: floats rounded up to two digits, infinity as None."""
-    deploy, onnx = map(_describe, (comparison.deploy, comparison.onnx))
+def describe_comparison(comparison: "FormComparison", *, coarse: bool = False) -> FormsCompared:
+    """Return a comparison as it leaves a site.
+
+    Parameters
+    ----------
+    comparison : FormComparison
+        What the site has found.
+    coarse : bool
+        Whether floats are rounded up to powers of ten, at most what is allowed of forms that are equal, and left out of
+        others; else to two digits. Infinity is None.
+    """
+    deploy, onnx = (_describe(_blur(one) if coarse else one) for one in (comparison.deploy, comparison.onnx))
     return FormsCompared(deploy=deploy, onnx=onnx, paired=comparison.paired)
 
 
@@ -71,8 +83,10 @@ def read_answer(told: FormsCompared | FormsProblem, num_classes: int) -> "FormCo
 
 
 def find_breach(comparison: "FormComparison", disclosure: Disclosure) -> str | None:
-    """Return why a comparison must not leave a site, or None: a class or all of them with too few images."""
+    """Return why a comparison must not leave a site, or None: too few images of a class or in all, or too exact."""
     counts = [sum(row) for row in comparison.paired]
+    if not disclosure.is_open and describe_comparison(comparison, coarse=True) != describe_comparison(comparison):
+        return "it tells differences more exactly than in powers of ten"
     return None if counts_may_leave(counts, disclosure) else "it is about fewer images than may be counted"
 
 
@@ -139,6 +153,27 @@ def place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _blur(comparison: Comparison) -> Comparison:
+    """Return a comparison whose floats hardly depend on any one image; it is within tolerance if it was."""
+    probability = comparison.max_probability_error
+    if comparison.failures():
+        error = largest = math.inf
+        probability = None if probability is None else math.inf
+    else:
+        largest = _find_power(comparison.largest_logit)
+        error = min(_find_power(comparison.max_abs_error), allowed_difference(largest))
+        probability = None if probability is None else min(_find_power(probability), PROBABILITY_FLOAT32)
+    return replace(comparison, max_abs_error=error, largest_logit=largest, max_probability_error=probability)
+
+
+def _find_power(value: float) -> float:
+    """Return the smallest power of ten that is not below a number; 0 of 0."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    power = float(f"1e{Decimal(repr(value)).adjusted()}")
+    return power if value <= power else float(f"1e{Decimal(repr(value)).adjusted() + 1}")
 
 
 def _describe(comparison: Comparison) -> FormDifference:

@@ -34,7 +34,8 @@ _WANTED = "an ECDSA key on the curve P-256, P-384 or P-521, in OpenSSH's form or
 _HOW = "Such a pair is made by: flower-client --make-key NAME"
 _UNLOCK = (
     "Start the command at a terminal, which asks for it; for a service name a file with 'key_passphrase_file' in "
-    "client.yaml (or --passphrase-file), mode 0600, or set the environment variable FEDMED_KEY_PASSPHRASE."
+    "client.yaml (an operator: with --passphrase-file), mode 0600, or set the environment variable "
+    "FEDMED_KEY_PASSPHRASE."
 )
 _RELEASE_KEY = "Put back the release.key made by --provision; the sites trust no other."
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError)  # of a damaged key

@@ -113,7 +113,7 @@ def fit(
     mean_loss = total / (len(part) * settings.epochs_per_round)
     if not np.isfinite(mean_loss):
         raise TrainingError(
-            f"The training loss is {mean_loss} in round {round_number}. "
+            f"The training loss is no finite number in round {round_number}. "
             "Lower training.optimizer.lr or set training.clip_norm, for example to 1.0."
         )
     kept = collect_optimizer(optimizer, model) if settings.keep_momentum else {}

@@ -60,8 +60,8 @@ def find_chance(validation: Validation, num_classes: int, site_classes: Mapping[
     A guess that does not look at the image has the balanced accuracy ``q = 1 / K'`` over the K' classes that have
     images, whichever classes it prefers. The model has to be above ``q + 1.645 sqrt(sum_k q (1 - q) / n_k) / K'``, with
     n_k images of class k: a guess gets there in one of 20 cases. Where only figures are known, q is the mean of 1 / K'
-    over the sites and the root is that of ``q (1 - q) / n``. Without a balanced accuracy the accuracy takes its place,
-    against the share of the most frequent class, or q.
+    over the sites that have told one and the root is that of ``q (1 - q) / n``. Without a balanced accuracy the
+    accuracy takes its place, against the share of the most frequent class, or q.
     """
     images, right = _count_classes(validation, num_classes)
     told = [k for k in range(num_classes) if images[k]]
@@ -72,7 +72,11 @@ def find_chance(validation: Validation, num_classes: int, site_classes: Mapping[
         value = sum(right[k] / images[k] for k in told) / len(told)
         margin = _Z * math.sqrt(sum(level * (1 - level) / images[k] for k in told)) / len(told)
         return _describe("balanced accuracy", value, level, margin)
-    found = [1 / number for number in site_classes.values() if number > 0]
+    found = [
+        1 / number
+        for site, number in site_classes.items()
+        if number > 0 and (not validation.sites or site in validation.sites)
+    ]
     level = sum(found) / len(found) if found else 1 / num_classes
     number = validation.pooled.get("n") or 0
     margin = _Z * math.sqrt(level * (1 - level) / number) if number else _UNKNOWN_MARGIN

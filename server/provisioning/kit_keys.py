@@ -85,7 +85,7 @@ def describe_left_keys(config: ServerConfig, seen: set[str]) -> str | None:
     return (
         f"Private keys of sites that have connected still lie here, in {keys_folder(config) / 'kits'}: "
         f"{', '.join(left)}. Whoever reads them can answer as these sites. Unless these kits are used from here, as in "
-        "a trial on one machine, remove them: flower-server --config server.yaml --delete-kit-keys"
+        "a trial on one machine, remove them: flower-server --config FILE --delete-kit-keys"
     )
 
 

@@ -183,7 +183,7 @@ _EXPLAIN_KEYLESS = (
     "1. In this folder, at the hospital, type 'flower-client --make-key'. It makes site.key, which never leaves, and "
     "site.pub.\n2. Send site.pub to the coordinating site and read the fingerprint that it prints out over the phone.\n"
     "3. Name your images under 'data' in client.yaml; when the coordinating site has put this site on its list, type "
-    "'flower-client --check', then 'flower-client'.\n"
+    "'flower-client --check', then 'flower-client --approve', which shows the study's plan, then 'flower-client'.\n"
 )
 
 

@@ -61,7 +61,10 @@ def make_record(config: ServerConfig) -> Record:
         purposes=_list_purposes(config),
         parties=_list_parties(config),
         data=_list_data(config),
-        persons=[f"Patients of the hospitals whose images belong to one of the classes {', '.join(config.classes)}."],
+        persons=[
+            f"Patients of the hospitals whose images belong to one of the classes {', '.join(config.classes)}.",
+            _STAFF,
+        ],
         leaving=list_leaving(config),
         recipients=_list_recipients(config),
         periods=_list_periods(config),
@@ -172,6 +175,10 @@ _WHEN_RELEASED = {
     "two_persons": "after two persons have released it",
 }
 
+_STAFF = (
+    "Staff: the name of who releases the model by hand (in the audit log, the manifest and the model card, which every "
+    "hospital receives); addresses from which the server was dialled (in its logs)."
+)
 _NOT_PROTECTED_FROM = (
     "Weights can reveal something about training images to whoever sees them; the coordinating site sees each "
     "hospital's update, since updates are neither summed in secret nor noised.",
@@ -180,8 +187,13 @@ _NOT_PROTECTED_FROM = (
     "A hospital that sends plausible but wrong updates is not found for certain.",
 )
 _TO_ADD = (
+    "For each party and each step (training, test, release): controller, joint controller (Article 26) or processor "
+    "(Article 28).",
     "Names and addresses of the controllers and of their data-protection officers.",
-    "The legal basis, and where the study's information for patients is kept.",
+    "The legal basis (Articles 6 and 9), whether an impact assessment was made (Article 35), and where the study's "
+    "information for patients is kept.",
+    "Who has approved the plan at each hospital, which fedmed does not record.",
+    "Who answers patients who ask, object or withdraw, and who writes their ids into a hospital's list.",
     "Contracts between the parties, and whether a party is in a third country.",
 )
 
@@ -219,6 +231,7 @@ def _list_data(config: ServerConfig) -> list[str]:
 def _list_recipients(config: ServerConfig) -> list[str]:
     return [
         "The coordinating site receives what is listed above from each hospital.",
+        "The report shows every hospital the figures of every other by its name, and those of patient groups.",
         "Each hospital receives the common model in every round, and the released model and the report "
         f"{_WHEN_RELEASED[config.release]}.",
         "Nobody else: no service of a third party is used, and telemetry is off.",
@@ -232,15 +245,21 @@ def _list_periods(config: ServerConfig) -> list[str]:
         f"Hospital, {_describe(SiteKeepConfig, name)}: {_days(days)}, unless its own settings say otherwise."
         for name, days in site
     ]
-    return [*periods, "Coordinating site, models, report, test tables and audit log of the run: until deleted."]
+    return [
+        *periods,
+        "Hospital, which image is in which part (with the patient's id, class and attributes), which are counted or "
+        "left out, and the plans that were approved: until somebody deletes it.",
+        "Coordinating site, models, report, test tables, what hospitals have signed, and audit log of the run: until "
+        "somebody deletes it.",
+    ]
 
 
 def _list_safeguards(config: ServerConfig) -> list[str]:
     limits = SuppressionConfig()
     tls = "none, on the loopback interface for tests" if config.insecure else "TLS 1.2 or newer, the federation's own"
     return [
-        f"Groups below {limits.k} and classes within a group below {limits.k_row} are not told; a hospital may raise "
-        "these numbers.",
+        f"Groups below {limits.k} and classes within a group below {limits.k_row} patients (images, where a hospital's "
+        "data has no ids of patients) are not told, unless a hospital has set other numbers, which the report states.",
         "A hospital's policy limits study, approval number, models, rounds, hours and disk; a request beyond it is "
         "refused and told at both sides.",
         f"Connections: {tls}; hospitals dial out, nobody dials a hospital.",

@@ -106,6 +106,6 @@ def check_enough_sites(config: ServerConfig) -> None:
     if num_sites < config.min_sites:
         raise ConfigError(
             f"Only {num_sites} {'site is' if num_sites == 1 else 'sites are'} on the list, min_sites = "
-            f"{config.min_sites} are needed for a round. Add one with --add-site NAME, or lower min_sites in "
-            "server.yaml."
+            f"{config.min_sites} are needed for a round. Add one with --add-site NAME --public-key FILE, or "
+            "lower min_sites in server.yaml."
         )

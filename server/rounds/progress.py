@@ -8,6 +8,9 @@ from pydantic import JsonValue
 
 from fedmed.storage.history import RoundRecord
 
+WAITING = "Waiting for sites"
+"""Begins the line on how many sites are there; a round that begins makes it old."""
+
 _logger = logging.getLogger("fedmed.server")
 
 

@@ -18,7 +18,7 @@ from fedmed.training.batch_norm_policy import NormBuffers
 from server.rounds.attendance import Attendance
 from server.rounds.courier import Courier, SecondModel
 from server.rounds.exchange import Exchange
-from server.rounds.progress import Listener
+from server.rounds.progress import WAITING, Listener
 from server.rounds.scoring import TOO_FEW, Scores, collect_figures, collect_tables
 
 _WAITING_STEP_S = 0.5
@@ -159,7 +159,7 @@ class Session:
             if len(present) != told:
                 names = f" ({', '.join(present)})" if present else ""
                 self.listener.on_info(
-                    f"Waiting for sites: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
+                    f"{WAITING}: {len(present)} of min_sites = {self.config.min_sites} are there{names}."
                 )
                 told = len(present)
             time.sleep(_WAITING_STEP_S)

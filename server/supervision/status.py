@@ -18,6 +18,7 @@ from fedmed.errors import FedmedError, RunFolderError
 from fedmed.processes import Event
 from fedmed.protocol.kinds import KINDS, find_phase
 from fedmed.storage.history import RoundRecord, read_history, to_plain_json
+from server.rounds.progress import WAITING
 from server.supervision.status_view import (
     ENDED,
     STATUS_FILE,
@@ -181,6 +182,8 @@ class StatusFile:
             self._content["round"] = round_number
         if known is not None and known.state is not None:
             self._content["state"] = known.state
+            if known.state == "round" and self._content["message"].startswith(WAITING):
+                self._content["message"] = ""
 
     def _take_answer(self, site: str, problem: str | None) -> None:
         self._content["answered"] += 1

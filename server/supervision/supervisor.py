@@ -241,7 +241,7 @@ class Supervisor:
 
     def _release(self) -> None:
         """Sign the model and wait for the sites to collect it."""
-        self.status.set_state("releasing")
+        self.status.set_state("releasing", "The model is released; the sites collect it.")
         prepare_release(self.run, Path(str(self.config.keys)) / "release.key", self.audit)
         for site in self.receipts.read():  # of an earlier start, so no news
             self.status.set_collected(site, seen=False)

@@ -73,9 +73,9 @@ class Attack:
         self._seen: list[tuple[str, int]] = []
         disclose = losses.disclose_group_losses
 
-        def note(losses_N: torch.Tensor, groups: list[str], k: int) -> Any:
+        def note(losses_N: torch.Tensor, groups: list[str], k: int, patients: list[str]) -> Any:
             self._seen = list(Counter(groups).items())
-            return disclose(losses_N, groups, k)
+            return disclose(losses_N, groups, k, patients)
 
         monkeypatch.setattr(losses, "disclose_group_losses", note)
 

@@ -322,7 +322,7 @@ def test_card_without_and_with_figures(manifest: dict[str, Any]) -> None:
         "classes": CLASSES,
         "figures": figures,
         "sites": {"north|1": {"train_images": 1234, "test": figures}, "south": {}},
-        "thresholds": {"k": 10, "k_row": 5},
+        "thresholds": {"k": 10, "k_row": 5, "k_bin": 5, "unit": "patients"},
     }
     card = write_model_card(manifest | {"batch_norm": "local", "site": "south"}, report)
     assert "| north\\|1 | 10 | n/a | 0.500 [0.400, 0.600] | n/a | n/a |" in card
@@ -332,6 +332,8 @@ def test_card_without_and_with_figures(manifest: dict[str, Any]) -> None:
     assert "The images are synthetic" in card
     assert "withhold figures of small groups" in card
     assert "for the site south only" in card
+    everything = report | {"thresholds": {"k": 1, "k_row": 1, "unit": "images"}}
+    assert "withhold figures of small groups" not in write_model_card(manifest, everything)
 
 
 def test_card_says_who_released_the_model(manifest: dict[str, Any]) -> None:

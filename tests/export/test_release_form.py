@@ -39,6 +39,27 @@ def test_floats_are_rounded_up_to_two_digits() -> None:
     assert describe_comparison(make(0.0)).deploy.max_abs_error == 0.0
 
 
+def test_a_hospital_tells_powers_of_ten() -> None:
+    """The largest logit is that of a single image. 2e-6 of a logit of 1000 is allowed, and no more is told then."""
+    told = describe_comparison(make(), coarse=True).onnx
+    assert (told.max_abs_error, told.largest_logit, told.max_probability_error) == (1e-6, 10.0, 1e-7)
+    assert find_breach(read(to_json(describe_comparison(make(), coarse=True))), Disclosure(2, 2)) is None
+    assert "powers of ten" in find_breach(make(), Disclosure(2, 2))
+    large = Comparison("float32", 1.5e-3, 900.0, 10, 0, 10, 2e-5)
+    told = describe_comparison(FormComparison(large, large, [[5, 0, 0, 0], [5, 0, 0, 0]]), coarse=True)
+    assert (told.onnx.max_abs_error, told.onnx.largest_logit) == (2e-3, 1000.0)
+    assert read(to_json(told)).failures() == []
+    assert find_breach(read(to_json(told)), Disclosure(2, 2)) is None
+
+
+@pytest.mark.parametrize("error", [1.1e-4, 5.0])
+def test_of_forms_that_differ_a_hospital_tells_no_number(error: float) -> None:
+    told = describe_comparison(make(error), coarse=True)
+    assert told.onnx.max_abs_error is told.onnx.largest_logit is told.onnx.max_probability_error is None
+    assert read(to_json(told)).failures()
+    assert find_breach(read(to_json(told)), Disclosure(2, 2)) is None
+
+
 def read(comparison: object, num_classes: int = 2) -> FormComparison | str:
     """Read the comparison in a report as it arrives."""
     told = FormsReport.read({"model_sha256": "0" * 64, "artefact_sha256": "0" * 64, "comparison": comparison})
@@ -111,9 +132,9 @@ def test_malformed_answer_is_refused(values: object) -> None:
 
 
 def test_small_numbers_do_not_leave() -> None:
-    assert find_breach(make(), Disclosure(10, 5)) is None
-    assert find_breach(make(), Disclosure(11, 5)) is not None
-    assert find_breach(make(), Disclosure(10, 6)) is not None
+    assert find_breach(read(to_json(describe_comparison(make(), coarse=True))), Disclosure(10, 5)) is None
+    assert find_breach(read(to_json(describe_comparison(make(), coarse=True))), Disclosure(11, 5)) is not None
+    assert find_breach(read(to_json(describe_comparison(make(), coarse=True))), Disclosure(10, 6)) is not None
     empty = Comparison("float32", 0.0, 0.0, 0, 0, 0)
     assert find_breach(FormComparison(empty, empty, [[0] * 4] * 2), Disclosure(10, 5)) is None
 

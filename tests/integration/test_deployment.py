@@ -44,7 +44,7 @@ def test_run_folder_and_report_are_complete(finished: Deployment) -> None:
     assert all(finished.statuses(number) == {"site_01": "accepted", "site_02": "accepted"} for number in (1, 2, 3))
     report = json.loads((run.report / "report.json").read_text())
     assert report["synthetic"] is True
-    assert report["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5}
+    assert report["thresholds"] == {"k": 10, "k_row": 5, "k_bin": 5, "unit": "patients"}
     assert (run.report / "index.html").is_file()
     assert verify_audit(run.audit_file).ok
 

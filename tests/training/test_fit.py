@@ -205,7 +205,7 @@ def test_loss_that_is_no_number_is_explained() -> None:
     model = make_model()
     with torch.no_grad():
         model[0].weight.fill_(float("nan"))  # type: ignore[index]
-    with pytest.raises(TrainingError, match=r"training loss is nan in round 1\. Lower training\.optimizer\.lr"):
+    with pytest.raises(TrainingError, match=r"loss is no finite number in round 1\. Lower training\.optimizer\.lr"):
         run_fit(model, Part(8), make_plan())
 
 

@@ -1,7 +1,7 @@
 """Losses that a site tells for the sake of a fair aggregation: of all its training images, or by patient group.
 
 Sums add over sites, as the evaluation tables do, and small groups are held back as there: a group with fewer than ``k``
-images is not told, nor another group if its images could then be counted from the number of all training images.
+patients is not told, nor another group if its images could then be counted from the number of all training images.
 """
 
 import math
@@ -22,7 +22,9 @@ def disclose_start_loss(losses_N: torch.Tensor, k: int) -> float | None:
     return mean if k <= 1 else round_number(mean)
 
 
-def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int) -> GroupLosses:
+def disclose_group_losses(
+    losses_N: torch.Tensor, groups: Sequence[str], k: int, patients: Sequence[str] | None = None
+) -> GroupLosses:
     """Return number of images and sum of losses of the groups that may be told.
 
     Parameters
@@ -32,7 +34,9 @@ def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int)
     groups : sequence of str, length N
         Its group; images of ``unknown`` belong to none.
     k : int
-        Fewest images of a group, and of all that are not told, whose number follows from N.
+        Fewest patients of a group, and of all that are not told, whose number follows from N.
+    patients : sequence of str, length N, optional
+        Whose image each is. Without, every image is taken for a patient's only one.
 
     Returns
     -------
@@ -41,12 +45,13 @@ def disclose_group_losses(losses_N: torch.Tensor, groups: Sequence[str], k: int)
         that of so many images of the same mean, with 3 digits.
     """
     values_N = losses_N.double().tolist()
+    owners: Sequence[object] = range(len(groups)) if patients is None else patients
     told: GroupLosses = {}
     for group in sorted(set(groups) - {UNKNOWN}):
         own = [value for value, name in zip(values_N, groups, strict=True) if name == group]
-        if len(own) >= k:
+        if len({owner for owner, name in zip(owners, groups, strict=True) if name == group}) >= k:
             told[group] = len(own), math.fsum(own)
-    while told and 0 < len(groups) - sum(n for n, _ in told.values()) < k:
+    while told and 0 < len({owner for owner, name in zip(owners, groups, strict=True) if name not in told}) < k:
         told.pop(min(told, key=lambda group: (told[group][0], group)))
     return told if k <= 1 else {group: _coarsen(n, total, k) for group, (n, total) in told.items()}
 

@@ -154,13 +154,14 @@ def _look(
     for cell in program.hidden:
         if not any(lacking[cell, unit] for unit in program.units):
             continue
-        low = program.find_least(cell, program.units[-1], _left(deadline))
-        if low is not None and low >= k_row:
+        if program.has_at_least(cell, program.units[-1], k_row, _left(deadline)):
             continue
         for unit in reversed(program.units):
             missing, is_proven = _meet_one(program, lacking, cell, unit, deadline)
             if missing:
                 bounds = [program.find_least(cell, unit, _left(deadline), sign) for sign in (1, -1)]
+                if is_proven and unit == program.units[-1] and bounds[0] is not None and bounds[0] >= k_row:
+                    continue
                 yield cell, missing, (bounds[0], bounds[1], is_proven)
                 break
 

@@ -20,7 +20,14 @@ from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exchange import ReaderView, keeps_values
-from fedmed.fairness.reconstruction.exposure import Question, find_exposed, is_plain, is_safe_single, list_questions
+from fedmed.fairness.reconstruction.exposure import (
+    Exposed,
+    Question,
+    find_exposed,
+    is_plain,
+    is_safe_single,
+    list_questions,
+)
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
 from fedmed.fairness.reconstruction.structure import is_named, merge_hidden, split_crossing
 
@@ -148,9 +155,15 @@ class _Holding:
             self.folded |= set(of_groups)
             self.unpaired |= set(of_groups) if self._now.pairs else set()
         self._hold_bounded(label)
-        while (question := self._find_exposed(label, safe)) is not None:
-            left = [row for row in singles if row not in self.rows and row.attribute in question[0]]
-            left = left or [row for row in singles if row not in self.rows]
+        while (exposed := self._find_exposed(label, safe)) is not None:
+            rows = [row for row in singles if row not in self.rows]
+            # Those of the cell itself first, which need not be the smallest ones of their attributes.
+            own = [
+                row
+                for row in rows
+                if (row.attribute, row.group) in zip(exposed.attributes, exposed.groups, strict=False)
+            ]
+            left = own or [row for row in rows if row.attribute in exposed.attributes] or rows
             if not left:
                 return
             # The site's own row at the very last.
@@ -234,11 +247,12 @@ class _Holding:
         now = self._now.without(self.rows).fold(self.folded).unpair(self.unpaired)
         return merge_hidden(combine_told([now, *self._earlier])[0])
 
-    def _find_exposed(self, label: int, safe: set[Question]) -> Question | None:
-        """Return a question whose answer gives too much away; adds to ``safe`` those whose answers do not."""
+    def _find_exposed(self, label: int, safe: set[Question]) -> Exposed | None:
+        """Return a hidden row that gives too much away; adds to ``safe`` questions that do not."""
         while (question := self._find_doubtful(label, safe)) is not None:
-            if find_exposed(self._tell(), question, self._k_row, self._deadline, first=True):
-                return question
+            found = find_exposed(self._tell(), question, self._k_row, self._deadline, first=True)
+            if found:
+                return found[0]
             safe.add(question)
         return None
 

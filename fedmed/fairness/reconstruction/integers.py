@@ -3,6 +3,8 @@
 Solved with HiGHS (Huangfu and Hall, Parallelizing the dual revised simplex method, 2018) in ``scipy.optimize.milp``.
 """
 
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,6 +36,8 @@ class Constraints:
     factors: list[float] = field(default_factory=list)
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
+    layers: list[list[int]] = field(default_factory=list)
+    """Unknowns that are rounded to integers one kind after the other."""
 
     def make(self, number: int) -> range:
         """Return further unknowns."""
@@ -52,7 +56,8 @@ class Constraints:
 
     def copy(self) -> "Constraints":
         """Return the same, to be added to."""
-        return Constraints(self.num_unknowns, [*self.columns], [*self.rows], [*self.factors], [*self.low], [*self.high])
+        lists = (self.columns, self.rows, self.factors, self.low, self.high, self.layers)
+        return Constraints(self.num_unknowns, *([*one] for one in lists))
 
 
 class Program:
@@ -94,8 +99,10 @@ class Program:
         rules, wanted = self._constraints.copy(), []
         for (cell, unit), number in (fixed or {}).items():
             rules.add(self.hidden[cell][unit], (), number, number)
+            self._bound_patients(rules, cell, unit, min(number, 1), number)
         for (cell, unit), number in (most or {}).items():
             rules.add(self.hidden[cell][unit], (), 0, number)
+            self._bound_patients(rules, cell, unit, 0, number)
             wanted += self.hidden[cell][unit]
         found = _solve(rules, wanted, seconds, sign=-1, only_fast=most is not None)
         if found is None or found is False:
@@ -109,9 +116,24 @@ class Program:
                 numbers[cell, unit] = range(number - less, number + more + 1)
         return numbers
 
+    def _bound_patients(self, rules: Constraints, cell: Cell, unit: str, low: int, high: int) -> None:
+        """Bound the patients of a cell by its images, which follows, but helps the solver."""
+        if unit == IMAGES and PATIENTS in self.hidden[cell]:
+            rules.add(self.hidden[cell][PATIENTS], (), low, high)
+
     def spread(self, found: Array) -> dict[Cell, tuple[int, int]]:
         """Return by how much a cell's numbers may be less and more than what was found, one by one."""
         return {}
+
+    def has_at_least(self, cell: Cell, unit: str, number: int, seconds: float) -> bool:
+        """Return whether a hidden cell has at least some number for certain, as far as it shows without integers."""
+        if seconds <= 0:
+            return False
+        rules, unknowns = self._constraints, self.hidden[cell][unit]
+        costs = np.zeros(rules.num_unknowns)
+        costs[unknowns] = 1
+        found = _Solver.make(rules, seconds).relax(costs)
+        return found is not None and found is not False and math.ceil(found[unknowns].sum() - _TOLERANCE) >= number
 
     def find_least(self, cell: Cell, unit: str, seconds: float, sign: int = 1) -> int | None:
         """Return the smallest number of a hidden cell, with ``sign`` -1 the largest; None if the time was too short."""
@@ -125,10 +147,7 @@ def _solve(
     """Return unknowns that keep the rules, with the sum of some as small as found; False if there are none."""
     if seconds <= 0:
         return None
-    matrix = scipy.sparse.csc_array(
-        (rules.factors, (rules.rows, rules.columns)), shape=(len(rules.low), rules.num_unknowns)
-    )
-    constraints = scipy.optimize.LinearConstraint(matrix, rules.low, rules.high)
+    solver = _Solver.make(rules, seconds)
     # Without the rule that they are integers it is solved at once, and often they are; so several ends are looked at.
     for attempt in range(1 if target else _ATTEMPTS + 1):
         costs = np.zeros(rules.num_unknowns)
@@ -136,26 +155,91 @@ def _solve(
             costs[list(target)] = sign
         elif attempt:
             costs = np.random.default_rng(attempt).random(rules.num_unknowns)
-        found = _run_solver(costs, constraints, seconds, integrality=0)
-        if found is not None:
+        found = solver.relax(costs)
+        if found is False or (found is not None and _is_whole(found)):
             return found
-    return None if only_fast else _run_solver(costs, constraints, seconds, integrality=1)
+        if found is not None and rules.layers and not (target and not only_fast):
+            rounded = solver.round_layers(found, rules.layers)
+            if rounded is not None:
+                return rounded
+    return None if only_fast else solver.solve(costs)
 
 
-def _run_solver(
-    costs: Array, constraints: scipy.optimize.LinearConstraint, seconds: float, integrality: int
-) -> Array | Literal[False] | None:
-    """Return unknowns if they are integers, False if there are none."""
-    found = scipy.optimize.milp(
-        costs,
-        integrality=np.full(len(costs), integrality),
-        bounds=scipy.optimize.Bounds(0, np.inf),
-        constraints=constraints,
-        options={"time_limit": seconds},
-    )
-    if found.status == _INFEASIBLE:
-        return False
-    if found.x is None or (not integrality and np.abs(found.x - found.x.round()).max() > _TOLERANCE):
+class _Solver:
+    """One program and its time."""
+
+    def __init__(self, matrix: scipy.sparse.csr_array, low: Array, high: Array, end: float) -> None:
+        self._matrix, self._low, self._high, self._end = matrix, low, high, end
+
+    @classmethod
+    def make(cls, rules: Constraints, seconds: float) -> "_Solver":
+        matrix = scipy.sparse.csr_array(
+            (rules.factors, (rules.rows, rules.columns)), shape=(len(rules.low), rules.num_unknowns)
+        )
+        return cls(matrix, np.array(rules.low), np.array(rules.high), time.monotonic() + seconds)
+
+    def relax(
+        self, costs: Array, fixed: tuple[Array, Array] | None = None, rows: Array | None = None
+    ) -> Array | Literal[False] | None:
+        """Return unknowns that need not be integers, within bounds and by some of the rows only; False if none are."""
+        return self._run(costs, 0, fixed, rows)
+
+    def solve(self, costs: Array) -> Array | Literal[False] | None:
+        """Return integers; False if there are none, None if the time was too short."""
+        found = self._run(costs, 1, None, None)
+        return found if found is None or found is False else found.round()
+
+    def round_layers(self, found: Array, layers: Sequence[Sequence[int]]) -> Array | None:
+        """Return integers near to what was found, one kind of unknowns after the other; None if this fails.
+
+        Numbers of patients with given sums over rows and columns can always be rounded up or down so that the sums
+        stay. Those of images come next, and then answers, which are a flow within the images.
+        """
+        size = len(found)
+        least, most = np.zeros(size), np.full(size, np.inf)
+        for layer in layers:
+            own, known = np.array(layer), least == most
+            known[own] = True
+            # Rows about these and what is settled only.
+            rows = np.flatnonzero(abs(self._matrix) @ (~known).astype(np.float64) == 0)
+            near = least.copy(), most.copy()
+            near[0][own], near[1][own] = np.floor(found[own] + _TOLERANCE), np.ceil(found[own] - _TOLERANCE)
+            rounded = self.relax(np.zeros(size), near, rows)
+            if rounded is None or rounded is False or not _is_whole(rounded[own]):
+                return None
+            least[own] = most[own] = rounded[own].round()
+            again = self.relax(np.zeros(size), (least, most))
+            if again is None or again is False:
+                return None
+            found = again
+        for attempt in range(_ATTEMPTS):
+            if _is_whole(found):
+                return found.round()
+            again = self.relax(np.random.default_rng(attempt).random(size), (least, most))
+            if again is None or again is False:
+                return None
+            found = again
         return None
-    values: Array = np.round(found.x)
-    return values
+
+    def _run(
+        self, costs: Array, integrality: int, fixed: tuple[Array, Array] | None, rows: Array | None
+    ) -> Array | Literal[False] | None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            return None
+        chosen = slice(None) if rows is None else rows
+        found = scipy.optimize.milp(
+            costs,
+            integrality=np.full(len(costs), integrality),
+            bounds=scipy.optimize.Bounds(*(fixed or (0, np.inf))),
+            constraints=scipy.optimize.LinearConstraint(self._matrix[chosen], self._low[chosen], self._high[chosen]),
+            options={"time_limit": left},
+        )
+        if found.status == _INFEASIBLE:
+            return False
+        values: Array | None = found.x
+        return values
+
+
+def _is_whole(values: Array) -> bool:
+    return bool(np.abs(values - values.round()).max(initial=0) <= _TOLERANCE)

@@ -99,6 +99,9 @@ class ClassProgram(Program):
             self._tell_rows(table)
         for first, second in itertools.combinations(self._tables, 2):
             self._link(first, second)
+        self._constraints.layers = [
+            [unknown for table in self._tables for unknown in table.quantities[unit]] for unit in reversed(self.units)
+        ]
         self.axes = tuple(
             tuple(sorted(told.groups[one], key=partial(_rank_group, told, label, one))) for one in self.asked
         )
@@ -201,17 +204,25 @@ class ClassProgram(Program):
             quantities |= {(model, category): rules.make(number) for category in self._categories[model]}
         quantities |= {pair: rules.make(number) for pair in self._pairs}
         for place in range(number):
-            self._tie_cell({key: unknowns[place] for key, unknowns in quantities.items()})
+            most = self._find_most(attributes, cells[place])
+            self._tie_cell({key: unknowns[place] for key, unknowns in quantities.items()}, most)
         return _Table(attributes, cells, quantities)
 
-    def _tie_cell(self, unknowns: Mapping[object, int]) -> None:
+    def _find_most(self, attributes: tuple[str, ...], cell: Cell) -> int:
+        """Return how many images one patient of a cell can have, since every other has one at least."""
+        rows = [Row(attribute, group, self.label) for attribute, group in zip(attributes, cell, strict=True)]
+        rows += [row for row in self.told.patients if row.attribute == SITE_ATTRIBUTE and row.label == self.label]
+        told = [self.told.images[row] - self.told.patients[row] + 1 for row in rows if row in self.told.patients]
+        return min(told, default=MOST_IMAGES)
+
+    def _tie_cell(self, unknowns: Mapping[object, int], most: int) -> None:
         """Put the numbers of one cell into relation."""
         rules, images = self._constraints, unknowns[IMAGES]
         for model in self._models:
             rules.add([unknowns[model, category] for category in self._categories[model]], [images], 0, 0)
         if self.with_patients:
             rules.add([images], [unknowns[PATIENTS]], 0, np.inf)
-            rules.add([images], [unknowns[PATIENTS]], -np.inf, 0, factor=float(self._most_images))
+            rules.add([images], [unknowns[PATIENTS]], -np.inf, 0, factor=float(most))
         for pair in self._pairs:
             both, (first, second) = unknowns[pair], (unknowns[self._alike[name], self.label] for name in pair)
             rules.add([first], [both], 0, np.inf)
@@ -296,10 +307,6 @@ class ClassProgram(Program):
                 here, there = first.choose([attribute], (group,)), second.choose([attribute], (group,))
                 for quantity in first.quantities:
                     self._constraints.add(first.sum_of(quantity, here), second.sum_of(quantity, there), 0, 0)
-
-    @property
-    def _most_images(self) -> int:
-        return max((n for row, n in self.told.images.items() if row.label == self.label), default=MOST_IMAGES)
 
 
 def _make_grid(axes: Sequence[Sequence[str]]) -> list[list[Cell]]:

@@ -134,8 +134,8 @@ def _say_withheld(numbers: Numbers) -> str:
     k, k_row = (numbers.show("thresholds", key) for key in ("k", "k_row"))
     return (
         f"<strong>Withheld for being small:</strong> {count(rows, 'row')} (a class of a group at a site) of "
-        f"{count(len(affected), 'group')}, because fewer than {k} {name_unit(numbers)} are in the group or "
-        f"fewer than {k_row} in the class. Figures of these groups lack them; a figure that lacks a whole class is n/a."
+        f"{count(len(affected), 'group')}, because fewer than {k} {name_unit(numbers)} are in the group or fewer "
+        f"than {k_row} in the class. Figures of these groups lack them; a figure that lacks a whole class is n/a."
     )
 
 

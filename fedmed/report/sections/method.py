@@ -106,11 +106,11 @@ def _say_thresholds(numbers: Numbers) -> str:
     return (
         f"{mixed if unit == MIXED_UNITS else ''}"
         f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} {unit}{bins}, and classes of fewer "
-        f"than {numbers.show('thresholds', 'k_row')} {unit} within a group, which look like "
-        "classes of which it has no image; together the images of such classes may still count in accuracy and "
-        "calibration. A group that rests on one site is hidden unless that site agrees, and so is a group from which "
-        "such a one would follow by subtraction. "
-        "For the same reason a site may set a few images aside, so that counts can be slightly below the true ones."
+        f"than {numbers.show('thresholds', 'k_row')} {unit} within a group, which look like classes of which it has no "
+        "image; together the images of such classes may still count in accuracy and calibration. A group that rests on "
+        "one site is hidden unless that site agrees, and so is a group from which such a one would follow by "
+        "subtraction. For the same reason a site may set a few images aside, so that counts can be slightly below the "
+        "true ones."
     )
 
 

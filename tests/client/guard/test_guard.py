@@ -268,7 +268,7 @@ def test_model_of_nan_is_explained(tmp_path: Path) -> None:
 
     site = HospitalSite(tmp_path)
     broken = {n: t * float("nan") if t.is_floating_point() else t for n, t in unpack_tensors(site.model).items()}
-    with pytest.raises(TrainingError, match="training loss is nan"):
+    with pytest.raises(TrainingError, match="training loss is no finite number"):
         site.ask("train", pack_tensors(broken), round=1)
     with pytest.raises(TrainingError, match="no longer finite"):
         site.ask("evaluate", pack_tensors(broken), round=1, part="validation")

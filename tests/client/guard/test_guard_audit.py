@@ -108,6 +108,7 @@ def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path:
     file.write_text(f"{PATIENT}-000\n")
     before = read_values(site.ask("query"), REPORT)["num_images"]["train"]
     assert [entry["listed"] for entry in site.events("exclusions")] == [3, 1]
+    assert len({entry["salt"] for entry in site.events("exclusions")}) == 2, "the log's head, which leaves, tells none"
     file.write_text("\n".join(str(row["patient"]) for row in site.rows))
     with pytest.raises(TrainingError, match="no training image left"):
         site.ask("train", site.model, round=1)

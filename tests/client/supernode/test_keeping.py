@@ -130,7 +130,7 @@ def test_days_are_numbers_from_0(tmp_path: Path, value: object) -> None:
 def test_forget_says_what_it_leaves_and_why(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(Path(config.key).parent / "client.yaml"), "--forget"]) == 0
     told = capsys.readouterr().out
-    assert [line.split(":")[0] for line in told.splitlines()] == ["removed"] + ["kept"] * 4
+    assert [line.split(":")[0] for line in told.splitlines()] == ["removed"] + ["kept"] * 5
     for name, why in (("audit.jsonl", "what left this site"), ("told_rows", "by one patient"),
                       ("splits", "no test image is ever trained on"), ("model", "the released model")):  # fmt: skip
         assert any(f"/{name}: " in line and why in line for line in told.splitlines()), name

@@ -50,6 +50,11 @@ def test_figures_alone() -> None:
     assert find_chance(Validation(), 7, {}) is None
 
 
+def test_a_site_without_a_figure_of_the_chosen_round_does_not_raise_the_level() -> None:
+    one = Validation(pooled={"balanced_accuracy": 0.6}, sites={"b": {"balanced_accuracy": 0.6}})
+    assert find_chance(one, 3, {"a": 1, "b": 3}) is None
+
+
 def test_a_network_that_does_not_look_is_found() -> None:
     network = make_network({"model": {"name": "resnet18"}})
     assert find_blindness(network, 32) is None

@@ -97,7 +97,7 @@ def test_every_period_has_its_words() -> None:
     periods = make_record(make_config(keep={"validation_tables": 12, "logs": None})).periods
     assert "Coordinating site, tables of the validation images: 12 days after the end." in periods
     assert "Coordinating site, logs of the programs: until somebody deletes it." in periods
-    assert len(periods) == len(ServerKeepConfig.model_fields) + len(SiteKeepConfig.model_fields) + 1
+    assert len(periods) == len(ServerKeepConfig.model_fields) + len(SiteKeepConfig.model_fields) + 2
 
 
 def test_settings_are_told() -> None:

@@ -106,10 +106,12 @@ def test_a_round_from_join_to_close(tmp_path, make_file, clock):
     assert [status["sites"][site]["joined"] for site in ("aachen", "charite")] == [True, False]
     assert status["message"] == "charite: Its definition of the model differs from the server's."
     file.take_event(answer("charite"))
+    file.take_event({"event": "info", "text": "Waiting for sites: 1 of min_sites = 2 are there (a)."})
     file.take_event(phase("train", 1))
     file.take_event(answer("aachen"))
     status = read_status(tmp_path)
     assert (status["state"], status["round"], status["phase"]) == ("round", 1, "train")
+    assert not status["message"], "nobody is waited for any more"
     assert (status["asked"], status["answered"]) == (2, 1)
     file.take_event(phase("evaluate", 1))
     file.take_event(close_round(tmp_path, 1, aachen="accepted", charite="late"))
