@@ -149,21 +149,17 @@ def _look(
     program: Program, k_row: int, deadline: float
 ) -> Iterator[tuple[Cell, tuple[int, ...], tuple[int | None, int | None, bool]]]:
     """Yield cells that lack values."""
-    lacking = {(cell, unit): set(range(k_row)) for cell in program.hidden for unit in program.units}
+    unit = program.units[-1]  # of a row that has 5 images of one patient it is the patient who counts
+    lacking = {(cell, unit): set(range(k_row)) for cell in program.hidden}
     _meet_together(program, lacking, deadline)
     for cell in program.hidden:
-        if not any(lacking[cell, unit] for unit in program.units):
+        if not lacking[cell, unit] or program.has_at_least(cell, unit, k_row, _left(deadline)):
             continue
-        if program.has_at_least(cell, program.units[-1], k_row, _left(deadline)):
-            continue
-        for unit in reversed(program.units):
-            missing, is_proven = _meet_one(program, lacking, cell, unit, deadline)
-            if missing:
-                bounds = [program.find_least(cell, unit, _left(deadline), sign) for sign in (1, -1)]
-                if is_proven and unit == program.units[-1] and bounds[0] is not None and bounds[0] >= k_row:
-                    continue
-                yield cell, missing, (bounds[0], bounds[1], is_proven)
-                break
+        missing, is_proven = _meet_one(program, lacking, cell, unit, deadline)
+        if missing:
+            low, high = (program.find_least(cell, unit, _left(deadline), sign) for sign in (1, -1))
+            if not is_proven or low is None or low < k_row:
+                yield cell, missing, (low, high, is_proven)
 
 
 def _meet_together(program: Program, lacking: dict[Hidden, set[int]], deadline: float) -> None:
@@ -203,7 +199,7 @@ def _meet_one(
 
 
 def _strike(lacking: dict[Hidden, set[int]], found: dict[Hidden, range]) -> bool:
-    struck = [key for key, values in found.items() if lacking[key] & {*values}]
+    struck = [key for key, values in found.items() if lacking.get(key, set()) & {*values}]
     for key in struck:
         lacking[key] -= {*found[key]}
     return bool(struck)

@@ -31,8 +31,10 @@ from fedmed.fairness.reconstruction.exposure import (
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
 from fedmed.fairness.reconstruction.structure import is_named, merge_hidden, split_crossing
 
-MOST_SECONDS = 120.0
-"""For all that a site looks at; what is not proven by then is held back."""
+MOST_SECONDS = 20.0
+"""For all classes of a site; what is not proven by then is held back, a class's rows of groups before its own."""
+MOST_MODELS = 5
+"""Of which rows of groups are told on the same images; of later ones, as in many rounds, the site's own rows only."""
 OPTIONAL_SECONDS = 5.0
 """For the question whether rows of crossings and rare classes may be told; likewise."""
 
@@ -75,10 +77,13 @@ def find_held(
         Time for it.
     """
     holding = _Holding(now, earlier, k_row, viewer, time.monotonic() + seconds)
+    if holding.num_models > MOST_MODELS:
+        return Held(frozenset({*now.rare, *now.images} - holding.vacuous))
     names = None
     while names != (names := holding.list_names()):
         for label in range(now.num_classes):
-            holding.hold_class(label)
+            holding.hold_class(label, num_left=now.num_classes - label)
+    holding.grant(0.5 * seconds)
     for label in range(now.num_classes):
         holding.add_crossings(label)
     holding.add_rare()
@@ -129,7 +134,8 @@ class _Holding:
     def __init__(
         self, now: ToldPart, earlier: Sequence[ToldPart], k_row: int, viewer: Viewer | None, deadline: float
     ) -> None:
-        self._now, self._earlier, self._k_row, self._deadline = now, earlier, k_row, deadline
+        self._now, self._earlier, self._k_row, self._last = now, earlier, k_row, deadline
+        self._deadline = deadline
         self._viewer = viewer if not earlier else None  # it knows the models of now only
         crossed = {row.attribute for row in now.images if split_crossing(now, row.attribute) is not None}
         sizes = {name: sum(n for row, n in now.images.items() if row.attribute == name) for name in crossed}
@@ -139,6 +145,13 @@ class _Holding:
         self.folded: set[Row] = set()
         self.unpaired: set[Row] = set()
         self._end: float | None = None
+        before = combine_told([now, *earlier])[0]
+        self.num_models = len(before.models)
+        known = {(row, number) for part in earlier for row, number in part.images.items()}
+        self.vacuous = {
+            row for row, number in now.images.items() if row.attribute == SITE_ATTRIBUTE and (row, number) in known
+        }
+        """Rows of the site that were told before: how often a further model is right in all says nothing of groups."""
 
     def list_names(self) -> frozenset[tuple[str, str]]:
         """Return the groups that tables name; where one has lost its last row, all classes are looked at again."""
@@ -146,8 +159,21 @@ class _Holding:
             (row.attribute, row.group) for row in self._now.images.keys() - self.rows if row.attribute != SITE_ATTRIBUTE
         )
 
-    def hold_class(self, label: int) -> None:
-        """Hold rows of a class back until no hidden one gives too much away."""
+    def grant(self, seconds: float) -> None:
+        """Give time from now on."""
+        self._deadline = time.monotonic() + seconds
+
+    def hold_class(self, label: int, num_left: int) -> None:
+        """Hold rows of a class back until no hidden one gives too much away.
+
+        Parameters
+        ----------
+        label : int
+            The class.
+        num_left : int
+            Classes that share the time that is left, this one among them.
+        """
+        self.grant(max(0.0, self._last - time.monotonic()) / num_left)
         singles = [row for row in self._now.images if row.label == label and row not in self.rows]
         of_groups = [row for row in singles if row.attribute != SITE_ATTRIBUTE]
         safe: set[Question] = set()
@@ -164,7 +190,7 @@ class _Holding:
                 if (row.attribute, row.group) in zip(exposed.attributes, exposed.groups, strict=False)
             ]
             left = own or [row for row in rows if row.attribute in exposed.attributes] or rows
-            if not left:
+            if {*left} <= self.vacuous:
                 return
             # The site's own row at the very last.
             row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))

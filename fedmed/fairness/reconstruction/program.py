@@ -318,12 +318,15 @@ def _rank_group(told: ToldPart, label: int, attribute: str, group: str) -> int:
 
 
 def _find_alike(told: ToldPart, label: int) -> dict[str, str]:
-    """Return for each model one with the same numbers, which it often is itself; with a temperature it is the same."""
+    """Return for each model one with the same numbers, which it often is itself; with a temperature it is the same.
+
+    A model of which only the site's own row is told is left out: so many right answers in all fit any groups.
+    """
     found: dict[frozenset[tuple[Row, tuple[int, ...]]], str] = {}
     alike = {}
     for name, answers in told.models.items():
         numbers = frozenset((row, values) for row, values in answers.rows.items() if row.label == label)
-        if numbers:
+        if answers.rare or any(row.attribute != SITE_ATTRIBUTE for row, _ in numbers):
             alike[name] = found.setdefault(numbers, name)
     return alike
 

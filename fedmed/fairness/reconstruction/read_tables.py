@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.figures.groups import is_crossing
+from fedmed.fairness.reconstruction.links import Mark, find_links
 from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
+from fedmed.metrics.clusters import PATIENTS, SIZES
 from fedmed.metrics.site_tables import FEDERATED, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -45,31 +45,29 @@ def read_told(tables: SiteTables, prefix: str = "") -> ToldPart:
             (prefix + FEDERATED, prefix + name): _read_pairs(by_attribute)
             for name, by_attribute in tables.paired.items()
         },
-        same=_suspect_same(tables, answers),
+        same=find_links(_mark_rows(tables, answers)),
     )
 
 
-def _suspect_same(tables: SiteTables, answers: Mapping[str, Answers]) -> frozenset[tuple[Row, Row]]:
-    """Return rows of different attributes that agree in all that is told of them, sums of scores among it."""
-    found: dict[tuple[object, ...], Row] = {}
-    pairs = set()
+def _mark_rows(tables: SiteTables, answers: Mapping[str, Answers]) -> dict[Row, Mark]:
+    """Return what is told of each row, to find rows of different attributes that may be the same images."""
+    marks = {}
     for row in answers[FEDERATED].rows:
-        if row.attribute == SITE_ATTRIBUTE or is_crossing(row.attribute):
-            continue
-        marks: list[object] = [row.label]
-        is_marked = False
+        counts: list[object] = []
+        sums, of_group, is_telling = [], [], False
         for model, by_attribute in tables.models.items():
             own = by_attribute[row.attribute]
             g = own.groups.index(row.group)
-            sums = np.asarray(
-                own.areas if hasattr(own, "areas") else own.calibration[..., 1].sum(axis=-1, keepdims=True)
-            )[g, row.label]
-            is_marked = is_marked or bool((np.nan_to_num(sums) % 1 != 0).any())
-            marks += [answers[model].rows[row], tuple(float(f"{value:.6g}") for value in np.nan_to_num(sums).ravel())]
-        other = found.setdefault(tuple(marks), row)
-        if is_marked and other.attribute != row.attribute:
-            pairs.add((other, row))
-    return frozenset(pairs)
+            patients, areas = own.patients[g, row.label], own.areas[g, row.label]
+            scores = own.calibration[g, row.label, :, 1].sum()
+            counts += [answers[model].rows[row], int(patients[PATIENTS])]
+            sums += [*patients[1:].tolist(), *areas.tolist(), float(scores)]
+            of_group += own.brier[g].tolist()
+            # With one image of each patient, how answers vary between patients follows from how many are right.
+            has_several = patients[SIZES] not in {0, sum(answers[model].rows[row])}
+            is_telling |= bool(has_several or scores % 1 or (areas % 1).any())
+        marks[row] = Mark(tuple(counts), tuple(sums), tuple(of_group), is_telling)
+    return marks
 
 
 def _read_answers(by_attribute: Mapping[str, EvaluationTables]) -> Answers:

@@ -6,9 +6,13 @@ figures that are computed from these rows and nothing else. Sites' own accuracie
 are sums over whole rows of the site and say nothing about its groups.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from fedmed.config import SITE_ATTRIBUTE
@@ -113,10 +117,18 @@ def check_run(path: Path, k_row: int, seconds: float) -> list[Finding]:
             f"'{path}' holds no tables of any site and no counts in its history, so there is nothing to test. Give the "
             "folder of a run in which sites were asked for tables."
         )
-    deadline = time.monotonic() + seconds
-    return [
-        _check(site, part, told, k_row, deadline) for (site, part), of_part in sorted(parts.items()) for told in of_part
-    ]
+    tasks = [(site, part, told) for (site, part), of_part in sorted(parts.items()) for told in of_part]
+    deadline = time.monotonic() + seconds  # of the same clock in all processes
+    check = partial(_check, k_row=k_row, deadline=deadline)
+    workers = min(len(tasks), _count_cores())
+    if workers < 2:
+        return [check(*task) for task in tasks]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(check, *zip(*tasks, strict=True)))
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(site: str, part: str, told: ToldPart, k_row: int, deadline: float) -> Finding:

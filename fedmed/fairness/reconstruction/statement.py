@@ -17,7 +17,9 @@ from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Ints
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.figures.groups import is_crossing
-from fedmed.metrics.clusters import number_patients
+from fedmed.fairness.reconstruction.links import Mark, find_links, join_links
+from fedmed.metrics.clusters import PATIENTS, SIZES, count_clusters, number_patients
+from fedmed.metrics.rounding import round_digits
 from fedmed.metrics.site_tables import FEDERATED, PAIRED_MODELS
 from fedmed.metrics.values import Array
 
@@ -176,7 +178,7 @@ def state_plan(  # noqa: PLR0917
             for name in answers
             if name in PAIRED_MODELS
         },
-        same=_find_same(rows),
+        same=join_links(_find_same(rows), find_links(_mark_rows(rows, right, people))),
     )
 
 
@@ -190,6 +192,24 @@ def _find_same(rows: Mapping[Row, Array]) -> frozenset[tuple[Row, Row]]:
             if other.attribute != row.attribute:
                 pairs.add((other, row))
     return frozenset(pairs)
+
+
+def _mark_rows(rows: Mapping[Row, Array], right: Mapping[str, Array], people: Array) -> dict[Row, Mark]:
+    """Return what rows will tell, as far as a reader may take two for the same images by it."""
+    marks = {}
+    for row, places in rows.items():
+        of_models = [
+            count_clusters(np.zeros(len(places), np.int64), people[places], of_model[places], 1)[0]
+            for of_model in right.values()
+        ]
+        sums = round_digits(np.concatenate([one[1:] for one in of_models])).tolist()
+        counts = (
+            len(places),
+            int(of_models[0][PATIENTS]),
+            *(int(of_model[places].sum()) for of_model in right.values()),
+        )
+        marks[row] = Mark(counts, tuple(sums), is_telling=int(of_models[0][SIZES]) != len(places))
+    return marks
 
 
 def _bin(answers: Array, label: int, num_classes: int, k_row: int, people: Array) -> tuple[int, ...]:
@@ -230,5 +250,17 @@ def _join(one: ToldPart, part: ToldPart) -> ToldPart:
         {**one.rare, **part.rare},
         {**one.models, **part.models},
         {**one.pairs, **part.pairs},
-        one.same | part.same,
+        frozenset(pair for pair in one.same | part.same if _may_be_same(pair, one) and _may_be_same(pair, part)),
     )
+
+
+def _may_be_same(pair: tuple[Row, Row], part: ToldPart) -> bool:
+    """Return whether no model tells that two rows are different images after all."""
+    told = [
+        [
+            part.images.get(row),
+            *(model.rows[row][row.label] if row in model.rows else None for model in part.models.values()),
+        ]
+        for row in pair
+    ]
+    return all(a is None or b is None or a == b for a, b in zip(*told, strict=True))
