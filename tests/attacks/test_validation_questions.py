@@ -121,11 +121,12 @@ def test_a_damaged_store_tells_nothing(hospital: HospitalSite) -> None:
 
 
 def test_the_guard_lets_no_finer_figures_out(hospital: HospitalSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value, reason in (("round_number", lambda value: 0.12345, "3 digits"), ("round_down", max, "multiple")):
+    changes = (("round_number", lambda value: 0.12345, "3 digits"), ("round_down", max, "multiple"))
+    for number, (name, value, reason) in enumerate(changes, start=1):
         with monkeypatch.context() as patch:
             patch.setattr(f"client.answers.figure.{name}", value)
             with pytest.raises(PolicyError, match="The reply was not sent"):
-                ask_figure(hospital, make_model(hospital, len(name)))
+                ask_figure(hospital, make_model(hospital, number), round=number)
         assert reason in hospital.events("withheld")[-1]["reason"]
 
 

@@ -78,7 +78,8 @@ def find_held(
     """
     holding = _Holding(now, earlier, k_row, viewer, time.monotonic() + seconds)
     if holding.num_models > MOST_MODELS:
-        return Held(frozenset({*now.rare, *now.images} - holding.vacuous))
+        every: set[Row | Rare] = {*now.images}
+        return Held(frozenset((every | now.rare.keys()) - holding.vacuous))
     names = None
     while names != (names := holding.list_names()):
         for label in range(now.num_classes):
@@ -173,7 +174,7 @@ class _Holding:
         num_left : int
             Classes that share the time that is left, this one among them.
         """
-        self.grant(max(0.0, self._last - time.monotonic()) / num_left)
+        self.grant(max(0.0, self._last - time.monotonic()) * max(0.5, 1 / num_left))
         singles = [row for row in self._now.images if row.label == label and row not in self.rows]
         of_groups = [row for row in singles if row.attribute != SITE_ATTRIBUTE]
         safe: set[Question] = set()
@@ -192,10 +193,20 @@ class _Holding:
             left = own or [row for row in rows if row.attribute in exposed.attributes] or rows
             if {*left} <= self.vacuous:
                 return
+            if not exposed.is_proven and exposed.attributes != (SITE_ATTRIBUTE,):
+                left = self._choose_attribute(rows, exposed) or left
+                self.rows |= {*left}
+                safe = {one for one in safe if left[0].attribute not in one[0]}
+                continue
             # The site's own row at the very last.
             row = min(left, key=lambda row: (row.attribute == SITE_ATTRIBUTE, self._now.images[row], row))
             self.rows.add(row)
             safe = {one for one in safe if row.attribute not in one[0] and row.attribute != SITE_ATTRIBUTE}
+
+    def _choose_attribute(self, rows: Sequence[Row], exposed: Exposed) -> list[Row]:
+        """Return all rows of the attribute with fewest images; rows of a single one need no program."""
+        of_attributes = [[row for row in rows if row.attribute == attribute] for attribute in exposed.attributes]
+        return min(filter(None, of_attributes), key=lambda own: sum(self._now.images[row] for row in own), default=[])
 
     def _hold_bounded(self, label: int) -> None:
         """Hold rows of a class back as long as two groups alone say too much of each other."""

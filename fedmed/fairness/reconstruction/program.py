@@ -24,6 +24,8 @@ from fedmed.fairness.reconstruction.integers import IMAGES, PATIENTS, Cell, Prog
 from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart
 from fedmed.fairness.reconstruction.structure import (
     MAYBE,
+    find_alike,
+    find_categories,
     find_crossings,
     find_same,
     is_told,
@@ -89,9 +91,9 @@ class ClassProgram(Program):
         super().__init__((IMAGES, PATIENTS) if with_patients else (IMAGES,))
         self.told, self.label, self.asked, self.with_patients = told, label, tuple(asked), with_patients
         self._crossings = find_crossings(told, label)
-        self._alike = _find_alike(told, label)
+        self._alike = find_alike(told, label)
         self._models = sorted(set(self._alike.values()))
-        self._categories = {name: _find_categories(told.models[name].rows, label) for name in self._models}
+        self._categories = {name: find_categories(told.models[name].rows, label) for name in self._models}
         self._pairs = [names for names in told.pairs if all(name in self._alike for name in names)]
         links = [*self._crossings, *([self.asked] if len(self.asked) > 1 else []), *find_same(told, label)]
         self._tables = [self._make_table(attributes) for attributes in split_tables(self.asked, links)]
@@ -315,23 +317,3 @@ def _make_grid(axes: Sequence[Sequence[str]]) -> list[list[Cell]]:
 
 def _rank_group(told: ToldPart, label: int, attribute: str, group: str) -> int:
     return -told.images.get(Row(attribute, group, label), 0)
-
-
-def _find_alike(told: ToldPart, label: int) -> dict[str, str]:
-    """Return for each model one with the same numbers, which it often is itself; with a temperature it is the same.
-
-    A model of which only the site's own row is told is left out: so many right answers in all fit any groups.
-    """
-    found: dict[frozenset[tuple[Row, tuple[int, ...]]], str] = {}
-    alike = {}
-    for name, answers in told.models.items():
-        numbers = frozenset((row, values) for row, values in answers.rows.items() if row.label == label)
-        if answers.rare or any(row.attribute != SITE_ATTRIBUTE for row, _ in numbers):
-            alike[name] = found.setdefault(numbers, name)
-    return alike
-
-
-def _find_categories(rows: Mapping[Row, tuple[int, ...]], label: int) -> list[int]:
-    """Return the true class, those that wrong answers are told for, and -1 for all others."""
-    found = {c for row, values in rows.items() if row.label == label for c, n in enumerate(values[:-1]) if n}
-    return [label, *sorted(found - {label}), -1]

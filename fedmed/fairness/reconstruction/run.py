@@ -1,9 +1,10 @@
 """The reconstruction test, which asks whether each hidden row keeps its values against all that a run has told.
 
 What was told is read from the run's folder as a reader does who has all of it: each site's tables of all rounds that
-are kept and of the test, and the pooled counts of every round in the history. The report and the model card hold
-figures that are computed from these rows and nothing else. Sites' own accuracies of a round whose tables are not kept
-are sums over whole rows of the site and say nothing about its groups.
+are kept, of the gate and of the test, and the pooled counts of every round in the history. The report and the model
+card add nothing: ``report.json`` is computed from these tables and records (a test holds its sources to that), and the
+card from ``report.json``. Sites' own accuracies of a round whose tables are not kept are sums over whole rows of the
+site: so many right answers in all fit any groups.
 """
 
 import os

@@ -1,7 +1,7 @@
 """How what was told of a class hangs together: crossings that are told, and attributes that need one table of cells."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedmed.config import SITE_ATTRIBUTE
@@ -147,3 +147,23 @@ def _is_connected(tables: Sequence[set[str]]) -> bool:
             reached |= table
             waiting.remove(table)
     return True
+
+
+def find_alike(told: ToldPart, label: int) -> dict[str, str]:
+    """Return for each model one with the same numbers, which it often is itself; with a temperature it is the same.
+
+    A model of which only the site's own row is told is left out: so many right answers in all fit any groups.
+    """
+    found: dict[frozenset[tuple[Row, tuple[int, ...]]], str] = {}
+    alike = {}
+    for name, answers in told.models.items():
+        numbers = frozenset((row, values) for row, values in answers.rows.items() if row.label == label)
+        if answers.rare or any(row.attribute != SITE_ATTRIBUTE for row, _ in numbers):
+            alike[name] = found.setdefault(numbers, name)
+    return alike
+
+
+def find_categories(rows: Mapping[Row, tuple[int, ...]], label: int) -> list[int]:
+    """Return the true class, those that wrong answers are told for, and -1 for all others."""
+    found = {c for row, values in rows.items() if row.label == label for c, n in enumerate(values[:-1]) if n}
+    return [label, *sorted(found - {label}), -1]
