@@ -1,23 +1,28 @@
 """The report of a run: one self-contained HTML page and the same numbers as JSON."""
 
 import json
-import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+from markupsafe import Markup
 
 from fedmed.report.content import ReportContent
 from fedmed.report.document import build_document
-from fedmed.report.drawing.markup import Numbers, escape
+from fedmed.report.drawing.markup import Numbers
 from fedmed.report.drawing.style import render_style
+from fedmed.report.drawing.templates import render_template
 from fedmed.report.schema.document import Document
-from fedmed.report.sections.benefit import render_benefit
-from fedmed.report.sections.calibration import render_calibration
-from fedmed.report.sections.compression import render_compression
-from fedmed.report.sections.diagnostics import render_confusion, render_scores
-from fedmed.report.sections.distillation import render_distillation
-from fedmed.report.sections.fairness import render_fairness
-from fedmed.report.sections.method import render_notes, render_reading, render_run
-from fedmed.report.sections.results import render_classes, render_headline, render_sites, render_summary
-from fedmed.report.sections.rounds import render_composition, render_participation, render_rounds
+from fedmed.report.sections.benefit import describe_benefit
+from fedmed.report.sections.calibration import describe_calibration
+from fedmed.report.sections.compression import describe_compression
+from fedmed.report.sections.diagnostics import describe_confusion, describe_scores
+from fedmed.report.sections.distillation import describe_distillation
+from fedmed.report.sections.fairness import describe_fairness
+from fedmed.report.sections.method import describe_notes, describe_reading, describe_run
+from fedmed.report.sections.results import describe_classes, describe_results, describe_sites, describe_summary
+from fedmed.report.sections.rounds import describe_composition, describe_participation, describe_rounds
+from fedmed.report.sections.values import Values
 from fedmed.storage.atomic_files import write_text_atomically
 
 # Nothing is fetched and nothing runs, whatever a name from outside holds.
@@ -25,6 +30,54 @@ SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none
 
 SYNTHETIC_BANNER = "Synthetic phantom images, not medical data. These results say nothing about patients."
 RESEARCH_BANNER = "Research software, not a medical device. Not for diagnosis or treatment."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes
+    ----------
+    anchor : str
+        Its id on the page, and the name of its template ``templates/ANCHOR.html``.
+    title : str
+        The heading.
+    describe : callable
+        Returns what the template shows, None where the run has nothing of it.
+    """
+
+    anchor: str
+    title: str
+    describe: Callable[[Numbers], Values | None]
+
+
+@dataclass(frozen=True)
+class DrawnSection:
+    """A section as ``page.html`` shows it."""
+
+    anchor: str
+    title: str
+    body: Markup
+
+
+SECTIONS = (
+    Section("results", "Results on the test images", describe_results),
+    Section("classes", "Results by class", describe_classes),
+    Section("sites", "Results by site", describe_sites),
+    Section("fairness", "Fairness: sites and patient groups", describe_fairness),
+    Section("benefit", "Is each hospital better off?", describe_benefit),
+    Section("compression", "Compression", describe_compression),
+    Section("calibration", "Calibration: is the stated confidence honest?", describe_calibration),
+    Section("rounds", "Training over the rounds", describe_rounds),
+    Section("distillation", "Distillation from a teacher", describe_distillation),
+    Section("confusion", "Confusion: what is taken for what", describe_confusion),
+    Section("scores", "ROC curves", describe_scores),
+    Section("composition", "Composition of the sites", describe_composition),
+    Section("participation", "Participation", describe_participation),
+    Section("run", "What was run", describe_run),
+    Section("reading", "How to read the figures", describe_reading),
+    Section("notes", "Notes", describe_notes),
+)
 
 
 def write_report(run_dir: Path, content: ReportContent) -> Path:
@@ -59,67 +112,29 @@ def save_report(run_dir: Path, document: Document) -> Path:
 def render_page(document: Document) -> str:
     """Return the HTML page of a document of :func:`fedmed.report.document.build_document`."""
     numbers = Numbers(document)
-    sections = [
-        render_headline(numbers),
-        render_classes(numbers),
-        render_sites(numbers),
-        render_fairness(numbers),
-        render_benefit(numbers),
-        render_compression(numbers),
-        render_calibration(numbers),
-        render_rounds(numbers),
-        render_distillation(numbers),
-        render_confusion(numbers),
-        render_scores(numbers),
-        render_composition(numbers),
-        render_participation(numbers),
-        render_run(numbers),
-        render_reading(numbers),
-        render_notes(numbers),
-    ]
-    body = "\n".join(section for section in sections if section)
-    title = escape(document["title"])
-    header = f"""{render_banners(document["synthetic"])}
-<p class="eyebrow">Report of a federated training run</p>
-<h1>{title}</h1>
-{render_summary(numbers)}
-{_render_contents(body)}"""
-    return wrap_page(title, header, body, skip='<a class="skip" href="#results">Skip to the results</a>\n')
+    sections = [drawn for section in SECTIONS if (drawn := draw_section(section, numbers)) is not None]
+    summary = render_template("summary.html", num=numbers, **describe_summary(numbers))
+    return wrap_page(
+        "report.html", document["title"], synthetic=document["synthetic"], summary=summary, sections=sections
+    )
 
 
-def wrap_page(title: str, header: str, body: str, *, skip: str = "") -> str:
-    """Return a self-contained page that fetches and runs nothing; all parts are escaped HTML."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{render_style()}</style>
-</head>
-<body>
-{skip}<div class="page">
-<header>
-{header}
-</header>
-<main>
-{body}
-</main>
-</div>
-</body>
-</html>
-"""
+def draw_section(section: Section, numbers: Numbers) -> DrawnSection | None:
+    """Return a section, None where the run has nothing of it."""
+    values = section.describe(numbers)
+    if values is None:
+        return None
+    body = render_template(f"{section.anchor}.html", num=numbers, **values)
+    return DrawnSection(section.anchor, section.title, body)
 
 
-def render_banners(synthetic: bool) -> str:
-    """Return the lines that head every page: what the images are, and what the software is not."""
-    texts = [SYNTHETIC_BANNER, RESEARCH_BANNER] if synthetic else [RESEARCH_BANNER]
-    return "\n".join(f'<p class="banner">{text}</p>' for text in texts)
-
-
-def _render_contents(body: str) -> str:
-    headings = re.findall(r'<h2 id="([a-z]+)-h">(.*?)</h2>', body)
-    items = "".join(f'<li><a href="#{anchor}">{heading}</a></li>' for anchor, heading in headings)
-    return f'<nav class="contents" aria-label="Contents"><ul>{items}</ul></nav>'
+def wrap_page(template: str, title: str, *, synthetic: bool, **values: object) -> str:
+    """Return a self-contained page that fetches and runs nothing, from a template that extends ``page.html``."""
+    return render_template(
+        template,
+        title=title,
+        banners=[SYNTHETIC_BANNER, RESEARCH_BANNER] if synthetic else [RESEARCH_BANNER],
+        policy=SECURITY_POLICY,
+        style=render_style(),
+        **values,
+    )

@@ -1,15 +1,19 @@
 """A study's tables: ``table.json`` with every number, ``table.md`` and ``table.html`` to read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from markupsafe import Markup
+
+from fedmed.report.drawing import markup as drawing
 from fedmed.report.drawing.fairness_plots import FrontPoint, draw_front
-from fedmed.report.drawing.markup import Numbers, escape, render_figure, render_section, render_table
-from fedmed.report.page import render_banners, wrap_page
+from fedmed.report.drawing.forest import ForestRow, render_forest
+from fedmed.report.drawing.markup import Cell, Numbers
+from fedmed.report.drawing.templates import fill, render_macro, render_template
+from fedmed.report.page import DrawnSection, wrap_page
 from fedmed.report.schema.figures import Drawn
-from fedmed.report.sections.forest import ForestRow, render_forest
 from fedmed.storage.atomic_files import write_text_atomically
 from simulations.studies.figures import label_study_figure
 from simulations.studies.study import Progress, Study
@@ -113,25 +117,41 @@ def render_markdown(table: Table) -> str:
 def render_page(table: Table) -> str:
     """Return the table as one self-contained HTML page; its numbers are marked with their place in ``table.json``."""
     numbers = Numbers({**table})
-    sentences = [*describe_problems(table), *describe_findings(table)]
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    reading = render_section("reading", "How to read this", f"<p>{escape(READING)}</p>")
-    body = "\n".join(
-        [_render_arms(table, numbers), *_render_differences(table, numbers), _render_fronts(table), reading]
+    fronts = _list_fronts(table)
+    sections = [
+        _draw_section("arms", "Arms", table=_list_arms(table, numbers)),
+        *_draw_differences(table, numbers),
+        *([_draw_section("front", "Accuracy and fairness", figures=fronts)] if fronts else []),
+        _draw_section("reading", "How to read this", text=READING),
+    ]
+    return wrap_page(
+        "study.html",
+        f"Study {table['name']}",
+        synthetic=table["synthetic"],
+        sections=sections,
+        description=table["description"],
+        state=_state(table),
+        sentences=[*describe_problems(table), *describe_findings(table)],
     )
-    title = f"Study {escape(table['name'])}"
-    header = f"""{render_banners(table["synthetic"])}
-<h1>{title}</h1>
-<p>{escape(table["description"])}</p>
-<p class="summary">{escape(_state(table))}</p>
-<ul>{items}</ul>"""
-    return wrap_page(title, header, body)
 
 
-def _render_arms(table: Table, numbers: Numbers) -> str:
-    rows = [
+def _draw_section(
+    anchor: str,
+    title: str,
+    *,
+    table: drawing.Table | None = None,
+    forest: Markup | None = None,
+    figures: Sequence[Mapping[str, Cell]] = (),
+    text: str = "",
+) -> DrawnSection:
+    body = render_template("study_section.html", table=table, forest=forest, figures=figures, text=text)
+    return DrawnSection(anchor, title, body)
+
+
+def _list_arms(table: Table, numbers: Numbers) -> drawing.Table:
+    rows: list[list[Cell]] = [
         [
-            f"{escape(name)}<br>{escape(arm['description'])}",
+            render_macro("lines", [name, arm["description"]]),
             _count_seeds(table, arm),
             *(
                 _marked(numbers, "arms", name, "figures", figure) if arm["seeds"] else _MISSING
@@ -140,48 +160,47 @@ def _render_arms(table: Table, numbers: Numbers) -> str:
         ]
         for name, arm in table["arms"].items()
     ]
-    columns = ["Arm", "Seeds", *(escape(_label(table, figure)) for figure in table["figures"])]
-    caption = "Mean over the seeds with its 95 % interval, pooled test images."
-    return render_section("arms", "Arms", render_table(caption, columns, rows))
+    columns = ["Arm", "Seeds", *(_label(table, figure) for figure in table["figures"])]
+    return drawing.Table("Mean over the seeds with its 95 % interval, pooled test images.", columns, rows)
 
 
-def _render_differences(table: Table, numbers: Numbers) -> list[str]:
+def _draw_differences(table: Table, numbers: Numbers) -> list[DrawnSection]:
     sections = []
     for number, figure in enumerate(table["figures"]):
         rows = []
         for name, found in _differences(table, figure).items():
             path = ("arms", name, "differences", figure)
-            by_site = f"{_marked(numbers, *path, 'sites')} {found['sites']['verdict']}" if found["sites"] else "n/a"
+            sites = found["sites"]
+            by_site = fill("{} {}", _marked(numbers, *path, "sites"), sites["verdict"]) if sites else "n/a"
             bounds = found["interval"]
             interval = None if bounds is None else (bounds[0], bounds[1])
             drawn: Drawn = {"value": found["value"], "interval": interval}
-            rows.append(ForestRow(escape(name), [_marked(numbers, *path), found["verdict"], by_site], drawn))
-        caption = (
-            f"Arm minus {escape(table['baseline'])}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
-        )
+            rows.append(ForestRow(name, [_marked(numbers, *path), found["verdict"], by_site], drawn))
+        caption = f"Arm minus {table['baseline']}, {_DIRECTIONS[table['better'][figure]]}; dashed: no difference."
         columns = ["Arm", "Difference", "Verdict", "By site", "Difference drawn"]
         forest = render_forest(caption, columns, [("", rows)], 0.0)
-        sections.append(render_section(f"difference-{number}", escape(label_study_figure(figure)), forest))
+        sections.append(_draw_section(f"difference-{number}", label_study_figure(figure), forest=forest))
     return sections
 
 
-def _render_fronts(table: Table) -> str:
+def _list_fronts(table: Table) -> list[Mapping[str, Cell]]:
     front = table["front"]
     if front is None:
-        return ""
-    across = escape(label_study_figure(front["x"]))
-    drawings = [
-        render_figure(
-            _draw(table, front["x"], figure),
-            f"{escape(label_study_figure(figure))} against {across}: mean over the seeds, with 95 % intervals in both "
-            "directions.",
-        )
+        return []
+    across = label_study_figure(front["x"])
+    return [
+        {
+            "drawing": _draw(table, front["x"], figure),
+            "caption": (
+                f"{label_study_figure(figure)} against {across}: mean over the seeds, with 95 % intervals in both "
+                "directions."
+            ),
+        }
         for figure in front["y"]
     ]
-    return render_section("front", "Accuracy and fairness", *drawings)
 
 
-def _draw(table: Table, x: str, figure: str, *, standalone: bool = False) -> str:
+def _draw(table: Table, x: str, figure: str, *, standalone: bool = False) -> Markup:
     points: list[FrontPoint] = []
     for name, arm in table["arms"].items():
         across, upwards = arm["figures"][x], arm["figures"][figure]
@@ -214,8 +233,8 @@ def _label(table: Table, figure: str) -> str:
     return f"{label_study_figure(figure)}, {direction}" if direction else label_study_figure(figure)
 
 
-def _marked(numbers: Numbers, *path: str) -> str:
-    return f"{numbers.show(*path, 'value')}{numbers.interval(*path)}"
+def _marked(numbers: Numbers, *path: str) -> Markup:
+    return numbers.show(*path, "value") + numbers.interval(*path)
 
 
 def _estimate(estimate: Estimate, *, sign: bool = False) -> str:

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
+import fedmed.report
 from fedmed.report import write_report
 from tests.report.support.example import make_content, make_large_content, make_record, make_site
 from tests.report.support.page_parser import Page, resolve
@@ -214,3 +217,28 @@ def test_many_sites_and_rounds_give_a_page_of_sane_size(tmp_path, num_sites):
     assert len(small) == 12
     assert f"The other {num_sites - 12} sites" in text
     assert {f"/sites/site_{index:03d}/test/auc/value" for index in range(num_sites)} <= {key for key, _ in page.numbers}
+
+
+def test_no_template_switches_escaping_off_and_no_section_writes_html():
+    """What is put into a page is escaped at one place, so no file may go around it."""
+    root = Path(fedmed.report.__file__).parent
+    templates = sorted((root / "templates").glob("*.html"))
+    assert len(templates) > 15
+    for file in templates:
+        assert not re.search(r"\|\s*safe|autoescape|Markup", file.read_text()), file.name
+    for file in sorted((root / "sections").glob("*.py")):
+        assert not re.search(r"</?[a-z]+[ >]|Markup\(", file.read_text()), file.name
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a\"b'c", "\u202eevil\u202c", "{{ num }}", "{% raw %}"])
+def test_a_hostile_name_of_a_site_is_shown_as_it_is(tmp_path, name):
+    tables = make_site(name, [(0, 0), (1, 1), (1, 0)])
+    history = [make_record(1, {name: "accepted"}), make_record(2, {name: "late"})]
+    content = make_content(test={name: tables}, validation={name: tables}, composition=None, history=history)
+    document, text = write(tmp_path, content)
+    page = Page(text)
+    check_numbers(document, page)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
+    assert page.text.count(name) > 3
+    # names stand in elements of their own, so that marks of direction end with them
+    assert re.search(rf"<bdi>{re.escape(str(escape(name)))}</bdi>", text)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,8 +21,8 @@ FrontPoint = tuple[str, float | None, tuple[float, float] | None, float | None, 
 
 def draw_course(
     rounds: Sequence[int], lines: Sequence[Sequence[float | None]], label: str, chosen: int, description: str
-) -> str:
-    """Return lines over the rounds as SVG, drawn as :func:`fedmed.report.drawing.markup.render_key` names them.
+) -> Markup:
+    """Return lines over the rounds as SVG, drawn as the macro ``key`` names them.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def draw_course(
     return render_drawing(draw, f"course {description}", description, WIDTH_IN, HEIGHT_IN)
 
 
-def draw_front(points: Sequence[FrontPoint], x_label: str, y_label: str, *, standalone: bool = False) -> str:
+def draw_front(points: Sequence[FrontPoint], x_label: str, y_label: str, *, standalone: bool = False) -> Markup:
     """Return options as points with their intervals in both directions, as SVG.
 
     Parameters

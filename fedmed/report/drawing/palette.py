@@ -1,5 +1,7 @@
 """Colours of the page, apart for most kinds of colour vision (Okabe and Ito 2008), in light and in dark."""
 
+from collections.abc import Sequence
+
 NUM_COLOURS = 8
 
 LIGHT = {
@@ -52,3 +54,13 @@ def shade_colour(step: int) -> str:
 def series_css(index: int) -> str:
     """Return the CSS classes of a class by its index: eight colours, then the same with other strokes."""
     return f"c{index % NUM_COLOURS} d{index // NUM_COLOURS % 3}"
+
+
+def make_legend(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return CSS classes and name of each class, for the macro ``legend``."""
+    return [(series_css(index), name) for index, name in enumerate(names)]
+
+
+def make_key(names: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Return colour, marker and name of each line, for the macro ``key``."""
+    return [(index % NUM_COLOURS, SYMBOLS[index % len(SYMBOLS)], name) for index, name in enumerate(names)]

@@ -1,5 +1,7 @@
 """The page's style sheet."""
 
+from markupsafe import Markup
+
 from fedmed.report.drawing.palette import DARK, LIGHT, NUM_COLOURS, NUM_SHADES, shade_colour
 
 _RULES = """
@@ -100,7 +102,7 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def render_style() -> str:
+def render_style() -> Markup:
     """Return the style sheet: variables for light and dark, the rules, and the colours of classes and shades."""
     light, dark = (_declare(colours) for colours in (LIGHT, DARK))
     series = "\n".join(
@@ -109,7 +111,7 @@ def render_style() -> str:
         for index in range(NUM_COLOURS)
     )
     shades = "\n".join(f".q{step} {{ background: {shade_colour(step)}; }}" for step in range(NUM_SHADES))
-    return (
+    return Markup(  # noqa: S704  # nothing from outside
         f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
         f"{_RULES}{series}\n{shades}\n"
     )

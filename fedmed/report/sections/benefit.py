@@ -2,42 +2,44 @@
 
 from collections.abc import Sequence
 
-from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
+from markupsafe import Markup
+
+from fedmed.report.drawing.forest import ForestRow, render_forest
+from fedmed.report.drawing.markup import Cell, Numbers, Table, join, show_name
+from fedmed.report.drawing.templates import fill, render_macro
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
 from fedmed.report.schema.figures import BenefitEntry, DifferenceEntry
-from fedmed.report.sections.forest import ForestRow, render_forest
+from fedmed.report.sections.values import Values
 
 MOST_NAMED = 5
 SHOWN_SITES = 20
-NAMED_VERDICTS = {
-    "worse": 'The federated model is <strong class="flag">worse than the site\'s own model</strong> at',
-    "better": "It is <strong>better than the site's own model</strong> at",
-    "undecided": "The difference may be chance (<strong>undecided</strong>) at",
-    "unknown": "There is <strong>no comparison</strong> of",
-}
-_UNDECIDED_HINT = " An undecided site may be better or worse off; its test images are too few to tell."
-_CHANCE_HINT = (
-    "Each site is judged by itself, by the interval of the difference and by a test at 5 %: where the models are "
-    "equally good, about one site in twenty is still called better or worse by chance."
-)
+PERSONALISED = {"batch_norm": "BatchNorm statistics of the site", "fine_tuned": "fine-tuning at the site"}
 
 
-def render_benefit(numbers: Numbers) -> str:
-    """Return the section on benefit, or nothing where the run compared nothing."""
+def describe_benefit(numbers: Numbers) -> Values | None:
+    """Return the section on benefit, None where the run compared nothing."""
     benefit = numbers.get("benefit")
     if not benefit:
-        return ""
+        return None
     ranked = rank_benefit(numbers)
-    return render_section(
-        "benefit",
-        "Is each hospital better off?",
-        f"<p>{say_benefit(numbers)}</p>",
-        f'<ul class="findings">{_list_findings(numbers)}</ul>',
-        f"<p>{_explain(numbers)} {_CHANCE_HINT}</p>",
-        _render_differences(numbers, ranked),
-        _render_models(numbers, ranked),
-        _render_personalised(numbers, ranked),
-    )
+    shown = {model for entry in benefit.values() for model in entry["models"]}
+    with_models = [name for name in ranked if numbers.get("benefit", name, "models")]
+    return {
+        "summary": summarise_benefit(numbers),
+        "findings": [finding for verdict in VERDICTS if (finding := _list_finding(numbers, verdict)) is not None],
+        "personalised": [found for model in PERSONALISED if (found := _count_personalised(numbers, model)) is not None],
+        "terms": [(MODEL_NAMES[model], MODEL_EXPLANATIONS[model]) for model in MODEL_NAMES if model in shown],
+        "differences": [_draw_differences(numbers, part) for part in _split(ranked)],
+        "models": [_list_models(numbers, part) for part in _split(with_models)],
+        "rest": count(len(ranked) - SHOWN_SITES, "site"),
+        "rest_with_models": count(len(with_models) - SHOWN_SITES, "site"),
+        "against_personalised": _list_personalised(numbers, ranked),
+    }
+
+
+def _split(names: Sequence[str]) -> list[Sequence[str]]:
+    """Return the first sites and, of many, the rest to fold away."""
+    return [part for part in (names[:SHOWN_SITES], names[SHOWN_SITES:]) if part]
 
 
 def rank_benefit(numbers: Numbers) -> list[str]:
@@ -60,74 +62,59 @@ def _deciding(numbers: Numbers, site: str) -> DifferenceEntry | None:
     return None if key is None else entry["differences"]["local"][key]
 
 
-def say_benefit(numbers: Numbers) -> str:
-    """Return in one sentence at how many sites the federated model is worse, better and undecided, worse first."""
-    summary = numbers.get("benefit_summary")
+def summarise_benefit(numbers: Numbers) -> Values | None:
+    """Return at how many sites the federated model is worse, better and undecided, None where nothing was compared."""
     if not numbers.get("benefit"):
-        return ""
+        return None
+    summary = numbers.get("benefit_summary")
     known = sum(len(summary[verdict]) for verdict in ("worse", "better", "undecided"))
-    if known == 0:
-        return "Whether the sites are better off than with models of their own is not known: none has compared them."
-    named = [show_name(name) for name in _rank_within(numbers, "worse")]
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    worse = f" ({', '.join(named[:MOST_NAMED])}{more})" if named else ""
-    missing = f"; {count(len(summary['unknown']), 'site')} without a comparison" if summary["unknown"] else ""
-    return (
-        "Compared with a model trained on the site's own images alone, the federated model is "
-        f"<strong>worse at {len(summary['worse'])} of {count(known, 'site')}</strong>{worse}, better at "
-        f"{len(summary['better'])} and undecided at {len(summary['undecided'])}{missing}."
-    )
+    unknown = len(summary["unknown"])
+    return {
+        "known": known,
+        "known_sites": count(known, "site"),
+        "worse": _rank_within(numbers, "worse"),
+        "most": MOST_NAMED,
+        "num_better": len(summary["better"]),
+        "num_undecided": len(summary["undecided"]),
+        "unknown_sites": count(unknown, "site") if unknown else "",
+    }
 
 
-def _list_findings(numbers: Numbers) -> str:
-    items = []
-    for verdict, opening in NAMED_VERDICTS.items():
-        names = _rank_within(numbers, verdict)
-        if not names:
-            continue
-        told = [_say_site(numbers, name) for name in names[:MOST_NAMED]]
-        if len(names) > MOST_NAMED:
-            told.append(f"and {count(len(names) - MOST_NAMED, 'further site')} in the table below")
-        hint = _UNDECIDED_HINT if verdict == "undecided" else ""
-        items.append(f"<li>{opening} {count(len(names), 'site')}: {'; '.join(told)}.{hint}</li>")
-    return "".join(items + _list_personalised_findings(numbers))
+def _list_finding(numbers: Numbers, verdict: str) -> Values | None:
+    names = _rank_within(numbers, verdict)
+    if not names:
+        return None
+    more = len(names) - MOST_NAMED
+    return {
+        "verdict": verdict,
+        "sites": count(len(names), "site"),
+        "named": [_describe_site(numbers, name) for name in names[:MOST_NAMED]],
+        "more": count(more, "further site") if more > 0 else "",
+    }
 
 
-def _say_site(numbers: Numbers, site: str) -> str:
+def _describe_site(numbers: Numbers, site: str) -> Values:
     entry: BenefitEntry = numbers.get("benefit", site)
     key = entry["decided_by"]
     if key is None:
-        return f"{show_name(site)} ({escape(entry['reason'])})"
-    path = ("benefit", site, "differences", "local", key)
-    values = [numbers.figure("benefit", site, "models", model, key) for model in ("federated", "local")]
-    interval = numbers.interval(*path, signed=True)
-    return (
-        f"{show_name(site)} ({label_figure(key).lower()} {values[0]} against {values[1]} for local-only, difference "
-        f"{numbers.show_signed(*path, 'value')}"
-        + (f", 95 % interval {interval}" if interval else "")
-        + f", {numbers.show('benefit', site, 'differences', 'local', key, 'n')} images)"
-    )
+        return {"name": site, "reason": entry["reason"]}
+    return {"name": site, "reason": None, "key": key, "label": label_figure(key).lower()}
 
 
-def _list_personalised_findings(numbers: Numbers) -> list[str]:
-    """Return for each personalised form at how many sites it beats the model as it is released, and the reverse."""
-    items = []
-    for model in ("batch_norm", "fine_tuned"):
-        verdicts = [verdict for _, verdict in _list_verdicts(numbers, model)]
-        if not verdicts:
-            continue
-        # The difference is federated minus personalised, so "worse" means that personalising helps.
-        helps, hurts = verdicts.count("worse"), verdicts.count("better")
-        items.append(
-            f"<li>Personalised by {_name_method(model)}, the model does better than as it is released at "
-            f"{helps} of {count(len(verdicts), 'site')}, worse at {hurts}, undecided at "
-            f"{len(verdicts) - helps - hurts}.</li>"
-        )
-    return items
-
-
-def _name_method(model: str) -> str:
-    return "BatchNorm statistics of the site" if model == "batch_norm" else "fine-tuning at the site"
+def _count_personalised(numbers: Numbers, model: str) -> Values | None:
+    """Return at how many sites a personalised form beats the model as it is released, and the reverse."""
+    verdicts = [verdict for _, verdict in _list_verdicts(numbers, model)]
+    if not verdicts:
+        return None
+    # The difference is federated minus personalised, so "worse" means that personalising helps.
+    helps, hurts = verdicts.count("worse"), verdicts.count("better")
+    return {
+        "method": PERSONALISED[model],
+        "sites": count(len(verdicts), "site"),
+        "helps": helps,
+        "hurts": hurts,
+        "undecided": len(verdicts) - helps - hurts,
+    }
 
 
 def _list_verdicts(numbers: Numbers, model: str) -> list[tuple[str, str]]:
@@ -140,13 +127,7 @@ def _list_verdicts(numbers: Numbers, model: str) -> list[tuple[str, str]]:
     return found
 
 
-def _explain(numbers: Numbers) -> str:
-    shown = {model for entry in numbers.get("benefit").values() for model in entry["models"]}
-    terms = " ".join(f"{MODEL_NAMES[model]} is {MODEL_EXPLANATIONS[model]}." for model in MODEL_NAMES if model in shown)
-    return f"All models of a site answer the same test images of that site. {terms}"
-
-
-def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:
+def _draw_differences(numbers: Numbers, ranked: Sequence[str]) -> Markup:
     rows = []
     for site in ranked:
         key = numbers.get("benefit", site, "decided_by")
@@ -155,12 +136,10 @@ def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:
             rows.append(ForestRow(show_name(site), [VERDICTS[verdict], "", "n/a"], None))
             continue
         path = ("benefit", site, "differences", "local", key)
-        css = ' class="flag"' if verdict == "worse" else ""
         cells = [
-            f"<strong{css}>{VERDICTS[verdict]}</strong>",
+            render_macro("flag", VERDICTS[verdict], verdict == "worse"),
             numbers.show(*path, "n"),
-            f"{numbers.show_signed(*path, 'value')}{numbers.interval(*path, signed=True)}"
-            f'<span class="interval">{numbers.show_chance(*path, "p_value")}</span>',
+            _show_signed(numbers, *path),
         ]
         rows.append(ForestRow(show_name(site), cells, numbers.get(*path)))
     caption = (
@@ -168,30 +147,21 @@ def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:
         "federated model is better, left of it worse. The figure is balanced accuracy, or accuracy where that is n/a."
     )
     columns = ["Site", "Federated is", "Images", "Difference", "Drawn"]
-    shown = render_forest(caption, columns, [("", rows[:SHOWN_SITES])], 0.0)
-    if len(rows) > SHOWN_SITES:
-        rest = render_forest(caption, columns, [("", rows[SHOWN_SITES:])], 0.0)
-        shown += render_fold(f"The other {count(len(rows) - SHOWN_SITES, 'site')}", rest)
-    return f"<h3>Federated against local-only</h3>\n{shown}"
+    return render_forest(caption, columns, [("", rows)], 0.0)
 
 
-def _render_models(numbers: Numbers, ranked: Sequence[str]) -> str:
-    shown = [name for name in ranked if numbers.get("benefit", name, "models")]
-    if not shown:
-        return ""
-    tables = [_list_models(numbers, shown[:SHOWN_SITES])]
-    if len(shown) > SHOWN_SITES:
-        rest = _list_models(numbers, shown[SHOWN_SITES:])
-        tables.append(render_fold(f"The other {count(len(shown) - SHOWN_SITES, 'site')}", rest))
-    return "<h3>All models at every site</h3>\n" + "\n".join(tables)
+def _show_signed(numbers: Numbers, *path: str) -> Markup:
+    """Return a difference, its interval and its p-value, each on a line of its own."""
+    chance = render_macro("interval", numbers.show_chance(*path, "p_value"))
+    return join([numbers.show_signed(*path, "value"), numbers.interval(*path, signed=True), chance])
 
 
-def _list_models(numbers: Numbers, names: Sequence[str]) -> str:
+def _list_models(numbers: Numbers, names: Sequence[str]) -> Table:
     models = [model for model in MODEL_NAMES if any(model in numbers.get("benefit", name, "models") for name in names)]
-    rows = []
+    rows: list[list[Cell]] = []
     for name in names:
         own = numbers.get("benefit", name, "models")
-        cells = [
+        cells: list[Cell] = [
             numbers.figure_and_interval("benefit", name, "models", model, "balanced_accuracy", drawn=True)
             if model in own
             else "n/a"
@@ -200,14 +170,13 @@ def _list_models(numbers: Numbers, names: Sequence[str]) -> str:
         images = numbers.show("benefit", name, "models", "federated", "accuracy", "n")
         rows.append([show_name(name), images, *cells, VERDICTS[numbers.get("benefit", name, "verdict")]])
     caption = "Balanced accuracy of each model on the site's test images; 95 % intervals, scales from 0 to 1."
-    columns = ["Site", "Images", *(MODEL_NAMES[model] for model in models), "Federated is"]
-    return render_table(caption, columns, rows)
+    return Table(caption, ["Site", "Images", *(MODEL_NAMES[model] for model in models), "Federated is"], rows)
 
 
-def _render_personalised(numbers: Numbers, ranked: Sequence[str]) -> str:
-    models = [model for model in ("batch_norm", "fine_tuned") if _list_verdicts(numbers, model)]
+def _list_personalised(numbers: Numbers, ranked: Sequence[str]) -> Table | None:
+    models = [model for model in PERSONALISED if _list_verdicts(numbers, model)]
     if not models:
-        return ""
+        return None
     rows = [
         [show_name(name), *(_show_difference(numbers, name, model) for model in models)]
         for name in ranked
@@ -217,19 +186,15 @@ def _render_personalised(numbers: Numbers, ranked: Sequence[str]) -> str:
         "Federated as it is released minus personalised, balanced accuracy on the same test images, with 95 % "
         "intervals. A negative difference: personalising helps."
     )
-    columns = ["Site", *(f"Against {MODEL_NAMES[model]}" for model in models)]
-    table = render_table(caption, columns, rows)
-    return render_fold("Differences from the personalised models", table)
+    return Table(caption, ["Site", *(f"Against {MODEL_NAMES[model]}" for model in models)], rows)
 
 
-def _show_difference(numbers: Numbers, site: str, model: str) -> str:
+def _show_difference(numbers: Numbers, site: str, model: str) -> Markup:
     path = ("benefit", site, "differences", model, "balanced_accuracy")
     if model not in numbers.get("benefit", site, "differences"):
-        return "n/a"
+        return fill("n/a")
     difference: DifferenceEntry = numbers.get(*path)
     if difference["value"] is None:
-        return f"n/a ({escape(difference['reason'])})"
+        return fill("n/a ({})", difference["reason"])
     words = {"worse": "personalising helps", "better": "personalising harms", "undecided": "undecided"}
-    chance = f'<span class="interval">{numbers.show_chance(*path, "p_value")}</span>'
-    shown = f"{numbers.show_signed(*path, 'value')}{numbers.interval(*path, signed=True)}{chance}"
-    return f"{shown}{words[difference['verdict']]}"
+    return join([_show_signed(numbers, *path), words[difference["verdict"]]])

@@ -1,79 +1,71 @@
 """The page's part on calibration: the temperature, and how honest the stated confidence is before and after it."""
 
-from fedmed.report.drawing.markup import (
-    Numbers,
-    escape,
-    render_figure,
-    render_fold,
-    render_section,
-    render_table,
-    show_name,
-)
+from markupsafe import Markup
+
+from fedmed.report.drawing.markup import Cell, Numbers, Table, show_name
 from fedmed.report.drawing.plots import draw_reliability
+from fedmed.report.drawing.small_reliability import draw_small_reliability
+from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
 from fedmed.report.sections.method import is_coarse
-from fedmed.report.sections.small_reliability import draw_small_reliability
+from fedmed.report.sections.values import Values
 from fedmed.storage.records import TemperatureRecord
 
 MOST_SMALL = 12
 MOST_ROWS = 20
 SITE = "site"
-_SMALL_KEY = '<span class="symbol s0">●</span>after the temperature, <span class="symbol s3">✕</span>before it. '
 COLUMNS = {"ece": "ECE", "brier": "Brier"}
 
 
-def render_calibration(numbers: Numbers) -> str:
+def describe_calibration(numbers: Numbers) -> Values:
     """Return the section on calibration."""
-    pairs = "".join(_render_pooled(numbers, form) for form in ("before", "after"))
-    return render_section(
-        "calibration",
-        "Calibration: is the stated confidence honest?",
-        f"<p>{say_temperature(numbers)}</p>",
-        _render_figures(numbers),
-        f'<div class="grid">{pairs}</div>' if pairs else "<p>No image has been scored yet.</p>",
-        render_fold("Numbers of the calibration diagrams", _render_bins(numbers)) if pairs else "",
-        _render_small(numbers),
-    )
+    pooled = [found for form in ("before", "after") if (found := _draw_pooled(numbers, form)) is not None]
+    table, folded = _list_figures(numbers)
+    small, left_out = _draw_small(numbers)
+    return {
+        "temperature": _describe_temperature(numbers),
+        "table": table,
+        "folded": folded,
+        "rest": f"The other {count(len(folded.rows), 'group')}" if folded else "",
+        "pooled": pooled,
+        "bins": _list_bins(numbers) if pooled else None,
+        "small": small,
+        "left_out": count(left_out, "further group") if left_out else "",
+        "both": len(_list_forms(numbers)) > 1,
+    }
 
 
-def say_temperature(numbers: Numbers) -> str:
-    """Return what was done about calibration and what it brought, in words."""
+def _describe_temperature(numbers: Numbers) -> Values | None:
+    """Return what was done about calibration and what it brought, None where nothing was."""
     temperature: TemperatureRecord | None = numbers.get("calibration", "temperature")
     before: FigureEntries | None = numbers.get("calibration", "before")
     if temperature is None:
-        return "No temperature was fitted for this model: its confidence is as training has left it."
+        return None
     value = temperature["temperature"]
-    direction = "too sure of itself" if value > 1 else "not sure enough" if value < 1 else "as sure as it should be"
-    path = ("calibration", "temperature")
-    fitted = f", fitted on {numbers.show(*path, 'n')} validation images" if temperature.get("n") else ""
-    sentences = [
-        f"The model's scores are divided by a temperature of {numbers.show(*path, 'temperature')}{fitted}; before, "
-        f"the model was {direction}. The predicted class does not change, only the confidence."
-    ]
-    if temperature.get("nll_before") is not None and temperature.get("nll_after") is not None:
-        fit = [numbers.show("calibration", "temperature", f"nll_{form}") for form in ("before", "after")]
-        sentences.append(f"The mean negative log-likelihood there went from {fit[0]} to {fit[1]}.")
-    if before is not None and before["ece"]["value"] is not None:
-        errors = [
-            f"{numbers.figure('calibration', form, 'ece')} ({numbers.interval('calibration', form, 'ece')})"
-            for form in ("before", "after")
-        ]
-        part = numbers.get("fairness_part")
-        sentences.append(
-            f"On the {part} images the expected calibration error (ECE) is {errors[0]} before and {errors[1]} after "
-            "it, with 95 % intervals."
-        )
-    return " ".join(sentences)
+    return {
+        "direction": "too sure of itself"
+        if value > 1
+        else "not sure enough"
+        if value < 1
+        else "as sure as it should be",
+        "fitted": bool(temperature.get("n")),
+        "with_fit": temperature.get("nll_before") is not None and temperature.get("nll_after") is not None,
+        "with_errors": before is not None and before["ece"]["value"] is not None,
+        "part": numbers.get("fairness_part"),
+    }
 
 
-def _render_figures(numbers: Numbers) -> str:
-    rows = [["All images", *_list_cells(numbers, ("calibration",))]]
-    folded: list[list[str]] = []
+def _list_figures(numbers: Numbers) -> tuple[Table, Table | None]:
+    rows: list[list[Cell]] = [["All images", *_list_cells(numbers, ("calibration",))]]
+    folded: list[list[Cell]] = []
     for attribute, groups in numbers.get("calibration", "groups").items():
         name = show_name(head_attribute(attribute))
-        own = [
-            [f"{name}: {show_name(group)}", *_list_cells(numbers, ("calibration", "groups", attribute, group))]
+        own: list[list[Cell]] = [
+            [
+                fill("{}: {}", name, show_name(group)),
+                *_list_cells(numbers, ("calibration", "groups", attribute, group)),
+            ]
             for group in groups
             if numbers.get("calibration", "groups", attribute, group, "after", "ece", "n") != 0  # where it is told
         ]
@@ -84,17 +76,14 @@ def _render_figures(numbers: Numbers) -> str:
     caption = "Expected calibration error (0 is perfect) and Brier score (0 is perfect), with 95 % intervals."
     if len(forms) > 1:
         caption += " Before and after the temperature."
-    table = render_table(caption, columns, rows)
-    if not folded:
-        return table
-    return table + render_fold(f"The other {count(len(folded), 'group')}", render_table(caption, columns, folded))
+    return Table(caption, columns, rows), Table(caption, columns, folded) if folded else None
 
 
 def _list_forms(numbers: Numbers) -> list[str]:
     return ["before", "after"] if numbers.get("calibration", "before") is not None else [""]
 
 
-def _list_cells(numbers: Numbers, path: tuple[str, ...]) -> list[str]:
+def _list_cells(numbers: Numbers, path: tuple[str, ...]) -> list[Cell]:
     forms = [form or "after" for form in _list_forms(numbers)]
     cells = [
         "n/a" if numbers.get(*path, form) is None else numbers.figure_and_interval(*path, form, key)
@@ -104,26 +93,27 @@ def _list_cells(numbers: Numbers, path: tuple[str, ...]) -> list[str]:
     return [numbers.show(*path, "after", "ece", "n"), *cells]
 
 
-def _render_pooled(numbers: Numbers, form: str) -> str:
+def _draw_pooled(numbers: Numbers, form: str) -> Values | None:
     bins: Reliability | None = numbers.get("calibration", "reliability", form)
     if bins is None or not any(bins["n"]):
-        return ""
+        return None
     both = numbers.get("calibration", "reliability", "before") is not None
     when = {"before": "Before the temperature: the", "after": "After the temperature: the"}[form] if both else "The"
-    caption = (
+    caption = fill(
         f"{when} share of right answers (bars, and points at the mean confidence of each bin) against the confidence "
         "that the model states. On the dashed diagonal, confidence is honest; below it, the model is too sure. "
-        f"Expected calibration error {numbers.figure('calibration', form, 'ece')}."
+        "Expected calibration error {}.",
+        numbers.figure("calibration", form, "ece"),
     )
-    return render_figure(draw_reliability(bins["n"], bins["confidence"], bins["accuracy"], form), caption)
+    return {"drawing": draw_reliability(bins["n"], bins["confidence"], bins["accuracy"], form), "caption": caption}
 
 
-def _render_bins(numbers: Numbers) -> str:
+def _list_bins(numbers: Numbers) -> Table:
     forms = [form for form in ("before", "after") if numbers.get("calibration", "reliability", form) is not None]
     size = len(numbers.get("calibration", "reliability", "after", "n"))
-    rows = []
+    rows: list[list[Cell]] = []
     for index in range(size):
-        cells = []
+        cells: list[Markup] = []
         for form in forms:
             path = ("calibration", "reliability", form)
             cells += [
@@ -131,7 +121,7 @@ def _render_bins(numbers: Numbers) -> str:
                 numbers.show(*path, "confidence", index, missing="no image"),
                 numbers.show(*path, "accuracy", index, missing="no image"),
             ]
-        rows.append([escape(f"{index / size:.2f} to {(index + 1) / size:.2f}"), *cells])
+        rows.append([f"{index / size:.2f} to {(index + 1) / size:.2f}", *cells])
     columns = ["Confidence"]
     for form in forms:
         suffix = f" {form}" if len(forms) > 1 else ""
@@ -139,12 +129,12 @@ def _render_bins(numbers: Numbers) -> str:
     caption = "Bins of the stated confidence, all images."
     if is_coarse(numbers):
         caption += " Sites put neighbouring bins together that hold few; the first one stands for them."
-    return render_table(caption, columns, rows)
+    return Table(caption, columns, rows)
 
 
-def _render_small(numbers: Numbers) -> str:
-    """Return small reliability diagrams by group, of attributes that are no crossings, as long as they are few."""
-    drawings: list[str] = []
+def _draw_small(numbers: Numbers) -> tuple[list[Values], int]:
+    """Return small reliability diagrams by group, of attributes that are no crossings, and how many were too many."""
+    drawings: list[Values] = []
     left_out = 0
     by_attribute: dict[str, dict[str, GroupCalibration]] = numbers.get("calibration", "groups")
     # Sites come last here, since of a large federation they would leave no room for the patients' groups.
@@ -158,21 +148,17 @@ def _render_small(numbers: Numbers) -> str:
             if len(drawings) == MOST_SMALL:
                 left_out += 1
                 continue
-            drawings.append(_render_small_one(numbers, attribute, group))
-    if not drawings:
-        return ""
-    both = len(_list_forms(numbers)) > 1
-    key = f'<p class="symbols">{_SMALL_KEY if both else ""}The larger a dot, the more images are behind it.</p>'
-    more = f"<p>{count(left_out, 'further group')}: in report.json.</p>" if left_out else ""
-    return f'<h3>By group</h3>\n{key}<div class="tiles small-figures">{"".join(drawings)}</div>{more}'
+            drawings.append(_draw_small_one(numbers, attribute, group))
+    return drawings, left_out
 
 
-def _render_small_one(numbers: Numbers, attribute: str, group: str) -> str:
+def _draw_small_one(numbers: Numbers, attribute: str, group: str) -> Values:
     path = ("calibration", "groups", attribute, group)
     before: Reliability | None = numbers.get(*path, "reliability", "before")
     after: Reliability = numbers.get(*path, "reliability", "after")
     title = f"{head_attribute(attribute)}: {group}"
-    svg = draw_small_reliability(before, after, f"Reliability, {title}.")
-    images = numbers.show(*path, "after", "ece", "n")
-    caption = f"{show_name(title)}. ECE {numbers.figure(*path, 'after', 'ece')} on {images} images."
-    return render_figure(svg, caption)
+    error, images = numbers.figure(*path, "after", "ece"), numbers.show(*path, "after", "ece", "n")
+    return {
+        "drawing": draw_small_reliability(before, after, f"Reliability, {title}."),
+        "caption": fill("{}. ECE {} on {} images.", show_name(title), error, images),
+    }

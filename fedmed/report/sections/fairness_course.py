@@ -2,34 +2,38 @@
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from fedmed.report.drawing.fairness_plots import draw_course
-from fedmed.report.drawing.markup import Numbers, render_figure, render_key, show_name
+from fedmed.report.drawing.markup import Numbers, show_name
+from fedmed.report.drawing.palette import make_key
+from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import label_attribute, label_figure
 from fedmed.report.schema.document import RoundEntry
+from fedmed.report.sections.values import Values
 
 MOST_LINES = 8
 MOST_ATTRIBUTES = 4
 SITE = "site"
 
 
-def render_course(numbers: Numbers) -> str:
+def draw_courses(numbers: Numbers) -> list[Values]:
     """Return the gaps over the rounds, and the validation figure of each group of the attributes."""
     history: list[RoundEntry] = numbers.get("history")
     if len(history) < 2:
-        return ""
-    drawings = [_render_gap_course(numbers), *_render_group_courses(numbers)]
-    shown = "".join(drawing for drawing in drawings if drawing)
-    return f'<h3>Over the rounds</h3>\n<div class="grid">{shown}</div>' if shown else ""
+        return []
+    gaps = _draw_gap_course(numbers)
+    return [*([] if gaps is None else [gaps]), *_draw_group_courses(numbers)]
 
 
-def _render_gap_course(numbers: Numbers) -> str:
+def _draw_gap_course(numbers: Numbers) -> Values | None:
     history: list[RoundEntry] = numbers.get("history")
     figure = f"gap_{numbers.get('course_figure')}"
     candidates = [figure, "gap_balanced_accuracy", "gap_accuracy"]
     gaps = [record["validation"]["gaps"] for record in history]
     key = next((key for key in candidates if any(key in own for by in gaps for own in by.values())), None)
     if key is None:
-        return ""
+        return None
     attributes = [name for name in numbers.get("groups") if any(key in by.get(name, {}) for by in gaps)][:MOST_LINES]
     lines = [[by.get(name, {}).get(key) for by in gaps] for name in attributes]
     description = f"{label_figure(key)} between groups over the rounds, one line for each attribute."
@@ -38,18 +42,18 @@ def _render_gap_course(numbers: Numbers) -> str:
         f"{label_figure(key)} between the groups of each attribute, on the validation images. Small groups have a "
         "gap by chance in every round; what tells is a line that rises."
     )
-    return render_figure(svg, caption, render_key([show_name(label_attribute(name)) for name in attributes]))
+    return {"drawing": svg, "caption": caption, "key": make_key([label_attribute(name) for name in attributes])}
 
 
-def _draw_lines(numbers: Numbers, lines: Sequence[Sequence[float | None]], key: str, description: str) -> str:
+def _draw_lines(numbers: Numbers, lines: Sequence[Sequence[float | None]], key: str, description: str) -> Markup:
     rounds = [record["round"] for record in numbers.get("history")]
     return draw_course(rounds, lines, label_figure(key), numbers.get("chosen_round"), description)
 
 
-def _render_group_courses(numbers: Numbers) -> list[str]:
+def _draw_group_courses(numbers: Numbers) -> list[Values]:
     history: list[RoundEntry] = numbers.get("history")
     key: str = numbers.get("course_figure")
-    drawings = []
+    drawings: list[Values] = []
     for attribute in [name for name in numbers.get("groups") if name != SITE and " x " not in name][:MOST_ATTRIBUTES]:
         by_round = [record["validation"]["groups"].get(attribute, {}) for record in history]
         sizes: dict[str, float] = {}
@@ -64,6 +68,6 @@ def _render_group_courses(numbers: Numbers) -> list[str]:
         description = f"{label_figure(key)} by {title} over the rounds, one line for each group."
         svg = _draw_lines(numbers, lines, key, description)
         more = f" The {MOST_LINES} largest groups." if len(sizes) > MOST_LINES else ""
-        caption = f"{label_figure(key)} by {show_name(title)}, on the validation images.{more}"
-        drawings.append(render_figure(svg, caption, render_key([show_name(group) for group in largest])))
+        caption = fill("{} by {}, on the validation images.{}", label_figure(key), show_name(title), more)
+        drawings.append({"drawing": svg, "caption": caption, "key": make_key(largest)})
     return drawings

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import yaml
 from pydantic import JsonValue
 
-from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table
+from fedmed.report.drawing.markup import Numbers, Table
 from fedmed.report.drawing.wording import EXPLANATIONS, label_figure, name_direction
+from fedmed.report.sections.values import Values
 
 MIXED_UNITS = "patients or images"
 INTERVALS = (
@@ -62,28 +63,31 @@ DISTILLATION = (
 )
 
 
-def render_reading(numbers: Numbers) -> str:
+def describe_reading(numbers: Numbers) -> Values:
     """Return the definitions of the figures that the page shows."""
     directions = {key: figure["better"] for key, figure in numbers.get("figures").items()}
     for gaps in numbers.get("gaps").values():
         directions |= {key: gap["better"] for key, gap in gaps.items()}
-    terms = "".join(
-        f"<dt>{label_figure(key)} ({name_direction(better)})</dt><dd>{EXPLANATIONS[key]}</dd>"
-        for key, better in directions.items()
-        if key in EXPLANATIONS
-    )
-    return render_section(
-        "reading",
-        "How to read the figures",
-        f"<p>{TABLES}</p>",
-        f"<p>{COARSE} {LOST}</p>" if is_coarse(numbers) else "",
-        f"<p>{INTERVALS}</p>",
-        f"<p>{GAPS}</p>" if numbers.get("gaps") else "",
-        f"<p>{PAIRED}</p>" if numbers.get("benefit") else "",
-        f"<p>{DISTILLATION}</p>" if numbers.get("distillation") else "",
-        f"<p>{_say_thresholds(numbers)} A figure that cannot be given is shown as n/a with the reason, never as 0.</p>",
-        f"<dl>{terms}</dl>",
-    )
+    told = {
+        TABLES: True,
+        f"{COARSE} {LOST}": is_coarse(numbers),
+        INTERVALS: True,
+        GAPS: bool(numbers.get("gaps")),
+        PAIRED: bool(numbers.get("benefit")),
+        DISTILLATION: bool(numbers.get("distillation")),
+    }
+    return {
+        "paragraphs": [text for text, is_told in told.items() if is_told],
+        "is_coarse": is_coarse(numbers),
+        "unit": name_unit(numbers),
+        "is_mixed": name_unit(numbers) == MIXED_UNITS,
+        "with_bins": "k_bin" in numbers.get("thresholds"),
+        "terms": [
+            (f"{label_figure(key)} ({name_direction(better)})", EXPLANATIONS[key])
+            for key, better in directions.items()
+            if key in EXPLANATIONS
+        ],
+    }
 
 
 def is_coarse(numbers: Numbers) -> bool:
@@ -93,56 +97,29 @@ def is_coarse(numbers: Numbers) -> bool:
 
 def name_unit(numbers: Numbers) -> str:
     """Return what thresholds count; an older report does not say."""
-    thresholds = numbers.get("thresholds")
-    return escape(thresholds.get("unit", MIXED_UNITS))
+    return str(numbers.get("thresholds").get("unit", MIXED_UNITS))
 
 
-def _say_thresholds(numbers: Numbers) -> str:
-    if not is_coarse(numbers):
-        return "No group was withheld for being small: one party holds all images of this page."
-    bins = f", bins of fewer than {numbers.show('thresholds', 'k_bin')}" if "k_bin" in numbers.get("thresholds") else ""
-    unit = name_unit(numbers)
-    mixed = "Thresholds count patients where a site's data names them, and images where it does not. "
-    return (
-        f"{mixed if unit == MIXED_UNITS else ''}"
-        f"A site withholds groups of fewer than {numbers.show('thresholds', 'k')} {unit}{bins}, and classes of fewer "
-        f"than {numbers.show('thresholds', 'k_row')} {unit} within a group, which look like classes of which it has no "
-        "image; together the images of such classes may still count in accuracy and calibration. A group that rests on "
-        "one site is hidden unless that site agrees, and so is a group from which such a one would follow by "
-        "subtraction. For the same reason a site may set a few images aside, so that counts can be slightly below the "
-        "true ones."
-    )
-
-
-def render_run(numbers: Numbers) -> str:
+def describe_run(numbers: Numbers) -> Values:
     """Return settings, environment, seed and the command that repeats the run."""
     settings = yaml.safe_dump(numbers.get("config"), sort_keys=False, allow_unicode=True)
-    rows = [[escape(name), escape(value)] for name, value in _flatten(numbers.get("environment"))]
-    environment = render_table("Software and hardware.", ["Part", "Value"], rows) if rows else ""
+    rows = [[name, str(value)] for name, value in _flatten(numbers.get("environment"))]
     command = numbers.get("command")
-    folders = ", put its folder for RUN and a new one for NEW_FOLDER" if "NEW_FOLDER" in command else ""
-    return render_section(
-        "run",
-        "What was run",
-        f"<p>Seed {numbers.show('seed')}. The same seed, settings and versions give the same model. To repeat the "
-        f"run{folders}:</p>",
-        f'<pre tabindex="0"><code>{escape(command)}</code></pre>',
-        _say_step(numbers),
-        render_fold("All settings", f'<pre tabindex="0"><code>{escape(settings)}</code></pre>'),
-        render_fold("Environment", environment) if rows else "",
-    )
+    return {
+        "command": command,
+        "with_folders": "NEW_FOLDER" in command,
+        "step": _describe_step(numbers),
+        "settings": settings,
+        "environment": Table("Software and hardware.", ["Part", "Value"], rows) if rows else None,
+    }
 
 
-def _say_step(numbers: Numbers) -> str:
-    """Return how the server went on from each average, where that is not the next model."""
+def _describe_step(numbers: Numbers) -> str:
+    """Return how the server went on from each average, nothing where that is the next model."""
     step: dict[str, str | float] = numbers.get("config").get("server_step") or {"kind": "average"}
     if step["kind"] == "average":
         return ""
-    values = ", ".join(f"{key} {value}" for key, value in step.items() if key != "kind")
-    return (
-        "<p>After each round the server did not take the average of the updates for the next model, but a step towards "
-        f"it: {escape(step['kind'])} ({escape(values)}).</p>"
-    )
+    return f"{step['kind']} ({', '.join(f'{key} {value}' for key, value in step.items() if key != 'kind')})"
 
 
 def _flatten(values: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
@@ -153,10 +130,7 @@ def _flatten(values: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{key}", value
 
 
-def render_notes(numbers: Numbers) -> str:
-    """Return the notes, or nothing where there are none."""
+def describe_notes(numbers: Numbers) -> Values | None:
+    """Return the notes, None where there are none."""
     notes = numbers.get("notes")
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return render_section("notes", "Notes", f"<ul>{items}</ul>")
+    return {"notes": notes} if notes else None

@@ -1,14 +1,6 @@
 """The findings: summary, headline figures, classes and sites."""
 
-from fedmed.report.drawing.markup import (
-    Numbers,
-    escape,
-    format_number,
-    render_fold,
-    render_section,
-    render_table,
-    show_name,
-)
+from fedmed.report.drawing.markup import Cell, Numbers, Rows, Table, format_number, show_name
 from fedmed.report.drawing.wording import (
     HEADLINE,
     SUBSET_FIGURES,
@@ -18,9 +10,11 @@ from fedmed.report.drawing.wording import (
     label_rule,
     name_direction,
 )
+from fedmed.report.schema.document import SiteEntry
 from fedmed.report.schema.figures import FigureEntry
-from fedmed.report.sections.benefit import say_benefit
-from fedmed.report.sections.fairness_findings import say_fairness
+from fedmed.report.sections.benefit import summarise_benefit
+from fedmed.report.sections.fairness_findings import summarise_fairness
+from fedmed.report.sections.values import Values
 
 CLASS_FIGURES = {
     "sensitivity": "Sensitivity",
@@ -33,95 +27,41 @@ SHOWN_SITES = 20
 SHOWN_AT_EACH_END = 6
 
 
-def render_summary(numbers: Numbers) -> str:
-    """Return the findings in plain language: first the model, then groups and sites."""
-    sentences = [
-        _say_choice(numbers),
-        _say_pooled(numbers),
-        _say_weakest_class(numbers),
-        _say_sites(numbers),
-        _say_participation(numbers),
-    ]
-    groups = [say_fairness(numbers), say_benefit(numbers)]
-    return "\n".join(
-        f'<p class="summary">{" ".join(sentence for sentence in paragraph if sentence)}</p>'
-        for paragraph in (sentences, groups)
-        if any(paragraph)
-    )
+def describe_summary(numbers: Numbers) -> Values:
+    """Return what the findings in plain language need: first the model, then groups and sites."""
+    ranked = [name for name in rank_sites(numbers) if _site_value(numbers, name) is not None]
+    participants = numbers.get("participation", "sites")
+    return {
+        "going_on": bool(numbers.get("groups")) and numbers.get("fairness_part") == "validation",
+        "rule": _name_rule(numbers),
+        "pooled": numbers.get("figures", "balanced_accuracy"),
+        "num_sites": count(sum(_count_tested(site) > 0 for site in numbers.get("sites").values()), "site"),
+        "chance": format_number(1 / len(numbers.get("classes")), 2),
+        "weakest": find_weakest_class(numbers),
+        "ends": (ranked[0], ranked[-1]) if len(ranked) > 1 else None,
+        "num_participants": len(participants),
+        "num_missed": sum(site["missed_rounds"] > 0 for site in participants.values()),
+        "fairness": summarise_fairness(numbers),
+        "benefit": summarise_benefit(numbers),
+    }
 
 
-def _say_choice(numbers: Numbers) -> str:
-    if numbers.get("groups") and numbers.get("fairness_part") == "validation":
-        return (
-            f"The run is still going on. Round {numbers.show('chosen_round')} is the last one that is done; groups are "
-            "compared on its validation images, and the test images are scored at the end."
-        )
-    if numbers.get("rounds") == 1:
-        return "The run has one round; its model was scored once on the test images."
-    return (
-        f"Of {numbers.show('rounds')} rounds, round {numbers.show('chosen_round')} was chosen by {_name_rule(numbers)} "
-        "on the validation images; its model was then scored once on the test images."
-    )
+def _count_tested(site: SiteEntry) -> int:
+    return site["test"]["accuracy"]["n"] or 0
+
+
+def find_weakest_class(numbers: Numbers) -> str | None:
+    """Return the class with the lowest sensitivity on the test images, None where no class has one."""
+    by_class = numbers.get("figures", "sensitivity").get("by_class", {})
+    known = {name: entry["value"] for name, entry in by_class.items() if entry["value"] is not None}
+    return min(known, key=lambda name: known[name]) if known else None
 
 
 def _name_rule(numbers: Numbers) -> str:
     rule = numbers.get("choose_by")
     if rule == numbers.get("course_figure"):
         return f"its pooled {label_rule(rule)}"
-    return f"the {label_rule(rule)} (by {escape(label_attribute(numbers.get('choose_attribute')))})"
-
-
-def _say_pooled(numbers: Numbers) -> str:
-    figure: FigureEntry = numbers.get("figures", "balanced_accuracy")
-    if figure["value"] is None:
-        return f"Its balanced accuracy is n/a ({escape(figure['reason'])})."
-    sites = sum(site["test"]["accuracy"]["n"] > 0 for site in numbers.get("sites").values())
-    chance = format_number(1 / len(numbers.get("classes")), 2)
-    interval = numbers.interval("figures", "balanced_accuracy")
-    return (
-        f"On {numbers.show('figures', 'balanced_accuracy', 'n')} test images of {count(sites, 'site')} it reaches a "
-        f"balanced accuracy of <strong>{numbers.figure('figures', 'balanced_accuracy')}</strong>"
-        + (f" (95 % interval {interval})" if interval else "")
-        + f"; guessing would give {chance}."
-    )
-
-
-def _say_weakest_class(numbers: Numbers) -> str:
-    by_class = numbers.get("figures", "sensitivity").get("by_class", {})
-    known = {name: entry["value"] for name, entry in by_class.items() if entry["value"] is not None}
-    if not known:
-        return ""
-    name = min(known, key=lambda item: known[item])
-    path = ("figures", "sensitivity", "by_class", name)
-    return (
-        f"The class that is recognised least often is {show_name(name)} (sensitivity {numbers.figure(*path)}, "
-        f"{numbers.show('test_images', 'by_class', name)} images)."
-    )
-
-
-def _say_sites(numbers: Numbers) -> str:
-    ranked = [name for name in rank_sites(numbers) if _site_value(numbers, name) is not None]
-    if len(ranked) < 2:
-        return ""
-    best, worst = (
-        f"{show_name(name)} ({numbers.figure('sites', name, 'test', 'balanced_accuracy')}, "
-        f"{numbers.show('sites', name, 'test', 'balanced_accuracy', 'n')} images)"
-        for name in (ranked[0], ranked[-1])
-    )
-    return (
-        f"Among the sites, balanced accuracy is highest at {best} and lowest at {worst}; part of such a difference is "
-        "chance, and more so the fewer images a site has."
-    )
-
-
-def _say_participation(numbers: Numbers) -> str:
-    sites = numbers.get("participation", "sites")
-    missed = sum(site["missed_rounds"] > 0 for site in sites.values())
-    if not sites:
-        return ""
-    if missed == 0:
-        return "Every site took part in every round." if len(sites) > 1 else "The site took part in every round."
-    return f"{missed:,} of {count(len(sites), 'site')} missed at least one round."
+    return f"the {label_rule(rule)} (by {label_attribute(numbers.get('choose_attribute'))})"
 
 
 def _site_value(numbers: Numbers, site: str) -> float | None:
@@ -139,23 +79,19 @@ def rank_sites(numbers: Numbers) -> list[str]:
     return sorted(numbers.get("sites"), key=order)
 
 
-def render_headline(numbers: Numbers) -> str:
-    """Return the table of the pooled test figures of the chosen model."""
+def describe_results(numbers: Numbers) -> Values:
+    """Return the pooled test figures of the chosen model."""
     figures = numbers.get("figures")
     first = [key for key in HEADLINE if key in figures]
     rest = [key for key in figures if key not in HEADLINE]
-    return render_section(
-        "results",
-        "Results on the test images",
-        _render_figures(numbers, first, "Pooled over all sites; 95 % intervals."),
-        render_fold("Further figures", _render_figures(numbers, rest, "Further pooled figures; 95 % intervals."))
-        if rest
-        else "",
-    )
+    return {
+        "first": _list_figures(numbers, first, "Pooled over all sites; 95 % intervals."),
+        "rest": _list_figures(numbers, rest, "Further pooled figures; 95 % intervals.") if rest else None,
+    }
 
 
-def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
-    rows = [
+def _list_figures(numbers: Numbers, keys: list[str], caption: str) -> Table:
+    rows: Rows = [
         [
             label_figure(key) + say_how(numbers.get("figures", key)),
             numbers.figure("figures", key),
@@ -167,7 +103,7 @@ def _render_figures(numbers: Numbers, keys: list[str], caption: str) -> str:
         for key in keys
     ]
     columns = ["Figure", "Value", "95 % interval", "Images", "Direction", "0 to 1 (Brier 0 to 2)"]
-    return render_table(caption, columns, rows, "figures")
+    return Table(caption, columns, rows, "figures")
 
 
 def say_how(figure: FigureEntry) -> str:
@@ -178,9 +114,9 @@ def say_how(figure: FigureEntry) -> str:
     return "" if bound is None else f" (at most {format_number(bound, 3)} off)"
 
 
-def render_classes(numbers: Numbers) -> str:
-    """Return the table of figures by class."""
-    rows = [
+def describe_classes(numbers: Numbers) -> Values:
+    """Return the figures by class."""
+    rows: Rows = [
         [
             show_name(name),
             numbers.show("test_images", "by_class", name),
@@ -195,28 +131,25 @@ def render_classes(numbers: Numbers) -> str:
     caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
     if numbers.get("figures", "auc").get("within_sites"):
         caption += " AUC within sites."
-    return render_section("classes", "Results by class", render_table(caption, columns, rows))
+    return {"table": Table(caption, columns, rows)}
 
 
-def render_sites(numbers: Numbers) -> str:
-    """Return the table of figures by site; of many sites the best and the worst, and the rest folded away."""
+def describe_sites(numbers: Numbers) -> Values:
+    """Return the figures by site; of many sites the best and the worst, and the rest folded away."""
     ranked = rank_sites(numbers)
     if len(ranked) <= SHOWN_SITES:
-        tables = [_render_site_rows(numbers, ranked, "All sites, the best balanced accuracy first.")]
-    else:
-        top, middle, bottom = split_ends(ranked, SHOWN_AT_EACH_END)
-        tables = [
-            _say_spread(numbers, ranked),
-            _render_site_rows(numbers, top, f"The {len(top)} sites with the highest balanced accuracy."),
-            _render_site_rows(
-                numbers, bottom, f"The {len(bottom)} sites with the lowest balanced accuracy, or without one."
-            ),
-            render_fold(
-                f"The other {count(len(middle), 'site')}",
-                _render_site_rows(numbers, middle, "The other sites, the best balanced accuracy first."),
-            ),
-        ]
-    return render_section("sites", "Results by site", *tables)
+        caption = "All sites, the best balanced accuracy first."
+        return {"spread": None, "tables": [_list_sites(numbers, ranked, caption)], "folded": None, "rest": ""}
+    top, middle, bottom = split_ends(ranked, SHOWN_AT_EACH_END)
+    return {
+        "spread": _list_spread(numbers, ranked),
+        "tables": [
+            _list_sites(numbers, top, f"The {len(top)} sites with the highest balanced accuracy."),
+            _list_sites(numbers, bottom, f"The {len(bottom)} sites with the lowest balanced accuracy, or without one."),
+        ],
+        "folded": _list_sites(numbers, middle, "The other sites, the best balanced accuracy first."),
+        "rest": f"The other {count(len(middle), 'site')}",
+    }
 
 
 def split_ends(names: list[str], size: int) -> tuple[list[str], list[str], list[str]]:
@@ -224,24 +157,26 @@ def split_ends(names: list[str], size: int) -> tuple[list[str], list[str], list[
     return names[:size], names[size:-size], names[-size:]
 
 
-def _say_spread(numbers: Numbers, ranked: list[str]) -> str:
+def _list_spread(numbers: Numbers, ranked: list[str]) -> Values | None:
+    """Return how many sites have a balanced accuracy, and highest, quartiles and lowest of it."""
     known = [name for name in ranked if _site_value(numbers, name) is not None]
     if not known:
-        return ""
+        return None
     places = [(len(known) - 1) * quarter // 4 for quarter in range(5)]
-    shown = [numbers.figure("sites", known[place], "test", "balanced_accuracy") for place in places]
     names = ("highest", "upper quarter", "median", "lower quarter", "lowest")
-    listed = ", ".join(f"{name} {value}" for name, value in zip(names, shown, strict=True))
-    return f"<p>Balanced accuracy of {count(len(known), 'site')}: {listed}.</p>"
+    return {
+        "sites": count(len(known), "site"),
+        "places": [(name, known[place]) for name, place in zip(names, places, strict=True)],
+    }
 
 
-def _render_site_rows(numbers: Numbers, names: list[str], caption: str) -> str:
-    rows = [_render_site(numbers, name) for name in names]
+def _list_sites(numbers: Numbers, names: list[str], caption: str) -> Table:
     columns = ["Site", "Train images", "Test images", *SUBSET_FIGURES.values()]
-    return render_table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
+    rows = [_list_site(numbers, name) for name in names]
+    return Table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
 
 
-def _render_site(numbers: Numbers, name: str) -> list[str]:
+def _list_site(numbers: Numbers, name: str) -> list[Cell]:
     return [
         show_name(name),
         numbers.show("sites", name, "train_images"),

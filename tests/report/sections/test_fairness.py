@@ -6,9 +6,9 @@ import re
 import pytest
 
 from fedmed.report.drawing.fairness_plots import draw_course, draw_front
+from fedmed.report.drawing.forest import ForestRow, make_axis, render_forest
+from fedmed.report.drawing.small_reliability import draw_small_reliability
 from fedmed.report.drawing.wording import EXPLANATIONS, LABELS
-from fedmed.report.sections.forest import ForestRow, make_axis, render_forest
-from fedmed.report.sections.small_reliability import draw_small_reliability
 from tests.report.support.example import make_content, make_record, make_site
 from tests.report.support.fairness_example import draw_site, make_fair_content, make_sites, only_federated
 from tests.report.support.page_parser import Page

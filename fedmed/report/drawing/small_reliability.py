@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from fedmed.report.drawing.markup import escape
+from markupsafe import Markup
+
+from fedmed.report.drawing.templates import render_macro
 from fedmed.report.schema.figures import Reliability
 
 _SIDE = 100.0
@@ -11,7 +13,7 @@ _TICKS = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
 _LARGEST, _SMALLEST = 5.0, 1.6
 
 
-def draw_small_reliability(before: Reliability | None, after: Reliability, description: str) -> str:
+def draw_small_reliability(before: Reliability | None, after: Reliability, description: str) -> Markup:
     """Return a small reliability diagram as SVG: dots after the temperature, and crosses before it.
 
     Parameters
@@ -23,12 +25,9 @@ def draw_small_reliability(before: Reliability | None, after: Reliability, descr
         What a screen reader says instead of the drawing.
     """
     width, height = _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BELOW
-    crosses = "" if before is None else "".join(_draw_cross(*mark) for mark in _place_marks(before))
-    dots = "".join(_draw_dot(*mark) for mark in _place_marks(after))
-    return (
-        f'<svg class="plot small-plot" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{escape(description)}">{_draw_frame()}{crosses}{dots}</svg>'
-    )
+    crosses = [] if before is None else [_draw_cross(*mark) for mark in _place_marks(before)]
+    dots = [tuple(f"{value:.1f}" for value in mark) for mark in _place_marks(after)]
+    return render_macro("small_reliability", f"{width:g}", f"{height:g}", description, _draw_frame(), crosses, dots)
 
 
 def _place_marks(bins: Reliability) -> Iterator[tuple[float, float, float]]:
@@ -40,27 +39,24 @@ def _place_marks(bins: Reliability) -> Iterator[tuple[float, float, float]]:
             yield _LEFT + _SIDE * confidence, _TOP + _SIDE * (1 - accuracy), radius
 
 
-def _draw_dot(x: float, y: float, radius: float) -> str:
-    return f'<circle class="after" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
-
-
 def _draw_cross(x: float, y: float, radius: float) -> str:
     side = f"{2 * radius:.1f}"
-    start = f"{x - radius:.1f} {y - radius:.1f}"
-    return f'<path class="before" d="M{start}l{side} {side}m0 -{side}l-{side} {side}"/>'
+    return f"M{x - radius:.1f} {y - radius:.1f}l{side} {side}m0 -{side}l-{side} {side}"
 
 
-def _draw_frame() -> str:
+def _draw_frame() -> dict[str, object]:
+    """Return grid, labels (across, downwards, anchor, text), the diagonal, and where the upright label stands."""
     right, bottom = _LEFT + _SIDE, _TOP + _SIDE
-    marks = []
+    grid, labels = [], []
     for value, label in _TICKS:
         x, y = _LEFT + _SIDE * value, bottom - _SIDE * value
-        marks.append(f'<path class="grid-line" d="M{x:g} {_TOP}V{bottom:g}M{_LEFT} {y:g}H{right:g}"/>')
-        marks.append(f'<text x="{x:g}" y="{bottom + 13:g}" text-anchor="middle">{label}</text>')
-        marks.append(f'<text x="{_LEFT - 5}" y="{y + 3.5:g}" text-anchor="end">{label}</text>')
-    centre = _TOP + _SIDE / 2
-    return (
-        f'{"".join(marks)}<path class="reference" d="M{_LEFT} {bottom:g}L{right:g} {_TOP}"/>'
-        f'<text x="{_LEFT + _SIDE / 2:g}" y="{bottom + 29:g}" text-anchor="middle">Stated confidence</text>'
-        f'<text transform="translate(10 {centre:g}) rotate(-90)" text-anchor="middle">Share right</text>'
-    )
+        grid.append(f"M{x:g} {_TOP}V{bottom:g}M{_LEFT} {y:g}H{right:g}")
+        labels.append((f"{x:g}", f"{bottom + 13:g}", "middle", label))
+        labels.append((f"{_LEFT - 5}", f"{y + 3.5:g}", "end", label))
+    labels.append((f"{_LEFT + _SIDE / 2:g}", f"{bottom + 29:g}", "middle", "Stated confidence"))
+    return {
+        "grid": grid,
+        "labels": labels,
+        "diagonal": f"M{_LEFT} {bottom:g}L{right:g} {_TOP}",
+        "turn": f"translate(10 {_TOP + _SIDE / 2:g}) rotate(-90)",
+    }

@@ -8,7 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmed.report.drawing.markup import format_number
+from markupsafe import Markup
+
+from fedmed.report.drawing.markup import Cell, format_number
+from fedmed.report.drawing.templates import render_macro
 from fedmed.report.schema.figures import Drawn
 
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0)
@@ -23,15 +26,15 @@ class ForestRow:
     Attributes
     ----------
     heading : str
-        HTML of the row's name.
+        The row's name.
     cells : sequence of str
-        HTML of the cells between name and drawing.
+        The cells between name and drawing.
     figure : dict or None
         ``value`` and ``interval`` as in ``report.json``; None where there is nothing to draw.
     """
 
-    heading: str
-    cells: Sequence[str]
+    heading: Cell
+    cells: Sequence[Cell]
     figure: Drawn | None
 
 
@@ -74,59 +77,44 @@ def _count_steps(low: float, high: float, step: float) -> int:
 
 
 def render_forest(
-    caption: str, columns: Sequence[str], parts: Sequence[tuple[str, Sequence[ForestRow]]], reference: float | None
-) -> str:
+    caption: Cell, columns: Sequence[Cell], parts: Sequence[tuple[Cell, Sequence[ForestRow]]], reference: float | None
+) -> Markup:
     """Return a dot-and-interval plot.
 
     Parameters
     ----------
     caption : str
-        HTML of the caption, which says what the dashed line is.
+        What the dashed line is.
     columns : sequence of str
-        HTML of the column headings, the last one that of the drawing.
+        The column headings, the last one that of the drawing.
     parts : sequence of (str, sequence of ForestRow)
-        HTML of each part's heading, which may be empty, and its rows.
+        Each part's heading, which may be empty, and its rows.
     reference : float or None
         Where to draw the dashed line.
     """
     axis = make_axis([row.figure for _, rows in parts for row in rows], reference)
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns[:-1])
-    head += f'<th scope="col" class="drawn">{columns[-1]}{_draw_axis(axis)}</th>'
-    body = "\n".join(_render_part(title, rows, len(columns), axis, reference) for title, rows in parts)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="forest"><caption><span>{caption}</span></caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n{body}</table></div>"
-    )
+    drawn = [
+        (title, [(row.heading, row.cells, draw_row(row.figure, axis, reference)) for row in rows])
+        for title, rows in parts
+    ]
+    return render_macro("forest", caption, columns, _label_axis(axis), drawn)
 
 
-def _render_part(title: str, rows: Sequence[ForestRow], width: int, axis: Axis, reference: float | None) -> str:
-    heading = f'<tr><th scope="rowgroup" colspan="{width}" class="part">{title}</th></tr>\n' if title else ""
-    lines = "\n".join(
-        f'<tr><th scope="row">{row.heading}</th>{"".join(f"<td>{cell}</td>" for cell in row.cells)}'
-        f'<td class="drawn">{draw_row(row.figure, axis, reference)}</td></tr>'
-        for row in rows
-    )
-    return f"<tbody>\n{heading}{lines}\n</tbody>"
-
-
-def _draw_axis(axis: Axis) -> str:
+def _label_axis(axis: Axis) -> list[tuple[str, str]]:
+    """Return place in percent and text of each label."""
     decimals = max(0, -math.floor(math.log10(axis.step) + 1e-9)) + (1 if axis.step == 0.25 else 0)
-    labels = "".join(
-        f'<span style="left:{axis.place(tick):.1f}%">{format_number(round(tick, 9) + 0.0, decimals)}</span>'
-        for tick in axis.ticks
-    )
-    return f'<span class="axis" aria-hidden="true">{labels}</span>'
+    return [(f"{axis.place(tick):.1f}", format_number(round(tick, 9) + 0.0, decimals)) for tick in axis.ticks]
 
 
-def draw_row(figure: Drawn | None, axis: Axis, reference: float | None) -> str:
+def draw_row(figure: Drawn | None, axis: Axis, reference: float | None) -> Markup:
     """Return the drawing of one row: grid, dashed reference, interval as a line and value as a dot."""
     # Strokes keep their width when the drawing is stretched; a stroke of no length with round ends is a dot.
-    marks = [f'<path class="grid-line" d="M{axis.place(tick):.1f} 0V20"/>' for tick in axis.ticks]
+    paths = [("grid-line", f"M{axis.place(tick):.1f} 0V20") for tick in axis.ticks]
     if reference is not None:
-        marks.append(f'<path class="reference" d="M{axis.place(reference):.1f} 0V20"/>')
+        paths.append(("reference", f"M{axis.place(reference):.1f} 0V20"))
     if figure is not None and figure["value"] is not None:
         if figure["interval"] is not None:
             low, high = (axis.place(end) for end in figure["interval"])
-            marks.append(f'<path class="whisker" d="M{low:.1f} 10H{high:.1f}"/>')
-        marks.append(f'<path class="dot" d="M{axis.place(figure["value"]):.1f} 10h0"/>')
-    return f'<svg class="row" viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{"".join(marks)}</svg>'
+            paths.append(("whisker", f"M{low:.1f} 10H{high:.1f}"))
+        paths.append(("dot", f"M{axis.place(figure['value']):.1f} 10h0"))
+    return render_macro("forest_row", paths)
