@@ -63,6 +63,8 @@ class ReportContent:
         Why a site has no such comparison, by site.
     compression : dict or None
         What was decided about a small network, see :meth:`fedmed.storage.run_folder.RunFolder.read_compression`.
+    num_images : dict of str to dict of str to int
+        Images by site and part, as the sites told them; empty where nobody knows.
     gate : dict of str to SiteTables
         By site, the tables that this rests on: the trained network as the federated one, and the student.
     """
@@ -88,6 +90,7 @@ class ReportContent:
     benefit_expected: bool = False
     benefit_notes: Mapping[str, str] = field(default_factory=dict)
     compression: CompressionRecord | None = None
+    num_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
 
     @property

@@ -10,6 +10,7 @@ from fedmed.report.content import ReportContent
 from fedmed.report.figures.benefit import describe_benefit
 from fedmed.report.figures.calibration import describe_calibration_part
 from fedmed.report.figures.compression import describe_compression
+from fedmed.report.figures.data_flow import describe_flow
 from fedmed.report.figures.describe import describe_reliability, describe_tables, make_empty_tables, name_classes
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
@@ -90,6 +91,7 @@ def build_document(content: ReportContent) -> Document:
                 site: content.test[site].site.other_wrong.sum(axis=0).tolist() for site in sorted(content.test)
             },
         },
+        "flow": describe_flow(content, groups, {name: site["train_images"] for name, site in sites.items()}),
         "roc": {name: _describe_roc(test, index) for index, name in enumerate(classes)},
         "reliability": describe_reliability(test),
         "config": dict(content.config),

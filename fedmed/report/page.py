@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
@@ -14,13 +15,15 @@ from fedmed.report.drawing.style import render_style
 from fedmed.report.drawing.templates import render_template
 from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import describe_benefit
-from fedmed.report.sections.calibration import describe_calibration
+from fedmed.report.sections.calibration import describe_calibration, describe_reliability
 from fedmed.report.sections.compression import describe_compression
 from fedmed.report.sections.diagnostics import describe_confusion, describe_scores
 from fedmed.report.sections.distillation import describe_distillation
-from fedmed.report.sections.fairness import describe_fairness
+from fedmed.report.sections.fairness import describe_fairness, describe_group_figures
+from fedmed.report.sections.first_page import describe_first_page
 from fedmed.report.sections.method import describe_notes, describe_reading, describe_run
-from fedmed.report.sections.results import describe_classes, describe_results, describe_sites, describe_summary
+from fedmed.report.sections.patients import say_patients
+from fedmed.report.sections.results import describe_classes, describe_results, describe_sites
 from fedmed.report.sections.rounds import describe_composition, describe_participation, describe_rounds
 from fedmed.report.sections.values import Values
 from fedmed.storage.atomic_files import write_text_atomically
@@ -60,24 +63,31 @@ class DrawnSection:
     body: Markup
 
 
-SECTIONS = (
-    Section("results", "Results on the test images", describe_results),
-    Section("classes", "Results by class", describe_classes),
-    Section("sites", "Results by site", describe_sites),
-    Section("fairness", "Fairness: sites and patient groups", describe_fairness),
-    Section("benefit", "Is each hospital better off?", describe_benefit),
-    Section("compression", "Compression", describe_compression),
-    Section("calibration", "Calibration: is the stated confidence honest?", describe_calibration),
-    Section("rounds", "Training over the rounds", describe_rounds),
-    Section("distillation", "Distillation from a teacher", describe_distillation),
-    Section("confusion", "Confusion: what is taken for what", describe_confusion),
-    Section("scores", "ROC curves", describe_scores),
-    Section("composition", "Composition of the sites", describe_composition),
-    Section("participation", "Participation", describe_participation),
-    Section("run", "What was run", describe_run),
-    Section("reading", "How to read the figures", describe_reading),
-    Section("notes", "Notes", describe_notes),
+PARTS = (
+    Section("results", "How well does it do on images that it has not seen?", describe_results),
+    Section("classes", "Which classes does it recognise, and which not?", describe_classes),
+    Section("confusion", "What does it take for what?", describe_confusion),
+    Section("sites", "How well does it do at each hospital?", describe_sites),
+    Section("fairness", "Is it worse for some patients?", describe_fairness),
+    Section("benefit", "Is each hospital better off than alone?", describe_benefit),
+    Section("calibration", "Is the stated confidence honest?", describe_calibration),
+    Section("compression", "What did it cost to make the network small?", describe_compression),
+    Section("participation", "Who took part, and who was left out?", describe_participation),
+    Section("notes", "What else should a reader know?", describe_notes),
 )
+"""Each is titled with the question that it answers."""
+
+APPENDIX = (
+    Section("composition", "Which images was it trained on?", describe_composition),
+    Section("groups", "All figures and gaps by group", describe_group_figures),
+    Section("reliability", "Stated confidence by group", describe_reliability),
+    Section("rounds", "How did training go?", describe_rounds),
+    Section("distillation", "What did the teacher do?", describe_distillation),
+    Section("scores", "ROC curves", describe_scores),
+    Section("run", "What was run?", describe_run),
+    Section("reading", "How are the figures to be read?", describe_reading),
+)
+"""For those who check: long tables, drawings and settings."""
 
 
 def write_report(run_dir: Path, content: ReportContent) -> Path:
@@ -112,10 +122,19 @@ def save_report(run_dir: Path, document: Document) -> Path:
 def render_page(document: Document) -> str:
     """Return the HTML page of a document of :func:`fedmed.report.document.build_document`."""
     numbers = Numbers(document)
-    sections = [drawn for section in SECTIONS if (drawn := draw_section(section, numbers)) is not None]
-    summary = render_template("summary.html", num=numbers, **describe_summary(numbers))
+    parts, appendix = (
+        [drawn for section in sections if (drawn := draw_section(section, numbers)) is not None]
+        for sections in (PARTS, APPENDIX)
+    )
+    first = draw_section(Section("first_page", "", describe_first_page), numbers)
+    assert first is not None, "every run has a first page"
     return wrap_page(
-        "report.html", document["title"], synthetic=document["synthetic"], summary=summary, sections=sections
+        "report.html",
+        document["title"],
+        synthetic=document["synthetic"],
+        first_page=first.body,
+        sections=parts,
+        appendix=appendix,
     )
 
 
@@ -124,7 +143,7 @@ def draw_section(section: Section, numbers: Numbers) -> DrawnSection | None:
     values = section.describe(numbers)
     if values is None:
         return None
-    body = render_template(f"{section.anchor}.html", num=numbers, **values)
+    body = render_template(f"{section.anchor}.html", num=numbers, patients=partial(say_patients, numbers), **values)
     return DrawnSection(section.anchor, section.title, body)
 
 

@@ -149,6 +149,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         thresholds=_find_thresholds(sites),
         single_sites=not isinstance(config, ServerConfig),
         agreed=frozenset(site for site, told in sites.items() if told.show_alone),
+        num_images={name: {str(part): n for part, n in told.num_images.items()} for name, told in sites.items()},
         temperature=run.read_temperature() if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},

@@ -21,6 +21,20 @@ section { margin-top: 2.75rem; padding-top: 1.5rem; border-top: 1px solid var(--
   background: var(--warn-paper); color: var(--warn); font-weight: 600; }
 .summary { font-size: 1.15rem; max-width: 50rem; }
 .contents ul { list-style: none; margin: 1.25rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
+.contents p { margin: .75rem 0 0; color: var(--muted); } .contents p + ul { margin-top: .25rem; }
+.number { color: var(--muted); font-weight: 400; margin-right: .25rem; }
+.first { margin-top: 1rem; padding-top: 1rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .5rem 2rem;
+  margin: 0; }
+.figures-that-count { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr));
+  gap: .75rem; }
+.figures-that-count p { margin: 0; padding: .75rem 1rem; background: var(--panel); border-top: .2rem solid var(--c0); }
+.large { display: block; font-size: 1.9rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.flow { list-style: none; margin: 0 0 1rem; padding: 0; display: flex; flex-wrap: wrap; gap: .5rem 1.4rem; }
+.flow li { position: relative; flex: 1 1 8.5rem; padding: .6rem .8rem; border: 1px solid var(--line); }
+.flow li > strong { display: block; font-size: 1.25rem; }
+.flow li + li::before { content: "→"; position: absolute; left: -1.25rem; top: .6rem; color: var(--muted); }
+.appendix { margin-top: 3.5rem; border-top: .3rem solid var(--line); padding-top: .5rem; }
 .skip { position: absolute; left: -100rem; }
 .skip:focus { left: 1rem; top: 1rem; padding: .5rem 1rem; background: var(--paper); border: 2px solid var(--link); }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
@@ -98,7 +112,8 @@ code { overflow-wrap: anywhere; }
   .small-figures { display: block; } .symbols { break-after: avoid; }
   .small-figures figure { display: inline-block; width: 24%; padding-right: .8rem; vertical-align: top; }
   .row, .symbol, .strip, .mix { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; } .scroll { overflow: visible; } }
+  figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
+  .appendix { break-before: page; } .first + nav + section { break-before: page; } .scroll { overflow: visible; } }
 """
 
 

@@ -14,6 +14,7 @@ from fedmed.report.schema.figures import (
     Part,
     Reliability,
 )
+from fedmed.report.schema.flow import DataFlow
 from fedmed.storage.history import Number
 from fedmed.storage.records import (
     CheckRecord,
@@ -246,6 +247,8 @@ class Document(FairnessPart, BenefitPart):
     confusion: Confusion
     roc: dict[str, RocCurve | None]
     reliability: Reliability
+    flow: NotRequired[DataFlow]
+    """Which images and patients went where; earlier versions wrote none."""
     config: dict[str, JsonValue]
     environment: dict[str, JsonValue]
     notes: list[str]

@@ -22,7 +22,6 @@ def describe_calibration(numbers: Numbers) -> Values:
     """Return the section on calibration."""
     pooled = [found for form in ("before", "after") if (found := _draw_pooled(numbers, form)) is not None]
     table, folded = _list_figures(numbers)
-    small, left_out = _draw_small(numbers)
     return {
         "temperature": _describe_temperature(numbers),
         "table": table,
@@ -30,6 +29,15 @@ def describe_calibration(numbers: Numbers) -> Values:
         "rest": f"The other {count(len(folded.rows), 'group')}" if folded else "",
         "pooled": pooled,
         "bins": _list_bins(numbers) if pooled else None,
+    }
+
+
+def describe_reliability(numbers: Numbers) -> Values | None:
+    """Return small reliability diagrams by group for the appendix, None where there are none."""
+    small, left_out = _draw_small(numbers)
+    if not small:
+        return None
+    return {
         "small": small,
         "left_out": count(left_out, "further group") if left_out else "",
         "both": len(_list_forms(numbers)) > 1,

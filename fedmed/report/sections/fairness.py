@@ -19,6 +19,7 @@ from fedmed.report.figures.fairness import LEADING_GAPS
 from fedmed.report.schema.figures import FigureEntries, FigureEntry, GapEntry
 from fedmed.report.sections.fairness_course import draw_courses
 from fedmed.report.sections.fairness_findings import list_findings
+from fedmed.report.sections.patients import has_patients, show_patients
 from fedmed.report.sections.values import Values
 
 MOST_GROUPS = 12
@@ -44,6 +45,14 @@ def describe_fairness(numbers: Numbers) -> Values | None:
         "findings": list_findings(numbers),
         "overview": _draw_overview(numbers),
         "gaps": _list_gap_overview(numbers),
+    }
+
+
+def describe_group_figures(numbers: Numbers) -> Values | None:
+    """Return all figures and gaps by group, and their course over the rounds, for the appendix."""
+    if not numbers.get("groups"):
+        return None
+    return {
         "attributes": [
             _describe_attribute(numbers, attribute, index) for index, attribute in enumerate(numbers.get("groups"))
         ],
@@ -63,7 +72,8 @@ def _draw_overview(numbers: Numbers) -> Markup:
         + ("; the dashed line is all images together." if known else ".")
         + f" Of an attribute with more than {MOST_GROUPS} groups, the lowest and the highest."
     )
-    columns = ["Group", "Images", "Balanced accuracy", "Value and interval drawn"]
+    patients = ["Patients"] if has_patients(numbers) else []
+    columns = ["Group", "Images", *patients, "Balanced accuracy", "Value and interval drawn"]
     return render_forest(caption, columns, parts, pooled["value"])
 
 
@@ -77,7 +87,11 @@ def _list_rows(numbers: Numbers, attribute: str) -> list[ForestRow]:
     rows = []
     for group in _pick_ends(numbers, attribute):
         path = ("groups", attribute, group, "balanced_accuracy")
-        cells = [numbers.show(*path, "n", missing="n/a"), numbers.figure_and_interval(*path)]
+        cells = [
+            numbers.show(*path, "n", missing="n/a"),
+            *([show_patients(numbers, "groups", attribute, group)] if has_patients(numbers) else []),
+            numbers.figure_and_interval(*path),
+        ]
         rows.append(ForestRow(show_name(group), cells, numbers.get(*path)))
     return rows
 
@@ -181,6 +195,7 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> Tabl
             [
                 show_name(name),
                 numbers.show(*path, "accuracy", "n"),
+                *([show_patients(numbers, "groups", attribute, name)] if has_patients(numbers) else []),
                 *([numbers.show(*path, "balanced_accuracy", "n_withheld")] if withheld else []),
                 *(
                     numbers.figure_and_interval(*path, key, drawn=key == "balanced_accuracy")
@@ -189,7 +204,8 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> Tabl
                 ),
             ]
         )
-    columns = ["Group", "Images", *(["Rows withheld"] if withheld else []), *SUBSET_FIGURES.values()]
+    patients = ["Patients"] if has_patients(numbers) else []
+    columns = ["Group", "Images", *patients, *(["Rows withheld"] if withheld else []), *SUBSET_FIGURES.values()]
     caption = "Figures by group, all sites together, with 95 % intervals; the scales go from 0 to 1."
     if withheld:
         caption += " Rows withheld: classes of a site that it keeps back because too few images are in them."

@@ -14,6 +14,7 @@ from fedmed.report.schema.document import SiteEntry
 from fedmed.report.schema.figures import FigureEntry
 from fedmed.report.sections.benefit import summarise_benefit
 from fedmed.report.sections.fairness_findings import summarise_fairness
+from fedmed.report.sections.patients import has_patients, show_patients
 from fedmed.report.sections.values import Values
 
 CLASS_FIGURES = {
@@ -116,10 +117,12 @@ def say_how(figure: FigureEntry) -> str:
 
 def describe_classes(numbers: Numbers) -> Values:
     """Return the figures by class."""
+    with_patients = has_patients(numbers) and numbers.get("flow", "patients", "part") == "test"
     rows: Rows = [
         [
             show_name(name),
             numbers.show("test_images", "by_class", name),
+            *([show_patients(numbers, "by_class", name)] if with_patients else []),
             *(
                 numbers.figure_and_interval("figures", key, "by_class", name, drawn=key == "sensitivity")
                 for key in CLASS_FIGURES
@@ -127,7 +130,7 @@ def describe_classes(numbers: Numbers) -> Values:
         ]
         for name in numbers.get("classes")
     ]
-    columns = ["Class", "Test images", *CLASS_FIGURES.values()]
+    columns = ["Class", "Test images", *(["Patients"] if with_patients else []), *CLASS_FIGURES.values()]
     caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
     if numbers.get("figures", "auc").get("within_sites"):
         caption += " AUC within sites."
@@ -171,7 +174,8 @@ def _list_spread(numbers: Numbers, ranked: list[str]) -> Values | None:
 
 
 def _list_sites(numbers: Numbers, names: list[str], caption: str) -> Table:
-    columns = ["Site", "Train images", "Test images", *SUBSET_FIGURES.values()]
+    patients = ["Patients"] if has_patients(numbers) else []
+    columns = ["Site", "Train images", "Test images", *patients, *SUBSET_FIGURES.values()]
     rows = [_list_site(numbers, name) for name in names]
     return Table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
 
@@ -181,6 +185,7 @@ def _list_site(numbers: Numbers, name: str) -> list[Cell]:
         show_name(name),
         numbers.show("sites", name, "train_images"),
         numbers.show("sites", name, "test", "accuracy", "n"),
+        *([show_patients(numbers, "sites", name)] if has_patients(numbers) else []),
         *(
             numbers.figure_and_interval("sites", name, "test", key, drawn=key == "balanced_accuracy")
             for key in SUBSET_FIGURES

@@ -78,7 +78,7 @@ def test_calibration_before_and_after_in_words(fair_report):
 
 def test_plots_over_the_rounds_have_a_key_of_symbols(fair_report):
     _, _, text = fair_report
-    page = _section(text, "fairness")
+    page = _section(text, "groups")
     labels = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
     assert labels == [
         "Gap in balanced accuracy between groups over the rounds, one line for each attribute.",

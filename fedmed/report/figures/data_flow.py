@@ -1,0 +1,80 @@
+"""Which images and patients went where: from what the sites have to what the figures rest on."""
+
+from collections.abc import Mapping
+
+from fedmed.metrics.clusters import PATIENTS
+from fedmed.metrics.site_tables import SITE_ATTRIBUTE
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.report.content import ReportContent
+from fedmed.report.figures.describe import name_classes
+from fedmed.report.figures.fairness import Groups
+from fedmed.report.schema.flow import DataFlow, PatientCounts, SiteFlow
+
+PARTS = ("train", "validation", "test")
+PATIENT_UNIT = "patients"
+
+
+def describe_flow(content: ReportContent, groups: Groups, train_images: Mapping[str, int | None]) -> DataFlow:
+    """Return the images of every site by part, and how many of them, and of their patients, were scored.
+
+    Parameters
+    ----------
+    content : ReportContent
+        Images by site and part, as the sites told them, and their tables.
+    groups : Groups
+        From :func:`fedmed.report.figures.fairness.pool_groups`.
+    train_images : mapping of str to int or None
+        Training images by site, as far as they are known.
+    """
+    names = sorted({*train_images, *content.num_images, *content.validation, *content.test})
+    sites = {name: _describe_site(content, name, train_images.get(name)) for name in names}
+    return {
+        "sites": sites,
+        "total": {part: _add([site[part] for site in sites.values()]) for part in (*PARTS, "scored", "patients")},
+        "patients": _count_patients(content, groups),
+    }
+
+
+def _describe_site(content: ReportContent, name: str, train_images: int | None) -> SiteFlow:
+    composition = (content.composition or {}).get(name, {})
+    told = content.num_images.get(name) or {part: sum(counts) for part, counts in composition.items()}
+    tables = content.test[name].site if name in content.test else None
+    return {
+        "train": train_images if train_images is not None else told.get("train"),
+        "validation": told.get("validation"),
+        "test": told.get("test"),
+        "scored": 0 if tables is None else tables.num_images,
+        "patients": None if tables is None else _count(tables, content),
+    }
+
+
+def _add(values: list[int | None]) -> int | None:
+    """Return the sum, None where a part of it is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _count_patients(content: ReportContent, groups: Groups) -> PatientCounts | None:
+    """Return the patients behind the figures by class and by group, None where the sites' data has no ids."""
+    pooled = groups.tables.get(SITE_ATTRIBUTE)
+    if pooled is None or not _has_ids(content):
+        return None
+    by_class = pooled.patients[..., PATIENTS].sum(axis=0)
+    return {
+        "part": groups.part,
+        "by_class": name_classes(content.classes, [round(number) for number in by_class.tolist()]),
+        "groups": {
+            attribute: {group: _count(tables.select(group), content) for group in groups.shown(attribute)}
+            for attribute, tables in groups.tables.items()
+        },
+    }
+
+
+def _has_ids(content: ReportContent) -> bool:
+    return PATIENT_UNIT in content.thresholds.get("unit", "")
+
+
+def _count(tables: EvaluationTables, content: ReportContent) -> int | None:
+    """Return the patients of all classes together, one with images of two classes twice; None where nobody knows."""
+    number = round(float(tables.patients[..., PATIENTS].sum()))
+    return number if number and _has_ids(content) else None

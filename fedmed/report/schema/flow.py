@@ -1,0 +1,36 @@
+"""The part of ``report.json`` that says which images and patients went where."""
+
+from typing_extensions import TypedDict
+
+from fedmed.report.schema.figures import Part
+
+
+class SiteFlow(TypedDict):
+    """Images of a site by part, and what of the test part the figures rest on; None is not known."""
+
+    train: int | None
+    validation: int | None
+    test: int | None
+    scored: int | None
+    """Test images in the site's tables; a hospital's thresholds may hold some back."""
+    patients: int | None
+    """Patients behind these, a patient with images of two classes twice."""
+
+
+class PatientCounts(TypedDict):
+    """Patients behind the figures; one with images of two classes counts in both."""
+
+    part: Part
+    by_class: dict[str, int]
+    groups: dict[str, dict[str, int | None]]
+    """By attribute and group, for the groups that are shown."""
+
+
+class DataFlow(TypedDict):
+    """Which images and patients went where."""
+
+    sites: dict[str, SiteFlow]
+    total: dict[str, int | None]
+    """Of all sites; None where a site's number is not known."""
+    patients: PatientCounts | None
+    """None where the sites' data has no patients' ids."""

@@ -1,0 +1,89 @@
+"""The first page: what the model is for, who decided, the data, three figures, who it is worse for, and its limits."""
+
+from collections.abc import Mapping
+
+from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, show_name
+from fedmed.report.drawing.wording import count
+from fedmed.report.schema.flow import DataFlow
+from fedmed.report.sections.method import is_coarse
+from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.results import describe_summary, find_weakest_class
+from fedmed.report.sections.values import Values
+
+MOST_SITES = 8
+RELEASES = {
+    "automatic": "The finished model is released without a person's decision (release: automatic).",
+    "manual": "A person at the coordinating site decides whether the model is released (release: manual).",
+    "two_persons": "Two persons at the coordinating site decide whether the model is released (release: two_persons).",
+}
+_RELEASE_UNKNOWN = "Who decides about a release is not known to the software."
+
+
+def describe_first_page(numbers: Numbers) -> Values:
+    """Return what the first page shows."""
+    weakest = find_weakest_class(numbers)
+    ece = numbers.get("figures", "ece")
+    config: Mapping[str, object] = numbers.get("config")
+    return {
+        **describe_summary(numbers),
+        "classes": numbers.get("classes"),
+        "weakest": weakest,
+        "release": RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
+        "synthetic": numbers.get("synthetic"),
+        "with_ece": ece["value"] is not None,
+        "figures_chance": format_number(1 / len(numbers.get("classes")), 2),
+        "flow": numbers.document.get("flow"),
+        "flow_sites": _list_sites(numbers),
+        "with_patients": has_patients(numbers),
+        "num_flow_sites": _count_sites(numbers),
+        "limits": _list_limits(numbers),
+    }
+
+
+def _count_sites(numbers: Numbers) -> str:
+    return count(len(numbers.get("sites")), "site")
+
+
+def _list_sites(numbers: Numbers) -> list[Table]:
+    """Return the images of the sites as a table, and those of further sites as another one to fold away."""
+    flow: DataFlow | None = numbers.document.get("flow")  # type: ignore[assignment]  # of a document
+    if flow is None:
+        return []
+    caption = "Images by site. Scored: test images that the figures rest on."
+    columns = ["Site", "Training", "Validation", "Test", "Scored"]
+    if has_patients(numbers):
+        caption += " Patients: those behind the scored images; one with images of two classes counts twice."
+        columns.append("Patients")
+    columns.append("Rounds taken part")
+    rows = [_list_site(numbers, name) for name in flow["sites"]]
+    return [Table(caption, columns, part) for part in (rows[:MOST_SITES], rows[MOST_SITES:]) if part]
+
+
+def _list_site(numbers: Numbers, name: str) -> list[Cell]:
+    known = name in numbers.get("participation", "sites")
+    path = ("flow", "sites", name)
+    return [
+        show_name(name),
+        *(numbers.show(*path, part, missing="n/a") for part in ("train", "validation", "test", "scored")),
+        *([show_patients(numbers, "sites", name)] if has_patients(numbers) else []),
+        numbers.show("participation", "sites", name, "accepted_rounds") if known else "not known",
+    ]
+
+
+def _list_limits(numbers: Numbers) -> list[str]:
+    """Return what must not be concluded from the page."""
+    limits = ["This is invented data: no figure says anything about patients."] if numbers.get("synthetic") else []
+    limits += [
+        "That it works at a hospital, on a device or for patients that did not take part: nothing here was measured "
+        "there.",
+        "That a group is treated equally because its gap is not flagged, or that a site is as well off because it is "
+        "undecided: few images can hide a real difference.",
+        "That a figure shown as n/a is good or bad: it is not known.",
+        "That a stated confidence is a probability for one patient: it is honest at most on average.",
+        "That a diagnosis or treatment may rest on it: it has not been tested in use.",
+    ]
+    if is_coarse(numbers):
+        limits.append(
+            "That rare classes and small groups do as well as the rest: sites withhold them, and figures lack them."
+        )
+    return limits
