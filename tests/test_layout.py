@@ -29,7 +29,7 @@ TIERS = [
     ["fedmed.distillation.prompt", "fedmed.distillation.at_sites", "fedmed.distillation.small_network"],
     ["fedmed.distillation"],
     ["fedmed.report.schema", "fedmed.report.drawing"],
-    ["fedmed.report.content", "fedmed.report.figures", "fedmed.report.sections"],
+    ["fedmed.report.content", "fedmed.report.figures", "fedmed.report.sections", "fedmed.report.guidelines"],
     ["fedmed.report", "fedmed.export", "fedmed.health", "fedmed.disclosure"],
     ["server.provisioning", "server.rounds", "server.finish", "server.release", "server.federation"],
     ["server.superlink", "server.supervision", "server.app"],

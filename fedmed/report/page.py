@@ -13,11 +13,12 @@ from fedmed.report.document import build_document
 from fedmed.report.drawing.markup import Numbers
 from fedmed.report.drawing.style import render_style
 from fedmed.report.drawing.templates import render_template
+from fedmed.report.guidelines.page import GUIDELINES_FILE, render_guidelines
 from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import describe_benefit
 from fedmed.report.sections.calibration import describe_calibration, describe_reliability
 from fedmed.report.sections.compression import describe_compression
-from fedmed.report.sections.diagnostics import describe_confusion, describe_scores
+from fedmed.report.sections.diagnostics import describe_confusion, describe_scores, describe_site_confusion
 from fedmed.report.sections.distillation import describe_distillation
 from fedmed.report.sections.fairness import describe_fairness, describe_group_figures
 from fedmed.report.sections.first_page import describe_first_page
@@ -79,6 +80,7 @@ PARTS = (
 
 APPENDIX = (
     Section("composition", "Which images was it trained on?", describe_composition),
+    Section("confusion_sites", "What is taken for what at each hospital?", describe_site_confusion),
     Section("groups", "All figures and gaps by group", describe_group_figures),
     Section("reliability", "Stated confidence by group", describe_reliability),
     Section("rounds", "How did training go?", describe_rounds),
@@ -90,30 +92,49 @@ APPENDIX = (
 """For those who check: long tables, drawings and settings."""
 
 
-def write_report(run_dir: Path, content: ReportContent) -> Path:
-    """Write ``report/report.json`` and ``report/index.html`` into a run's folder, each atomically.
+def write_report(run_dir: Path, content: ReportContent, *, inside: bool = True) -> Path:
+    """Write ``report.json``, ``index.html`` and ``tripod_ai.md`` into a run's folder, each atomically.
 
     Parameters
     ----------
     run_dir : Path
-        The run's folder; ``report/`` is created in it.
+        The run's folder.
     content : ReportContent
         Settings, history and tables of the run.
+    inside : bool
+        Whether the files go to the folder ``report`` in it, which is created, and not beside everything else.
 
     Returns
     -------
     Path
-        ``run_dir/report/index.html``.
+        Of ``index.html``.
     """
-    return save_report(run_dir, build_document(content))
+    document = build_document(content)
+    return save_report(run_dir, document) if inside else save_page(run_dir, document)
 
 
 def save_report(run_dir: Path, document: Document) -> Path:
     """Write a document of :func:`fedmed.report.document.build_document` and its page, as :func:`write_report` does."""
-    folder = run_dir / "report"
+    return save_page(run_dir / "report", document)
+
+
+def save_page(folder: Path, document: Document, *, with_numbers: bool = True) -> Path:
+    """Write the page of a document and the answers to guidelines into a folder; return ``index.html``.
+
+    Parameters
+    ----------
+    folder : Path
+        Is created.
+    document : Document
+        Of :func:`fedmed.report.document.build_document`, or of an earlier version.
+    with_numbers : bool
+        Whether to write ``report.json``, too.
+    """
+    rendered, guidelines = render_page(document), render_guidelines(document)
     folder.mkdir(parents=True, exist_ok=True)
-    rendered = render_page(document)
-    write_text_atomically(folder / "report.json", json.dumps(document, allow_nan=False) + "\n")
+    if with_numbers:
+        write_text_atomically(folder / "report.json", json.dumps(document, allow_nan=False) + "\n")
+    write_text_atomically(folder / GUIDELINES_FILE, guidelines)
     page = folder / "index.html"
     write_text_atomically(page, rendered)
     return page

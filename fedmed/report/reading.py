@@ -7,6 +7,9 @@ from fedmed.formats import REPORT
 from fedmed.report.schema.document import Document
 
 _ADAPTER = TypeAdapter(Document)
+_NUMBERED = TypeAdapter(dict[str, object])
+MOST_BYTES = 200_000_000
+"""Of a report."""
 
 
 def read_document(data: bytes) -> Document:
@@ -23,10 +26,10 @@ def read_document(data: bytes) -> Document:
         If it is of another version, or something in it has another form.
     """
     try:
+        REPORT.check(_NUMBERED.validate_json(data).get("format"), "the report")  # the rest may have any form then
         document = _ADAPTER.validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = tame(".".join(map(str, first["loc"])), 100)
         raise FormatError(f"The report has another form than this version of fedmed reads ('{place}').") from None
-    REPORT.check(document.get("format"), "the report")
     return document

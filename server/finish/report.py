@@ -149,7 +149,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         thresholds=_find_thresholds(sites),
         single_sites=not isinstance(config, ServerConfig),
         agreed=frozenset(site for site, told in sites.items() if told.show_alone),
-        num_images={name: {str(part): n for part, n in told.num_images.items()} for name, told in sites.items()},
+        num_images={} if isinstance(config, ServerConfig) else _count_images(sites),
         temperature=run.read_temperature() if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},
@@ -188,6 +188,14 @@ def _find_composition(sites: Mapping[str, SiteDescription]) -> dict[str, dict[st
         if told.class_counts is not None
     }
     return shared or None
+
+
+def _count_images(sites: Mapping[str, SiteDescription]) -> dict[str, dict[str, int]]:
+    """Return site -> part -> images.
+
+    Not for a real federation: beside the images that are scored they would tell how many a hospital holds back.
+    """
+    return {name: {str(part): number for part, number in told.num_images.items()} for name, told in sites.items()}
 
 
 def _find_thresholds(sites: Mapping[str, SiteDescription]) -> Thresholds:

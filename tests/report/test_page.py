@@ -203,7 +203,7 @@ def test_same_content_gives_the_same_bytes(tmp_path):
     first, second = (write_report(tmp_path / name, make_content()) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert first.with_name("report.json").read_bytes() == second.with_name("report.json").read_bytes()
-    assert sorted(file.name for file in first.parent.iterdir()) == ["index.html", "report.json"]
+    assert sorted(file.name for file in first.parent.iterdir()) == ["index.html", "report.json", "tripod_ai.md"]
 
 
 @pytest.mark.parametrize("num_sites", [30, pytest.param(100, marks=pytest.mark.slow)])

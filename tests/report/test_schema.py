@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fedmed.formats import REPORT
 from fedmed.report import ReportContent
 from fedmed.report.document import build_document
 from fedmed.report.schema.document import Document
+from fedmed.report.schema.json_schema import SCHEMA_FILE, format_schema
 from fedmed.storage.history import RoundRecord
 from tests.report.figures.test_compression import make_report
 from tests.report.support.example import make_content, make_record
@@ -91,3 +94,22 @@ def test_form_can_be_written_as_a_json_schema() -> None:
     assert set(schema["properties"]) == set(build_document(make_content()))
     assert set(schema["properties"]) - set(schema["required"]) == {"flow", "format"}, "version 0.1.0 wrote neither"
     assert schema["$defs"]["FigureEntry"]["required"] == ["value", "interval", "n", "n_withheld", "better"]
+
+
+def test_the_schema_that_is_shipped_is_the_one_of_the_types() -> None:
+    text = SCHEMA_FILE.read_text(encoding="utf-8")
+    assert text == format_schema(), "write it again: python -m fedmed.report.schema.json_schema"
+    assert json.loads(text)["$id"] == f"urn:fedmed:report:{REPORT.number}"
+
+
+def test_reports_fit_the_schema_that_is_shipped() -> None:
+    """By another program than the one that made it; ray brings jsonschema with it."""
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_bytes()))
+    validator.check_schema(validator.schema)
+    documents = [json.loads(json.dumps(build_document(make()))) for make in (make_content, make_fair_content)]
+    for document in (*documents, json.loads(FIXTURE.read_bytes()), make_report("accepted")):
+        assert list(validator.iter_errors(json.loads(json.dumps(document)))) == []
+    documents[0]["figures"]["accuracy"]["value"] = "high"
+    assert [list(error.absolute_path) for error in validator.iter_errors(documents[0])] == [
+        ["figures", "accuracy", "value"]
+    ]

@@ -38,7 +38,12 @@ section { margin-top: 2.75rem; padding-top: 1.5rem; border-top: 1px solid var(--
 .skip { position: absolute; left: -100rem; }
 .skip:focus { left: 1rem; top: 1rem; padding: .5rem 1rem; background: var(--paper); border: 2px solid var(--link); }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-.scroll { overflow-x: auto; margin: 0 0 1rem; }
+.scroll { overflow-x: auto; margin: 0 0 1rem; background: linear-gradient(to right, var(--paper) 1.5rem, transparent),
+    linear-gradient(to left, var(--paper) 1.5rem, transparent) right,
+    linear-gradient(to right, var(--shade), transparent),
+    linear-gradient(to left, var(--shade), transparent) right;
+  background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, .9rem 100%, .9rem 100%;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding-bottom: .4rem; font-size: .9rem; }
 caption span { display: inline-block; position: sticky; left: 0; max-width: min(46rem, calc(100vw - 2.5rem)); }
@@ -100,10 +105,22 @@ dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; }
 details { margin: 0 0 1rem; } summary { cursor: pointer; color: var(--link); padding: .3rem 0; }
 pre { overflow-x: auto; background: var(--panel); padding: .9rem; font-size: .85rem; line-height: 1.45; }
 code { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .page { padding: 1rem 1rem 3rem; }
+@media (max-width: 40rem) { .wide caption::after { content: "Scroll the table sideways for all columns →";
+    display: block; position: sticky; left: 0; width: fit-content; color: var(--link); }
+  .flow { flex-direction: column; } .flow li { flex: none; }
+  .flow li + li::before { content: "↓"; left: .8rem; top: -1rem;
+    font-size: .8rem; background: var(--paper); }
+  .page { padding: 1rem 1rem 3rem; }
   th bdi { max-width: 9rem; } .figures .strip { width: 7rem; }
   h1 { font-size: 1.6rem; } .summary { font-size: 1.05rem; } }
-@media print { .contents, .skip { display: none; } .page { max-width: none; padding: 0; }
+@media print { html { font-size: 11px; } body { line-height: 1.4; }
+  .banner { padding: .3rem .6rem; margin-bottom: .4rem; }
+  .flow li { padding: .3rem .6rem; } .first ul { margin: .3rem 0; }
+  .first th, .first td { padding-top: .2rem; padding-bottom: .2rem; }
+  p, li, dd, figcaption, .summary { max-width: none; font-size: 1rem; }
+  .first { margin-top: 0; } .first h3 { margin: .7rem 0 .3rem; } .large { font-size: 1.5rem; }
+  .wide caption::after { content: none; }
+  .contents, .skip { display: none; } .page { max-width: none; padding: 0; }
   section { margin-top: 1.5rem; }
   details.printed::details-content { content-visibility: visible; block-size: auto; }
   .printed > summary { display: none; }

@@ -42,7 +42,8 @@ def _describe_site(content: ReportContent, name: str, train_images: int | None) 
     return {
         "train": train_images if train_images is not None else told.get("train"),
         "validation": told.get("validation"),
-        "test": told.get("test"),
+        # What sites with thresholds tell is rounded down: beside the scored images it would be wrong.
+        "test": told.get("test") if content.thresholds["k"] <= 1 else None,
         "scored": 0 if tables is None else tables.num_images,
         "patients": None if tables is None else _count(tables, content),
     }
@@ -71,10 +72,18 @@ def _count_patients(content: ReportContent, groups: Groups) -> PatientCounts | N
 
 
 def _has_ids(content: ReportContent) -> bool:
-    return PATIENT_UNIT in content.thresholds.get("unit", "")
+    """Return whether patients can be told from images: the sites say so, or some patient has several images."""
+    if PATIENT_UNIT in content.thresholds.get("unit", ""):
+        return True
+    tables = (content.test or content.validation).values()
+    return any(_sum_patients(own.site) < own.site.row_images.sum() for own in tables)
+
+
+def _sum_patients(tables: EvaluationTables) -> int:
+    return round(float(tables.patients[..., PATIENTS].sum()))
 
 
 def _count(tables: EvaluationTables, content: ReportContent) -> int | None:
     """Return the patients of all classes together, one with images of two classes twice; None where nobody knows."""
-    number = round(float(tables.patients[..., PATIENTS].sum()))
+    number = _sum_patients(tables)
     return number if number and _has_ids(content) else None

@@ -15,10 +15,22 @@ MatrixCell = tuple[int, str, Markup]
 
 
 def describe_confusion(numbers: Numbers) -> Values:
-    """Return the pooled confusion matrix, and small ones of at most 12 sites."""
+    """Return the pooled confusion matrix."""
+    classes = numbers.get("classes")
+    return {
+        "classes": classes,
+        "with_other": _has_other(numbers),
+        "pooled": [_list_cells(numbers, "pooled", (), row) for row in range(len(classes))],
+    }
+
+
+def describe_site_confusion(numbers: Numbers) -> Values | None:
+    """Return the confusion matrices of at most 12 sites, None where there is only one."""
     classes = numbers.get("classes")
     available = numbers.get("confusion", "sites")
     ranked = [name for name in rank_sites(numbers) if name in available]
+    if len(ranked) < 2:
+        return None
     shown, which = ranked, "The sites, the best balanced accuracy first."
     if len(ranked) > MOST_SMALL_MATRICES:
         half = MOST_SMALL_MATRICES // 2
@@ -31,13 +43,10 @@ def describe_confusion(numbers: Numbers) -> Values:
     return {
         "classes": classes,
         "with_other": _has_other(numbers),
-        "pooled": [_list_cells(numbers, "pooled", (), row) for row in range(len(classes))],
         "which": which,
         "sites": [
             (name, [_list_cells(numbers, "sites", (name,), row) for row in range(len(classes))]) for name in shown
-        ]
-        if len(ranked) > 1
-        else [],
+        ],
     }
 
 

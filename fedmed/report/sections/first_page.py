@@ -1,6 +1,6 @@
 """The first page: what the model is for, who decided, the data, three figures, who it is worse for, and its limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, show_name
 from fedmed.report.drawing.wording import count
@@ -11,6 +11,7 @@ from fedmed.report.sections.results import describe_summary, find_weakest_class
 from fedmed.report.sections.values import Values
 
 MOST_SITES = 8
+PARTS = {"train": "Training", "validation": "Validation", "test": "Test", "scored": "Scored"}
 RELEASES = {
     "automatic": "The finished model is released without a person's decision (release: automatic).",
     "manual": "A person at the coordinating site decides whether the model is released (release: manual).",
@@ -36,6 +37,7 @@ def describe_first_page(numbers: Numbers) -> Values:
         "flow_sites": _list_sites(numbers),
         "with_patients": has_patients(numbers),
         "num_flow_sites": _count_sites(numbers),
+        "is_coarse": is_coarse(numbers),
         "limits": _list_limits(numbers),
     }
 
@@ -50,21 +52,24 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     if flow is None:
         return []
     caption = "Images by site. Scored: test images that the figures rest on."
-    columns = ["Site", "Training", "Validation", "Test", "Scored"]
+    parts = [part for part in PARTS if flow["total"][part] is not None or part in ("train", "scored")]
+    columns = ["Site", *(PARTS[part] for part in parts)]
     if has_patients(numbers):
         caption += " Patients: those behind the scored images; one with images of two classes counts twice."
         columns.append("Patients")
     columns.append("Rounds taken part")
-    rows = [_list_site(numbers, name) for name in flow["sites"]]
+    if is_coarse(numbers) and "validation" in parts:
+        caption += " Validation images are rounded down by the sites."
+    rows = [_list_site(numbers, name, parts) for name in flow["sites"]]
     return [Table(caption, columns, part) for part in (rows[:MOST_SITES], rows[MOST_SITES:]) if part]
 
 
-def _list_site(numbers: Numbers, name: str) -> list[Cell]:
+def _list_site(numbers: Numbers, name: str, parts: Sequence[str]) -> list[Cell]:
     known = name in numbers.get("participation", "sites")
     path = ("flow", "sites", name)
     return [
         show_name(name),
-        *(numbers.show(*path, part, missing="n/a") for part in ("train", "validation", "test", "scored")),
+        *(numbers.show(*path, part, missing="n/a") for part in parts),
         *([show_patients(numbers, "sites", name)] if has_patients(numbers) else []),
         numbers.show("participation", "sites", name, "accepted_rounds") if known else "not known",
     ]

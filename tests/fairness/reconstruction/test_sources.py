@@ -36,8 +36,9 @@ SETTINGS = {
 """Hold no number about evaluation images."""
 READ = {"validation", "test", "gate", "history"}
 """Tables and the history: :func:`fedmed.fairness.reconstruction.run.read_told_parts` reads each."""
-WHOLE = {"composition", "temperature", "compression"}
-"""Class counts, told only where no class is small; sums over all validation images; pooled figures of the gate."""
+WHOLE = {"composition", "temperature", "compression", "num_images"}
+"""Class counts, told only where no class is small; sums over all validation images; pooled figures of the gate; images
+by part, of a simulation only."""
 
 
 def test_a_report_has_no_other_source() -> None:
