@@ -1,6 +1,7 @@
 """Which images and patients went where: from what the sites have to what the figures rest on."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
@@ -10,7 +11,8 @@ from fedmed.report.figures.describe import name_classes
 from fedmed.report.figures.fairness import Groups
 from fedmed.report.schema.flow import DataFlow, PatientCounts, SiteFlow
 
-PARTS = ("train", "validation", "test")
+Count = Literal["train", "validation", "test", "scored", "patients"]
+COUNTS: tuple[Count, ...] = ("train", "validation", "test", "scored", "patients")
 PATIENT_UNIT = "patients"
 
 
@@ -30,7 +32,7 @@ def describe_flow(content: ReportContent, groups: Groups, train_images: Mapping[
     sites = {name: _describe_site(content, name, train_images.get(name)) for name in names}
     return {
         "sites": sites,
-        "total": {part: _add([site[part] for site in sites.values()]) for part in (*PARTS, "scored", "patients")},
+        "total": {part: _add(sites, part) for part in COUNTS},
         "patients": _count_patients(content, groups),
     }
 
@@ -49,8 +51,9 @@ def _describe_site(content: ReportContent, name: str, train_images: int | None) 
     }
 
 
-def _add(values: list[int | None]) -> int | None:
+def _add(sites: Mapping[str, SiteFlow], part: Count) -> int | None:
     """Return the sum, None where a part of it is not known."""
+    values = [site[part] for site in sites.values()]
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 
