@@ -146,14 +146,12 @@ def _describe_sites(content: ReportContent, records: Sequence[RoundRecord], grou
 
 
 def _count_train_images(content: ReportContent, records: Sequence[RoundRecord]) -> dict[str, int | None]:
-    """Return training images by site, as the sites reported them with their updates where no composition is given."""
-    if content.composition is not None:
-        return {site: sum(parts["train"]) for site, parts in content.composition.items()}
+    """Return training images by site, as the sites reported them with their updates where they tell no composition."""
     images: dict[str, int | None] = {}
     for record in records:
         for entry in record.participation:
             images[entry.site] = entry.images or images.get(entry.site)
-    return images
+    return images | {site: sum(parts["train"]) for site, parts in (content.composition or {}).items()}
 
 
 def _describe_round(record: RoundRecord, content: ReportContent, groups: Groups) -> RoundEntry:

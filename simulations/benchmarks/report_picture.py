@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from fedmed.report.__main__ import main as draw_report
 
-PICTURE = Path(__file__).parents[2] / ".github" / "report.png"
+PICTURE = Path(__file__).parents[2] / ".github" / "pictures" / "report.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, MOST_HEIGHT = 1000, 2400
 COLOURS = 64
@@ -29,7 +29,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, default=PICTURE, help="file to write; default: .github/report.png")
+    parser.add_argument("--out", type=Path, default=PICTURE, help="file to write; default: .github/pictures/report.png")
     options = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

@@ -64,7 +64,9 @@ def _draw_overview(numbers: Numbers) -> Markup:
     """Return the dot-and-interval plot of balanced accuracy by group of every attribute."""
     pooled = _find_pooled(numbers)
     parts = [
-        (show_name(head_attribute(attribute)), _list_rows(numbers, attribute)) for attribute in numbers.get("groups")
+        (show_name(head_attribute(attribute)), _list_rows(numbers, attribute))
+        for attribute, groups in numbers.get("groups").items()
+        if groups
     ]
     known = pooled["value"] is not None
     caption = (
@@ -126,7 +128,7 @@ def _list_gap_overview(numbers: Numbers) -> Table:
         flagged = numbers.get("findings", attribute, "flagged_figures")
         for key in dict.fromkeys([*LEADING_GAPS, *flagged]):
             if key in gaps:
-                name = fill("{}: {}", show_name(head_attribute(attribute)), label_figure(key).lower())
+                name = show_name(f"{head_attribute(attribute)}: {label_figure(key).lower()}")
                 rows.append([name, *_list_gap_cells(numbers, attribute, key)])
     caption = (
         "Gaps between the best and the worst group, with 95 % intervals. By chance: the mean gap if all groups had the "

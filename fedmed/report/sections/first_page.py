@@ -17,6 +17,7 @@ RELEASES = {
     "manual": "A person at the coordinating site decides whether the model is released (release: manual).",
     "two_persons": "Two persons at the coordinating site decide whether the model is released (release: two_persons).",
 }
+_SIMULATION = "It is a simulation: nothing is released to anybody."
 _RELEASE_UNKNOWN = "Who decides about a release is not known to the software."
 
 
@@ -25,11 +26,12 @@ def describe_first_page(numbers: Numbers) -> Values:
     weakest = find_weakest_class(numbers)
     ece = numbers.get("figures", "ece")
     config: Mapping[str, object] = numbers.get("config")
+    is_simulation = "simulations/run.py" in numbers.get("command")
     return {
         **describe_summary(numbers),
         "classes": numbers.get("classes"),
         "weakest": weakest,
-        "release": RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
+        "release": _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
         "synthetic": numbers.get("synthetic"),
         "with_ece": ece["value"] is not None,
         "figures_chance": format_number(1 / len(numbers.get("classes")), 2),
