@@ -38,7 +38,7 @@ PLACES = {"report", "splits", "model", "checkpoints", "tables", "sites", "update
           ".venv-next"}  # fmt: skip
 FILES = {"history.jsonl", "metrics.csv", "config.yaml", "environment.json", "audit.jsonl", "model.onnx",
          "model.safetensors", "load_model.py", "manifest.json", "proof.json", "model_card.md", "requirements.txt",
-         "manifest.sig", "history.json", "ARM-SEED.json",
+         "manifest.sig", "history.json", "ARM-SEED.json", "tripod_ai.md",
          "ca.key", "ca.pem", "release.key", "release.pub", "server.key", "site.key", "site.pub",
          "site.crt"}  # fmt: skip
 WORDS = {"hospital_b", "vidir_molemax", "vienna_dias", "class_names", "efficientnet_lite0", "efficientnet_lite2"}

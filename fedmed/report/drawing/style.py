@@ -130,7 +130,8 @@ code { overflow-wrap: anywhere; }
   .small-figures figure { display: inline-block; width: 24%; padding-right: .8rem; vertical-align: top; }
   .row, .symbol, .strip, .mix { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   figure, tr { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
-  .appendix { break-before: page; } .first + nav + section { break-before: page; } .scroll { overflow: visible; background: none; } }
+  .appendix { break-before: page; } .first + nav + section { break-before: page; }
+  .scroll { overflow: visible; background: none; } }
 """
 
 
