@@ -1,7 +1,8 @@
 """``python simulations/benchmarks/report_picture.py RUN``: the picture of a report's first page in README.md.
 
 A browser (chromium) takes the picture of the report of a run, which is drawn again before; the end of the first page is
-where the table of contents begins.
+where the table of contents begins. The run of the picture in README.md: ``simulations/run.py`` with ``--set rounds=6
+--set model.name=resnet18 --set data.image_size=32 --set loss.cws=0``.
 """
 
 import argparse
