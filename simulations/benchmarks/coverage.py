@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -79,7 +80,9 @@ class Images:
 def make_tables(z_NK: Array, y_N: Array, g_N: Array, patient_N: Array) -> EvaluationTables:
     """Return evaluation tables of arrays."""
     names = [f"g{g}" for g in g_N.tolist()]
-    return tables_from_logits(torch.from_numpy(z_NK), torch.from_numpy(y_N), names, [str(p) for p in patient_N.tolist()])
+    return tables_from_logits(
+        torch.from_numpy(z_NK), torch.from_numpy(y_N), names, [str(p) for p in patient_N.tolist()]
+    )
 
 
 COVERED: Mapping[str, tuple[Images, tuple[str, ...]]] = {
@@ -94,9 +97,20 @@ COVERED: Mapping[str, tuple[Images, tuple[str, ...]]] = {
     "near perfect, two classes": (Images((40, 20), skill=4.0), ("macro_f1", "specificity", "auc", "balanced_accuracy")),
     "ordinary": (
         Images((80, 60, 40, 30), skill=1.5),
-        ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "mcc", "specificity", "auc", "ece", "brier",
-         "worst_class_recall", "class_recall_gap"),
-    ),  # fmt: skip
+        (
+            "accuracy",
+            "balanced_accuracy",
+            "macro_f1",
+            "kappa",
+            "mcc",
+            "specificity",
+            "auc",
+            "ece",
+            "brier",
+            "worst_class_recall",
+            "class_recall_gap",
+        ),
+    ),
     "one class nearly always answered, 40 images": (Images((20, 20), skill=0.5, bias=(4.0, 0.0)), ("ece", "accuracy")),
     "one class nearly always answered, 1,000 images": (Images((500, 500), skill=0.5, bias=(4.0, 0.0)), ("ece",)),
     "five images a patient": (
@@ -107,17 +121,40 @@ COVERED: Mapping[str, tuple[Images, tuple[str, ...]]] = {
 GAPS: Mapping[str, tuple[Images, tuple[str, ...]]] = {
     "two equal groups of 100": (
         Images((50, 30, 20), groups=2),
-        ("worst_group_balanced_accuracy", "gap_balanced_accuracy", "es_balanced_accuracy", "gap_accuracy", "pqd",
-         "gap_auc", "worst_group_auc", "equal_opportunity_difference", "equalized_odds_difference",
-         "demographic_parity_difference", "eopp1", "eodd", "demographic_parity_ratio", "eom", "gap_macro_f1",
-         "worst_group_macro_f1"),
-    ),  # fmt: skip
+        (
+            "worst_group_balanced_accuracy",
+            "gap_balanced_accuracy",
+            "es_balanced_accuracy",
+            "gap_accuracy",
+            "pqd",
+            "gap_auc",
+            "worst_group_auc",
+            "equal_opportunity_difference",
+            "equalized_odds_difference",
+            "demographic_parity_difference",
+            "eopp1",
+            "eodd",
+            "demographic_parity_ratio",
+            "eom",
+            "gap_macro_f1",
+            "worst_group_macro_f1",
+        ),
+    ),
     "five equal groups of 60": (
         Images((30, 20, 10), groups=5),
-        ("worst_group_balanced_accuracy", "gap_balanced_accuracy", "es_balanced_accuracy", "worst_group_accuracy",
-         "gap_accuracy", "gap_auc", "equal_opportunity_difference", "gap_macro_f1", "worst_group_macro_f1"),
-    ),  # fmt: skip
-}  # fmt: skip
+        (
+            "worst_group_balanced_accuracy",
+            "gap_balanced_accuracy",
+            "es_balanced_accuracy",
+            "worst_group_accuracy",
+            "gap_accuracy",
+            "gap_auc",
+            "equal_opportunity_difference",
+            "gap_macro_f1",
+            "worst_group_macro_f1",
+        ),
+    ),
+}
 FLAGGED: Mapping[str, Images] = {
     **{
         f"2 groups x 100 patients x {images}": Images(
@@ -131,7 +168,7 @@ FLAGGED: Mapping[str, Images] = {
     "5 groups x 100 images": Images((50, 30, 20), groups=5),
 }
 MELANOMA = (200, 33, 32, 15, 10, 6, 4)
-"""Images of seven classes in each of two groups of 300, in the shares of dermatoscopic data; the second one is missed."""
+"""Images of seven classes in each of two groups of 300, in the shares of dermatoscopic data."""
 
 
 def repeat(number: int, seed: int, once: Callable[[np.random.Generator], Mapping[str, bool | None]]) -> Rates:
@@ -184,10 +221,8 @@ def measure_gap_coverage(images: Images, keys: Sequence[str], number: int, seed:
         found = compare_groups(images.make_tables(rng), int(rng.integers(2**31)), NUM_DRAWS)
         # Groups are equal, so that what is left of a gap in the large data is the noise of that.
         equal = {key: 0.0 for key in keys if truth[key].better == "down"}
-        equal |= {key: 1.0 for key in ("pqd", "demographic_parity_ratio", "eom")}
-        return {
-            key: _holds(found[key].value, found[key].interval, equal.get(key, truth[key].value)) for key in keys
-        }
+        equal |= dict.fromkeys(("pqd", "demographic_parity_ratio", "eom"), 1.0)
+        return {key: _holds(found[key].value, found[key].interval, equal.get(key, truth[key].value)) for key in keys}
 
     return repeat(number, seed, once)
 
@@ -265,8 +300,6 @@ def measure_benefit(gain: float, per_patient: int, number: int, seed: int) -> Ra
 
 def _answer(rng: np.random.Generator, level: Array, spread: float, chance: float) -> Array:
     """Return right answers with some chance, alike for images with the same level."""
-    from statistics import NormalDist
-
     limit = NormalDist().inv_cdf(chance)
     answers: Array = level + spread * rng.normal(size=len(level)) < limit
     return answers

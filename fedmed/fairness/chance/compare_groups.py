@@ -1,7 +1,8 @@
 """How figures differ between groups, with intervals and with what chance alone would do.
 
-An interval of an extreme such as max - min is no test. So every disparity comes with its expectation and a p-value under "all groups have the rates of all images
-together", and :func:`fedmed.fairness.chance.flags.flag_attributes` decides on these alone.
+An interval of an extreme such as max - min is no test. So every disparity comes with its expectation and a p-value
+under "all groups have the rates of all images together", and
+:func:`fedmed.fairness.chance.flags.flag_attributes` decides on these alone.
 
 Letters: D draws, G groups, K classes.
 """
@@ -12,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedmed.fairness.chance.flags import adjust_family, find_p_value
-from fedmed.fairness.chance.gap_intervals import CLASS_GAP, bound_class_gap, bound_disparities
+from fedmed.fairness.chance.gap_intervals import bound_class_gap, bound_disparities
 from fedmed.fairness.figures.draws import check_draws, correct_bias
 from fedmed.fairness.figures.gap_figures import (
     GAP_KEYS,
@@ -23,7 +24,7 @@ from fedmed.fairness.figures.gap_figures import (
     list_sources,
 )
 from fedmed.fairness.figures.gap_sources import GapSource
-from fedmed.fairness.figures.rates import GapValues
+from fedmed.fairness.figures.rates import CLASS_GAP, GapValues
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
 from fedmed.seeding import make_rng

@@ -3,8 +3,8 @@
 A report looks at many figures of several attributes; with a 5 % chance of a false alarm each, most reports would have
 one. So flags rest on a few figures (:data:`FLAG_KEYS`). Inside an attribute their p-values are adjusted by the
 smallest p-value that draws under equality have in any of them (Westfall and Young, 1993), over the attributes by Holm
-(1979). One of the figures is the largest studentised difference of a single class, so that a failure in one class is not
-averaged away. The probability that a report of equal groups has any flag is then at most the level.
+(1979). One of the figures is the largest studentised difference of a single class, so that a failure in one class is
+not averaged away. The probability that a report of equal groups has any flag is then at most the level.
 
 Letters: D draws, F figures.
 """
@@ -26,6 +26,8 @@ FLAG_KEYS = (
     CLASS_GAP,
 )
 """Figures that can be flagged; of equal opportunity and equalised odds the mean over classes."""
+WEIGHTS = {CLASS_GAP: 2.0}
+"""By which p-values are divided before they are compared: the other four hang together, this one stands alone."""
 LEVEL = 0.05
 _ROUNDING = 1e-9
 
@@ -62,7 +64,8 @@ def adjust_family(figures: Mapping[str, GapFigure], draws: Mapping[str, Array]) 
         return dict(figures)
     observed = [_decisive(figures[key]) for key in keys]
     sample = np.column_stack([observed, np.stack([draws[key] for key in keys])])  # (F,1+D), the observed one first
-    ranked = np.stack([_find_own_p_values(np.round(row, 9)) for row in sample])
+    weights = np.array([WEIGHTS.get(key, 1.0) for key in keys])
+    ranked = np.stack([_find_own_p_values(np.round(row, 9)) for row in sample]) / weights[:, None]
     smallest = ranked.min(axis=0)
     adjusted = [float((smallest <= own + _ROUNDING).mean()) for own in ranked[:, 0]]
     return dict(figures) | {

@@ -8,7 +8,7 @@ none is valid.
 Letters: D draws, G groups, K classes; two ends in the first axis.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,19 +18,16 @@ from fedmed.fairness.chance.proportions import (
     bound_ratio,
     bound_scaled,
     mean_interval,
-    share_level,
     proportion_interval,
+    share_level,
 )
 from fedmed.fairness.figures.class_sets import find_class_set
 from fedmed.fairness.figures.design_effects import find_design_effects, pooled_effect
-from fedmed.fairness.figures.rates import CLASS_GAP, class_rates
+from fedmed.fairness.figures.rates import class_rates
 from fedmed.metrics.areas import PAIRS, area_intervals, bin_areas
 from fedmed.metrics.classification import split_scores
 from fedmed.metrics.evaluation import EvaluationTables
 from fedmed.metrics.values import Array, divide_defined, mean_defined
-
-Ends = Mapping[str, Array]
-"""Key of a disparity to its interval, shape (2,)."""
 
 
 def bound_disparities(known: EvaluationTables, level: float) -> dict[str, Array]:
@@ -103,7 +100,7 @@ def _find_areas(known: EvaluationTables, effects: Array) -> Array:
     if not known.scores.any():
         return known.areas
     own, others = split_scores(known.scores)
-    return np.stack([bin_areas(*sides, row) for *sides, row in zip(own, others, effects, strict=True)])
+    return np.stack([bin_areas(*sides) for sides in zip(own, others, effects, strict=True)])
 
 
 def _describe_areas(areas: Array, kept: Array, classes: Array) -> tuple[Array, float, _Interval]:
@@ -125,11 +122,8 @@ def _describe_areas(areas: Array, kept: Array, classes: Array) -> tuple[Array, f
 def _bound_rates(known: EvaluationTables, level: float) -> dict[str, Array]:
     """Return the intervals of the worst class's gaps of rates, over all pairs of groups and all classes at once."""
     counted = np.flatnonzero(known.row_images.any(axis=1))
-    if len(counted) < 2 or (known.other_wrong.any() and known.num_classes > 2):
-        # Which answers the other wrong ones were is not known, but the right ones are.
-        has_answers = False
-    else:
-        has_answers = True
+    # Where it is not told which answers the wrong ones were, the right ones are known only.
+    has_answers = len(counted) > 1 and not (known.other_wrong.any() and known.num_classes > 2)
     tables = known.take(counted)
     rates = class_rates(tables.counts, tables.other_wrong)
     n, effects = tables.row_images, find_design_effects(tables)
@@ -188,7 +182,5 @@ def bound_class_gap(known: EvaluationTables, worst_class: int, pair: tuple[int, 
 
 def _fold_classes(ends: Array) -> Array:
     """Return the interval of the largest of K gaps, of intervals (2,K) that hold together."""
-    return np.fmax.reduce(ends, axis=1, initial=np.nan)
-
-
-__all__ = ["CLASS_GAP", "bound_class_gap", "bound_disparities"]
+    largest: Array = np.fmax.reduce(ends, axis=1, initial=np.nan)
+    return largest

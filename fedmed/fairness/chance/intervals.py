@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from fedmed.fairness.chance.joined_areas import join_intervals
-from fedmed.fairness.chance.proportions import bound_gap, bound_lowest, mean_interval, share_level, proportion_interval
+from fedmed.fairness.chance.proportions import bound_gap, bound_lowest, mean_interval, proportion_interval, share_level
 from fedmed.fairness.figures.design_effects import count_effective, find_design_effects, pooled_effect
 from fedmed.fairness.figures.draws import check_draws, draw_rows, or_zero
 from fedmed.metrics.answer_ranges import find_ranges, settle_other
@@ -103,8 +103,8 @@ def add_intervals(
     -----
     Coverage of all of these: ``simulations/benchmarks/coverage.py``.
 
-    * :func:`fedmed.fairness.chance.proportions.proportion_interval`: ``accuracy``, images of rare classes included, and by class ``sensitivity``, ``specificity``,
-      ``macro_recall``, ``macro_precision``.
+    * :func:`fedmed.fairness.chance.proportions.proportion_interval`: ``accuracy``, images of rare classes included, and
+      by class ``sensitivity``, ``specificity``, ``macro_recall``, ``macro_precision``.
     * Means of recalls (``balanced_accuracy``, ``macro_recall``, the value of ``sensitivity``, and that of
       ``specificity`` with two classes, where it is the same number):
       :func:`fedmed.fairness.chance.proportions.mean_interval`.
@@ -121,8 +121,8 @@ def add_intervals(
     * ``ece``, ``mce``, ``classwise_ece``: by bin, number of images multinomial, number right binomial, mean confidence
       as observed; true classes are not held fixed. An absolute gap can only grow by chance and grows once more in every
       draw, so percentiles would lie above the truth. The ends are reflected at the figure, ``2 v - q`` (the "basic"
-      bootstrap), or moved with it where that is wider. The lower one is 0 where draws with confidence as the chance of being
-      right reach the figure, too. Where many bins are almost empty the figure itself is too large, and so is its
+      bootstrap), or moved with it where that is wider. The lower one is 0 where draws with confidence as the chance of
+      being right reach the figure, too. Where many bins are almost empty the figure itself is too large, and so is its
       interval.
     * ``brier``: normal approximation from number, sum and sum of squares; there is nothing to resample.
     """

@@ -108,7 +108,7 @@ def share_level(level: float, number: int) -> float:
 
 
 def bound_lowest(ends: Array) -> Array:
-    """Return an interval of the lowest of G figures, shape (2,), of intervals (2,G) that hold together; NaN is left out."""
+    """Return an interval of the lowest of G figures, shape (2,), of intervals (2,G) that hold together, without NaN."""
     return np.array([_fold(np.fmin, ends[0]), _fold(np.fmin, ends[1])])
 
 
@@ -152,7 +152,7 @@ def bound_ratio(ends: Array) -> Array:
 
 
 def bound_scaled(overall: Array, ends: Array) -> Array:
-    """Return an interval of ``overall / (1 + sum |overall - figure|)``, of intervals (2,) and (2,G) that hold together."""
+    """Return an interval of ``overall / (1 + sum |overall - figure|)``, of intervals that hold together: (2,), (2,G)."""
     defined = ~np.isnan(ends[0])
     if not defined.any() or np.isnan(overall).any():
         return np.full(2, np.nan)

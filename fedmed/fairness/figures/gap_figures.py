@@ -240,7 +240,7 @@ def _find_lacking(rate_GK: Array, names: Sequence[str]) -> dict[int, tuple[str, 
     """Return for each class that some groups have and others lack, the names of these others."""
     lacks, num_groups = np.isnan(rate_GK), len(names)
     found = {
-        k: tuple(names[g] for g in np.flatnonzero(lacks[:, k])) for k in np.flatnonzero(lacks.any(axis=0)).tolist()
+        k: tuple(names[g] for g in np.flatnonzero(lacks[:, k]).tolist()) for k in np.flatnonzero(lacks.any(axis=0)).tolist()
     }
     return {k: groups for k, groups in found.items() if len(groups) < num_groups}
 
@@ -340,7 +340,8 @@ def _count_images(name: str, known: EvaluationTables) -> Array:
 
 
 def _explain_rates(key: str, rates: Rates) -> str:
-    if key in RATIOS and not np.isnan(_decisive_rate(key, rates)).all():
+    is_shared = (~np.isnan(_decisive_rate(key, rates))).sum(axis=0) > 1
+    if key in RATIOS and is_shared.any():
         return "the rate is 0 in every group"
     if np.isnan(rates.selection).all() and not np.isnan(rates.tpr).all():
         return "too many wrong answers are not told by class"

@@ -23,7 +23,6 @@ from fedmed.metrics.values import (
     std_defined,
 )
 
-
 CLASS_GAP = "class_sensitivity_gap"
 
 
