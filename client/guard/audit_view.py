@@ -91,6 +91,7 @@ def read_audit(state_dir: Path) -> tuple[list[AuditRow], list[PlanRow]]:
     rows: list[AuditRow] = []
     plans: dict[str, PlanRow] = {}
     under_way: AuditRow | None = None
+    left_out: Fields | None = None
     for entry in _read_entries(path):
         event, fields = str(entry["event"]), entry["fields"]
         number, time = int(str(entry["sequence"])), str(entry["time"])
@@ -106,6 +107,10 @@ def read_audit(state_dir: Path) -> tuple[list[AuditRow], list[PlanRow]]:
             _take(under_way, event, fields)
             is_over = event == "sent" or "text" in fields
             under_way = None if is_over else under_way
+            found = _read_exclusions(fields)
+            if found is not None and found != left_out:
+                rows.append(AuditRow(number, time, _WORDS["exclusions"], why=_describe_event("exclusions", found)))
+            left_out = found or left_out
         elif event != "received":
             rows.append(AuditRow(number, time, _WORDS.get(event, tame(event, 60)), why=_describe_event(event, fields)))
     return rows, list(plans.values())
@@ -241,6 +246,12 @@ def _take(row: AuditRow, event: str, fields: Fields) -> None:
     row.why = tame(str(fields.get("text") or fields.get("reason") or fields.get("error") or ""), 1000)
 
 
+def _read_exclusions(fields: Fields) -> Fields | None:
+    """Return what an entry ``sent`` tells of who is left out; earlier versions wrote an entry of its own."""
+    found = fields.get("exclusions")
+    return {key: value for key, value in found.items() if key != "salt"} if isinstance(found, dict) else None
+
+
 def _list_plans(fields: Fields) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     plans = fields.get("plans")
     for plan in plans.values() if isinstance(plans, dict) else ():
@@ -256,7 +267,8 @@ def _describe_event(event: str, fields: Fields) -> str:
         return tame(
             "; ".join(f"{one.get('text')} - the same again {_number(one.get('times'))} times" for one in counts)
         )
-    told = {key: value for key, value in fields.items() if event != "policy" and not key.endswith("sha256")}
+    hidden = ("sha256", "salt")
+    told = {key: value for key, value in fields.items() if event != "policy" and not key.endswith(hidden)}
     parts = _describe_parts(_sizes(told.pop("parts", None)))
     text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in told.items())
     return tame("; ".join(filter(None, [text, parts])), 300)

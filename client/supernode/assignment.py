@@ -97,6 +97,8 @@ class Assignment:
             record_refusal(Path(desk.config.state_dir), tame(self.kind, 60), str(refusal))
             reply = Reply(self._make_error(refusal), str(refusal))
         seconds = time.monotonic() - begin
+        for line in reply.said:
+            desk.tell("said", line)
         if reply.failure is not None:
             text = f"'{self.kind}' was not done: {reply.failure.rstrip('.')}. Its log: {log}."
             desk.tell("failed", text, kind=self.kind)

@@ -38,6 +38,8 @@ class Reply:
     """From :func:`client.supernode.objects.deflate_message`."""
     failure: str | None = None
     """Why the work was not done, for the people at this site only; None: it was done."""
+    said: tuple[str, ...] = ()
+    """Lines for the console."""
 
 
 class WorkerProcess:
@@ -140,7 +142,7 @@ class WorkerProcess:
             raise PolicyError("this site has too little memory for the request")
         if header.get("kind") != "reply":
             raise PolicyError("the request is damaged or has another form than was agreed")
-        return Reply(reply, header.get("failure"))
+        return Reply(reply, header.get("failure"), tuple(header.get("said", ())))
 
     def stop(self) -> None:
         """End the process at once; it keeps nothing that is not on disk."""

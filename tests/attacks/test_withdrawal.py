@@ -250,7 +250,7 @@ def test_the_audit_log_counts_and_names_nobody(attack: Attack) -> None:
     target = find_rare(attack, "train")[0]
     attack.withdraw(target)
     attack.hospital.ask("query")
-    last = attack.hospital.events("exclusions")[-1]
+    last = attack.hospital.exclusions()[-1]
     assert (last["listed"], last["matched"]) == (1, 1)
     assert last["images"] == {"train": 1, "validation": 0, "test": 0}
     assert last["further"] == {"train": K - 1, "validation": 0, "test": 0}

@@ -93,6 +93,7 @@ class FakeWorker:
         self.failure: Exception | None = None
         self.check_once = False
         self.told: str | None = None  # why the work was not done
+        self.said: tuple[str, ...] = ()  # for the console
 
     def perform(self, task, objects, deadline, check):
         self.tasks.append((task, deadline))
@@ -102,7 +103,7 @@ class FakeWorker:
             raise self.failure
         message = inflate_message(task, dict(objects))
         content = make_request("flip", flip(read_data(message)))
-        return Reply(deflate_message(Message(content, reply_to=message)), self.told)
+        return Reply(deflate_message(Message(content, reply_to=message)), self.told, self.said)
 
 
 class Setting:
@@ -271,6 +272,12 @@ class TestAssignments:
         self.run(setting)
         assert setting.texts("failed") == ["'train' was not done: The image a.png cannot be read. Its log: worker.log."]
         assert setting.texts("reply") == []
+
+    def test_what_the_worker_says_to_the_people_here_is_passed_on(self, setting):
+        setting.worker.said = ("A withdrawal is in effect.", "1 of 2 lines belong to no image.")
+        setting.server.add(make_request())
+        self.run(setting)
+        assert setting.texts("said") == ["A withdrawal is in effect.", "1 of 2 lines belong to no image."]
 
     def test_work_that_takes_too_long_is_given_up(self, setting):
         setting.worker.failure = WorkerLateError("the worker process did not finish in time")
