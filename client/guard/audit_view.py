@@ -28,6 +28,7 @@ _WORDS = {
     "start": "flower-client was started",
     "policy": "the policy in force from here on",
     "exclusions": "images left out because patients withdrew",
+    "approved": "a person here approved a plan",
     "forget": "what was kept of runs was removed",
     "deleted": "what is kept no longer was deleted",
     "release_received": "the released model was collected",

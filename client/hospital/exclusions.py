@@ -8,7 +8,7 @@ in :mod:`client.hospital.left_out`.
 import logging
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 

@@ -1,6 +1,8 @@
 """``flower-client --approve``: what a person reads, what is stored, and what has changed since."""
 
 import json
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ from client.check.approval import Wish, approve, check_approval
 from client.check.context import CheckContext
 from client.check.plan_words import describe_plan, list_changes, list_questions
 from client.guard.approvals import APPROVALS_FILE, Approvals
+from client.guard.audit_view import render_audit
+from client.guard.ledger import Ledger
+from client.guard.requests import Request
 from fedmed.config import Plan, make_distil_plan, make_student_plan, plan_hash
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, PolicyError, RunFolderError
 from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_hello, make_kit
 
 MAIN = Plan.model_validate(PLAN)
+USER = pwd.getpwuid(os.getuid()).pw_name
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def test_a_person_reads_the_plan_and_approves_it(config: ClientConfig, capsys: p
     for line in describe_plan(MAIN):
         assert line in text
     assert f"The plan {MAIN.sha256} is approved." in text
-    assert look(config) == ("ok", f"the plan {MAIN.sha256} is approved since {_time(config)}")
+    assert look(config) == ("ok", f"the plan {MAIN.sha256} is approved since {_time(config)} by user {USER}")
     log = (Path(config.state_dir) / "audit.jsonl").read_text()
     assert f'"plan_sha256":"{MAIN.sha256}"' in log
     assert (Path(config.state_dir) / APPROVALS_FILE).stat().st_mode & 0o077 == 0
@@ -147,6 +153,45 @@ def test_approved_already_and_again(config: ClientConfig, capsys: pytest.Capture
     assert [one.number for one in Approvals(Path(config.state_dir)).read()] == [1]
     type_approve(config, again=True)
     assert [one.number for one in Approvals(Path(config.state_dir)).read()] == [2]
+
+
+def test_again_tells_what_was_answered(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the run, under whatever plan: a new plan goes on counting, and only --again begins anew."""
+    type_approve(config)
+    state = Path(config.state_dir)
+    ledger, approvals = Ledger(state / "runs", config.policy), Approvals(state)
+    request = Request(kind="train", plan=MAIN, round=1)
+    ledger.note(request, approvals.read()[0], "trained", "0" * 64)
+    approvals.note_answer(approvals.read()[0])
+    capsys.readouterr()
+    type_approve(config, {"rounds": 9})
+    assert "which goes on counting under the new plan: train 1 times" in capsys.readouterr().out
+    assert [(one.number, one.has_answered) for one in approvals.read()] == [(1, True)]
+    type_approve(config, again=True, answer="n")
+    assert "WARNING: --again counts anew. The server has had of this run: train 1 times." in capsys.readouterr().out
+    type_approve(config, again=True)
+    assert [(one.sha256, one.number, one.has_answered) for one in approvals.read()] == [(MAIN.sha256, 2, False)]
+    last = json.loads((state / "audit.jsonl").read_text().splitlines()[-1])["fields"]
+    assert (last["again"], last["answered_before"]) == (True, "train 1 times")
+
+
+def test_who_approved_is_recorded_and_shown(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    type_approve(config, name="Erika Mustermann")
+    (approval,) = Approvals(Path(config.state_dir)).read()
+    assert (approval.user, approval.name) == (USER, "Erika Mustermann")
+    assert look(config)[1].endswith(f"since {approval.approved} by Erika Mustermann, user {USER}")
+    shown = render_audit(Path(config.state_dir))
+    for word in ("a person here approved a plan", USER, "Erika", "Mustermann"):
+        assert word in shown
+
+
+def test_approvals_of_before_name_nobody(tmp_path: Path) -> None:
+    Approvals(tmp_path).add(MAIN)
+    file = tmp_path / APPROVALS_FILE
+    content = json.loads(file.read_text())
+    del content["plans"][0]["user"], content["plans"][0]["name"]
+    file.write_text(json.dumps(content))
+    assert Approvals(tmp_path).read()[0].by == "nobody who is recorded"
 
 
 def test_json_for_scripts(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,3 +317,31 @@ def test_count_is_on_the_disk_before_an_answer_leaves(site: HospitalSite) -> Non
     written = json.loads((site.state / APPROVALS_FILE).read_text())
     assert [one["has_answered"] for one in written["plans"]] == [True]
     assert Approvals(site.state).find(MAIN) is not None
+
+
+def test_plan_b_and_then_plan_a_again_begin_nothing_anew(site: HospitalSite) -> None:
+    """A server that has a second plan approved and then the first again gets no second set of answers."""
+    other_plan, (other,) = {"rounds": 5}, other_models(site, 1)
+    run_rounds(site, 2)
+    approve(site.state, PLAN | other_plan)
+    refuses(site, r"\(round 2\), another model or other settings than before", "train", plan=other_plan, round=2)
+    site.ask("train", site.model, other_plan, round=3)
+    site.ask("evaluate", site.model, other_plan, round=3, part="test")
+    approve(site.state, MAIN)
+    for number in (1, 3):
+        refuses(site, "after the run's end has begun", "train", other, round=number)
+    refuses(site, "one more request for test", "evaluate", round=3, part="test")
+    with pytest.raises(PolicyError, match="one more request for test"):
+        site.ask("evaluate", other, round=3, part="test")
+    site.ask("train", site.model, round=2)  # a repetition
+
+
+def test_a_list_of_approvals_that_was_moved_away_begins_nothing_anew(site: HospitalSite) -> None:
+    run_rounds(site, 2)
+    approve(site.state, MAIN, again=True)
+    run_rounds(site, 3)
+    (site.state / APPROVALS_FILE).unlink()
+    approve(site.state, MAIN)
+    refuses(site, r"\(round 2\), a step back from 3", "train", other_models(site, 1)[0], round=2)
+    approve(site.state, MAIN, again=True)
+    run_rounds(site, 1)
