@@ -120,6 +120,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="with --approve: count anew what was asked, as after the server was restored to an earlier state",
     )
     parser.add_argument(
+        "--other-groups",
+        action="store_true",
+        help="with --approve: also if the plan tells other patient groups apart than earlier runs were told",
+    )
+    parser.add_argument(
         "--name",
         type=_read_name,
         metavar="NAME",
@@ -140,8 +145,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--since and --last go with --audit")
     if (options.passphrase_file or options.no_passphrase) and options.make_key is None:
         parser.error("--passphrase-file and --no-passphrase go with --make-key")
-    if (options.yes or options.again or options.name) and options.approve is None:
-        parser.error("--yes, --again and --name go with --approve")
+    if (options.yes or options.again or options.name or options.other_groups) and options.approve is None:
+        parser.error("--yes, --again, --name and --other-groups go with --approve")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
     if options.accept_uncompared and not options.fetch_model:
@@ -194,6 +199,7 @@ def _approve(config: ClientConfig, options: argparse.Namespace) -> int:
     from client.supernode.fleet import Fleet  # noqa: PLC0415
 
     told = {"yes": options.yes, "again": options.again, "as_json": options.json, "name": options.name}
+    told |= {"other_groups": options.other_groups}
     wish = Wish(options.approve or None, **told)
     return approve(config, wish, Fleet)
 

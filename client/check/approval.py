@@ -13,6 +13,7 @@ from client.check.plan_words import describe_plan, list_changes
 from client.guard.approvals import Approval, Approvals
 from client.guard.audit import open_site_audit
 from client.guard.ledger import read_progress
+from client.hospital.told_groups import find_other_groups
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, PolicyError
@@ -20,6 +21,7 @@ from fedmed.protocol.hello import Hello
 
 TYPE_APPROVE = "Read the plan above with whoever is responsible for the study here, then type: flower-client --approve"
 _AGAIN = "--again"
+_LIST = "Name the attributes in policy.attributes and the crossings in policy.crossings of client.yaml"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Wish:
     as_json: bool = False
     name: str | None = None
     """Who approves."""
+    other_groups: bool = False
+    """Whether other patient groups may be told apart than in earlier runs."""
 
 
 def read_plan(hello: Hello) -> Plan | None:
@@ -91,7 +95,9 @@ def approve(
             print(_warn_of_again(before, state_dir) + "\n")
     _check_hash(plan, wish, config.policy.approved_plan)
     is_new = before is None or before.sha256 != plan.sha256 or wish.again
-    done = not is_new or wish.yes or (not wish.as_json and _agrees(ask))
+    other_groups = find_other_groups(state_dir, config.policy, plan) if is_new else []
+    accepts = _accepts_groups(other_groups, wish, ask)
+    done = not is_new or (accepts and (wish.yes or (not wish.as_json and _agrees(ask))))
     if is_new and done:
         answered = None if before is None else read_progress(state_dir / "runs", before)
         approval = approvals.add(plan, again=wish.again, name=wish.name)
@@ -111,11 +117,17 @@ def check_approval(context: CheckContext, name: str) -> CheckResult:
     approvals = Approvals(Path(config.state_dir), config.policy.approved_plan)
     before = approvals.find_of_run(plan.run_id)
     named = config.policy.approved_plan
+    other_groups = find_other_groups(Path(config.state_dir), config.policy, plan)
     if named == plan.sha256:
-        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved by policy.approved_plan in client.yaml")
+        found = f"the plan {plan.sha256} is approved by policy.approved_plan in client.yaml"
+        return (
+            CheckResult(name, "warning", f"{found}. {' '.join(other_groups)}", _LIST)
+            if other_groups
+            else (CheckResult(name, "ok", found))
+        )
     if before is not None and before.sha256 == plan.sha256 and named is None:
         return CheckResult(name, "ok", f"the plan {plan.sha256} is approved since {before.approved} by {before.by}")
-    found = "; ".join(_describe_state(plan, before, Path(config.state_dir)))
+    found = "; ".join([*_describe_state(plan, before, Path(config.state_dir)), *other_groups])
     if named is not None:
         advice = f"policy.approved_plan in client.yaml allows {named} only. Change it there, if that is right."
         return CheckResult(name, "failed", f"the plan {plan.sha256} is not approved", advice)
@@ -168,11 +180,22 @@ def _check_hash(plan: Plan, wish: Wish, named: str | None) -> None:
         )
 
 
-def _agrees(ask: Callable[[str], str]) -> bool:
+def _accepts_groups(other_groups: list[str], wish: Wish, ask: Callable[[str], str]) -> bool:
+    """Return whether a person accepts that other patient groups are told apart than before."""
+    if not other_groups or wish.other_groups:
+        return True
+    told = " ".join(other_groups)
+    if wish.yes or wish.as_json:
+        raise PolicyError(f"{told} It is not approved. {_LIST}, or add --other-groups to approve it all the same.")
+    print(f"WARNING: {told} {_LIST}, if that is meant to be so for good.\n")
+    return _agrees(ask, "Have these patient groups told apart beside those of before? [y/N] ")
+
+
+def _agrees(ask: Callable[[str], str], question: str = "Approve this plan for this site? [y/N] ") -> bool:
     if not sys.stdin.isatty() and ask is input:
         raise ConfigError("There is no terminal to ask on. Read the plan above, then add --yes to approve it.")
     try:
-        return ask("Approve this plan for this site? [y/N] ").strip().lower() in {"y", "yes"}
+        return ask(question).strip().lower() in {"y", "yes"}
     except EOFError:
         return False
 

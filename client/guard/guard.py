@@ -42,6 +42,7 @@ from client.guard.requests import Request, read_request, try_plan
 from client.hospital.exclusions import ExclusionCounts, describe_exclusions, record_exclusions
 from client.hospital.said import say
 from client.hospital.site_data import Hospital, find_hospital
+from client.hospital.told_groups import note_groups
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import DataError, PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
 from fedmed.extensions import allow_only
@@ -219,6 +220,9 @@ class Guard:
         assert self._bound is not None, "the request was checked"
         approval, network = self._bound.approval, self._bound.network
         self._is_noted = True
+        if request.kind == "evaluate" or (request.kind == "train" and request.plan.losses == "groups"):
+            what = "tables" if request.kind == "evaluate" else "losses"
+            note_groups(self._state_dir, self._policy, request.plan, what)
         if self._ledger.note(request, approval, network, _find_model(request, arrived)):
             self._approvals.note_answer(approval)
 

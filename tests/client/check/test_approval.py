@@ -15,8 +15,9 @@ from client.guard.approvals import APPROVALS_FILE, Approvals
 from client.guard.audit_view import render_audit
 from client.guard.ledger import Ledger
 from client.guard.requests import Request
+from client.hospital.told_groups import find_other_groups, note_groups
 from fedmed.config import Plan, make_distil_plan, make_student_plan, plan_hash
-from fedmed.config.client import ClientConfig
+from fedmed.config.client import ClientConfig, PolicyConfig
 from fedmed.errors import ConfigError, PolicyError, RunFolderError
 from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_hello, make_kit
 
@@ -192,6 +193,62 @@ def test_approvals_of_before_name_nobody(tmp_path: Path) -> None:
     del content["plans"][0]["user"], content["plans"][0]["name"]
     file.write_text(json.dumps(content))
     assert Approvals(tmp_path).read()[0].by == "nobody who is recorded"
+
+
+SEX: dict[str, Any] = {"fairness": {"attributes": ["sex"], "intersections": "none"}, "run_id": "first"}
+BOTH: dict[str, Any] = {"fairness": {"attributes": ["sex", "age"], "intersections": [["sex", "age"]]}}
+BY_SEX: dict[str, Any] = {"losses": "groups", "loss_attribute": "sex"}
+
+
+def _tell(config: ClientConfig, plan: dict[str, Any], what: str = "tables") -> None:
+    note_groups(Path(config.state_dir), config.policy, Plan.model_validate(PLAN | plan), what)
+
+
+def test_other_groups_of_the_same_images_need_a_word_of_their_own(
+    config: ClientConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _tell(config, SEX)
+    status, found = look(config, BOTH)
+    assert status == "warning"
+    assert "The plan asks for tables by age, age x sex, of images of which this site has told" in found
+    assert "run first: sex" in found
+    with pytest.raises(PolicyError, match="add --other-groups"):
+        type_approve(config, BOTH, yes=True)
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return "n" if "patient groups" in question else "y"
+
+    fleet = FakeFleet(make_hello(BOTH))
+    assert approve(config, Wish(), connect_to(fleet), answer) == 1
+    assert len(asked) == 1
+    assert approved(config) == []
+    assert "WARNING: The plan asks for tables by age, age x sex" in capsys.readouterr().out
+    assert type_approve(config, BOTH, yes=True, other_groups=True) == 0
+    assert len(approved(config)) == 1
+
+
+def test_groups_that_are_known_or_listed_need_none(config: ClientConfig) -> None:
+    def needs(plan: dict[str, Any], **policy: Any) -> bool:
+        allowed = PolicyConfig.model_validate(policy)
+        return bool(find_other_groups(Path(config.state_dir), allowed, Plan.model_validate(PLAN | plan)))
+
+    assert not needs(BOTH), "nothing was told yet"
+    _tell(config, SEX)
+    assert not needs(SEX | {"run_id": "second"}), "the same again"
+    assert needs(BOTH)
+    assert needs({}), "all attributes of the data"
+    listed = {"attributes": ["sex", "age"], "crossings": [["sex", "age"]]}
+    assert not needs(BOTH, **listed)
+    assert needs(BOTH, attributes=["sex", "age"]), "the crossing is not listed"
+    assert not needs(BOTH, attributes=["sex"]), "no more than sex is told then"
+    assert not needs(BOTH | BY_SEX | {"fairness": SEX["fairness"]}), "no losses were told so far"
+    _tell(config, BY_SEX, "losses")
+    assert needs({"losses": "groups", "loss_attribute": "age x sex", "fairness": SEX["fairness"]})
+    assert not needs({"losses": "groups", "loss_attribute": "age x sex", "fairness": SEX["fairness"]}, **listed)
+    _tell(config, {})
+    assert not needs(BOTH), "every attribute and crossing was told"
 
 
 def test_json_for_scripts(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,10 @@ from client.guard import ledger as ledger_module
 from client.guard.approvals import APPROVALS_FILE, Approvals
 from client.guard.ledger import LEDGER_FILE, OLD_COUNTS_FILE, ROUNDS_KEPT, Ledger
 from client.guard.requests import Request
+from client.hospital.told_groups import TOLD_FILE, read_groups
+from client.supernode.supervisor import forget
 from fedmed.config import Plan, make_distil_plan, make_student_plan
-from fedmed.config.client import PolicyConfig
+from fedmed.config.client import PolicyConfig, load_client_config
 from fedmed.errors import CheckpointError, PolicyError, RunFolderError, WireError
 from fedmed.protocol.foreseen import REPEATS
 from fedmed.protocol.kinds import KINDS
@@ -345,3 +347,23 @@ def test_a_list_of_approvals_that_was_moved_away_begins_nothing_anew(site: Hospi
     refuses(site, r"\(round 2\), a step back from 3", "train", other_models(site, 1)[0], round=2)
     approve(site.state, MAIN, again=True)
     run_rounds(site, 1)
+
+
+def test_which_groups_were_told_apart_is_kept_over_runs(site: HospitalSite) -> None:
+    """Tables with an answer that holds some, losses with a training; --forget leaves it."""
+    by = {"fairness": {"attributes": ["sex"], "intersections": "none"}}
+    losses = {"losses": "groups", "loss_attribute": "sex"}
+    approve(site.state, PLAN | by)
+    site.ask("train", site.model, by, round=1)
+    assert read_groups(site.state) == {}
+    site.ask("evaluate", site.model, by, round=1, part="validation")
+    assert read_groups(site.state) == {"run1": {"tables": {"sex"}}}
+    approve(site.state, PLAN | by | losses | {"run_id": "run2"})
+    site.ask("train", site.model, by | losses | {"run_id": "run2"}, round=1)
+    assert read_groups(site.state) == {"run1": {"tables": {"sex"}}, "run2": {"losses": {"sex"}}}
+    forget(load_client_config(site.file), everything=True)
+    assert len(read_groups(site.state)) == 2
+    (site.state / TOLD_FILE).write_text("[")
+    approve(site.state, PLAN | by, again=True)
+    with pytest.raises(RunFolderError, match="which patient groups it has told apart"):
+        site.ask("evaluate", site.model, by, round=1, part="validation")
