@@ -120,6 +120,47 @@ def test_words_say_what_is_trained_and_what_leaves_how_often() -> None:
     ]
 
 
+def list_leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        return [(path, value)]
+    return [leaf for key, one in value.items() for leaf in list_leaves(one, f"{path}.{key}".lstrip("."))]
+
+
+def test_every_setting_is_shown_in_full() -> None:
+    """What decides how much is computed stands in the words, everything in the list, and nothing is cut at 300."""
+    names = [f"class number {number:03d} of many" for number in range(60)]
+    steps = {"steps": 17, "first_steps": 333}
+    schedule = {"name": "step", "milestones": [0.25, 0.875], "gamma": 0.2}
+    plan = Plan.model_validate(
+        PLAN
+        | {"classes": names, "fopro": {"prompt": steps}, "loss": {"ce": {"weight": 1.0, "note": "n" * 400 + "end"}}}
+        | {"training": PLAN["training"] | {"schedule": schedule}}
+    )
+    lines = describe_plan(plan)
+    text = "\n".join(lines)
+    for words in (
+        "learned on 333 batches in the first round and 17 in each later one",
+        "gamma 0)",
+        "milestones [0.25, 0.875], the rate there times 0.2",
+        names[-1] + ")",
+        "n" * 400 + "end",
+    ):
+        assert words in text
+    cosine = Plan.model_validate(PLAN | {"training": {"schedule": {"name": "cosine", "final_share": 0.125}}})
+    assert "schedule cosine, momentum 0.9, weight decay 0.0001, share of the rate at the end 0.125" in "\n".join(
+        describe_plan(cosine)
+    )
+    settings = lines[lines.index("Every setting of the plan:") + 1 :]
+    leaves = list_leaves(plan.model_dump(mode="json"))
+    assert settings == [f"- {key}: {one if isinstance(one, str) else json.dumps(one)}" for key, one in leaves]
+
+
+def test_what_is_too_long_to_read_says_how_much_is_left_out() -> None:
+    plan = Plan.model_validate(PLAN | {"study": "s" * 6000})
+    line = describe_plan(plan)[0]
+    assert "s (... and 1,000 more letters, which flower-client --approve --json shows)" in line
+
+
 def test_a_hash_that_was_named_must_be_the_plan_s(config: ClientConfig) -> None:
     with pytest.raises(PolicyError, match=rf"has the hash {MAIN.sha256}, not {'0' * 64}\. It is not approved"):
         type_approve(config, sha256="0" * 64, yes=True)
