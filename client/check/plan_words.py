@@ -94,8 +94,8 @@ def _describe_training(plan: Plan) -> str:
     more = "".join(f", {name} {_show(value)}" for name, value in details.items() if value is not None)
     return (
         f"Training: {plan.rounds} rounds of {training.epochs_per_round} epochs with batches of {training.batch_size} "
-        f"images (at most half of this site's); {_CODES[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
-        f"schedule {schedule.name}{more}."
+        f"images (at most half as many as this site has patients); {_CODES[optimizer.name]}, peak learning rate "
+        f"{optimizer.lr:g}, schedule {schedule.name}{more}."
     )
 
 

@@ -188,7 +188,7 @@ def test_a_site_trains_with_its_own_batch(tmp_path: Path, monkeypatch: pytest.Mo
         return fit(model, part, plan, **options)
 
     monkeypatch.setattr(site_module, "fit", watch)
-    half = len(open_site(site.config).data.train) // 2
+    half = open_site(site.config).count_patients("train") // 2
     site.ask("train", site.model, {"training": {"optimizer": {"lr": 0.05}, "batch_size": half + 1}}, round=1)
     assert used == [half]
 
