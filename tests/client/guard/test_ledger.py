@@ -19,7 +19,7 @@ from fedmed.protocol.foreseen import REPEATS
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.training.network import Network, hash_model
-from tests.client.support.hospital import PLAN, HospitalSite
+from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.client.support.second_model import SMALL, SMALL_MODEL, ask, distil
 from tests.support.approval import approve
 
@@ -150,6 +150,7 @@ def test_what_comes_at_the_end_is_not_asked_first(site: HospitalSite) -> None:
 
 
 def test_after_the_end_has_begun_there_are_no_more_rounds(site: HospitalSite) -> None:
+    site = site.restart(policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})  # 3 patients of the class that is told
     run_rounds(site, 2)
     site.ask("evaluate.calibrate", site.model, round=2)
     refuses(site, "a new request for training .round 3. after the run's end has begun", "train", round=3)
