@@ -129,6 +129,8 @@ def train_at_sites(
     def take(answer: Answer) -> None:
         update = collector.take(answer)
         session.listener.on_answer(update.site, update.reason)
+        if update.reason:
+            session.listener.on_note(f"{update.site} is left out: {update.reason}")
 
     missing = session.courier.ask(
         kind.flower,

@@ -93,7 +93,7 @@ def test_fault_of_ours_is_not_told_in_detail(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="bad image"):
         site.ask("train", site.model, round=1)
     (sent,) = site.events("sent")
-    assert sent["text"] == "ValueError at the site; its log says more"
+    assert sent["text"] == "the site's program failed (ValueError); the site's log says more"
     assert PATIENT not in (site.state / "audit.jsonl").read_text()
 
 
@@ -125,7 +125,7 @@ def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
 
 
 def assert_says_nothing(error: BaseException) -> None:
-    assert describe_error(error) == "NotRecordedError at the site; its log says more"
+    assert describe_error(error) == "the site could not do this; the site's log says why"
 
 
 @pytest.mark.parametrize("kind", ["query", "train"])
@@ -182,4 +182,4 @@ def test_an_app_that_wants_to_exit_is_written_down(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(site_module, "fit", fail)
     with pytest.raises(SystemExit):
         site.ask("train", site.model, round=1)
-    assert site.events("sent")[0]["text"] == "SystemExit at the site; its log says more"
+    assert site.events("sent")[0]["text"] == "the site's program failed (SystemExit); the site's log says more"
