@@ -47,8 +47,8 @@ if TYPE_CHECKING:  # it imports torch, which a waiting process does without
 
 _PARTIAL = ".release.partial"
 _LATER = (
-    "Nothing was collected, and this command does not try again by itself. The coordinating site serves the model while "
-    "flower-server runs: ask them to start it, then type: flower-client --fetch-model"
+    "Nothing was collected, and this command does not try again by itself. The coordinating site serves the model "
+    "while flower-server runs: ask them to start it, then type: flower-client --fetch-model"
 )
 _SPARE_BYTES = 64 * 2**20
 _logger = logging.getLogger("fedmed.client")

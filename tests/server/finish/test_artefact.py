@@ -228,7 +228,7 @@ def test_decision_is_in_manifest_card_audit_log_and_signed_manifest(waiting: Run
     assert read_decision(waiting) == decision
     manifest = read(waiting.model / "manifest.json")
     assert manifest["release"] == {"kind": "manual", "by": "Ada Lovelace", "time": decision.time}
-    assert "Disclosure: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
+    assert "Release: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
     check_hashes(waiting.model)
     check_decided(waiting, decision)
     (entry,) = [
@@ -249,7 +249,7 @@ def test_the_card_names_both_persons_and_what_they_signed_is_what_is_released(wa
     before = hash_content(waiting)
     card = waiting.model / "model_card.md"
     write_decision(waiting, "Ada and Ben", "two_persons", [{"by": "Ada"}, {"by": "Ben"}])
-    assert "Disclosure: two persons, by Ada and Ben." in card.read_text()
+    assert "Release: two persons, by Ada and Ben." in card.read_text()
     check_hashes(waiting.model)
     assert hash_content(waiting) == before
     manifest = read(waiting.model / "manifest.json")
