@@ -266,8 +266,8 @@ def _list_third_parties(config: ServerConfig) -> list[str]:
 def _list_periods(config: ServerConfig) -> list[str]:
     periods = [f"Coordinating site, {_describe(ServerKeepConfig, name)}: {_days(days)}." for name, days in config.keep]
     periods += [
-        f"Hospital, {_describe(SiteKeepConfig, name)}: as keep.{name} in its client.yaml says, which is not known here; "
-        f"where it says nothing, {_days(days, 'the last change')}."
+        f"Hospital, {_describe(SiteKeepConfig, name)}: as keep.{name} in its client.yaml says, which is not known "
+        f"here; where it says nothing, {_days(days, 'the last change')}."
         for name, days in SiteKeepConfig()
     ]
     return [

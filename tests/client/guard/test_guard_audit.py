@@ -10,7 +10,7 @@ from client import site as site_module
 from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
 from fedmed.config.client import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error
+from fedmed.errors import PolicyError, RunFolderError, WireError, describe_error
 from fedmed.protocol.kinds import HEADS, KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
@@ -110,8 +110,7 @@ def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path:
     assert [entry["listed"] for entry in site.events("exclusions")] == [3, 1]
     assert len({entry["salt"] for entry in site.events("exclusions")}) == 2, "the log's head, which leaves, tells none"
     file.write_text("\n".join(str(row["patient"]) for row in site.rows))
-    with pytest.raises(TrainingError, match="no training image left"):
-        site.ask("train", site.model, round=1)
+    assert read_values(site.ask("train", site.model, round=1), REPORT) == {"declined": True}
     assert before > 0
     assert PATIENT not in (site.state / "audit.jsonl").read_text()
 
