@@ -218,7 +218,8 @@ def _pairs_of_unlike(images: Array) -> Array:
     zero; a sum of products cannot.
     """
     others = images @ (1.0 - np.eye(images.shape[-1]))
-    return (images * others).sum(axis=-1)
+    pairs: Array = (images * others).sum(axis=-1)
+    return pairs
 
 
 def _mean_of_all(by_class: Array, n: Array) -> Array:
