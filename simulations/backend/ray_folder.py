@@ -1,4 +1,4 @@
-"""Where Ray puts its sockets: a path of a Unix socket is at most 107 bytes long, and Ray's own part takes 68 of them."""
+"""Where Ray puts its sockets: the path of a Unix socket has at most 107 bytes, and Ray's own part takes 68 of them."""
 
 import os
 import sys

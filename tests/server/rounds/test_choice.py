@@ -47,7 +47,7 @@ def test_figures_are_averaged_by_images() -> None:
 
 
 def test_a_site_that_claims_most_images_does_not_choose_the_round() -> None:
-    """Of four sites one has a third at most: .5 / 3 + 2 / 3 of the others' mean (10 x .8 + 20 x .6 + 10 x .8) / 40 = .7.
+    """Of four sites one has a third at most: .5 / 3 + 2 / 3 of the others' mean, (10 x .8 + 20 x .6 + 10 x .8) / 40.
 
     Two sites count the same, (.9 + .5) / 2; where nobody has too much, nothing changes.
     """
