@@ -112,9 +112,9 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
     site, request = open_request(message, context)
-    require_images(site)
-    if has_too_few_patients(site):
+    if has_too_few_patients(site):  # none is left, too, where patients have withdrawn
         return reply(message, Declined(declined=True))
+    require_images(site)
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)
@@ -160,9 +160,9 @@ def train_alone(message: Message, context: Context) -> Message:
 def train_small(message: Message, context: Context) -> Message:
     """Train the small network on this site's images against the frozen large one, and answer with the update."""
     site, request = open_request(message, context)
-    require_images(site)
-    if has_too_few_patients(site):
+    if has_too_few_patients(site):  # none is left, too, where patients have withdrawn
         return reply(message, Declined(declined=True))
+    require_images(site)
     packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
         return ask_for_model(message)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.guard.audit import AUDIT_FILE, verify_site_audit
+from client.guard.audit import AUDIT_FILE, explain_missing, verify_site_audit
 from client.guard.message_log import count_unwritten
 from client.guard.received import hash_plan
 from fedmed.errors import ConfigError, FormatError, RunFolderError, tame
@@ -206,12 +206,13 @@ def _read_entries(path: Path) -> Iterator[dict[str, JsonValue]]:
                 if isinstance(entry, dict) and needed <= entry.keys() and _is_placed(entry):
                     AUDIT_LOG.check(entry.get("format"), f"line {number}")
                     yield entry
+    except FileNotFoundError:
+        raise RunFolderError(explain_missing(path)) from None
     except FormatError as error:
         raise RunFolderError(str(error)) from None
     except OSError as error:
         raise RunFolderError(
-            f"The audit log {path} cannot be read: {error.strerror or error}. It is made when this site first takes "
-            "part; --verify-audit says whether one is missing."
+            f"The audit log {path} cannot be read: {error.strerror or error}. Ask as the user who runs flower-client."
         ) from error
 
 

@@ -123,8 +123,9 @@ def serve(pipe: Pipe[WorkerTold, Task], client_app: str, threads: int, device_wi
         warm_up(threads, device_wish)
     except (Exception, SystemExit) as error:
         _logger.exception("The app cannot be loaded.")
-        detail = str(error) if isinstance(error, FedmedError | ImportError) else ""
-        pipe.send({"kind": "failed", "text": f"{type(error).__name__}{detail and ': '}{detail}"})
+        name, detail = type(error).__name__, str(error)
+        text = detail if isinstance(error, FedmedError) and detail else name
+        pipe.send({"kind": "failed", "text": f"{name}: {detail}" if isinstance(error, ImportError) else text})
         return 3
     pipe.send({"kind": "ready"})
     while True:

@@ -58,7 +58,7 @@ class WorkerProcess:
     """
 
     def __init__(self, app: str, threads: int, state_dir: Path, device: str = "auto") -> None:
-        logs = state_dir / "logs"
+        self._logs = logs = state_dir / "logs"
         self._options = ["--app", app, "--threads", str(threads), "--device", device]
         self._options += ["--log", str(logs / "worker.log")]
         self._output = logs / "worker.out"
@@ -173,7 +173,7 @@ class WorkerProcess:
             if self._num_failed_starts >= _MAX_FAILED_STARTS:
                 raise ProcessError(
                     f"The worker process does not start ({answer.get('text')}). Look into worker.log and worker.out in "
-                    "the folder logs of state_dir; 'flower-client --check' finds the usual causes."
+                    f"{self._logs}; 'flower-client --check' finds the usual causes."
                 )
             self.start()
 

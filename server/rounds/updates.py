@@ -185,8 +185,8 @@ class UpdateCollector:
             return Update(
                 site,
                 "declined",
-                "it has fewer training images than its policy.min_images, or fewer patients than its k; it only scores "
-                "models",
+                "it has fewer training images than its policy.min_images now, or fewer patients than its k; it only "
+                "scores models",
             )
         told, packed = read_report(message, TrainReport), read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))

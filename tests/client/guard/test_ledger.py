@@ -312,7 +312,7 @@ def test_an_answer_that_cannot_be_counted_does_not_leave(site: HospitalSite, mon
     with pytest.raises(CheckpointError):
         site.ask("train", site.model, round=1)
     assert [part["name"] for entry in site.events("sent") for part in entry["parts"]] == ["error"]
-    assert site.events("sent")[0]["text"] == "CheckpointError at the site; its log says more"
+    assert site.events("sent")[0]["text"] == "the site could not do this; the site's log says why"
 
 
 def test_count_is_on_the_disk_before_an_answer_leaves(site: HospitalSite) -> None:
