@@ -236,7 +236,7 @@ def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Arr
     precision, specificity = divide_defined(tp, predicted), divide_defined(negatives - predicted + tp, negatives)
     f1 = divide_defined(2 * tp, positives + predicted)
     hits, chance = tp.sum(axis=-1), (positives * predicted).sum(axis=-1)
-    spread = (n**2 - np.square(predicted).sum(axis=-1)) * (n**2 - np.square(positives).sum(axis=-1))
+    spread = _pairs_of_unlike(predicted) * _pairs_of_unlike(positives)
     return {
         "macro_f1": Values(_mean_of_all(f1, n), f1),
         "macro_precision": Values(_mean_of_all(precision, n), precision),
@@ -244,6 +244,17 @@ def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Arr
         "mcc": Values(divide_defined(hits * n - chance, np.sqrt(spread))),
         "specificity": Values(mean_defined(specificity), specificity),
     }
+
+
+def _pairs_of_unlike(images: Array) -> Array:
+    """Return n**2 - sum of n_k**2 from the images of each class, as the sum of n_k (n - n_k).
+
+    Drawn counts are no whole numbers, and where all are of one class the difference of the squares can come out below
+    zero; a sum of products cannot.
+    """
+    others = images @ (1.0 - np.eye(images.shape[-1]))
+    pairs: Array = (images * others).sum(axis=-1)
+    return pairs
 
 
 def _mean_of_all(by_class: Array, n: Array) -> Array:

@@ -7,7 +7,7 @@ import torch
 from fairlearn.metrics import MetricFrame
 from sklearn import metrics as oracle
 
-from fedmed.metrics.classification import compute_figures, roc_points
+from fedmed.metrics.classification import compute_figures, count_values, roc_points
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from tests.metrics.support.samples import LONG_TAIL, draw_predictions, draw_tables
 
@@ -65,6 +65,22 @@ def test_figures_of_counts_equal_scikit_learn(shares, num_images, seed):
     assert figures["macro_precision"].by_class == pytest.approx(precision, abs=1e-12)
     assert figures["macro_recall"].by_class == figures["sensitivity"].by_class == pytest.approx(recall, abs=1e-12)
     assert all(figure.n == num_images and figure.reason is None for figure in figures.values())
+
+
+def test_mcc_by_hand_and_where_it_is_none():
+    """Two classes, answers [[3, 1], [2, 4]]: (3 x 4 - 1 x 2) / sqrt(5 x 5 x 4 x 6).
+
+    Counts of a draw need not be whole. Where all answers are of one class, n**2 and the sum of the squares are the
+    same number, and their difference rounded is below zero.
+    """
+    assert count_values(np.array([[3, 1], [2, 4]]))["mcc"].value == pytest.approx(10 / np.sqrt(600))
+    column = [8.63317484044385, 1.31115276595823, 0.528884336912931, 26.024647654408717, 29.208178472887095]
+    counts = np.zeros((5, 5))
+    counts[:, 0] = column
+    n = counts.sum(axis=(-2, -1))
+    assert n**2 - np.square(counts.sum(axis=0)).sum() < 0, "the case is one"
+    assert np.isnan(count_values(counts)["mcc"].value)
+    assert np.isnan(count_values(counts.T)["mcc"].value)
 
 
 def test_every_figure_has_its_key_and_direction():

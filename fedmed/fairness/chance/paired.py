@@ -46,8 +46,8 @@ class Difference:
     reason : str, optional
         Why ``value`` is ``None``.
     family_p : float, optional
-        The p-value, adjusted for the other figures of the same comparison (Westfall and Young, 1993): the one with which
-        a verdict that may rest on either has an error of 5 %.
+        The p-value, adjusted for the other figures of the same comparison (Westfall and Young, 1993), with which a
+        verdict that may rest on either has an error of 5 %.
     """
 
     key: str

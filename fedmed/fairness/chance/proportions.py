@@ -152,7 +152,7 @@ def bound_ratio(ends: Array) -> Array:
 
 
 def bound_scaled(overall: Array, ends: Array) -> Array:
-    """Return an interval of ``overall / (1 + sum |overall - figure|)``, of intervals that hold together: (2,), (2,G)."""
+    """Return an interval of ``overall / (1 + sum |overall - figure|)``, of intervals (2,) and (2,G) that hold."""
     defined = ~np.isnan(ends[0])
     if not defined.any() or np.isnan(overall).any():
         return np.full(2, np.nan)

@@ -108,6 +108,8 @@ class GapFigure:
         Of rates: groups that lack a class and are left out for it, by class.
     statistic : float, optional
         What the p-value rests on, where that is not the mean or the value.
+    limit : float, optional
+        The adjusted p-value up to which it is flagged; ``None`` where it cannot be, or was not asked.
     """
 
     key: str
@@ -134,6 +136,7 @@ class GapFigure:
     overall: float | None = None
     lacking: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     statistic: float | None = None
+    limit: float | None = None
 
 
 def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
@@ -240,7 +243,8 @@ def _find_lacking(rate_GK: Array, names: Sequence[str]) -> dict[int, tuple[str, 
     """Return for each class that some groups have and others lack, the names of these others."""
     lacks, num_groups = np.isnan(rate_GK), len(names)
     found = {
-        k: tuple(names[g] for g in np.flatnonzero(lacks[:, k]).tolist()) for k in np.flatnonzero(lacks.any(axis=0)).tolist()
+        k: tuple(names[g] for g in np.flatnonzero(lacks[:, k]).tolist())
+        for k in np.flatnonzero(lacks.any(axis=0)).tolist()
     }
     return {k: groups for k, groups in found.items() if len(groups) < num_groups}
 
