@@ -55,7 +55,8 @@ def join_intervals(by_class: Array, areas: Array, scores: Array, seed: int, num_
     correlation[np.ix_(varies, varies)] = np.clip(scaled.T @ scaled / max(len(scaled), 1), 0.0, 1.0)
     reach = np.abs(by_class[:, defined] - areas[defined])
     distance = np.sqrt(np.einsum("ej,jk,ek->e", reach, correlation, reach)) / len(defined)
-    return np.clip(areas[defined].mean() + np.array([-1.0, 1.0]) * distance, 0.0, 1.0)
+    ends: Array = np.clip(areas[defined].mean() + np.array([-1.0, 1.0]) * distance, 0.0, 1.0)
+    return ends
 
 
 def draw_areas(scores: Array, seed: int, num_draws: int) -> Array:

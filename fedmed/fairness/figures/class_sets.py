@@ -1,12 +1,14 @@
 """Which classes groups are compared over.
 
 A mean over the classes of one group and over fewer classes of another are two different figures. So groups are compared
-over the classes that are told in all of them. A group of which fewer than two classes are told is not compared, and
-where the others have fewer than two in common, the group with the fewest is left out, until they have.
+over the classes that are told in all of them. A group of which fewer than two classes are told is not compared. Where
+the others have fewer than two in common, as many groups as possible are kept that have two in common; of several such
+choices the one with most images.
 
 Letters: G groups, K classes.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +41,11 @@ def find_class_set(images: Array) -> ClassSet:
         Images that are told by group and true class.
     """
     told, total = images > 0, images.sum(axis=1)
-    kept = told.sum(axis=1) > 1
-    while kept.sum() > 1:
-        common = told[kept].all(axis=0)
-        if common.sum() > 1:
-            return ClassSet(kept, common)
-        places = np.flatnonzero(kept)
-        kept[min(places.tolist(), key=lambda place: (told[place].sum(), total[place], place))] = False
-    return ClassSet(np.zeros(len(images), np.bool_), np.zeros(images.shape[1], np.bool_))
+    best = (1, 0, np.zeros(len(images), np.bool_))
+    for first, second in itertools.combinations(range(images.shape[1]), 2):
+        kept = told[:, first] & told[:, second]
+        rank = (int(kept.sum()), int(total[kept].sum()))
+        if rank > best[:2] and rank[0] > 1:
+            best = (*rank, kept)
+    kept = best[2]
+    return ClassSet(kept, told[kept].all(axis=0) if kept.any() else np.zeros(images.shape[1], np.bool_))
