@@ -47,5 +47,6 @@ def find_class_set(images: Array) -> ClassSet:
         rank = (int(kept.sum()), int(total[kept].sum()))
         if rank > best[:2] and rank[0] > 1:
             best = (*rank, kept)
-    kept = best[2]
-    return ClassSet(kept, told[kept].all(axis=0) if kept.any() else np.zeros(images.shape[1], np.bool_))
+    chosen: Array = best[2]
+    common: Array = np.logical_and.reduce(told[chosen], axis=0) & bool(chosen.any())
+    return ClassSet(chosen, common)

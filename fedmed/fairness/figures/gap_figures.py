@@ -3,13 +3,14 @@
 Letters: G groups, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from fedmed.fairness.figures.class_sets import find_class_set
+from fedmed.fairness.figures.extreme_groups import find_ends, find_lacking
 from fedmed.fairness.figures.gap_sources import (
     CalibrationSource,
     CountSource,
@@ -196,11 +197,8 @@ def _describe(found: Disparities, known: EvaluationTables, source: GapSource | N
 
 
 def _find_classes(known: EvaluationTables, source: GapSource | None) -> tuple[int, ...]:
-    if isinstance(source, CountSource | ScoreSource):
-        compared = source.class_set
-    else:
-        compared = find_class_set(known.areas[..., PAIRS])
-    return tuple(np.flatnonzero(compared.classes).tolist())
+    own = source.class_set if isinstance(source, CountSource | ScoreSource) else find_class_set(known.areas[..., PAIRS])
+    return tuple(np.flatnonzero(own.classes).tolist())
 
 
 def _make_class_gap(gap: GapValues, tpr_GK: Array, known: EvaluationTables, source: CountSource) -> GapFigure:
@@ -221,32 +219,9 @@ def _make_class_gap(gap: GapValues, tpr_GK: Array, known: EvaluationTables, sour
         best_group=names[high],
         worst_class=worst_class,
         left_out=tuple(name for name in known.groups if name not in names),
-        lacking=_find_lacking(tpr_GK, names),
+        lacking=find_lacking(tpr_GK, names),
         statistic=statistic,
     )
-
-
-def find_ends(rate_G: Array, worth_G: Array) -> tuple[int, int]:
-    """Return the two places whose rates differ most for how many images they count as, the lower one first."""
-    defined = np.flatnonzero(~np.isnan(rate_G)).tolist()
-    pairs = [(one, other) for one in defined for other in defined if one != other and rate_G[one] <= rate_G[other]]
-    return max(
-        pairs,
-        key=lambda pair: (
-            float((rate_G[pair[1]] - rate_G[pair[0]]) / np.sqrt(1 / worth_G[pair[0]] + 1 / worth_G[pair[1]])),
-            -pair[0],
-        ),
-    )
-
-
-def _find_lacking(rate_GK: Array, names: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """Return for each class that some groups have and others lack, the names of these others."""
-    lacks, num_groups = np.isnan(rate_GK), len(names)
-    found = {
-        k: tuple(names[g] for g in np.flatnonzero(lacks[:, k]).tolist())
-        for k in np.flatnonzero(lacks.any(axis=0)).tolist()
-    }
-    return {k: groups for k, groups in found.items() if len(groups) < num_groups}
 
 
 def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationTables, counted: Array) -> GapFigure:
@@ -270,7 +245,7 @@ def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationT
         worst_class=worst_class,
         left_out=tuple(name for name in known.groups if name not in names),
         n_withheld=int(known.withheld.sum()),
-        lacking=_find_lacking(rates.tpr, names),
+        lacking=find_lacking(rates.tpr, names),
     )
 
 

@@ -59,8 +59,8 @@ EXPLANATIONS = {
     ),
     "mce": "The same distance in the worst of the 15 bins.",
     "classwise_ece": (
-        "Whether a class gets a probability of 20 % for images of which 20 % are of it: the distance in each bin of the "
-        "class's probability, over all images, averaged over the classes. 0 is perfect."
+        "Whether a class gets a probability of 20 % for images of which 20 % are of it: the distance in each bin of "
+        "the class's probability, over all images, averaged over the classes. 0 is perfect."
     ),
     "brier": (
         "The squared distance between the predicted probabilities and the truth, summed over the classes: 0 is "
@@ -137,8 +137,8 @@ EXPLANATIONS |= {
     "class_auc_std": "The standard deviation of the classes' AUC, all groups together.",
     "gap_ece": "The calibration error of the worst group minus that of the best.",
     "class_sensitivity_gap": (
-        "The gap in sensitivity in the class, and between the two groups, where it is largest for the number of images: "
-        "a failure in one class is not averaged away."
+        "The gap in sensitivity in the class, and between the two groups, where it is largest for the number of "
+        "images: a failure in one class is not averaged away."
     ),
 }
 
