@@ -13,6 +13,7 @@ from fedmed.keys.files import refuse_existing
 from fedmed.processes import raise_on_signals
 from fedmed.versions import add_version_option
 
+_LONGEST_NAME = 100
 EPILOG = """\
 first steps at a hospital, in the folder of the kit that the coordinating site has made:
   1. set data: in client.yaml
@@ -118,6 +119,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --approve: count anew what was asked, as after the server was restored to an earlier state",
     )
+    parser.add_argument(
+        "--other-groups",
+        action="store_true",
+        help="with --approve: also if the plan tells other patient groups apart than earlier runs were told",
+    )
+    parser.add_argument(
+        "--name",
+        type=_read_name,
+        metavar="NAME",
+        help="with --approve: who approves; recorded at this site with the user of the operating system and the time",
+    )
     parser.add_argument("--offline", action="store_true", help="with --check: leave out what needs the network")
     parser.add_argument("--since", metavar="TIME", help="with --audit: from this date or time on, as 2026-11-30")
     parser.add_argument("--last", type=int, metavar="N", help="with --audit: the newest N rows only")
@@ -133,8 +145,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--since and --last go with --audit")
     if (options.passphrase_file or options.no_passphrase) and options.make_key is None:
         parser.error("--passphrase-file and --no-passphrase go with --make-key")
-    if (options.yes or options.again) and options.approve is None:
-        parser.error("--yes and --again go with --approve")
+    if (options.yes or options.again or options.name or options.other_groups) and options.approve is None:
+        parser.error("--yes, --again, --name and --other-groups go with --approve")
     if options.all and not options.forget:
         parser.error("--all goes with --forget")
     if options.accept_uncompared and not options.fetch_model:
@@ -142,6 +154,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.offline and not options.check:
         parser.error("--offline goes with --check")
     return options
+
+
+def _read_name(text: str) -> str:
+    name = " ".join(text.split())
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise argparse.ArgumentTypeError(f"a name has 1 to {_LONGEST_NAME} letters, found {len(name)}")
+    return name
 
 
 def _dispatch(options: argparse.Namespace, client_app: str) -> int:
@@ -179,7 +198,9 @@ def _approve(config: ClientConfig, options: argparse.Namespace) -> int:
     from client.check.approval import Wish, approve  # noqa: PLC0415  (imports torch)
     from client.supernode.fleet import Fleet  # noqa: PLC0415
 
-    wish = Wish(options.approve or None, yes=options.yes, again=options.again, as_json=options.json)
+    told = {"yes": options.yes, "again": options.again, "as_json": options.json, "name": options.name}
+    told |= {"other_groups": options.other_groups}
+    wish = Wish(options.approve or None, **told)
     return approve(config, wish, Fleet)
 
 

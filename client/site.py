@@ -16,13 +16,21 @@ from client.answers.answering import (
     choose_batch,
     fill_network,
     has_too_few_images,
+    has_too_few_patients,
     memory,
     open_request,
     register_files,
     reply,
 )
 from client.answers.compared_models import compute_compared_logits
-from client.answers.losses import measure_risks, require_images, tell_distillation, tell_training, weigh_images
+from client.answers.losses import (
+    count_for_prompt,
+    measure_risks,
+    require_images,
+    tell_distillation,
+    tell_training,
+    weigh_images,
+)
 from client.answers.norm_sums import tell_norm_sums
 from client.answers.own_model import LocalTraining
 from client.answers.small_network import compute_other_logits, measure_own_mismatch, train_student
@@ -81,7 +89,7 @@ def describe(message: Message, context: Context) -> Message:
     told = SiteDescription(
         site=site.name,
         num_images={
-            "train": site.round_down(len(site.data.train)),
+            "train": site.count_told("train"),
             **{name: site.round_down(part.plan.num_told) for name, part in scored.items()},
         },
         model_digest=get_network(request.plan).digest(),
@@ -104,9 +112,9 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this site's images and answer with the update."""
     site, request = open_request(message, context)
-    require_images(site)
-    if has_too_few_images(site):
+    if has_too_few_patients(site):  # none is left, too, where patients have withdrawn
         return reply(message, Declined(declined=True))
+    require_images(site)
     packed = memory.take(message, request)
     if packed is None:
         return ask_for_model(message)
@@ -124,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
         image_weights=weigh_images(request.plan, site, request.group_weights),
         objective=network.objective,
     )
-    network.withhold(packed, site.round_down(result.num_images))
+    network.withhold(packed, count_for_prompt(result, site))
     update, residual = _pack_update(network, packed, request.plan, kept)
     state = network.local_state() | {_MOMENTUM + name: t for name, t in result.optimizer_state.items()} | residual
     if state:
@@ -152,9 +160,9 @@ def train_alone(message: Message, context: Context) -> Message:
 def train_small(message: Message, context: Context) -> Message:
     """Train the small network on this site's images against the frozen large one, and answer with the update."""
     site, request = open_request(message, context)
-    require_images(site)
-    if has_too_few_images(site):
+    if has_too_few_patients(site):  # none is left, too, where patients have withdrawn
         return reply(message, Declined(declined=True))
+    require_images(site)
     packed, large = memory.take(message, request), take_other(message, request.other)
     if packed is None or large is None:
         return ask_for_model(message)

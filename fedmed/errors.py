@@ -129,9 +129,13 @@ class TrainingError(FedmedError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Say what happened in words that may leave the site: only some of our own errors surely hold nothing private."""
-    name = type(error).__name__
+    """Say what happened in words that may leave the site: only some of our own errors surely hold nothing private.
+
+    Of other people's errors the class is told, which helps; the class of ours says no more than the sentence.
+    """
     lines = str(error).splitlines()
-    if isinstance(error, FedmedError) and error.shareable and lines:
-        return f"{name}: {lines[0]}"
-    return f"{name} at the site; its log says more"
+    if not isinstance(error, FedmedError):
+        return f"the site's program failed ({type(error).__name__}); the site's log says more"
+    if error.shareable and lines:
+        return lines[0]
+    return "the site could not do this; the site's log says why"

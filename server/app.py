@@ -100,9 +100,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print what a data-protection officer needs: purposes, parties, data, what leaves, periods, safeguards",
     )
-    actions.add_argument(
-        "--release", action="store_true", help="with release: manual, release the proven model; needs --by"
-    )
+    actions.add_argument("--release", action="store_true", help="release the proven model; needs --by, see release:")
     actions.add_argument(
         "--delete-kit-keys", action="store_true", help="remove private keys from kits whose sites have connected"
     )
@@ -111,7 +109,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="make NAME.key and NAME.pub, with which a person signs a decision to release, in the current folder",
     )
-    parser.add_argument("--by", metavar="NAME", help="with --release: the person who has decided it")
+    actions.add_argument(
+        "--accept-difference", metavar="SITE", help="release though SITE found a difference of forms; needs --by"
+    )
+    parser.add_argument("--by", metavar="NAME", help="with --release or --accept-difference: who has decided it")
     parser.add_argument(
         "--key", type=Path, metavar="FILE", help="with --release and release: two_persons: this person's private key"
     )
@@ -132,8 +133,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     check_key_options(parser, options)
     if options.key and not options.release:
         parser.error("--key goes with --release")
-    if options.release != (options.by is not None):
-        parser.error("--release and --by NAME go together")
+    if (options.release or options.accept_difference is not None) != (options.by is not None):
+        parser.error("--by NAME goes with --release or --accept-difference, and they go with it")
     if options.json and not (options.status or options.verify_audit or options.record_of_processing):
         parser.error("--json goes with --status, --verify-audit or --record-of-processing")
     return options
@@ -151,6 +152,7 @@ def _dispatch(options: argparse.Namespace, server_app: str) -> int:
         "revoke_site": lambda: run_change_sites(options, config),
         "delete_kit_keys": lambda: _delete_kit_keys(config),
         "release": lambda: _release(options, config),
+        "accept_difference": lambda: _accept_difference(options, config),
         "status": lambda: _show_status(config, options.json),
         "record_of_processing": lambda: _show_record(config, options.json),
         "verify_audit": lambda: _verify_audit(config, options.json),
@@ -248,11 +250,22 @@ def _release(options: argparse.Namespace, config: ServerConfig) -> int:
     else:
         decision = decide_release(run, options.by)
         print(f"{decision.by} has released the model of {run.path}.")
-    if read_status(run.path)["running"]:
-        print("The running flower-server signs it and hands it out now.")
-    else:
-        print(f"To hand it out, type:\n  flower-server --config {options.config}")
+    if not read_status(run.path)["running"]:
+        return _say_next(options)
+    print("The running flower-server signs it and hands it out now.")
     return 0
+
+
+def _say_next(options: argparse.Namespace) -> int:
+    print(f"To hand it out, type:\n  flower-server --config {options.config}")
+    return 0
+
+
+def _accept_difference(options: argparse.Namespace, config: ServerConfig) -> int:
+    from server.release.decision import accept_site_difference  # noqa: PLC0415
+
+    print(accept_site_difference(RunFolder(Path(config.run_dir)), options.accept_difference, options.by))
+    return _say_next(options)
 
 
 def _serve(config: ServerConfig, server_app: str, config_file: Path) -> int:

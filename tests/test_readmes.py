@@ -62,7 +62,7 @@ FEDERATION = {  # one after another in one folder that holds server.yaml
     "flower-server --config federation/server.yaml --status": (1, "no flower-server has been started"),
     "flower-server --config federation/server.yaml --add-site NAME": (0, "accepts the site within a few seconds"),
     "flower-server --config federation/server.yaml --revoke-site NAME": (0, "NAME is revoked"),
-    "flower-server --config federation/server.yaml --verify-audit": (1, "cannot be read"),
+    "flower-server --config federation/server.yaml --verify-audit": (1, "There is no audit log"),
     "flower-server --config federation/server.yaml --delete-kit-keys": (0, "removed: the private key of NAME"),
     "flower-server --make-operator-key NAME": (0, "Give the public key to whoever writes server.yaml"),
     "flower-server --config federation/server.yaml --record-of-processing": (0, "# Record of processing"),

@@ -53,13 +53,22 @@ def bound_request(request: Request, site: Site) -> Request:
 
 
 def has_too_few_images(site: Site) -> bool:
-    """Return whether a hospital has so few training images that it only scores models."""
+    """Return whether a hospital has fewer training images than its policy wants."""
     return site.is_hospital and len(site.data.train) < site.policy.min_images
+
+
+def has_too_few_patients(site: Site) -> bool:
+    """Return whether a hospital has so few training images, or images of so few patients, that it only scores models.
+
+    An update tells of the patients behind it, however many images each of them has.
+    """
+    few = site.is_hospital and site.count_patients("train") < site.policy.suppression.k
+    return few or has_too_few_images(site)
 
 
 def choose_batch(plan: Plan, site: Site) -> Plan:
     """Return a plan with the batch that a hospital trains with; in a simulation as it is."""
-    return bound_batch(site.policy, plan, len(site.data.train)) if site.is_hospital else plan
+    return bound_batch(site.policy, plan, site.count_patients("train")) if site.is_hospital else plan
 
 
 def fill_network(

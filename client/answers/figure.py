@@ -56,7 +56,8 @@ def _measure(packed: bytes, request: Request, site: Site, store: FigureStore) ->
     chosen = np.flatnonzero(counted_N & np.isin(labels_N, classes))
     n = round_down(len(chosen), limits.k)
     # With another set of classes the figures of two rounds would not be comparable, and would differ by few patients.
-    if not n or any(present[label] < limits.k_row for label in classes):
+    is_told = n and len(set(patients_N[chosen])) >= limits.k
+    if not is_told or any(present[label] < limits.k_row for label in classes):
         return NOTHING
     network, _ = fill_network(packed, request, site, before_round=request.round + 1)
     logits_NK = compute_logits(network.model, part, request.plan, device=site.device)

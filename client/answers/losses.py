@@ -104,7 +104,7 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
         If a number cannot be told, as of a model that has diverged.
     """
     told = {name: _shorten(value, site) if isinstance(value, float) else value for name, value in result.told.items()}
-    if site.round_down(result.num_images) < MIN_IMAGES_TO_SHARE_PROMPT:
+    if count_for_prompt(result, site) < MIN_IMAGES_TO_SHARE_PROMPT:
         told.pop("prompt_bands", None)
     if site.count_patients("train") < site.policy.suppression.k:
         told.pop(MAS_WEIGHT, None)
@@ -120,6 +120,11 @@ def tell_training(result: FitResult, risks: Risks, site: Site) -> TrainReport:
                 **told,
             }
         )
+
+
+def count_for_prompt(result: FitResult, site: Site) -> int:
+    """Return what is held against the fewest images of a prompt that is told: patients, where images are more."""
+    return min(site.round_down(result.num_images), site.count_patients("train"))
 
 
 def tell_distillation(result: FitResult, site: Site) -> DistilReport:

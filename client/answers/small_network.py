@@ -64,7 +64,8 @@ def measure_own_mismatch(model: nn.Module, request: Request, site: Site) -> floa
     part, plan = site.data.validation, request.plan
     counted = site.count_part("validation", plan.fairness).plan.attributes[SITE_ATTRIBUTE].counted
     indices = np.flatnonzero(counted)
-    if len(indices) < max(2, site.policy.suppression.k) or not tracked_norms(model):
+    num_patients = len({site.patient_of(part.items[place]) for place in indices})
+    if len(indices) < 2 or num_patients < site.policy.suppression.k or not tracked_norms(model):
         return None
     transform = make_eval_transform(plan.augmentation, plan.image_size)
     batches = (transform(part.images(batch)).to(site.device) for batch in make_batches(indices, MISMATCH_BATCH))

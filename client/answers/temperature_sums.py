@@ -20,7 +20,7 @@ def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> 
     Returns
     -------
     n : int
-        Rounded down to a multiple of this site's k; 0 where all are withheld.
+        Rounded down to a multiple of this site's k; 0 where all are withheld, as of fewer than k patients.
     sums : Tensor
         float64 (J,2), see :func:`fedmed.metrics.temperature.temperature_sums`; of so many images with the same means,
         and under thresholds above 1 with three significant digits.
@@ -30,6 +30,8 @@ def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> 
     index = torch.from_numpy(np.flatnonzero(plan.attributes[SITE_ATTRIBUTE].counted))
     logits_NK = compute_logits(model, part, request.plan, device=site.device)
     told, sums_J2 = site.round_down(len(index)), temperature_sums(logits_NK[index], part.labels[index])
+    if len({site.patient_of(part.items[place]) for place in index.tolist()}) < site.policy.suppression.k:
+        told = 0
     if site.disclosure_of("validation").is_open:
         return told, sums_J2
     return told, torch.from_numpy(round_digits((sums_J2 * (told / max(len(index), 1))).numpy()))

@@ -13,6 +13,7 @@ from client.check.plan_words import describe_plan, list_changes
 from client.guard.approvals import Approval, Approvals
 from client.guard.audit import open_site_audit
 from client.guard.ledger import read_progress
+from client.hospital.told_groups import find_other_groups
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.errors import ConfigError, PolicyError
@@ -20,6 +21,7 @@ from fedmed.protocol.hello import Hello
 
 TYPE_APPROVE = "Read the plan above with whoever is responsible for the study here, then type: flower-client --approve"
 _AGAIN = "--again"
+_LIST = "Name the attributes in policy.attributes and the crossings in policy.crossings of client.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Wish:
     again: bool = False
     """Whether what was asked so far is to be counted anew."""
     as_json: bool = False
+    name: str | None = None
+    """Who approves."""
+    other_groups: bool = False
+    """Whether other patient groups may be told apart than in earlier runs."""
 
 
 def read_plan(hello: Hello) -> Plan | None:
@@ -85,12 +91,17 @@ def approve(
     before = approvals.find_of_run(plan.run_id)
     if not wish.as_json:
         print("\n".join([*describe_plan(plan), "", *_describe_state(plan, before, state_dir), ""]))
+        if wish.again and before is not None:
+            print(_warn_of_again(before, state_dir) + "\n")
     _check_hash(plan, wish, config.policy.approved_plan)
     is_new = before is None or before.sha256 != plan.sha256 or wish.again
-    done = not is_new or wish.yes or (not wish.as_json and _agrees(ask))
+    other_groups = find_other_groups(state_dir, config.policy, plan) if is_new else []
+    accepts = _accepts_groups(other_groups, wish, ask)
+    done = not is_new or (accepts and (wish.yes or (not wish.as_json and _agrees(ask))))
     if is_new and done:
-        approval = approvals.add(plan, again=wish.again)
-        open_site_audit(state_dir).append("approved", plan_sha256=plan.sha256, run=plan.run_id, number=approval.number)
+        answered = None if before is None else read_progress(state_dir / "runs", before)
+        approval = approvals.add(plan, again=wish.again, name=wish.name)
+        _record(approval, answered, state_dir, again=wish.again)
     if wish.as_json:
         told = {"plan_sha256": plan.sha256, "approved": done, "words": describe_plan(plan)}
         changes = [] if before is None else list_changes(before.plan, plan)
@@ -106,11 +117,17 @@ def check_approval(context: CheckContext, name: str) -> CheckResult:
     approvals = Approvals(Path(config.state_dir), config.policy.approved_plan)
     before = approvals.find_of_run(plan.run_id)
     named = config.policy.approved_plan
+    other_groups = find_other_groups(Path(config.state_dir), config.policy, plan)
     if named == plan.sha256:
-        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved by policy.approved_plan in client.yaml")
+        found = f"the plan {plan.sha256} is approved by policy.approved_plan in client.yaml"
+        return (
+            CheckResult(name, "warning", f"{found}. {' '.join(other_groups)}", _LIST)
+            if other_groups
+            else (CheckResult(name, "ok", found))
+        )
     if before is not None and before.sha256 == plan.sha256 and named is None:
-        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved since {before.approved}")
-    found = "; ".join(_describe_state(plan, before, Path(config.state_dir)))
+        return CheckResult(name, "ok", f"the plan {plan.sha256} is approved since {before.approved} by {before.by}")
+    found = "; ".join([*_describe_state(plan, before, Path(config.state_dir)), *other_groups])
     if named is not None:
         advice = f"policy.approved_plan in client.yaml allows {named} only. Change it there, if that is right."
         return CheckResult(name, "failed", f"the plan {plan.sha256} is not approved", advice)
@@ -120,15 +137,34 @@ def check_approval(context: CheckContext, name: str) -> CheckResult:
 def _describe_state(plan: Plan, before: Approval | None, state_dir: Path) -> list[str]:
     if before is None:
         return [f"The plan {plan.sha256} is not approved yet at this site"]
+    answered = read_progress(state_dir / "runs", before)
     if before.sha256 == plan.sha256:
-        number = "" if before.number == 1 else f", {before.number} times"
-        answered = read_progress(state_dir / "runs", before)
-        return [f"The plan {plan.sha256} is approved since {before.approved}{number}; answered so far: {answered}"]
+        number = "" if before.number == 1 else f", counted anew {before.number - 1} times"
+        return [
+            f"The plan {plan.sha256} is approved since {before.approved} by {before.by}{number}; answered so far in "
+            f"this run: {answered}"
+        ]
     changes = list_changes(before.plan, plan)
     return [
         f"The plan {plan.sha256} is not approved yet at this site",
-        f"It differs from {before.sha256}, approved on {before.approved}: {'; '.join(changes)}",
+        f"It differs from {before.sha256}, approved on {before.approved} by {before.by}: {'; '.join(changes)}",
+        f"Answered so far in this run, which goes on counting under the new plan: {answered}",
     ]
+
+
+def _warn_of_again(before: Approval, state_dir: Path) -> str:
+    """Say what it means to count anew."""
+    return (
+        f"WARNING: {_AGAIN} counts anew. The server has had of this run: {read_progress(state_dir / 'runs', before)}. "
+        "It may ask for all of that once more, also about other models, and learns more from two answers than from one."
+    )
+
+
+def _record(approval: Approval, answered: str | None, state_dir: Path, *, again: bool) -> None:
+    """Write an approval into the audit log."""
+    told = {"plan_sha256": approval.sha256, "run": approval.plan.run_id, "number": approval.number}
+    who = {"user": approval.user, "name": approval.name}
+    open_site_audit(state_dir).append("approved", **told, **who, again=again, answered_before=answered or "nothing")
 
 
 def _check_hash(plan: Plan, wish: Wish, named: str | None) -> None:
@@ -144,11 +180,22 @@ def _check_hash(plan: Plan, wish: Wish, named: str | None) -> None:
         )
 
 
-def _agrees(ask: Callable[[str], str]) -> bool:
+def _accepts_groups(other_groups: list[str], wish: Wish, ask: Callable[[str], str]) -> bool:
+    """Return whether a person accepts that other patient groups are told apart than before."""
+    if not other_groups or wish.other_groups:
+        return True
+    told = " ".join(other_groups)
+    if wish.yes or wish.as_json:
+        raise PolicyError(f"{told} It is not approved. {_LIST}, or add --other-groups to approve it all the same.")
+    print(f"WARNING: {told} {_LIST}, if that is meant to be so for good.\n")
+    return _agrees(ask, "Have these patient groups told apart beside those of before? [y/N] ")
+
+
+def _agrees(ask: Callable[[str], str], question: str = "Approve this plan for this site? [y/N] ") -> bool:
     if not sys.stdin.isatty() and ask is input:
         raise ConfigError("There is no terminal to ask on. Read the plan above, then add --yes to approve it.")
     try:
-        return ask("Approve this plan for this site? [y/N] ").strip().lower() in {"y", "yes"}
+        return ask(question).strip().lower() in {"y", "yes"}
     except EOFError:
         return False
 

@@ -162,9 +162,10 @@ def _explain(kind: Kind, reply: Message) -> str:
     """Say what the numbers of a reply are, where its parts do not."""
     told = read_values(reply, REPORT)
     if told.get("declined") and kind.setting is None:
-        return "; fewer training images than policy.min_images: this site only scores models, and says so"
-    if told.get("declined") and kind.setting is None:
-        return "; fewer training images than policy.min_images: this site only scores models, and says so"
+        return (
+            "; fewer training images than policy.min_images, or of fewer patients than policy.suppression.k: this site "
+            "only scores models, and says so"
+        )
     if told.get("declined"):
         return f"; policy.{kind.setting} is false: this site trains no model of its own, and says so"
     return f"; {kind.about}" if kind.about and kind.is_answered(reply.content, told) else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import JsonValue
 
-from fedmed.config import Plan
+from fedmed.config import Plan, PromptConfig
 from fedmed.errors import tame
 from fedmed.protocol.foreseen import Network
 from fedmed.protocol.kinds import KINDS, Kind, Phase
@@ -18,14 +18,15 @@ _NETWORKS: dict[Network, str] = {
 }
 _SHARED: dict[Network, str] = {"trained": ""}
 _CODES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-_LONGEST = 300
+_LONGEST = 5000
+"""Letters of one value; who would show more says how many are left out."""
 
 
 def describe_plan(plan: Plan) -> list[str]:
-    """Return a plan in lines of words: what is trained and how, what is asked how often, and what leaves each time."""
+    """Return a plan in lines: what is trained and how, what is asked how often, what leaves, and every setting."""
     return [
-        f"Study: '{tame(plan.study, 100)}', approval {tame(plan.approval or 'not stated', 100)}; "
-        f"run {tame(plan.run_id or 'without a name', 100)}.",
+        f"Study: '{_show(plan.study)}', approval {_show(plan.approval or 'not stated')}; "
+        f"run {_show(plan.run_id or 'without a name')}.",
         _describe_network(plan),
         _describe_training(plan),
         f"Loss: {_show(plan.loss)}. BatchNorm: {plan.batch_norm}. Updates travel as: {plan.compression}.",
@@ -36,7 +37,14 @@ def describe_plan(plan: Plan) -> list[str]:
         *_describe_code(plan),
         "Asked of this site, and what leaves each time:",
         *(f"- {line}" for line in list_questions(plan)),
+        "Every setting of the plan:",
+        *(f"- {line}" for line in list_settings(plan)),
     ]
+
+
+def list_settings(plan: Plan) -> list[str]:
+    """Return every setting of a plan, ``key: value``, also those of which the words above say nothing."""
+    return [f"{_show(key)}: {_show(value)}" for key, value in _flatten(plan.model_dump(mode="json")).items()]
 
 
 def list_questions(plan: Plan) -> Iterator[str]:
@@ -53,7 +61,7 @@ def list_changes(old: Plan, new: Plan) -> list[str]:
     """Return what differs between two plans, ``key: old -> new``, by the keys of the plan."""
     before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     return [
-        f"{tame(key, 100)}: {_show(before.get(key))} -> {_show(after.get(key))}"
+        f"{_show(key)}: {_show(before.get(key))} -> {_show(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
     ]
@@ -62,9 +70,9 @@ def list_changes(old: Plan, new: Plan) -> list[str]:
 def _describe_network(plan: Plan) -> str:
     options = f" ({_show(plan.model.options)})" if plan.model.options else ""
     return (
-        f"Network: {tame(plan.model.name, 100)}{options} for {len(plan.classes)} classes "
-        f"({tame(', '.join(plan.classes), _LONGEST)}) at {plan.image_size} pixels, augmentation "
-        f"{tame(plan.augmentation, 60)}, seed {plan.seed}."
+        f"Network: {_show(plan.model.name)}{options} for {len(plan.classes)} classes "
+        f"({_show(', '.join(plan.classes))}) at {plan.image_size} pixels, augmentation "
+        f"{_show(plan.augmentation)}, seed {plan.seed}."
     )
 
 
@@ -74,7 +82,11 @@ def _describe_training(plan: Plan) -> str:
     details = {
         "momentum": optimizer.momentum if optimizer.name == "sgd" else None,
         "weight decay": optimizer.weight_decay or None,
+        "Nesterov": (optimizer.name == "sgd" and optimizer.nesterov) or None,
         "warm-up epochs": schedule.warmup_epochs or None,
+        "share of the rate at the end": schedule.final_share if schedule.name == "cosine" else None,
+        "milestones": schedule.milestones if schedule.name == "step" else None,
+        "the rate there times": schedule.gamma if schedule.name == "step" else None,
         "gradients cut to": training.clip_norm,
         "FedProx": training.proximal_mu or None,
         "momentum kept between rounds": training.keep_momentum or None,
@@ -82,8 +94,8 @@ def _describe_training(plan: Plan) -> str:
     more = "".join(f", {name} {_show(value)}" for name, value in details.items() if value is not None)
     return (
         f"Training: {plan.rounds} rounds of {training.epochs_per_round} epochs with batches of {training.batch_size} "
-        f"images (at most half of this site's); {_CODES[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
-        f"schedule {schedule.name}{more}."
+        f"images (at most half as many as this site has patients); {_CODES[optimizer.name]}, peak learning rate "
+        f"{optimizer.lr:g}, schedule {schedule.name}{more}."
     )
 
 
@@ -92,8 +104,18 @@ def _describe_distillation(plan: Plan) -> str:
         return "Distillation from a teacher: none."
     teacher = plan.fopro.teacher
     return (
-        f"Distillation from the teacher {tame(teacher.name, 60)} ({teacher.source}) with the weight "
-        f"{plan.fopro.weight:g}; prompt, a reconstruction: {plan.fopro.prompt.mode}."
+        f"Distillation from the teacher {_show(teacher.name)} ({teacher.source}) with the weight "
+        f"{plan.fopro.weight:g}; prompt, a reconstruction: {_describe_prompt(plan.fopro.prompt)}."
+    )
+
+
+def _describe_prompt(prompt: PromptConfig) -> str:
+    if prompt.mode == "none":
+        return "none"
+    return (
+        f"{prompt.mode}, learned on {prompt.first_steps} batches in the first round and {prompt.steps} in each later "
+        f"one, learning rate {prompt.lr:g}, against {prompt.objective} (beta {prompt.beta:g}, rho {prompt.rho:g}, "
+        f"gamma {prompt.gamma:g})"
     )
 
 
@@ -103,8 +125,8 @@ def _describe_groups(plan: Plan) -> str:
     told = [] if plan.losses == "none" else [f"losses before training by {plan.loss_attribute or plan.losses}"]
     told += [] if plan.divergence == "none" else ["distance from the teacher"]
     return (
-        f"Patient groups: {tame(attributes, _LONGEST)}; crossings: {_show(asked.intersections)}. Told beside an "
-        f"update: {tame('; '.join(told), 200) or 'nothing about groups'}."
+        f"Patient groups: {_show(attributes)}; crossings: {_show(asked.intersections)}. Told beside an "
+        f"update: {_show('; '.join(told)) or 'nothing about groups'}."
     )
 
 
@@ -113,7 +135,7 @@ def _describe_small(plan: Plan) -> Iterator[str]:
     if small is not None:
         where = f"at the sites in {small.rounds} rounds" if small.kind == "co_distillation" else "at the server"
         yield (
-            f"Small network at the end: {tame(small.model.name, 100)}, trained {where} (Adam, learning rate "
+            f"Small network at the end: {_show(small.model.name)}, trained {where} (Adam, learning rate "
             f"{small.lr:g}, temperature {small.temperature:g}, features {small.feature_weight:g})."
         )
 
@@ -141,4 +163,9 @@ def _flatten(value: JsonValue, path: str = "") -> dict[str, JsonValue]:
 
 
 def _show(value: object) -> str:
-    return tame(value if isinstance(value, str) else json.dumps(value), _LONGEST)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    shown = tame(text[:_LONGEST], _LONGEST)
+    left = len(text) - _LONGEST
+    return (
+        shown if left <= 0 else f"{shown} (... and {left:,} more letters, which flower-client --approve --json shows)"
+    )

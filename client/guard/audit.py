@@ -71,6 +71,15 @@ def open_site_audit(state_dir: Path) -> SiteAudit:
     return SiteAudit(state_dir / AUDIT_FILE)
 
 
+def explain_missing(path: Path) -> str:
+    """Return what it means that there is no log; whether one is missing is known to :mod:`client.guard.heads`."""
+    return (
+        f"There is no audit log {path} yet: this site has answered nothing. It begins with flower-client --approve, or "
+        "with the first request of the server. If this site has taken part before, the log was moved away or deleted, "
+        "or client.yaml names another state_dir."
+    )
+
+
 def verify_site_audit(state_dir: Path, expected: Iterable[tuple[int, str]] = ()) -> AuditReport:
     """Check the log of a state folder without changing it, and whether it goes as far as it did.
 

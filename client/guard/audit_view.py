@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.guard.audit import AUDIT_FILE, verify_site_audit
+from client.guard.audit import AUDIT_FILE, explain_missing, verify_site_audit
 from client.guard.message_log import count_unwritten
 from client.guard.received import hash_plan
 from fedmed.errors import ConfigError, FormatError, RunFolderError, tame
@@ -28,6 +28,7 @@ _WORDS = {
     "start": "flower-client was started",
     "policy": "the policy in force from here on",
     "exclusions": "images left out because patients withdrew",
+    "approved": "a person here approved a plan",
     "forget": "what was kept of runs was removed",
     "deleted": "what is kept no longer was deleted",
     "release_received": "the released model was collected",
@@ -91,6 +92,7 @@ def read_audit(state_dir: Path) -> tuple[list[AuditRow], list[PlanRow]]:
     rows: list[AuditRow] = []
     plans: dict[str, PlanRow] = {}
     under_way: AuditRow | None = None
+    left_out: Fields | None = None
     for entry in _read_entries(path):
         event, fields = str(entry["event"]), entry["fields"]
         number, time = int(str(entry["sequence"])), str(entry["time"])
@@ -106,6 +108,10 @@ def read_audit(state_dir: Path) -> tuple[list[AuditRow], list[PlanRow]]:
             _take(under_way, event, fields)
             is_over = event == "sent" or "text" in fields
             under_way = None if is_over else under_way
+            found = _read_exclusions(fields)
+            if found is not None and found != left_out:
+                rows.append(AuditRow(number, time, _WORDS["exclusions"], why=_describe_event("exclusions", found)))
+            left_out = found or left_out
         elif event != "received":
             rows.append(AuditRow(number, time, _WORDS.get(event, tame(event, 60)), why=_describe_event(event, fields)))
     return rows, list(plans.values())
@@ -200,12 +206,13 @@ def _read_entries(path: Path) -> Iterator[dict[str, JsonValue]]:
                 if isinstance(entry, dict) and needed <= entry.keys() and _is_placed(entry):
                     AUDIT_LOG.check(entry.get("format"), f"line {number}")
                     yield entry
+    except FileNotFoundError:
+        raise RunFolderError(explain_missing(path)) from None
     except FormatError as error:
         raise RunFolderError(str(error)) from None
     except OSError as error:
         raise RunFolderError(
-            f"The audit log {path} cannot be read: {error.strerror or error}. It is made when this site first takes "
-            "part; --verify-audit says whether one is missing."
+            f"The audit log {path} cannot be read: {error.strerror or error}. Ask as the user who runs flower-client."
         ) from error
 
 
@@ -241,6 +248,12 @@ def _take(row: AuditRow, event: str, fields: Fields) -> None:
     row.why = tame(str(fields.get("text") or fields.get("reason") or fields.get("error") or ""), 1000)
 
 
+def _read_exclusions(fields: Fields) -> Fields | None:
+    """Return what an entry ``sent`` tells of who is left out; earlier versions wrote an entry of its own."""
+    found = fields.get("exclusions")
+    return {key: value for key, value in found.items() if key != "salt"} if isinstance(found, dict) else None
+
+
 def _list_plans(fields: Fields) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     plans = fields.get("plans")
     for plan in plans.values() if isinstance(plans, dict) else ():
@@ -256,7 +269,8 @@ def _describe_event(event: str, fields: Fields) -> str:
         return tame(
             "; ".join(f"{one.get('text')} - the same again {_number(one.get('times'))} times" for one in counts)
         )
-    told = {key: value for key, value in fields.items() if event != "policy" and not key.endswith("sha256")}
+    hidden = ("sha256", "salt")
+    told = {key: value for key, value in fields.items() if event != "policy" and not key.endswith(hidden)}
     parts = _describe_parts(_sizes(told.pop("parts", None)))
     text = "; ".join(f"{key}: {json.dumps(value)}" for key, value in told.items())
     return tame("; ".join(filter(None, [text, parts])), 300)

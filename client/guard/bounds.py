@@ -1,7 +1,8 @@
 """Bounds on what an update can be made to tell, whatever a person has approved; for hospitals, not for simulations.
 
 An update of one step at a vanishing rate is the sum of the gradients, out of which numbers of images by class can be
-read. So a plan has a rate that moves the model, and several steps an epoch.
+read. So a plan has a rate that moves the model, and several steps an epoch. And no plan can keep a site's machine busy
+for ever, or fill its memory, with counts of work that a person may overlook.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ LOSS_OPTIONS: Mapping[tuple[str, str], tuple[float, float]] = {
     ("cws", "eps"): (1e-12, 0.01),
 }
 MOST_DISTILLATION = 100.0
+MOST_PROMPT_STEPS = 1000
+"""Batches on which a prompt is learned in one round."""
+MOST_HIDDEN, MOST_CACHE_MIB, MOST_ATTEMPTS, MOST_MILESTONES = 4096, 16_384, 10_000, 100
 _FIXED = "fixed bounds of a hospital"
 _ROUNDING = 1 - 1e-9
 
@@ -40,7 +44,31 @@ def check_bounds(policy: PolicyConfig, plan: Plan) -> list[Refusal]:
     """
     if plan.rounds > policy.max_rounds or plan.training.epochs_per_round > policy.max_epochs_per_round:
         return []  # refused for that
+    work = list(_check_work(policy, plan))
+    if work:
+        return work  # what follows computes with these numbers
     return [*_check_rate(policy, plan), *_check_training(plan), *_check_loss(plan), *_check_crossings(policy, plan)]
+
+
+def _check_work(policy: PolicyConfig, plan: Plan) -> Iterator[Refusal]:
+    """Yield what would take too much time or memory."""
+    counts = [
+        ("attempts", plan.attempts, MOST_ATTEMPTS, _FIXED),
+        ("training.schedule.milestones", len(plan.training.schedule.milestones), MOST_MILESTONES, _FIXED),
+    ]
+    if plan.fopro is not None:
+        prompt = plan.fopro.prompt
+        counts += [
+            ("fopro.prompt.steps", prompt.steps, MOST_PROMPT_STEPS, _FIXED),
+            ("fopro.prompt.first_steps", prompt.first_steps, MOST_PROMPT_STEPS, _FIXED),
+            ("fopro.prompt.hidden", prompt.hidden, MOST_HIDDEN, _FIXED),
+            ("fopro.cache_mib", plan.fopro.cache_mib, MOST_CACHE_MIB, _FIXED),
+        ]
+    if plan.student is not None and plan.student.kind == "co_distillation":
+        counts.append(("fopro.compression.rounds", plan.student.rounds, policy.max_rounds, "max_rounds"))
+    for setting, found, most, key in counts:
+        if found > most:
+            yield _refuse(setting, f"{setting} {tame(str(found), 30)}", f"up to {most}", key)
 
 
 def _check_rate(policy: PolicyConfig, plan: Plan) -> Iterator[Refusal]:

@@ -9,7 +9,6 @@ again is counted (:mod:`client.guard.message_log`). ``audit.head`` beside it not
 import functools
 import hashlib
 import logging
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -40,20 +39,14 @@ from client.guard.policy import (
 )
 from client.guard.received import RequestWriter, WrittenRequest
 from client.guard.requests import Request, read_request, try_plan
+from client.hospital.exclusions import ExclusionCounts, describe_exclusions, record_exclusions
+from client.hospital.said import say
 from client.hospital.site_data import Hospital, find_hospital
+from client.hospital.told_groups import note_groups
 from fedmed.config.client import PolicyConfig
 from fedmed.errors import DataError, PolicyError, RunFolderError, TrainingError, WireError, describe_error, tame
 from fedmed.extensions import allow_only
-from fedmed.protocol.kinds import (
-    HEADS,
-    KINDS,
-    MODEL,
-    REPORT,
-    REQUEST,
-    Kind,
-    list_flower_types,
-    name_kind,
-)
+from fedmed.protocol.kinds import HEADS, KINDS, MODEL, REPORT, REQUEST, Kind, list_flower_types, name_kind
 from fedmed.protocol.messages import read_values
 from fedmed.storage.audit import AuditLog
 
@@ -101,7 +94,7 @@ class Guard:
         self._ledger = Ledger(state_dir / "runs", policy)
         self._bound: Bound | None = None
         self._is_noted = False
-        self._exclusions: object = None
+        self._exclusions: ExclusionCounts | None = None
         audit.append("policy", **policy.model_dump(mode="json"))
 
     def receive(self, message: Message) -> Request:
@@ -159,11 +152,15 @@ class Guard:
             try_plan(plan)
 
     def note_exclusions(self, hospital: Hospital) -> None:
-        """Record how many images are left out because patients withdrew, whenever that has changed."""
+        """Take how many images are left out because patients withdrew, and say at this site what has changed.
+
+        Every entry ``sent`` tells it. An entry of its own would tell the server, which gets the length of the log,
+        when somebody has withdrawn.
+        """
         counts = hospital.data.exclusion_counts if hospital.data is not None else None
         if counts is not None and counts is not self._exclusions:
-            # Without a secret, the numbers could be found by trial from the log's head, which the server gets.
-            self._audit.append("exclusions", **asdict(counts), salt=secrets.token_hex(16))
+            for line in describe_exclusions(counts, self._exclusions):
+                say(line)
             self._exclusions = counts
 
     def let_out(self, message: Message, request: Request, reply: Message, site: str) -> None:
@@ -183,7 +180,9 @@ class Guard:
             raise PolicyError(f"The reply was not sent: {problem}. This is a fault of the software; please report it.")
         if KINDS[request.kind].is_answered(reply.content, read_values(reply, REPORT)):
             self._note_answer(request, list_parts(message.content))
-        self._audit.append("sent", **_describe(message, request), parts=parts)
+        self._audit.append(
+            "sent", **_describe(message, request), parts=parts, exclusions=record_exclusions(self._exclusions)
+        )
 
     @contextmanager
     def counting_errors(
@@ -211,7 +210,8 @@ class Guard:
         part = {"name": "error", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if not isinstance(error, PolicyError):  # recorded already
             self._audit.append("failed", **_describe(message, request), error=type(error).__name__)
-        self._audit.append("sent", **_describe(message, request), parts=[part], text=text)
+        left_out = record_exclusions(self._exclusions)
+        self._audit.append("sent", **_describe(message, request), parts=[part], text=text, exclusions=left_out)
         if not self._audit.close(text):  # the same as before, which is only counted
             self._writer.forget(self._written)
 
@@ -220,6 +220,9 @@ class Guard:
         assert self._bound is not None, "the request was checked"
         approval, network = self._bound.approval, self._bound.network
         self._is_noted = True
+        if request.kind == "evaluate" or (request.kind == "train" and request.plan.losses == "groups"):
+            what = "tables" if request.kind == "evaluate" else "losses"
+            note_groups(self._state_dir, self._policy, request.plan, what)
         if self._ledger.note(request, approval, network, _find_model(request, arrived)):
             self._approvals.note_answer(approval)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from client.guard.audit import AUDIT_FILE, HEAD_FILE, verify_site_audit
+from client.guard.audit import AUDIT_FILE, HEAD_FILE, explain_missing, verify_site_audit
 from client.hospital.site_key import open_site_key
 from fedmed.config.client import ClientConfig
-from fedmed.errors import FedmedError, KeyFileError
+from fedmed.errors import FedmedError, KeyFileError, RunFolderError
 from fedmed.keys import check_signature
 from fedmed.keys.statements import sign_statement
 from fedmed.protocol.heads import (
@@ -168,6 +168,8 @@ def verify_site(state_dir: Path, release_key: Path) -> SiteVerdict:
         number = f"{max(expected)[0]} of its entries" if expected else "none of its entries"
         text = f"The log is missing: it was deleted or moved away. The server has countersigned {number}."
         return SiteVerdict(AuditReport(False, 0, None, text, GENESIS), right)
+    if not (state_dir / AUDIT_FILE).exists():
+        raise RunFolderError(explain_missing(state_dir / AUDIT_FILE))
     report = verify_site_audit(state_dir, expected)
     if report.ok:
         reason = _find_problem(state_dir, report, len(stored), len(right))

@@ -60,9 +60,9 @@ class _Content(BaseModel):
     format: int = LEDGER.number
     study: str
     plan: str
-    """Hash of the approved plan."""
+    """Hash of the plan under which something was answered last."""
     number: int
-    """Of the approval."""
+    """Of the approval; counts go on under another plan of the run while this stays."""
     stage: int = 0
     """How far the run has come, see :class:`fedmed.protocol.foreseen.Ration`."""
     slots: dict[str, _Slot] = {}
@@ -160,7 +160,7 @@ class Ledger:
         return [Refusal("study", f"a new run after {number} runs", f"up to {MAX_RUNS}", advice)]
 
     def _read(self, approval: Approval) -> _Content:
-        """Return what was answered under an approval: nothing yet, if that is what the approval says as well."""
+        """Return what a run was answered, under whatever plan; nothing where a person wants it counted anew."""
         new = _Content(study=approval.plan.study, plan=approval.sha256, number=approval.number)
         path = self._runs / approval.plan.run_id / LEDGER_FILE
         try:
@@ -169,7 +169,7 @@ class Ledger:
         except FileNotFoundError:
             content = new.model_copy(update={"number": 0})
         except (OSError, ValidationError, ValueError, RecursionError, FormatError) as error:
-            if not approval.has_answered:  # it is of another approval, which has ended
+            if approval.number > 1 and not approval.has_answered:  # what it counts is to be counted anew
                 return new
             # To begin anew would make the limits void.
             raise RunFolderError(
@@ -177,8 +177,8 @@ class Ledger:
                 "Nothing more is sent in this run; look who changed the file, and put it back from a backup. Or "
                 "approve the plan anew with flower-client --approve --again."
             ) from error
-        if (content.plan, content.number) == (approval.sha256, approval.number):
-            return content
+        if content.number >= approval.number:  # the list of approvals may have been begun anew
+            return content.model_copy(update={"plan": approval.sha256})
         if not approval.has_answered:
             return new
         raise RunFolderError(
@@ -288,12 +288,12 @@ def _describe(phase: Phase, network: Network, request: Request) -> str:
 
 
 def read_progress(runs: Path, approval: Approval) -> str:
-    """Return what was answered under an approval so far, for people."""
+    """Return what the run of an approval was answered so far, for people."""
     path = runs / approval.plan.run_id / LEDGER_FILE
     try:
         content = _Content.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ValueError, RecursionError):
         return "nothing that can be read" if approval.has_answered else "nothing"
-    if (content.plan, content.number) != (approval.sha256, approval.number):
+    if content.number < approval.number:
         return "nothing"
     return ", ".join(f"{name} {slot.times} times" for name, slot in content.slots.items()) or "nothing"

@@ -7,9 +7,19 @@ from fedmed.config import FairnessConfig, Plan
 from fedmed.config.client import PolicyConfig
 
 
-def bound_batch(policy: PolicyConfig, plan: Plan, num_images: int) -> Plan:
-    """Return a plan with a batch of at most half of the training images, and of the site's own largest batch."""
-    most = max(2, min(policy.max_batch, num_images // 2))
+def bound_batch(policy: PolicyConfig, plan: Plan, num_patients: int) -> Plan:
+    """Return a plan with a batch of at most half as many images as there are patients, and of the site's own largest.
+
+    Parameters
+    ----------
+    policy : PolicyConfig
+        What the site allows.
+    plan : Plan
+        What is asked for.
+    num_patients : int
+        Patients of the training images; images where the data has no ids.
+    """
+    most = max(2, min(policy.max_batch, num_patients // 2))
     if plan.training.batch_size <= most:
         return plan
     return plan.model_copy(update={"training": plan.training.model_copy(update={"batch_size": most})})

@@ -6,12 +6,14 @@ in :mod:`client.hospital.left_out`.
 """
 
 import logging
+import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import torch
+from pydantic import JsonValue
 
 from client.hospital.left_out import LeftOut, leave_out
 from fedmed.data import ImagePart, SiteData
@@ -21,6 +23,7 @@ _logger = logging.getLogger("fedmed.client")
 
 RECORD_FILE = "left_out.json"
 _PARTS = ("train", "validation", "test")
+_MOST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,44 @@ class ExclusionCounts:
     """Images left out because their patient withdrew, by part; also where the list no longer names them."""
     further: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
     """Images of further patients who are left out with them."""
+    lines: tuple[int, ...] = ()
+    """Lines of the file, from 1, that belong to no image of this site."""
+
+
+def record_exclusions(counts: ExclusionCounts | None) -> dict[str, JsonValue] | None:
+    """Return what an entry of the audit log holds of them; None for a site without a list.
+
+    Without a secret, the numbers could be found by trial from the log's head, which the server gets.
+    """
+    return None if counts is None else {**asdict(counts), "lines": [*counts.lines], "salt": secrets.token_hex(16)}
+
+
+def describe_exclusions(counts: ExclusionCounts, before: ExclusionCounts | None) -> list[str]:
+    """Return what has changed in lines for the people at the site: numbers, never ids.
+
+    Parameters
+    ----------
+    counts : ExclusionCounts
+        Of now.
+    before : ExclusionCounts, optional
+        What was said last.
+    """
+    said = ExclusionCounts(0, 0, dict.fromkeys(_PARTS, 0)) if before is None else before
+    told = []
+    if (counts.images, counts.further) != (said.images, said.further):
+        numbers = ", ".join(f"{part} {counts.images[part]} and {counts.further[part]}" for part in _PARTS)
+        told.append(
+            "A withdrawal is in effect. Images that are left out from now on, of patients who withdrew and of further "
+            f"ones beside them: {numbers}."
+        )
+    if counts.lines and counts.lines != said.lines:
+        numbers = ", ".join(map(str, counts.lines[:_MOST_LINES])) + (", ..." if len(counts.lines) > _MOST_LINES else "")
+        told.append(
+            f"{len(counts.lines)} of {counts.listed} lines in the file of withdrawn patients (exclude in client.yaml) "
+            f"belong to no image of this site, so that nobody is left out for them: line {numbers}. Check how the ids "
+            "are written."
+        )
+    return told
 
 
 class Exclusions:
@@ -75,7 +116,7 @@ class Exclusions:
                 status = self._path.stat()
                 stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                self._leave_out(frozenset() if self._path is None else _read_names(self._path))
+                self._leave_out({} if self._path is None else _read_names(self._path))
                 self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
@@ -85,7 +126,8 @@ class Exclusions:
             ) from None
         return self._current
 
-    def _leave_out(self, names: Set[str]) -> None:
+    def _leave_out(self, lines: Mapping[str, int]) -> None:
+        names = set(lines)
         parts: dict[str, ImagePart] = {part: getattr(self._all, part) for part in _PARTS}
         found = {
             item: hits
@@ -104,7 +146,8 @@ class Exclusions:
             {name: sum(item in which for item in part.items) for name, part in parts.items()}
             for which in (withdrawn, further)
         )
-        self.counts = ExclusionCounts(len(names), len(matched), images, beside)
+        unmatched = tuple(sorted(number for name, number in lines.items() if name not in matched))
+        self.counts = ExclusionCounts(len(names), len(matched), images, beside, unmatched)
         train, validation, test = (kept[part] for part in _PARTS)
         self._current = replace(self._all, train=train, validation=validation, test=test)
         for name in _PARTS:
@@ -159,10 +202,12 @@ class _PartReader:
         return self._read([self._place[item]])[0]
 
 
-def _read_names(path: Path) -> frozenset[str]:
+def _read_names(path: Path) -> dict[str, int]:
+    """Return the names in the file, each with the first line that it stands in."""
     # utf-8-sig: spreadsheets put a byte order mark before the first line.
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return frozenset(_normalise(line) for line in lines if line.strip())
+    numbered = [(_normalise(line), number) for number, line in enumerate(lines, start=1) if line.strip()]
+    return dict(reversed(numbered))
 
 
 def _names_of(item: str, group: str) -> set[str]:

@@ -149,6 +149,12 @@ class Site:
         """Return a number of images as it may be told: a multiple of this site's threshold k."""
         return round_down(number, self.policy.suppression.k)
 
+    def count_told(self, part: str) -> int:
+        """Return a part's number of images as it may be told: 0 of fewer than k patients."""
+        images: ImagePart = getattr(self.data, part)
+        is_told = self.count_patients(part) >= self.policy.suppression.k
+        return self.round_down(len(images)) if is_told else 0
+
     def digest_part(self, part: str) -> str:
         """Return a hash of which images ``train``, ``validation`` or ``test`` has now; it never leaves."""
         images: ImagePart = getattr(self.data, part)

@@ -35,7 +35,7 @@ from client.release.compared import check_compared
 from client.release.content import ASK, Manifest, ReleaseError, parse_manifest
 from client.supernode.collected import Collected, find_collected, write_collected
 from fedmed.config.client import ClientConfig, load_client_config
-from fedmed.errors import FedmedError
+from fedmed.errors import ConnectionRefusedByServerError, FedmedError
 from fedmed.keys import check_signature
 from fedmed.processes import private_folder, single_instance
 from fedmed.protocol.release import MANIFEST_FILE, MAX_MANIFEST_BYTES, REPORT_DATA_FILE, SIGNATURE_FILE
@@ -46,6 +46,10 @@ if TYPE_CHECKING:  # it imports torch, which a waiting process does without
     from client.release.look_through import Contents
 
 _PARTIAL = ".release.partial"
+_LATER = (
+    "Nothing was collected, and this command does not try again by itself. The coordinating site serves the model "
+    "while flower-server runs: ask them to start it, then type: flower-client --fetch-model"
+)
 _SPARE_BYTES = 64 * 2**20
 _logger = logging.getLogger("fedmed.client")
 
@@ -98,10 +102,16 @@ def collect(
 
 def fetch_model(config: ClientConfig, announced: str | None = None, *, accept_uncompared: bool = False) -> str:
     """Do what :func:`collect` does over a connection of its own; return one line for a person."""
-    from client.supernode.fleet import Fleet  # noqa: PLC0415  (imports flwr)
+    from client.supernode.failures import FleetError  # noqa: PLC0415  (imports flwr)
+    from client.supernode.fleet import Fleet  # noqa: PLC0415
 
-    with Fleet(config) as fleet:
-        folder = collect(config, fleet, announced, accept_uncompared=accept_uncompared)
+    try:
+        with Fleet(config) as fleet:
+            folder = collect(config, fleet, announced, accept_uncompared=accept_uncompared)
+    except FleetError as error:
+        if announced is not None or not error.is_passing:  # the process that was announced it tries again itself
+            raise
+        raise ConnectionRefusedByServerError(f"{error} {_LATER}") from error
     own_report = folder.parent / "report" / "index.html"
     compared = find_collected(folder.parent).compared
     told = f" It was compared before its release by {compared}." if compared else ""

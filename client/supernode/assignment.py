@@ -97,8 +97,11 @@ class Assignment:
             record_refusal(Path(desk.config.state_dir), tame(self.kind, 60), str(refusal))
             reply = Reply(self._make_error(refusal), str(refusal))
         seconds = time.monotonic() - begin
+        for line in reply.said:
+            desk.tell("said", line)
         if reply.failure is not None:
-            text = f"'{self.kind}' was not done: {reply.failure.rstrip('.')}. Its log: {log}."
+            log_file = Path(desk.config.state_dir) / "logs" / log
+            text = f"'{self.kind}' was not done: {reply.failure.rstrip('.')}. Its log: {log_file}."
             desk.tell("failed", text, kind=self.kind)
         num_bytes = self._send(reply.objects, seconds)
         fetch_s, send_s = begin - asked, time.monotonic() - begin - seconds
@@ -148,9 +151,8 @@ class Assignment:
             desk.signs.watch(None)
 
     def _make_error(self, refusal: PolicyError | WorkerLostError) -> dict[str, bytes]:
-        reason = f"{type(refusal).__name__}: {refusal}"
         request = message_from_proto(self._announcement)
-        return deflate_message(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=request))
+        return deflate_message(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(refusal)), reply_to=request))
 
     def _send(self, reply: dict[str, bytes], seconds: float) -> int:
         """Send a reply, as often as it takes; return its bytes."""

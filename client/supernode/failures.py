@@ -44,7 +44,7 @@ class FleetError(ConnectionRefusedByServerError):
     Parameters
     ----------
     text : str
-        For the person at this site.
+        For the person at this site. Whether somebody tries again is said by who does.
     outlook : Outlook
         What to do about it.
     """
@@ -135,8 +135,7 @@ def find_tls_fault(error: OSError, server: str) -> TlsFault:
 
 
 def _to_error(fault: TlsFault) -> FleetError:
-    again = {Outlook.RETRY: " Trying again.", Outlook.RETRY_SLOWLY: " Trying again from time to time."}
-    return FleetError(f"{fault.found} {fault.advice}{again.get(fault.outlook, '')}", fault.outlook)
+    return FleetError(f"{fault.found} {fault.advice}", fault.outlook)
 
 
 def explain_transport(error: httpx.RequestError, server: str, proxy: str | None) -> FleetError:
@@ -162,8 +161,8 @@ def explain_transport(error: httpx.RequestError, server: str, proxy: str | None)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return _explain_connect(error, server, proxy)
     if isinstance(error, httpx.TimeoutException):
-        return FleetError(f"The connection to {way} stalled; trying again.", Outlook.RETRY)
-    return FleetError(f"The connection to {way} was cut; trying again.", Outlook.RETRY)
+        return FleetError(f"The connection to {way} stalled.", Outlook.RETRY)
+    return FleetError(f"The connection to {way} was cut.", Outlook.RETRY)
 
 
 def explain_status(response: httpx.Response, server: str, fingerprint: str) -> FleetError:
@@ -188,7 +187,7 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
     if status == _FORBIDDEN and FlowerError.from_json(response.text) is not None:
         return FleetError("The server no longer waits for this.", Outlook.RUN_OVER)
     if status in _SERVER_BUSY or status in _BUSY:
-        text = f"{server} cannot answer at the moment (HTTP {status}); trying again."
+        text = f"{server} cannot answer at the moment (HTTP {status})."
         return FleetError(text, Outlook.RETRY)
     if status in _REFUSALS:
         text, outlook = _REFUSALS[status]
@@ -202,8 +201,7 @@ def explain_status(response: httpx.Response, server: str, fingerprint: str) -> F
 
 _CHANGED_ON_THE_WAY = (
     "{server} refused a request of this site because {what} is not what this site has signed: something on the way "
-    "changed it, perhaps a proxy, or a firewall that inspects TLS. Ask IT to exempt this address. Trying again from "
-    "time to time."
+    "changed it, perhaps a proxy, or a firewall that inspects TLS. Ask IT to exempt this address."
 )
 _PROBLEMS: dict[str, tuple[str, Outlook]] = {
     "format": (
@@ -215,12 +213,12 @@ _PROBLEMS: dict[str, tuple[str, Outlook]] = {
     "body": (_CHANGED_ON_THE_WAY.replace("{what}", "the body"), Outlook.RETRY_SLOWLY),
     "replayed": (
         "{server} refused a request of this site because it came there before: something on the way repeats requests, "
-        "perhaps a proxy. Trying again.",
+        "perhaps a proxy.",
         Outlook.RETRY,
     ),
     "restarted": (
-        "{server} was started a moment ago and takes no request that was signed before. Trying again; if this stays, "
-        "the clock of this machine is behind: set it (NTP).",
+        "{server} was started a moment ago and takes no request that was signed before. If this stays, the "
+        "clock of this machine is behind: set it (NTP).",
         Outlook.RETRY,
     ),
     "certificate": (
@@ -238,7 +236,7 @@ _REFUSALS = {
     ),
     _TOO_LARGE: (
         "{server}, or something on the way there, refuses a message of this size (HTTP 413). If a firewall or a proxy "
-        "limits uploads, ask IT to raise the limit for this address to 10 MB. Trying again from time to time.",
+        "limits uploads, ask IT to raise the limit for this address to 10 MB.",
         Outlook.RETRY_SLOWLY,
     ),
 }
@@ -282,9 +280,7 @@ def _explain_proxy(error: httpx.ProxyError, server: str, proxy: str | None) -> F
             "environment variable HTTPS_PROXY to http://user:password@host:port.",
             Outlook.FATAL,
         )
-    return FleetError(
-        f"The proxy {proxy} does not connect to {server} ({error}). Ask IT to allow it. Trying again.", Outlook.RETRY
-    )
+    return FleetError(f"The proxy {proxy} does not connect to {server} ({error}). Ask IT to allow it.", Outlook.RETRY)
 
 
 def _explain_connect(error: httpx.RequestError, server: str, proxy: str | None) -> FleetError:
@@ -299,7 +295,7 @@ def _explain_connect(error: httpx.RequestError, server: str, proxy: str | None) 
             text = f"Nothing listens at {target}: flower-server is not running, or a firewall refuses the connection."
         elif isinstance(cause, ssl.SSLError):
             return _to_error(find_tls_fault(cause, server))
-    return FleetError(f"{text} Trying again.", Outlook.RETRY)
+    return FleetError(text, Outlook.RETRY)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

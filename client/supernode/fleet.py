@@ -96,7 +96,7 @@ class Download:
             If it is too much.
         """
         if hashlib.sha256(content).hexdigest() != object_id:
-            raise FleetError("A part of the message arrived damaged; trying again.", Outlook.RETRY)
+            raise FleetError("A part of the message arrived damaged.", Outlook.RETRY)
         self.objects[object_id] = content
         if sum(map(len, list(self.objects.values()))) > self.max_bytes:
             limit = self.max_bytes // 2**20

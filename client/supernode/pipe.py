@@ -38,6 +38,8 @@ class WorkerTold(TypedDict, total=False):
     """Why it has failed."""
     failure: str | None
     """Why the reply is an error, for the people at the site."""
+    said: list[str]
+    """Lines for the console."""
 
 
 _Sent = TypeVar("_Sent", bound=Mapping[str, object])

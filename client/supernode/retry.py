@@ -11,6 +11,7 @@ from fedmed.processes import Backoff
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SLOW_PAUSE_S = 60.0
 _WELL_AFTER_S = 10.0
+_AGAIN = {Outlook.RETRY: " Trying again.", Outlook.RETRY_SLOWLY: " Trying again from time to time."}
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("fedmed.supernode")
@@ -59,8 +60,9 @@ class Retry:
                 self.note_success()
                 return result
 
-    def note_failure(self, failure: FleetError, more: str = "") -> None:
-        """Tell of a failure, if it is the first of its kind in an outage."""
+    def note_failure(self, failure: FleetError, more: str | None = None) -> None:
+        """Tell of a failure, and that it is tried again, if it is the first of its kind in an outage."""
+        more = _AGAIN.get(failure.outlook, "") if more is None else more
         _logger.warning("%s", failure)
         if self._lost_at is None:
             self._lost_at = time.monotonic()

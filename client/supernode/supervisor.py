@@ -126,7 +126,8 @@ class _Supervisor:
                 if code == _ENDED:
                     return 0
                 if code == _EXPLAINED:
-                    raise FedmedError(self._last_refusal or "The connection was refused; see logs/supernode.log.")
+                    log_file = self._state_dir / "logs" / "supernode.log"
+                    raise FedmedError(self._last_refusal or f"The connection was refused; see {log_file}.")
                 self._restart(code)
         finally:
             self._child.stop()
@@ -145,7 +146,7 @@ class _Supervisor:
         if self._restarts > _MAX_RESTARTS:
             raise ProcessError(
                 f"The process of this site has ended {self._restarts} times, at last with code {code}. Its log says "
-                f"why: {self._child.log_file} and supernode.log beside it."
+                f"why: {self._child.log_file} and {self._child.log_file.with_name('supernode.log')}."
             )
         pause = self._backoff.next()
         _print(f"The process of this site ended (code {code}); it is started again in {pause:.0f} s.")

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.hospital.said import take_lines
 from client.hospital.site_key import add_inherit_option
 from client.supernode.objects import inflate_message, take_apart
 from client.supernode.pipe import Blob, Pipe, Task, WorkerTold
@@ -37,6 +38,8 @@ class WorkerAnswer:
     """The reply, from :func:`client.supernode.objects.take_apart`."""
     failure: str | None = None
     """Why the work was not done, in full; it may name files and never leaves the site. None: it was done."""
+    said: tuple[str, ...] = ()
+    """Lines for the console."""
 
 
 class SiteWorker:
@@ -81,7 +84,7 @@ class SiteWorker:
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, describe_error(error)), reply_to=message)
             failure = explain_locally(error)
         del message  # large; the reply does without
-        return WorkerAnswer(take_apart(reply), failure)
+        return WorkerAnswer(take_apart(reply), failure, tuple(take_lines()))
 
     def _run(self, message: Message, task: Task) -> Message:
         # Flower's runners set this; Message and the mods read it.
@@ -120,8 +123,9 @@ def serve(pipe: Pipe[WorkerTold, Task], client_app: str, threads: int, device_wi
         warm_up(threads, device_wish)
     except (Exception, SystemExit) as error:
         _logger.exception("The app cannot be loaded.")
-        detail = str(error) if isinstance(error, FedmedError | ImportError) else ""
-        pipe.send({"kind": "failed", "text": f"{type(error).__name__}{detail and ': '}{detail}"})
+        name, detail = type(error).__name__, str(error)
+        text = detail if isinstance(error, FedmedError) and detail else name
+        pipe.send({"kind": "failed", "text": f"{name}: {detail}" if isinstance(error, ImportError) else text})
         return 3
     pipe.send({"kind": "ready"})
     while True:
@@ -135,7 +139,7 @@ def serve(pipe: Pipe[WorkerTold, Task], client_app: str, threads: int, device_wi
             _logger.exception("A message cannot be read.")
             pipe.send({"kind": "no memory" if isinstance(error, MemoryError) else "unreadable"})
         else:
-            pipe.send({"kind": "reply", "failure": answer.failure}, answer.parts)
+            pipe.send({"kind": "reply", "failure": answer.failure, "said": list(answer.said)}, answer.parts)
             del answer
 
 

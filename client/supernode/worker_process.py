@@ -38,6 +38,8 @@ class Reply:
     """From :func:`client.supernode.objects.deflate_message`."""
     failure: str | None = None
     """Why the work was not done, for the people at this site only; None: it was done."""
+    said: tuple[str, ...] = ()
+    """Lines for the console."""
 
 
 class WorkerProcess:
@@ -56,7 +58,7 @@ class WorkerProcess:
     """
 
     def __init__(self, app: str, threads: int, state_dir: Path, device: str = "auto") -> None:
-        logs = state_dir / "logs"
+        self._logs = logs = state_dir / "logs"
         self._options = ["--app", app, "--threads", str(threads), "--device", device]
         self._options += ["--log", str(logs / "worker.log")]
         self._output = logs / "worker.out"
@@ -140,7 +142,7 @@ class WorkerProcess:
             raise PolicyError("this site has too little memory for the request")
         if header.get("kind") != "reply":
             raise PolicyError("the request is damaged or has another form than was agreed")
-        return Reply(reply, header.get("failure"))
+        return Reply(reply, header.get("failure"), tuple(header.get("said", ())))
 
     def stop(self) -> None:
         """End the process at once; it keeps nothing that is not on disk."""
@@ -171,7 +173,7 @@ class WorkerProcess:
             if self._num_failed_starts >= _MAX_FAILED_STARTS:
                 raise ProcessError(
                     f"The worker process does not start ({answer.get('text')}). Look into worker.log and worker.out in "
-                    "the folder logs of state_dir; 'flower-client --check' finds the usual causes."
+                    f"{self._logs}; 'flower-client --check' finds the usual causes."
                 )
             self.start()
 

@@ -34,11 +34,13 @@ class PolicyConfig(Section):
     max_epochs_per_round: Annotated[int, Field(ge=1)] = 20
     """Most epochs in one round."""
     max_batch: Annotated[int, Field(ge=2)] = 256
-    """Largest batch; it is never more than half of the training images, either. A plan's larger one is made smaller."""
+    """Largest batch; it is never more than half of the training images' patients, either. A plan's larger one is made
+    smaller."""
     max_learning_rate: Annotated[float, Field(gt=0)] = 10.0
     """Highest learning rate."""
     min_images: Annotated[int, Field(ge=2)] = 50
-    """Fewest training images with which this site trains; with fewer, it only scores models and receives the last."""
+    """Fewest training images with which this site trains; with fewer, or with images of fewer than ``suppression.k``
+    patients, it only scores models and receives the last."""
     attributes: list[str] | None = None
     """Only these patient attributes are told apart; null: all that the data has."""
     crossings: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None

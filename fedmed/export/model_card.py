@@ -103,7 +103,7 @@ def _describe_use(manifest: ModelManifest) -> str:
         f"{manifest['chosen_round']} was chosen on validation images"
         + (f"; for the site {_plain(manifest['site'])} only, with its own BatchNorm" if manifest.get("site") else "")
         + f". Study: {_plain(plan['study'])}; approval: {_plain(plan['approval'] or 'none stated')}. "
-        f"Disclosure: {_plain(release.get('kind', 'not stated').replace('_', ' '))}{by}.",
+        f"Release: {_plain(release.get('kind', 'not stated').replace('_', ' '))}{by}.",
     )
 
 

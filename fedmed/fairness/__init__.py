@@ -3,8 +3,9 @@
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups, compute_gaps
 from fedmed.fairness.chance.flags import flag_attributes
-from fedmed.fairness.chance.intervals import add_intervals, wilson_interval
+from fedmed.fairness.chance.intervals import add_intervals
 from fedmed.fairness.chance.paired import Difference, compare_paired
+from fedmed.fairness.chance.proportions import wilson_interval
 
 __all__ = [
     "Difference",

@@ -28,6 +28,8 @@ from fedmed.metrics.values import Array, Values, divide_defined, mean_defined
 
 PAIRS, WON, OWN_PART, OTHER_PART, SHARED_PART, OWN_PATIENTS, OTHER_PATIENTS = range(7)
 """Places in the last axis of an array ``areas``: M N, M N theta, S10, S01, S11, I10, I01."""
+FEW_PATIENTS = 20
+"""Of a class or of all others, below which DeLong's variance alone is too uncertain."""
 _STEPS = 60
 _DUST = 1e-12
 
@@ -65,6 +67,36 @@ def measure_area(own_M: Array, other_N: Array, own_patient_M: Array, other_patie
     return np.array([pairs, pairs * theta, own_part, other_part, shared, with_own, with_other])
 
 
+def bin_areas(own: Array, others: Array, effects: Array) -> Array:
+    """Return the seven numbers of each class from histograms, in which two scores of one bin are a tie, shape (K,7).
+
+    Parameters
+    ----------
+    own, others : ndarray, shape (K,B)
+        Histograms of each class's score over its own images and over all others.
+    effects : ndarray, shape (K,)
+        Design effects of the classes' images: which patient a score is of is not known, and so the part of a class's
+        own images is larger by its effect, and that of the others by the mean of all, weighted by images.
+    """
+    num_own, num_other = own.sum(axis=-1), others.sum(axis=-1)
+    own_effect, other_effect = effects, np.full(len(own), max(float(effects @ num_own / max(num_own.sum(), 1.0)), 1.0))
+    placed_own = (np.cumsum(others, axis=-1) - others / 2) / np.maximum(num_other, 1)[:, None]
+    placed_other = 1 - (np.cumsum(own, axis=-1) - own / 2) / np.maximum(num_own, 1)[:, None]
+    pairs = num_own * num_other
+    theta = divide_defined((own * placed_own).sum(axis=-1), num_own)
+    parts = []
+    for images, placed, number, effect in (
+        (own, placed_own, num_own, own_effect),
+        (others, placed_other, num_other, other_effect),
+    ):
+        squares = (images * np.square(_without_dust(placed - theta[:, None]))).sum(axis=-1)
+        variance = squares * effect / np.maximum(number * (number - 1), 1)
+        parts.append(pairs**2 * np.where(number > 1, np.minimum(variance, 0.25), 0.25))
+    patients = num_own / own_effect, num_other / other_effect
+    numbers = np.stack([pairs, pairs * theta, *parts, np.zeros(len(own)), *patients], axis=-1)
+    return np.where(pairs[:, None] > 0, np.nan_to_num(numbers), 0.0)
+
+
 def pooled_areas(areas: Array) -> Values:
     """Return the areas pooled over sites by numbers of pairs, of numbers of shape (...,K,7).
 
@@ -99,7 +131,8 @@ def area_intervals(areas: Array, level: float = 0.95) -> tuple[Array, Array]:
     By class: DeLong's variance on the scale of the log-odds, ``logit theta -+ z sd / (theta (1 - theta))``, so that an
     end never passes 0 or 1. Where the images show no variance (an area of 0 or 1), the variance is that of Hanley and
     McNeil (1982) as a function of the true area with the numbers of patients, and the ends are the areas that lie z of
-    its standard deviations away (Newcombe, Statistics in Medicine 25, 2006, method 5). No interval has width 0.
+    its standard deviations away (Newcombe, Statistics in Medicine 25, 2006, method 5). With fewer than
+    :data:`FEW_PATIENTS` patients on a side the wider of both counts at each end. No interval has width 0.
     """
     ends = np.array([_find_ends(row, level) for row in areas]).T
     defined = ~np.isnan(ends[0])
@@ -130,13 +163,16 @@ def _find_ends(row: Array, level: float) -> tuple[float, float]:
         return math.nan, math.nan
     theta, z = min(max(won / pairs, 0.0), 1.0), NormalDist().inv_cdf((1 + level) / 2)
     variance = float(row[[OWN_PART, OTHER_PART, SHARED_PART]].sum()) / pairs**2
+    own, other = float(row[OWN_PATIENTS]), float(row[OTHER_PATIENTS])
+    lower, upper = 1.0, 0.0
     if variance > _DUST and 0 < theta < 1:
         middle, reach = math.log(theta / (1 - theta)), z * math.sqrt(variance) / (theta * (1 - theta))
-        return _squash(middle - reach), _squash(middle + reach)
-    own, other = float(row[OWN_PATIENTS]), float(row[OTHER_PATIENTS])
-    lower = _search(lambda area: theta - area - z * _hanley_deviation(area, own, other) > 0, 0.0, theta)
-    upper = _search(lambda area: area - theta - z * _hanley_deviation(area, own, other) < 0, theta, 1.0)
-    return lower, upper
+        lower, upper = _squash(middle - reach), _squash(middle + reach)
+        if min(own, other) >= FEW_PATIENTS:
+            return lower, upper
+    below = _search(lambda area: theta - area - z * _hanley_deviation(area, own, other) > 0, 0.0, theta)
+    above = _search(lambda area: area - theta - z * _hanley_deviation(area, own, other) < 0, theta, 1.0)
+    return min(lower, below), max(upper, above)
 
 
 def _squash(log_odds: float) -> float:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedmed.metrics.answer_ranges import RANGED, find_ranges, settle_other
-from fedmed.metrics.calibration import brier_values, calibration_values
+from fedmed.metrics.answer_ranges import RANGED, Range, find_ranges, settle_other
+from fedmed.metrics.calibration import brier_values, calibration_values, classwise_values
 from fedmed.metrics.evaluation import EvaluationTables
 from fedmed.metrics.roc import (
     Areas,
@@ -78,15 +78,18 @@ COUNT_KEYS = (
     "class_recall_gap",
 )
 """Figures of :func:`count_values`."""
+FURTHER_KEYS = ("auc", "class_auc_std", "ece", "mce", "classwise_ece", "brier")
 
 
-def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
+def compute_figures(tables: EvaluationTables, classes: Array | None = None) -> dict[str, Figure]:
     """Compute all figures of the images in ``tables``, pooled over its groups.
 
     Parameters
     ----------
     tables : EvaluationTables
         Any number of groups.
+    classes : ndarray of bool, shape (K,), optional
+        Only images of these true classes count.
 
     Returns
     -------
@@ -95,25 +98,30 @@ def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
         ``macro_recall``, ``kappa``, ``mcc``, ``sensitivity``, ``specificity``, ``worst_class_recall``,
         ``class_recall_gap``, ``auc``, ``class_auc_std``, ``ece``, ``mce``, ``classwise_ece`` and ``brier``.
         Definitions: :func:`count_values`, :func:`score_values`,
-        :func:`fedmed.metrics.calibration.calibration_values` and :func:`fedmed.metrics.calibration.brier_values`.
+        :func:`fedmed.metrics.calibration.calibration_values`, :func:`fedmed.metrics.calibration.classwise_values` and
+        :func:`fedmed.metrics.calibration.brier_values`.
 
     Notes
     -----
     Images of rare classes, whose class is not told, count in ``accuracy``, ``ece`` and ``mce``. A figure about all
-    classes (:data:`MACRO_FIGURES`) has no value if all images of a class are withheld, nor has that class in
-    ``by_class``. Every figure carries the number of withheld rows in ``n_withheld``.
+    classes (:data:`MACRO_FIGURES`) is one over the classes that are told (:attr:`Figure.classes`), if there are two; a
+    class all of whose images are withheld has no value in ``by_class``. Every figure carries the number of withheld
+    rows in ``n_withheld``.
 
     ``auc`` is that of the histograms where all sites tell them and no class's can be more than
     :data:`fedmed.metrics.answer_ranges.MOST_OFF` off by the width of the bins (half of its ties). Else it is made of
     the sites' own areas, so that images are compared within sites only; see :mod:`fedmed.metrics.areas`.
     """
-    pooled = tables.pool()
+    pooled = tables.pool() if classes is None else tables.pool().keep_classes(classes)
     counts, other, mixed, brier, rare = (
         getattr(pooled, name)[0] for name in ("counts", "other_wrong", "mixed", "brier", "rare")
     )
-    calibration = pooled.calibration[0]
-    values = count_values(counts, rare, other), calibration_values(calibration, mixed), brier_values(brier)
+    calibration, told_K = pooled.calibration[0], ~lacking_classes(pooled)[0]
+    if classes is not None:
+        told_K &= classes
+    found = count_values(counts, rare, other, told_K) | calibration_values(calibration, mixed) | brier_values(brier)
     area = find_areas(pooled)
+    found |= area_figures(area.values) | classwise_values(pooled.scores[0])
     num_counted, num_rare = int(pooled.row_images.sum()), int(rare[0])
     num_told = round(calibration[..., 0].sum() + mixed[..., 0].sum())
     num_images = {
@@ -122,11 +130,13 @@ def compute_figures(tables: EvaluationTables) -> dict[str, Figure]:
         "class_auc_std": area.n,
         "ece": num_told,
         "mce": num_told,
-        "classwise_ece": round(calibration[..., 0].sum()),
+        "classwise_ece": int(pooled.scores[0, :, 0].sum()),
         "brier": round(brier[0]),
     }
-    found = values[0] | area_figures(area.values) | values[1] | values[2]
-    figures = {key: _make_figure(key, item, num_images.get(key, num_counted), pooled) for key, item in found.items()}
+    figures = {
+        key: _make_figure(key, found[key], num_images.get(key, num_counted), pooled, told_K)
+        for key in (*COUNT_KEYS, *FURTHER_KEYS)
+    }
     for key in ("auc", "class_auc_std"):
         figures[key] = replace(figures[key], bound=area.bound, within_sites=area.within_sites)
     return figures
@@ -138,7 +148,9 @@ def lacking_classes(tables: EvaluationTables) -> Array:
     return lacking
 
 
-def count_values(counts: Array, rare: Array | None = None, other_wrong: Array | None = None) -> dict[str, Values]:
+def count_values(
+    counts: Array, rare: Array | None = None, other_wrong: Array | None = None, classes: Array | None = None
+) -> dict[str, Values]:
     """Compute the figures that follow from tables of true against predicted class.
 
     Parameters
@@ -151,6 +163,9 @@ def count_values(counts: Array, rare: Array | None = None, other_wrong: Array | 
         Number of wrong answers by true class whose predicted class is not told. The figures that need it
         (:data:`fedmed.metrics.answer_ranges.RANGED`) are then in the middle of the range in which they may lie, and NaN
         where that is more than :data:`fedmed.metrics.answer_ranges.MOST_OFF` from its ends.
+    classes : ndarray of bool, shape (K,), optional
+        Classes over which means are taken, where images of the others are not told; their rows must be zeros. Of fewer
+        than two there is no mean.
 
     Returns
     -------
@@ -190,8 +205,28 @@ def count_values(counts: Array, rare: Array | None = None, other_wrong: Array | 
         "class_recall_gap": Values(gap_defined(recall)),
     }
     if other_wrong is not None and other_wrong.any():
-        found |= {key: one.to_values() for key, one in find_ranges(counts, other_wrong).items()}
-    return {key: found[key] for key in COUNT_KEYS}
+        ranges = {key: _keep_range(key, one, classes) for key, one in find_ranges(counts, other_wrong).items()}
+        return {
+            key: ranges[key].to_values() if key in ranges else _keep(key, found[key], classes) for key in COUNT_KEYS
+        }
+    return {key: _keep(key, found[key], classes) for key in COUNT_KEYS}
+
+
+def _keep_range(key: str, found: Range, classes: Array | None) -> Range:
+    return Range(_keep(key, found.low, classes), _keep(key, found.high, classes))
+
+
+def _keep(key: str, values: Values, classes: Array | None) -> Values:
+    """Return the mean over some classes only; a class without images adds nothing to a mean over all of them."""
+    if classes is None or classes.all() or key not in MACRO_FIGURES:
+        return values
+    by_class = None if values.by_class is None else np.where(classes, values.by_class, np.nan)
+    value = values.value
+    if key in ("macro_f1", "macro_precision", "macro_recall"):
+        value = value * (len(classes) / max(int(classes.sum()), 1))
+    elif key == "specificity" and by_class is not None:
+        value = mean_defined(by_class)
+    return Values(np.where(classes.sum() > 1, value, np.nan), by_class)
 
 
 def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Array) -> dict[str, Values]:
@@ -201,7 +236,7 @@ def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Arr
     precision, specificity = divide_defined(tp, predicted), divide_defined(negatives - predicted + tp, negatives)
     f1 = divide_defined(2 * tp, positives + predicted)
     hits, chance = tp.sum(axis=-1), (positives * predicted).sum(axis=-1)
-    spread = (n**2 - np.square(predicted).sum(axis=-1)) * (n**2 - np.square(positives).sum(axis=-1))
+    spread = _pairs_of_unlike(predicted) * _pairs_of_unlike(positives)
     return {
         "macro_f1": Values(_mean_of_all(f1, n), f1),
         "macro_precision": Values(_mean_of_all(precision, n), precision),
@@ -211,31 +246,43 @@ def _predicted_values(counts: Array, tp: Array, positives: Array, predicted: Arr
     }
 
 
+def _pairs_of_unlike(images: Array) -> Array:
+    """Return n**2 - sum of n_k**2 from the images of each class, as the sum of n_k (n - n_k).
+
+    Drawn counts are no whole numbers, and where all are of one class the difference of the squares can come out below
+    zero; a sum of products cannot.
+    """
+    others = images @ (1.0 - np.eye(images.shape[-1]))
+    pairs: Array = (images * others).sum(axis=-1)
+    return pairs
+
+
 def _mean_of_all(by_class: Array, n: Array) -> Array:
     return np.where(n > 0, np.nan_to_num(by_class, nan=0.0).mean(axis=-1), np.nan)
 
 
-def _make_figure(key: str, values: Values, n: int, tables: EvaluationTables) -> Figure:
-    lacking_K = lacking_classes(tables)[0]
-    withheld = tables.withheld.any() and (n == 0 or (key in MACRO_FIGURES and bool(lacking_K.any())))
-    value = None if withheld else optional_float(values.value)
-    by_class = None if values.by_class is None else np.where(lacking_K, np.nan, values.by_class)
+def _make_figure(key: str, values: Values, n: int, tables: EvaluationTables, told_K: Array) -> Figure:
+    is_partial = key in MACRO_FIGURES and not told_K.all()
+    is_known = n > 0 and (not is_partial or told_K.sum() > 1)
+    value = optional_float(values.value) if is_known or not tables.withheld.any() else None
+    by_class = None if values.by_class is None else np.where(told_K, values.by_class, np.nan)
     return Figure(
         key,
         value,
         n,
         "down" if key in LOWER_IS_BETTER else "up",
         by_class=None if by_class is None else tuple(optional_float(item) for item in by_class),
-        reason=None if value is not None else _explain(key, n, tables),
+        reason=None if value is not None else _explain(key, n, tables, told_K),
         n_withheld=int(tables.withheld.sum()),
+        classes=tuple(np.flatnonzero(told_K).tolist()) if is_partial and value is not None else None,
     )
 
 
-def _explain(key: str, n: int, tables: EvaluationTables) -> str:
-    lacking = np.flatnonzero(lacking_classes(tables)[0])
+def _explain(key: str, n: int, tables: EvaluationTables, told_K: Array) -> str:
+    lacking = np.flatnonzero(~told_K)
     if n == 0:
         return _explain_absence(key, tables)
-    if len(lacking) and key in MACRO_FIGURES:
+    if len(lacking) and key in MACRO_FIGURES and told_K.sum() < 2:
         named = ", ".join(map(str, lacking))
         return f"class {named} is withheld" if len(lacking) == 1 else f"classes {named} are withheld"
     if key in RANGED and tables.other_wrong.any():

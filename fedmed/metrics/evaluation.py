@@ -29,6 +29,7 @@ _TYPES = {
     "areas": np.float64,
     "withheld": np.int64,
 }
+_BY_CLASS = ("counts", "other_wrong", "patients", "scores", "calibration", "areas")
 _SIGNED = {"patients": PRODUCTS, "areas": SHARED_PART}
 """Tables with a number that may be negative, and its place in the last axis."""
 _WHOLE = {"calibration": (0, 2), "mixed": (0, 2), "brier": (0,), "patients": (0,), "areas": (0, 5, 6)}
@@ -155,6 +156,15 @@ class EvaluationTables:
         arrays = {name: array[chosen] for name, array in self.to_arrays().items()}
         return EvaluationTables(tuple(self.groups[place] for place in chosen.tolist()), **arrays)
 
+    def keep_classes(self, classes: Array) -> "EvaluationTables":
+        """Return the tables of the images of some true classes, bool (K,); of the others the rows are zeros.
+
+        Images whose class is not told with a number (``mixed``, ``rare``, ``brier``) stay.
+        """
+        rows = {name: array for name, array in self.to_arrays().items() if name in _BY_CLASS}
+        kept = {name: np.where(_widen(classes, array.ndim), array, 0) for name, array in rows.items()}
+        return EvaluationTables(self.groups, **(self.to_arrays() | kept))
+
     def to_arrays(self) -> dict[str, Array]:
         """Return the arrays by name, without copies; with ``groups`` they are the whole content."""
         return {name: getattr(self, name) for name in _TYPES}
@@ -217,6 +227,12 @@ def find_group(groups: Sequence[str], group: str) -> int:
     if group not in groups:
         raise ValueError(f"The tables have no group '{group}'. Groups: {', '.join(groups) or 'none'}.")
     return groups.index(group)
+
+
+def _widen(classes: Array, num_axes: int) -> Array:
+    """Return (K,) as an array that broadcasts with one of which K is the second axis."""
+    widened: Array = classes.reshape(-1, *[1] * (num_axes - 2))
+    return widened
 
 
 def _items(tables: EvaluationTables) -> Iterable[tuple[str, Array]]:

@@ -41,6 +41,8 @@ class Figure:
         How far the value may be off, of an AUC from histograms.
     within_sites : bool
         Whether only images of the same site were compared with each other, of an AUC.
+    classes : tuple of int, optional
+        Classes over which a mean over the classes was taken, where images of some class are not told.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Figure:
     n_withheld: int = 0
     bound: float | None = None
     within_sites: bool = False
+    classes: tuple[int, ...] | None = None
 
 
 class Values(NamedTuple):

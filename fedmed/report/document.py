@@ -11,7 +11,13 @@ from fedmed.report.figures.benefit import describe_benefit
 from fedmed.report.figures.calibration import describe_calibration_part
 from fedmed.report.figures.compression import describe_compression
 from fedmed.report.figures.data_flow import describe_flow
-from fedmed.report.figures.describe import describe_reliability, describe_tables, make_empty_tables, name_classes
+from fedmed.report.figures.describe import (
+    add_pooled,
+    describe_reliability,
+    describe_tables,
+    make_empty_tables,
+    name_classes,
+)
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
 from fedmed.report.schema.document import (
@@ -133,7 +139,8 @@ def _describe_sites(content: ReportContent, records: Sequence[RoundRecord], grou
 
     def describe(name: str, tables: Mapping[str, SiteTables], *, with_intervals: bool) -> FigureEntries:
         own = _pool_sites({name: tables[name]} if name in tables else {}, len(content.classes))
-        return describe_tables(own, content, with_intervals=with_intervals)
+        figures = describe_tables(own, content, with_intervals=with_intervals)
+        return add_pooled(figures, _pool_sites(tables, len(content.classes)), content)
 
     return {
         name: {

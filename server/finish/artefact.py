@@ -19,7 +19,7 @@ from fedmed.config.server import ServerConfig
 from fedmed.distillation.network import strip_packed
 from fedmed.errors import FederationError
 from fedmed.export import release_form, write_model
-from fedmed.export.manifest import ReleaseOrigin
+from fedmed.export.manifest import ManifestChanges, ReleaseOrigin
 from fedmed.export.model_card import ReportData, read_report
 from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
@@ -27,9 +27,10 @@ from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.phase_records import COMPARISON_FILE
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
-from server.finish.chance import read_doubts
+from server.finish.chance import read_doubts, write_doubts
 from server.finish.chosen import ChosenModel
 from server.finish.compare_forms import Findings, KeptFindings, compare_at_sites
+from server.finish.differences import describe_accepted, keep_differences, pass_over_accepted
 from server.rounds.session import Session
 
 
@@ -72,12 +73,17 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
     files = _hash_candidate(run.model)
     findings = _read_findings(run, files, len(session.plan.classes))
     if findings is None:
-        findings = _ask_sites(session, model, best_round)
+        findings = _ask_sites(session, model, best_round, files)
         kept = findings.keep(files).to_values()
         write_atomically(run.tables / COMPARISON_FILE, json.dumps(kept, indent=1).encode())
     pooled = release_form.pool(findings.comparisons)
     pooled["num_silent"] = len(findings.silent)
-    release_form.change_manifest(run.model, read_shared_report(run), {"proof": {"sites": pooled}})
+    changes: ManifestChanges = {"proof": {"sites": pooled}}
+    accepted = describe_accepted(run, files)
+    if accepted:  # a person has to release it, and the card says so
+        write_doubts(run, list(dict.fromkeys([*read_doubts(run), *accepted])))
+        changes["release"] = _describe_release(run, config)
+    release_form.change_manifest(run.model, read_shared_report(run), changes)
 
 
 def read_shared_report(run: RunFolder) -> ReportData | None:
@@ -132,8 +138,8 @@ def _read_findings(run: RunFolder, files: dict[str, str], num_classes: int) -> F
     return kept.restore(num_classes) if kept.files == files else None
 
 
-def _ask_sites(session: Session, model: ChosenModel, best_round: int | None) -> Findings:
-    """Ask the sites, write down who said what, and insist that nobody has found a difference."""
+def _ask_sites(session: Session, model: ChosenModel, best_round: int | None, files: dict[str, str]) -> Findings:
+    """Ask the sites, write down who said what, and insist that nobody has found a difference, or it was accepted."""
     folder = session.run.model
     packed = pack_files({name: (folder / name).read_bytes() for name in COMPARED_FILES})
     findings = compare_at_sites(session, model, best_round, packed)
@@ -142,10 +148,21 @@ def _ask_sites(session: Session, model: ChosenModel, best_round: int | None) -> 
     for site, problem in findings.problems.items():
         session.audit.append("comparison_failed", site=site, problem=problem)
     if findings.problems:
+        keep_differences(session.run, files, findings)
+        pass_over_accepted(session.run, files, findings)
+    if findings.problems:
         told = " ".join(f"{site}: {problem}" for site, problem in findings.problems.items())
+        sites, others = sorted(findings.problems), sorted(set(findings.comparisons) - set(findings.problems))
+        on = "if it stays, the model cannot be deployed as it is."
+        if others:
+            on = (
+                f"if it stays, look into it with {', '.join(sites)}. {', '.join(others)} found no difference: to "
+                "release the model nevertheless, a person accepts that of each by name, which is recorded, and starts "
+                f'again: flower-server --config FILE --accept-difference {sites[0]} --by "NAME OF A PERSON"'
+            )
         raise FederationError(
-            f"The model is not released, because its deployable form is not what was trained. {told} Start again to "
-            "repeat the comparison; if it stays, the model cannot be deployed as it is."
+            f"The model is not released, because {', '.join(sites)} found that its deployable form is not what was "
+            f"trained. {told} Start again to repeat the comparison; {on}"
         )
     if not any(comparison.onnx.num_images for comparison in findings.comparisons.values()):
         session.listener.on_note(

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
 from flwr.app import Message
 
+from fedmed.aggregation.limits import cap_weights, find_share_limit
+from fedmed.config import MaxShare
 from fedmed.errors import WireError
 from fedmed.metrics.rounding import ROUNDING, is_rounded
 from fedmed.metrics.temperature import GRID, MAX_TEMPERATURE, MIN_TEMPERATURE, Temperature, solve_temperature
@@ -62,7 +65,8 @@ def _read_model(session: Session) -> str | None:
 
 def _fit(session: Session, model: ChosenModel, best_round: int | None) -> None:
     sums = _collect(session, model, best_round)
-    done = without_faulty(sums, _solve, what="the temperature", is_sound=_is_sound)
+    max_share = session.config.aggregation.max_share
+    done = without_faulty(sums, partial(_solve, max_share=max_share), what="the temperature", is_sound=_is_sound)
     sums, found = {site: sums[site] for site in sums if site not in done.left_out}, done.result
     for site, reason in done.left_out.items():
         session.listener.on_note(f"{site} is left out: {reason}.")
@@ -72,9 +76,15 @@ def _fit(session: Session, model: ChosenModel, best_round: int | None) -> None:
     session.audit.append("temperature", **record)
 
 
-def _solve(sums: Mapping[str, Sums]) -> Temperature:
-    total = sum((of_site for _, of_site in sums.values()), np.zeros((len(GRID), 2)))
-    return solve_temperature(total, sum(images for images, _ in sums.values()))
+def _solve(sums: Mapping[str, Sums], max_share: MaxShare = None) -> Temperature:
+    """Fit a temperature to the sums of all sites, no site with more than its share of the images."""
+    counts = {site: float(images) for site, (images, _) in sums.items()}
+    weights, capped = cap_weights(counts, find_share_limit(max_share, len(sums)))
+    number = sum(images for images, _ in sums.values())
+    total: Array = np.zeros((len(GRID), 2))
+    for site, (_, of_site) in sums.items():
+        total = total + (of_site * (weights[site] * number / counts[site]) if capped else of_site)
+    return solve_temperature(total, number)
 
 
 def _is_sound(found: Temperature) -> bool:

@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from fedmed.config import FederationConfig
 from fedmed.config.server import ServerConfig
-from fedmed.errors import FedmedError, KeyFileError
+from fedmed.errors import FedmedError, KeyFileError, RunFolderError
 from fedmed.keys import sign
 from fedmed.keys.statements import is_signed_by
 from fedmed.protocol.heads import (
@@ -190,6 +190,11 @@ def verify_run_audit(
     -------
     AuditReport, list of SiteHead
         The verdict on the log, and how far each site's went.
+
+    Raises
+    ------
+    RunFolderError
+        If a file cannot be read, or there is no log yet.
     """
     kept = read_countersigned(run)
     right = {
@@ -197,10 +202,17 @@ def verify_run_audit(
         for name, stored in kept.items()
     }
     expected = [pair for stored in right.values() for one in stored for pair in one.list_own()]
-    if run.audit_file.is_file() or not expected:
+    if run.audit_file.exists():
         report = verify_audit(run.audit_file, expected_head, expected)
+    elif not expected and expected_head is None:
+        raise RunFolderError(
+            f"There is no audit log {run.audit_file} yet: nothing was asked and nothing was answered in this run. It "
+            "begins when flower-server is started. If it was started with this run_dir before, the log was moved away "
+            "or deleted."
+        )
     else:
-        text = f"The log is missing, and sites have countersigned {max(expected)[0]} of its entries."
+        number = f"{max(expected)[0]} of its entries" if expected else "none of its entries"
+        text = f"The log is missing: it was deleted or moved away. Sites have countersigned {number}."
         report = AuditReport(False, 0, None, text, GENESIS)
     heads = [_describe_site(name, stored, len(stored) - len(right[name])) for name, stored in kept.items() if stored]
     if report.ok and any(head.num_wrong for head in heads):

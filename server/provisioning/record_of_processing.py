@@ -194,6 +194,8 @@ _TO_ADD = (
     "information for patients is kept.",
     "Who has approved the plan at each hospital, which fedmed does not record.",
     "Who answers patients who ask, object or withdraw, and who writes their ids into a hospital's list.",
+    "For each hospital: what its client.yaml says under keep (periods), policy.suppression (thresholds) and "
+    "policy.allow_download, where that is not the default.",
     "Contracts between the parties, and whether a party is in a third country.",
 )
 
@@ -234,16 +236,39 @@ def _list_recipients(config: ServerConfig) -> list[str]:
         "The report shows every hospital the figures of every other by its name, and those of patient groups.",
         "Each hospital receives the common model in every round, and the released model and the report "
         f"{_WHEN_RELEASED[config.release]}.",
-        "Nobody else: no service of a third party is used, and telemetry is off.",
+        *_list_third_parties(config),
+    ]
+
+
+def _list_third_parties(config: ServerConfig) -> list[str]:
+    """Return who is dialled beside the parties: a teacher's weights may come from a model hub."""
+    plan = config.make_plan()
+    teacher = None if plan.fopro is None or plan.fopro.teacher.source != "torchvision" else plan.fopro.teacher.name
+    if plan.model.name == "frozen_teacher" and plan.model.options.get("source") == "torchvision":
+        teacher = str(plan.model.options.get("teacher"))
+    outside = [
+        f"Code from outside fedmed runs with the rights of who has installed it ({one.path}); whom it dials is not "
+        "known to fedmed, and has to be found out by a person."
+        for one in plan.extensions
+    ]
+    if teacher is None:
+        nobody = "Nobody else: with this plan fedmed uses no service of a third party, and telemetry is off."
+        return [*outside, nobody] if not outside else [*outside, "Telemetry is off."]
+    return [
+        *outside,
+        f"A third party: the weights of the teacher '{teacher}' are downloaded from the model hub of torchvision, by "
+        "the coordinating site and by each hospital whose policy.allow_download is true (it is false unless a hospital "
+        "sets it, and then the plan is refused). The hub learns the address of who asks and when, and nothing of "
+        "patients. With source: package or file it is not dialled. Telemetry is off.",
     ]
 
 
 def _list_periods(config: ServerConfig) -> list[str]:
     periods = [f"Coordinating site, {_describe(ServerKeepConfig, name)}: {_days(days)}." for name, days in config.keep]
-    site = SiteKeepConfig()
     periods += [
-        f"Hospital, {_describe(SiteKeepConfig, name)}: {_days(days)}, unless its own settings say otherwise."
-        for name, days in site
+        f"Hospital, {_describe(SiteKeepConfig, name)}: as keep.{name} in its client.yaml says, which is not known "
+        f"here; where it says nothing, {_days(days, 'the last change')}."
+        for name, days in SiteKeepConfig()
     ]
     return [
         *periods,
@@ -285,10 +310,10 @@ def _describe(section: type[ServerKeepConfig] | type[SiteKeepConfig], name: str)
     }.get(name, name)
 
 
-def _days(days: float | None) -> str:
+def _days(days: float | None, since: str = "the end of the run") -> str:
     if days is None:
         return "until somebody deletes it"
-    return f"{days:g} days after the end" if days else "deleted at the end"
+    return f"{days:g} days after {since}" if days else f"deleted at {since}"
 
 
 def _name_what(kind: Kind, phase: Phase) -> str:

@@ -104,6 +104,21 @@ def check_name(by: str) -> str:
     return name
 
 
+def accept_site_difference(run: RunFolder, site: str, by: str) -> str:
+    """Write down that a person accepts what a site has found; see :mod:`server.finish.differences`.
+
+    Raises
+    ------
+    FedmedError
+        If the name cannot be used, or nothing is to accept.
+    """
+    name = check_name(by)
+    from server.finish.differences import accept_difference  # noqa: PLC0415  (imports PyTorch)
+
+    with single_instance(run.path / LOCK_FILE, "another --release for this run folder"):
+        return accept_difference(run, site, name)
+
+
 def check_candidate(run: RunFolder, release: Literal["manual", "two_persons"]) -> None:
     """Check that a run has a candidate that a person may release.
 

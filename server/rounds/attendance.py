@@ -77,6 +77,8 @@ class Attendance:
     silent: set[str] = field(default_factory=set)
     """Connected sites that did not describe themselves in time or could not join: asked in passing, so that nobody
     waits for them."""
+    scores_only: set[str] = field(default_factory=set)
+    """Sites that have said that they do not train; it is told once."""
     _told: dict[str, SiteDescription] = field(default_factory=dict)
     _refusals: dict[str, str] = field(default_factory=dict)
     _probed: float = -math.inf

@@ -227,7 +227,7 @@ class RoundLoop:
     def _summarise(self, record: RoundRecord, scores: Scores) -> Scores:
         """Add the validation figures and the alarms to a record; return the tables that they rest on."""
         if self.session.plan.choice == "figure":
-            record.validation = average_figures(scores.figures)
+            record.validation = average_figures(scores.figures, self.session.config.aggregation.max_share)
             return scores
 
         def compute(tables: Mapping[str, SiteTables]) -> tuple[Validation, list[Alarm]]:

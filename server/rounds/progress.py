@@ -21,7 +21,7 @@ class Listener(Protocol):
         """Hear that a phase of :data:`fedmed.protocol.kinds.KINDS` begins; at no site where the server works alone."""
 
     def on_answer(self, site: str, problem: str | None) -> None:
-        """Hear that a site has answered; ``problem`` says why its answer does not count."""
+        """Hear that a site has answered; ``problem`` says why its answer does not count, which a note tells, too."""
 
     def on_round(self, record: RoundRecord) -> None:
         """Hear that a round is closed; ``record`` is its line of ``history.jsonl``."""
@@ -41,10 +41,8 @@ class LogListener:
         _logger.info("round %d: %s at %d sites", round_number, phase, num_sites)
 
     def on_answer(self, site: str, problem: str | None) -> None:
-        """Log the answer."""
-        if problem:
-            _logger.warning("%s: %s", site, problem)
-        else:
+        """Log the answer; a problem comes as a note, too."""
+        if problem is None:
             _logger.info("%s: answered", site)
 
     def on_round(self, record: RoundRecord) -> None:

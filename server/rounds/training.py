@@ -129,6 +129,11 @@ def train_at_sites(
     def take(answer: Answer) -> None:
         update = collector.take(answer)
         session.listener.on_answer(update.site, update.reason)
+        is_known = update.status == "declined" and update.site in attendance.scores_only
+        if update.reason and not is_known:
+            session.listener.on_note(f"{update.site} is left out: {update.reason}")
+        if update.status == "declined":
+            attendance.scores_only.add(update.site)
 
     missing = session.courier.ask(
         kind.flower,

@@ -183,7 +183,10 @@ class UpdateCollector:
     def _read(self, site: str, message: Message) -> Update:
         if Declined.fits(read_values(message, REPORT)):
             return Update(
-                site, "declined", "it has fewer training images than its policy.min_images; it only scores models"
+                site,
+                "declined",
+                "it has fewer training images than its policy.min_images now, or fewer patients than its k; it only "
+                "scores models",
             )
         told, packed = read_report(message, TrainReport), read_model(message)
         update = Update(site, "accepted", update_mib=len(packed) / 2**20, update_bytes=len(packed))

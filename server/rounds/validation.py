@@ -3,7 +3,8 @@
 import math
 from collections.abc import Collection, Mapping
 
-from fedmed.config import PLAIN_FIGURES, FederationConfig
+from fedmed.aggregation.limits import cap_weights, find_share_limit
+from fedmed.config import PLAIN_FIGURES, FederationConfig, MaxShare
 from fedmed.fairness.chance.compare_groups import compute_gaps
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
 from fedmed.metrics.classification import Figure, compute_figures
@@ -17,25 +18,32 @@ SAME_FIGURE = 1e-3
 _EXACT = 1e-9
 
 
-def average_figures(sites: Mapping[str, FigureReport]) -> Validation:
-    """Return the mean of the sites' figures, weighted by their numbers of images.
+def average_figures(sites: Mapping[str, FigureReport], max_share: MaxShare = None) -> Validation:
+    """Return the mean of the sites' figures, weighted by their numbers of images, as far as one site may have weight.
 
     Parameters
     ----------
     sites : mapping of str to FigureReport
         What sites have told, each of some images.
+    max_share : float, "auto" or None
+        ``aggregation.max_share``, which holds for updates and for this: else the site that claims most images would
+        choose the round.
 
     Notes
     -----
     With ``choice: figure``, the pooled balanced accuracy is so a mean over sites, of means over the classes that each
     has; with tables it is the mean over classes, of all images together.
     """
-    total = sum(told.n for told in sites.values())
+    limit = find_share_limit(max_share, len(sites))
+    weights, _ = cap_weights({site: told.n for site, told in sites.items()}, limit)
+    total = math.fsum(weights.values())
     by_site: dict[str, Figures] = {
         site: {"n": told.n, **{key: getattr(told, key) for key in PLAIN_FIGURES}} for site, told in sites.items()
     }
     pooled: Figures = {
-        key: math.fsum(told.n * getattr(told, key) for told in sites.values()) / total for key in PLAIN_FIGURES if total
+        key: math.fsum(weights[site] * getattr(told, key) for site, told in sites.items()) / total
+        for key in PLAIN_FIGURES
+        if total
     }
     return Validation(pooled=pooled, sites=by_site, groups={}, hidden={}, gaps={}, counts={})
 

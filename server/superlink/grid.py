@@ -43,9 +43,11 @@ from server.rounds.exchange import MALFORMATIONS
 
 _CONNECTIONS = 4
 _MAX_ARRAY_BYTES = 2 * 2**30
-_TIMEOUT_S = 60.0
+_TIMEOUT_S, _READ_TIMEOUT_S = 60.0, 120.0
+"""Of the loopback interface: a SuperLink that has ended is noticed at once, one that is busy is waited for."""
 _RETRY_FOR_S = 15.0
 _RETRY_PAUSE_S = 0.2
+_MOST_TIMEOUTS = 3
 _DEPTH_OF_ARRAYS = 3  # message, record dictionary, record, array; below are the arrays' chunks of 5 MiB
 
 log = logging.getLogger("fedmed.grid")
@@ -78,6 +80,25 @@ class Retry:
                     raise
                 log.warning("the SuperLink did not answer (%s), trying again", type(error).__name__)
                 time.sleep(_RETRY_PAUSE_S)
+
+
+def repeat_if_late(ask: Callable[[], Result]) -> Result:
+    """Repeat a request that the SuperLink was too busy to answer in time, :data:`_MOST_TIMEOUTS` times in all.
+
+    Only for requests that may be carried out twice: the SuperLink may have done what it did not answer. Waiting for an
+    answer takes longer than :class:`Retry` tries.
+
+    Parameters
+    ----------
+    ask : callable
+        Sends the request.
+    """
+    for _ in range(_MOST_TIMEOUTS - 1):
+        try:
+            return ask()
+        except httpx.TimeoutException as error:
+            log.warning("the SuperLink was too busy to answer in time (%s), asking again", type(error).__name__)
+    return ask()
 
 
 class DeploymentGrid(HttpGrid):
@@ -184,7 +205,9 @@ class DeploymentGrid(HttpGrid):
     def _connect(self) -> None:
         super()._connect()
         # Flower's client would ask a proxy of the environment even for the loopback interface.
-        cast("Any", self._client)._client = httpx.Client(trust_env=False, timeout=_TIMEOUT_S)
+        cast("Any", self._client)._client = httpx.Client(
+            trust_env=False, timeout=httpx.Timeout(_TIMEOUT_S, read=_READ_TIMEOUT_S)
+        )
 
     def _push_part(self, object_id: str, part: InflatableObject, session_id: str) -> None:
         request = PushObjectRequest(
@@ -210,7 +233,7 @@ class DeploymentGrid(HttpGrid):
             reply = self._make_error(message_id, ErrorCode.UNKNOWN, _MALFORMED)
         # In any case: it must not come again.
         request = ConfirmMessageReceivedRequest(node=self.node, run_id=self._run_id, message_object_id=tree.object_id)
-        self._runtime_client.ConfirmMessageReceived(request)
+        repeat_if_late(lambda: self._runtime_client.ConfirmMessageReceived(request))
         return reply
 
     def _make_error(self, message_id: str, code: int, reason: str) -> Message:
@@ -254,7 +277,7 @@ class DeploymentGrid(HttpGrid):
 
     def _pull_part(self, object_id: str) -> bytes:
         request = PullObjectRequest(node=self.node, run_id=self._run_id, object_id=object_id)
-        answer = self._runtime_client.PullObject(request)
+        answer = repeat_if_late(lambda: self._runtime_client.PullObject(request))
         if not answer.object_available:
             raise PartMissingError(object_id)
         return bytes(answer.object_content)

@@ -78,10 +78,8 @@ class BarListener:
         self._draw()
 
     def on_answer(self, site: str, problem: str | None) -> None:
-        """Move the bar by one site."""
+        """Move the bar by one site; a problem comes as a note, too."""
         self._num_done += 1
-        if problem:
-            self.on_note(f"{site}: {problem}")
         self._draw()
 
     def on_round(self, record: RoundRecord) -> None:
@@ -134,9 +132,7 @@ class PlainListener:
             _print(f"{title}: {num_sites} sites" if num_sites else f"{title}: at the server")
 
     def on_answer(self, site: str, problem: str | None) -> None:
-        """Print problems only."""
-        if problem:
-            _print(f"{site}: {problem}")
+        """Print nothing: a problem comes as a note, too."""
 
     def on_round(self, record: RoundRecord) -> None:
         """Print the closed round and how long the rest will take."""

@@ -18,6 +18,7 @@ from fedmed.errors import FedmedError, RunFolderError
 from fedmed.processes import Event
 from fedmed.protocol.kinds import KINDS, find_phase
 from fedmed.storage.history import RoundRecord, read_history, to_plain_json
+from fedmed.storage.run_folder import RunFolder
 from server.rounds.progress import WAITING
 from server.supervision.status_view import (
     ENDED,
@@ -109,6 +110,9 @@ class StatusFile:
             self._content |= {"phase": None, "asked": 0, "answered": 0}
         if message is not None:
             self._content["message"] = message
+        if state in {"waiting for release", "releasing", "finished"}:
+            self._content["chosen_round"] = _read_chosen(self._run_dir)
+            self._count_participation()
         if state in ENDED:
             for entry in self._content["sites"].values():
                 entry["connected"] = False
@@ -178,7 +182,8 @@ class StatusFile:
     def _take_phase(self, phase: str, round_number: int, num_sites: int) -> None:
         self._content |= {"phase": phase, "asked": num_sites, "answered": 0}
         known = find_phase(phase)
-        if known is None or known.state not in {"testing", "proving"}:  # these are about the chosen round's model
+        about_chosen = {"testing", "proving"}  # this is about the chosen round's model, also where sites join then
+        if not {self._content["state"], None if known is None else known.state} & about_chosen:
             self._content["round"] = round_number
         if known is not None and known.state is not None:
             self._content["state"] = known.state
@@ -237,6 +242,14 @@ def _count_rounds(history: Iterable[RoundRecord], site: str) -> Participation:
         "last_share": None if newest is None else newest.share,
         "rounds_taken": sum(line.status == "accepted" for _, line in lines),
     }
+
+
+def _read_chosen(run_dir: Path) -> int | None:
+    """Return the round whose model was chosen; None before the end of the rounds."""
+    try:
+        return int(json.loads(RunFolder(run_dir).finished_file.read_bytes())["chosen_round"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_last_seen(run_dir: Path) -> dict[str, str | None]:

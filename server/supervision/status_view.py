@@ -51,6 +51,8 @@ class Status(TypedDict):
     state: str
     round: int
     rounds: int
+    chosen_round: NotRequired[int | None]
+    """Whose model is tested and released; only once that is known."""
     phase: str | None
     asked: int
     """Sites in this phase."""
@@ -130,7 +132,7 @@ def render_status(status: Status, now: datetime | None = None, width: int = 110)
         console.print(Text(status["message"]))
     console.print(table)
     for name, entry in status["sites"].items():
-        if entry.get("problem"):
+        if entry.get("problem") and str(entry["problem"]) not in status["message"]:  # told above
             console.print(Text(f"{name}: {entry['problem']}"))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
@@ -142,8 +144,11 @@ def _describe_state(status: Status, now: datetime) -> str:
         rounds += f", {describe_phase(status['phase'])}"
         if status["asked"]:  # no site is, while the server itself computes
             rounds += f": {status['answered']} of {status['asked']} sites have answered"
+    if status.get("chosen_round") is not None:
+        rounds = f"{status['round']} rounds; round {status['chosen_round']} was chosen"
     if state in ENDED:
-        return f"{state} ({updated}), {rounds}"
+        is_chosen = state == "finished" and status.get("chosen_round") is not None
+        return f"finished after {rounds} ({updated})" if is_chosen else f"{state} ({updated}), {rounds}"
     if not status["running"]:
         return f"ended without a word after {rounds} (last sign of life {updated}). Start flower-server again to go on."
     if state == "waiting for release":

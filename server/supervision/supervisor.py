@@ -30,6 +30,7 @@ from server.supervision.restarts import Restarts
 from server.supervision.roster import Roster
 from server.supervision.status import StatusFile
 
+_RELEASED = "The model is released; the sites collect it now."
 _STEP_S = 0.1
 _LOOK_EVERY_S = 1.0
 _CERTIFICATE_EVERY_S = 3600.0
@@ -241,11 +242,12 @@ class Supervisor:
 
     def _release(self) -> None:
         """Sign the model and wait for the sites to collect it."""
+        was_released = find_release(self.run) is not None
         self.status.set_state("releasing", "The model is released; the sites collect it.")
         prepare_release(self.run, Path(str(self.config.keys)) / "release.key", self.audit)
         for site in self.receipts.read():  # of an earlier start, so no news
             self.status.set_collected(site, seen=False)
-        self.listener.on_info("The model is released; the sites collect it now.")
+        self.listener.on_info(self._describe_release() if was_released else _RELEASED)
         deadline = time.monotonic() + self.config.collect_wait_s
         while not self._all_collected() and time.monotonic() < deadline:
             self._step()
@@ -256,6 +258,16 @@ class Supervisor:
                 "serves the model."
             )
         self.status.set_state("finished")
+
+    def _describe_release(self) -> str:
+        """Return what a server does that was started again after the release."""
+        left = sorted(self.roster.sites - self.receipts.collected)
+        others = f"this server only hands it to who has not collected it yet: {', '.join(left)}."
+        return (
+            "This run is finished and its model was released before; "
+            f"{others if left else 'every site has collected it, so there is nothing left to do.'} A new run needs "
+            "another run_dir."
+        )
 
     def _all_collected(self) -> bool:
         """Return whether every site on the list has the model; tell of those who got it since the last look."""

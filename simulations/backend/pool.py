@@ -33,6 +33,7 @@ from ray._private.node import Node  # no public switch keeps its process for sta
 from ray.exceptions import RayError, RayTaskError
 
 from fedmed.errors import ConfigError, FederationError
+from simulations.backend.ray_folder import choose_ray_folder
 from simulations.backend.worker import Envelope, Parcel, Worker, split_message
 
 _logger = logging.getLogger(__name__)
@@ -294,6 +295,7 @@ def _start_ray(object_store_mib: int) -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=choose_ray_folder(),
             # Later Ray puts the working directory first on a worker's path, and with it a user's client.py.
             runtime_env={"worker_process_setup_hook": "fedmed.own_packages.import_own_packages"},
         )

@@ -11,7 +11,7 @@ import pytest
 from fedmed.errors import FedmedError
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.tensors import pack_tensors, unpack_tensors
-from tests.client.support.hospital import HospitalSite
+from tests.client.support.hospital import POLICY, HospitalSite
 
 QUESTIONS = 5
 FIGURE = {"choice": "figure", "student": None}
@@ -34,7 +34,7 @@ def overflowing(model: bytes, number: int) -> bytes:
 
 @pytest.mark.parametrize("name", KINDS_ASKED)
 def test_an_error_of_a_model_is_counted_like_an_answer(tmp_path: Path, name: str) -> None:
-    site = HospitalSite(tmp_path)
+    site = HospitalSite(tmp_path, policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})
     kind, values = KINDS_ASKED[name]
     if name in {"calibrate", "test"}:
         site.ask("train", site.model, FIGURE, round=1)
@@ -48,7 +48,7 @@ def test_an_error_of_a_model_is_counted_like_an_answer(tmp_path: Path, name: str
 
 def test_the_error_of_a_training_tells_no_kind_of_infinity(tmp_path: Path) -> None:
     """An infinite loss and an undefined one would be told apart by a single image."""
-    site = HospitalSite(tmp_path)
+    site = HospitalSite(tmp_path, policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})
     with pytest.raises(FedmedError) as refused:
         site.ask("train", overflowing(site.model, 0), FIGURE, round=1)
     assert "nan" not in str(refused.value)

@@ -337,10 +337,10 @@ def test_card_without_and_with_figures(manifest: dict[str, Any]) -> None:
 
 
 def test_card_says_who_released_the_model(manifest: dict[str, Any]) -> None:
-    words = {"kind": "manual", "by": "Ada"}, "Disclosure: manual, by Ada."
+    words = {"kind": "manual", "by": "Ada"}, "Release: manual, by Ada."
     undecided = (
         {"kind": "manual"},
-        "Disclosure: manual, not decided yet: this is a candidate and no person has released it.",
+        "Release: manual, not decided yet: this is a candidate and no person has released it.",
     )
-    for release, expected in (words, undecided, ({"kind": "automatic"}, "Disclosure: automatic.")):
+    for release, expected in (words, undecided, ({"kind": "automatic"}, "Release: automatic.")):
         assert expected in write_model_card(manifest | {"release": release})

@@ -42,7 +42,7 @@ def test_approved_run_withdrawn_from_audited_and_verified_by_both_sides(tmp_path
 
         log = kit / "state" / "audit.jsonl"
         entries = [json.loads(line) for line in log.read_text().splitlines()]
-        exclusions = [entry["fields"] for entry in entries if entry["event"] == "exclusions"]
+        exclusions = [entry["fields"]["exclusions"] for entry in entries if entry["event"] == "sent"]
         assert exclusions[-1]["images"]["train"] >= 1
         assert exclusions[-1]["further"]["train"] >= 9, "the images of k - 1 other patients"
         assert gone not in log.read_text()

@@ -28,17 +28,27 @@ def test_figures_equal_the_binned_loop(temperature):
     ece, mce = binned_loop(confidence, correct)
     assert figures["ece"].value == pytest.approx(ece, abs=1e-12)
     assert figures["mce"].value == pytest.approx(mce, abs=1e-12)
-    by_class = [binned_loop(confidence[y == k], correct[y == k])[0] for k in range(7)]
-    assert figures["classwise_ece"].by_class == pytest.approx(by_class, abs=1e-12)
-    assert figures["classwise_ece"].value == pytest.approx(np.mean(by_class), abs=1e-12)
     assert figures["brier"].value == pytest.approx(np.square(p - np.eye(7)[y]).sum(axis=1).mean(), abs=1e-12)
 
 
 def test_a_perfect_model_has_no_error():
     labels = torch.arange(4).repeat(5)
     figures = compute_figures(tables_from_logits(torch.eye(4)[labels] * 1000, labels, ["a"] * 20))
-    for key in ("ece", "mce", "classwise_ece", "brier"):
+    for key in ("ece", "mce", "brier"):
         assert figures[key].value == 0
+    assert figures["classwise_ece"].value < 1e-5  # the outermost scores are open bins
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_class_wise_error_looks_at_the_probability_of_each_class_over_all_images(temperature):
+    """The histogram's bins of log-odds are near the equal bins of the probability; a calibrated model has about 0."""
+    logits, labels = draw_predictions(20000, seed=2, temperature=temperature)
+    p, y = torch.softmax(logits, dim=1).numpy(), labels.numpy()
+    found = compute_figures(tables_from_logits(logits, labels, ["a"] * len(y)))["classwise_ece"]
+    expected = [binned_loop(p[:, k], y == k)[0] for k in range(7)]
+    assert found.by_class == pytest.approx(expected, abs=0.004)
+    assert found.value == pytest.approx(np.mean(found.by_class), abs=1e-12)
+    assert (found.value < 0.006) == (temperature == 1.0)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 8])

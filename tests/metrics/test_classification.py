@@ -7,8 +7,8 @@ import torch
 from fairlearn.metrics import MetricFrame
 from sklearn import metrics as oracle
 
-from fedmed.metrics.classification import compute_figures, roc_points
-from fedmed.metrics.tables import tables_from_logits
+from fedmed.metrics.classification import compute_figures, count_values, roc_points
+from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from tests.metrics.support.samples import LONG_TAIL, draw_predictions, draw_tables
 
 KEYS = {
@@ -65,6 +65,22 @@ def test_figures_of_counts_equal_scikit_learn(shares, num_images, seed):
     assert figures["macro_precision"].by_class == pytest.approx(precision, abs=1e-12)
     assert figures["macro_recall"].by_class == figures["sensitivity"].by_class == pytest.approx(recall, abs=1e-12)
     assert all(figure.n == num_images and figure.reason is None for figure in figures.values())
+
+
+def test_mcc_by_hand_and_where_it_is_none():
+    """Two classes, answers [[3, 1], [2, 4]]: (3 x 4 - 1 x 2) / sqrt(5 x 5 x 4 x 6).
+
+    Counts of a draw need not be whole. Where all answers are of one class, n**2 and the sum of the squares are the
+    same number, and their difference rounded is below zero.
+    """
+    assert count_values(np.array([[3, 1], [2, 4]]))["mcc"].value == pytest.approx(10 / np.sqrt(600))
+    column = [8.63317484044385, 1.31115276595823, 0.528884336912931, 26.024647654408717, 29.208178472887095]
+    counts = np.zeros((5, 5))
+    counts[:, 0] = column
+    n = counts.sum(axis=(-2, -1))
+    assert n**2 - np.square(counts.sum(axis=0)).sum() < 0, "the case is one"
+    assert np.isnan(count_values(counts)["mcc"].value)
+    assert np.isnan(count_values(counts.T)["mcc"].value)
 
 
 def test_every_figure_has_its_key_and_direction():
@@ -171,7 +187,7 @@ def test_a_class_that_is_absent_and_never_answered():
     assert figures["specificity"].by_class == (1.0, 0.5, 1.0)
     assert figures["auc"].by_class[2] is None
     assert figures["auc"].value == pytest.approx(np.mean(figures["auc"].by_class[:2]))
-    assert figures["classwise_ece"].by_class[2] is None
+    assert figures["classwise_ece"].by_class[2] is not None  # whether its probability is as low as its share
 
 
 def test_an_absent_class_that_is_answered_has_precision_and_f1_zero():
@@ -215,7 +231,11 @@ def test_without_shared_scores_only_figures_of_the_auc_are_missing():
     hidden = dataclasses.replace(tables, scores=np.zeros_like(tables.scores), areas=np.zeros_like(tables.areas))
     figures = compute_figures(hidden)
     assert figures["auc"].reason == "the tables hold no scores"
-    assert {key for key, figure in figures.items() if figure.value is None} == {"auc", "class_auc_std"}
+    assert {key for key, figure in figures.items() if figure.value is None} == {
+        "auc",
+        "class_auc_std",
+        "classwise_ece",
+    }
 
 
 def test_class_level_disparities_by_hand():
@@ -240,18 +260,38 @@ def hide_class(tables, hidden, rare_right=None):
     return type(tables)(tables.groups, **arrays)
 
 
-def test_a_class_withheld_everywhere_leaves_no_figure_about_all_classes():
-    tables = hide_class(draw_tables(400, shares=(0.5, 0.3, 0.2)), 2)
-    figures = compute_figures(tables)
-    macro = {"balanced_accuracy", "macro_f1", "macro_precision", "macro_recall", "sensitivity", "specificity", "auc"}
-    macro |= {"classwise_ece", "worst_class_recall", "class_recall_gap", "class_auc_std"}
-    assert {key for key, figure in figures.items() if figure.value is None} == macro
-    assert {figures[key].reason for key in macro} == {"class 2 is withheld"}
+def test_a_class_withheld_everywhere_is_left_out_of_means_over_the_classes():
+    """By hand from what is told: recalls 8/10 and 3/5; F1 of answers to these images only."""
+    counts = np.array([[[8, 1, 1], [1, 3, 1], [2, 2, 6]]])
+    told = hide_class(EvaluationTables.make(("a",), 3, counts=counts), 2)
+    figures = compute_figures(told)
+    expected = {
+        "balanced_accuracy": (0.8 + 0.6) / 2,
+        "macro_recall": (0.8 + 0.6) / 2,
+        "macro_precision": (8 / 9 + 3 / 4) / 2,
+        "macro_f1": (16 / 19 + 6 / 9) / 2,
+        "specificity": (4 / 5 + 9 / 10) / 2,
+        "worst_class_recall": 0.6,
+        "class_recall_gap": 0.2,
+    }
+    assert {key: figures[key].value for key in expected} == pytest.approx(expected)
+    assert {figures[key].classes for key in expected} == {(0, 1)}
+    assert figures["accuracy"].classes is None
     for figure in figures.values():
         assert figure.n_withheld == 1
         if figure.by_class is not None:
             assert figure.by_class[2] is None
-            assert None not in figure.by_class[:2]
+    same = compute_figures(EvaluationTables.make(("a",), 3, counts=counts), np.array([True, True, False]))
+    assert {key: same[key].value for key in expected} == pytest.approx(expected)
+
+
+def test_of_fewer_than_two_told_classes_there_is_no_mean():
+    tables = hide_class(hide_class(draw_tables(400, shares=(0.5, 0.3, 0.2)), 2), 1)
+    figures = compute_figures(tables)
+    macro = {"balanced_accuracy", "macro_f1", "macro_precision", "macro_recall", "sensitivity", "specificity", "auc"}
+    macro |= {"classwise_ece", "worst_class_recall", "class_recall_gap", "class_auc_std"}
+    assert {key for key, figure in figures.items() if figure.value is None} == macro | {"mcc"}
+    assert {figures[key].reason for key in macro} == {"classes 1, 2 are withheld"}
 
 
 def test_a_class_withheld_at_one_site_only_is_taken_from_the_other():

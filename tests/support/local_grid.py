@@ -12,6 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedmed.errors import FedmedError
+
 Tamper = Callable[[str, Message, Message], Message | None]
 
 
@@ -85,5 +87,10 @@ class LocalGrid(Grid):
         try:
             reply = self._app(message, context)
         except Exception as error:
-            reply = Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message)
+            reply = Message(Error(code=0, reason=_describe(error)), reply_to=message)
         return self._tamper(str(config["site"]), message, reply) if self._tamper else reply
+
+
+def _describe(error: BaseException) -> str:
+    """Say in full what happened, as a test wants to know it; errors of ours by their sentence."""
+    return str(error) if isinstance(error, FedmedError) else f"{type(error).__name__}: {error}"

@@ -1,17 +1,19 @@
 """How figures differ between groups, with intervals and with what chance alone would do.
 
-An interval of an extreme such as max - min is no test: with all groups equal it excludes 0 in nearly every report of
-many groups. So every disparity comes with its expectation and a p-value under "all groups have the rates of all images
-together", and :func:`fedmed.fairness.chance.flags.flag_attributes` decides on these alone.
+An interval of an extreme such as max - min is no test. So every disparity comes with its expectation and a p-value
+under "all groups have the rates of all images together", and
+:func:`fedmed.fairness.chance.flags.flag_attributes` decides on these alone.
 
 Letters: D draws, G groups, K classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from fedmed.fairness.chance.flags import adjust_family, find_p_value
+from fedmed.fairness.chance.gap_intervals import bound_class_gap, bound_disparities
 from fedmed.fairness.figures.draws import check_draws, correct_bias
 from fedmed.fairness.figures.gap_figures import (
     GAP_KEYS,
@@ -22,7 +24,7 @@ from fedmed.fairness.figures.gap_figures import (
     list_sources,
 )
 from fedmed.fairness.figures.gap_sources import GapSource
-from fedmed.fairness.figures.rates import GapValues
+from fedmed.fairness.figures.rates import CLASS_GAP, GapValues
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
 from fedmed.seeding import make_rng
@@ -31,6 +33,8 @@ __all__ = ["GAP_KEYS", "GapFigure", "compare_groups", "compute_gaps"]
 
 _CELLS_AT_ONCE = 2_000_000
 _SUMS = frozenset({"eopp1", "eopp0", "eodd"})
+DRAWN = _SUMS | {"demographic_parity_ratio", "dpm", "eom", "worst_group_macro_f1", "gap_macro_f1"}
+"""Disparities whose interval is drawn."""
 
 
 def compare_groups(
@@ -61,26 +65,42 @@ def compare_groups(
 
     Notes
     -----
-    Intervals: D draws of every (group, true class) row from a multinomial with the observed shares, with the correction
-    of :func:`fedmed.fairness.figures.draws.correct_bias`. An interval reaches "no difference" (0, or a ratio of 1)
-    where chance reaches the figure. With about 30 images a group an interval that is meant to hold the truth in 95 % of
-    reports holds it in 85 to 98 %, with 200 images in 90 to 98 %.
+    Intervals: :func:`fedmed.fairness.chance.gap_intervals.bound_disparities`; of means over classes, of ratios and of
+    sums D draws of every (group, true class) row from a multinomial with the observed shares and half an image more in
+    each cell, with the correction of :func:`fedmed.fairness.figures.draws.correct_bias`. Standard deviations and the
+    gap of the calibration error have none. Coverage: ``simulations/benchmarks/coverage.py``.
 
-    p-values: D draws of every row from the shares of its class in all groups together, with the group's own number of
-    images; ``p = (1 + draws at least as bad) / (1 + D)``. Groups with other shares of classes are thus expected to
-    differ in accuracy, and are not blamed for it.
+    p-values: D draws in which the answers to the images of each class are dealt out anew between the groups; ``p = (1 +
+    draws at least as bad) / (1 + D)``. Groups with other shares of classes are thus expected to differ in accuracy, and
+    are not blamed for it. Where patients have several images, rows count as fewer images
+    (:mod:`fedmed.fairness.figures.design_effects`).
     """
     check_draws(num_draws, level)
     known, figures, null_draws = leave_out_unknown(tables), compute_gaps(tables), {}
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     for source in list_sources(known):
         name = type(source).__name__
-        drawn = _draw(source, make_rng(seed, "gaps", name, "resampled"), num_draws, equal=False)
         by_chance = _draw(source, make_rng(seed, "gaps", name, "equal"), num_draws, equal=True)
-        for key in set(drawn) & {key for key, figure in figures.items() if figure.value is not None}:
+        drawn = _draw(source, make_rng(seed, "gaps", name, "resampled"), num_draws, equal=False)
+        for key in {key for key, figure in figures.items() if figure.value is not None} & by_chance.keys():
             figures[key] = _attach(figures[key], drawn[key], by_chance[key], tails)
             null_draws[key] = by_chance[key][:, -1]
+    if len(known.groups) > 1:
+        figures |= _bound(figures, known, level)
     return adjust_family(figures, null_draws)
+
+
+def _bound(figures: Mapping[str, GapFigure], known: EvaluationTables, level: float) -> dict[str, GapFigure]:
+    ends = bound_disparities(known, level)
+    single = figures[CLASS_GAP]
+    if single.worst_class is not None and single.worst_group is not None and single.best_group is not None:
+        pair = known.groups.index(single.worst_group), known.groups.index(single.best_group)
+        ends[CLASS_GAP] = bound_class_gap(known, single.worst_class, pair, level)
+    return {
+        key: replace(figures[key], interval=(float(pair[0]), float(pair[1])))
+        for key, pair in ends.items()
+        if figures[key].value is not None and not np.isnan(pair).any()
+    }
 
 
 def _draw(source: GapSource, rng: np.random.Generator, num_draws: int, equal: bool) -> dict[str, Array]:
@@ -98,27 +118,39 @@ def _to_columns(gap: GapValues) -> Array:
 
 
 def _attach(figure: GapFigure, drawn: Array, by_chance: Array, tails: Array) -> GapFigure:
-    observed = np.array([item for item in (figure.value, figure.mean) if item is not None])
-    ends = correct_bias(observed, drawn, tails)
     defined = by_chance[~np.isnan(by_chance).any(axis=-1)]
+    if figure.key == CLASS_GAP:
+        assert figure.statistic is not None
+        p_value = find_p_value(figure.statistic, defined[:, -1], figure.better) if len(defined) else None
+        return replace(figure, p_value=p_value)
+    observed = np.array([item for item in (figure.value, figure.mean) if item is not None])
     chance: list[float | None] = [None, None]
     p_value = None
     if len(defined):
-        lowest, highest = np.quantile(defined, tails, axis=0)
-        if figure.key in RATIOS:
-            ends[1] = np.where(observed >= lowest, 1.0, ends[1])
-        elif figure.better == "down":
-            ends[0] = np.where(observed <= highest, 0.0, ends[0])
         chance = [*map(float, defined.mean(axis=0)), None]
         p_value = find_p_value(observed[-1], defined[:, -1], figure.better)
-    ends = np.clip(ends, 0.0, None if figure.key in _SUMS else 1.0)
-    pairs = [None if np.isnan(pair).any() else (float(pair[0]), float(pair[1])) for pair in ends.T]
+    pairs = _find_pairs(figure, observed, drawn, defined, tails)
     has_mean = figure.mean is not None
     return replace(
         figure,
-        interval=pairs[0],
+        interval=pairs[0] if figure.key in DRAWN else None,
         mean_interval=pairs[1] if has_mean else None,
         p_value=p_value,
         chance=chance[0],
         chance_mean=chance[1] if has_mean else None,
     )
+
+
+def _find_pairs(
+    figure: GapFigure, observed: Array, drawn: Array, by_chance: Array, tails: Array
+) -> list[tuple[float, float] | None]:
+    """Return intervals from draws; one reaches "no difference" (0, or a ratio of 1) where chance reaches the figure."""
+    ends = correct_bias(observed, drawn, tails)
+    if len(by_chance):
+        lowest, highest = np.quantile(by_chance, tails, axis=0)
+        if figure.key in RATIOS:
+            ends[1] = np.where(observed >= lowest, 1.0, ends[1])
+        elif figure.better == "down":
+            ends[0] = np.where(observed <= highest, 0.0, ends[0])
+    ends = np.clip(ends, 0.0, None if figure.key in _SUMS else 1.0)
+    return [None if np.isnan(pair).any() or pair[0] == pair[1] else (float(pair[0]), float(pair[1])) for pair in ends.T]

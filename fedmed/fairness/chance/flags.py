@@ -3,7 +3,8 @@
 A report looks at many figures of several attributes; with a 5 % chance of a false alarm each, most reports would have
 one. So flags rest on a few figures (:data:`FLAG_KEYS`). Inside an attribute their p-values are adjusted by the
 smallest p-value that draws under equality have in any of them (Westfall and Young, 1993), over the attributes by Holm
-(1979). The probability that a report of equal groups has any flag is then at most the level.
+(1979). One of the figures is the largest studentised difference of a single class, so that a failure in one class is
+not averaged away. The probability that a report of equal groups has any flag is then at most the level.
 
 Letters: D draws, F figures.
 """
@@ -14,10 +15,19 @@ from dataclasses import replace
 import numpy as np
 
 from fedmed.fairness.figures.gap_figures import GapFigure
+from fedmed.fairness.figures.rates import CLASS_GAP
 from fedmed.metrics.values import Array
 
-FLAG_KEYS = ("gap_accuracy", "gap_balanced_accuracy", "equal_opportunity_difference", "equalized_odds_difference")
-"""Figures that can be flagged; of the last two the mean over classes."""
+FLAG_KEYS = (
+    "gap_accuracy",
+    "gap_balanced_accuracy",
+    "equal_opportunity_difference",
+    "equalized_odds_difference",
+    CLASS_GAP,
+)
+"""Figures that can be flagged; of equal opportunity and equalised odds the mean over classes."""
+WEIGHTS = {CLASS_GAP: 2.0}
+"""By which p-values are divided before they are compared: the other four hang together, this one stands alone."""
 LEVEL = 0.05
 _ROUNDING = 1e-9
 
@@ -54,7 +64,8 @@ def adjust_family(figures: Mapping[str, GapFigure], draws: Mapping[str, Array]) 
         return dict(figures)
     observed = [_decisive(figures[key]) for key in keys]
     sample = np.column_stack([observed, np.stack([draws[key] for key in keys])])  # (F,1+D), the observed one first
-    ranked = np.stack([_find_own_p_values(np.round(row, 9)) for row in sample])
+    weights = np.array([WEIGHTS.get(key, 1.0) for key in keys])
+    ranked = np.stack([_find_own_p_values(np.round(row, 9)) for row in sample]) / weights[:, None]
     smallest = ranked.min(axis=0)
     adjusted = [float((smallest <= own + _ROUNDING).mean()) for own in ranked[:, 0]]
     return dict(figures) | {
@@ -104,9 +115,10 @@ def _find_own_p_values(sample: Array) -> Array:
 
 
 def _decisive(figure: GapFigure) -> float:
-    decisive = figure.value if figure.mean is None else figure.mean
-    assert decisive is not None
-    return decisive
+    for decisive in (figure.statistic, figure.mean, figure.value):
+        if decisive is not None:
+            return decisive
+    raise AssertionError("a figure with draws has a value")
 
 
 def _smallest_p(figures: Mapping[str, GapFigure]) -> float | None:
@@ -115,4 +127,4 @@ def _smallest_p(figures: Mapping[str, GapFigure]) -> float | None:
 
 
 def _flag(figure: GapFigure, limit: float) -> GapFigure:
-    return figure if figure.family_p is None else replace(figure, flagged=figure.family_p <= limit)
+    return figure if figure.family_p is None else replace(figure, flagged=figure.family_p <= limit, limit=limit)

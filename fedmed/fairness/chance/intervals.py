@@ -1,8 +1,9 @@
 """Intervals of figures, from evaluation tables alone.
 
-A single proportion has Wilson's interval (Wilson, 1927). Everything else is resampled: a stratified multinomial
-bootstrap (Efron, 1979) that keeps the number of images of each true class and draws the tables anew, all draws at once.
-Images are taken as independent; several images of one patient make the true interval wider.
+A single proportion has Wilson's interval (Wilson, 1927), an area under the ROC curve that of DeLong on the scale of the
+log-odds. What is neither is resampled: a stratified multinomial bootstrap (Efron, 1979) that keeps the number of images
+of each true class and draws the tables anew, all draws at once. Where patients have several images, a row counts as
+many images as it is worth (:mod:`fedmed.fairness.figures.design_effects`).
 
 Letters: D draws, K classes.
 """
@@ -13,17 +14,22 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedmed.fairness.figures.draws import check_draws, correct_bias, or_zero, resample
+from fedmed.fairness.chance.joined_areas import join_intervals
+from fedmed.fairness.chance.proportions import bound_gap, bound_lowest, mean_interval, proportion_interval, share_level
+from fedmed.fairness.figures.design_effects import count_effective, find_design_effects, pooled_effect
+from fedmed.fairness.figures.draws import check_draws, draw_rows, or_zero
 from fedmed.metrics.answer_ranges import find_ranges, settle_other
-from fedmed.metrics.areas import area_intervals
-from fedmed.metrics.calibration import calibration_values
-from fedmed.metrics.classification import area_figures, area_values, count_values, find_areas
-from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
-from fedmed.metrics.values import Array, Figure, Values, divide_defined, mean_defined
+from fedmed.metrics.areas import area_intervals, bin_areas
+from fedmed.metrics.calibration import calibration_values, classwise_error, middle_probabilities
+from fedmed.metrics.classification import area_values, count_values, find_areas, lacking_classes, split_scores
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.values import Array, Figure, Values, divide_defined
 from fedmed.seeding import make_rng
 
 LARGEST_BRIER = 2.0
-EXTREMES = ("worst_class_recall", "class_recall_gap", "class_auc_std")
+DRAWN = ("macro_precision", "macro_f1", "kappa", "mcc", "specificity")
+LOWEST = {"kappa": -1.0, "mcc": -1.0}
+_ADDED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,36 @@ class _Ends:
 
     value: Array
     by_class: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """Answers by true class, of tables with one group."""
+
+    counts: Array
+    """(K,K)"""
+    other_wrong: Array
+    """(K,)"""
+    effects: Array
+    """Design effects (K,)."""
+    told: Array
+    """Classes of which images are told (K,)."""
+
+    @property
+    def n(self) -> Array:
+        """Images of each class."""
+        images: Array = self.counts.sum(axis=1) + self.other_wrong
+        return images
+
+    @property
+    def right(self) -> Array:
+        """Right answers of each class."""
+        return np.diagonal(self.counts)
+
+    @property
+    def wholesale(self) -> float:
+        """The design effect of all images together."""
+        return pooled_effect(self.effects, self.n)
 
 
 def add_intervals(
@@ -56,7 +92,7 @@ def add_intervals(
     Returns
     -------
     dict from str to Figure
-        A figure without a value has no interval either.
+        A figure without a value has no interval either. No interval has width zero.
 
     Raises
     ------
@@ -65,189 +101,205 @@ def add_intervals(
 
     Notes
     -----
-    * Wilson: ``accuracy``, images of rare classes included, and by class ``sensitivity``, ``specificity``,
-      ``macro_recall``, ``macro_precision``.
-    * Means of recalls (``balanced_accuracy``, ``macro_recall``, the value of ``sensitivity``): each end is as far from
-      the mean as the root of the sum of squares of the distances of the classes' Wilson ends, over the number of
-      classes (Zou and Donner, 2008). A class all of whose few images are answered alike counts with its uncertainty,
-      while it does not vary between draws.
-    * Percentiles of the draws: ``macro_precision``, ``macro_f1``, ``kappa``, ``mcc``, ``auc``, the value of
-      ``specificity``. These intervals are too narrow where classes are very small.
-    * ``worst_class_recall``, ``class_recall_gap``, ``class_auc_std``: draws with the correction of
-      :func:`fedmed.fairness.figures.draws.correct_bias`.
+    Coverage of all of these: ``simulations/benchmarks/coverage.py``.
+
+    * :func:`fedmed.fairness.chance.proportions.proportion_interval`: ``accuracy``, images of rare classes included, and
+      by class ``sensitivity``, ``specificity``, ``macro_recall``, ``macro_precision``.
+    * Means of recalls (``balanced_accuracy``, ``macro_recall``, the value of ``sensitivity``, and that of
+      ``specificity`` with two classes, where it is the same number):
+      :func:`fedmed.fairness.chance.proportions.mean_interval`.
+    * ``worst_class_recall``, ``class_recall_gap``: of the classes' intervals at a level at which all hold
+      together.
+    * Draws: ``macro_precision``, ``macro_f1``, ``kappa``, ``mcc``, the value of ``specificity``. Half an image is added
+      to each cell of a class before it is drawn, and the percentiles are moved by what the addition alone changes
+      (after Agresti and Min, 2005), so that answers that are all alike have their uncertainty, too.
     * A figure that lies in a range, since wrong answers are not told by class: half of it is added on either side.
-    * ``auc`` within sites: :func:`fedmed.metrics.areas.area_intervals`; its ``class_auc_std`` has no interval.
-    * ``auc`` of histograms: the tables hold the histogram of each class's score, not which scores belong to one image.
-      Draws join them by rank within a true class, the highest own score with the lowest other ones. This is exact for
-      two classes and by class; the interval of the mean over more classes is too wide rather than too narrow, as it
-      would be if the scores of an image were taken as independent.
-    * ``ece``, ``mce``, ``classwise_ece``: by cell, number of images multinomial, number right binomial, mean confidence
-      as observed. An absolute gap can only grow by chance and grows once more in every draw, so percentiles would lie
-      above the truth. The ends are reflected at the figure, ``2 v - q`` (the "basic" bootstrap), and kept on their side
-      of it. The lower one is 0 where draws with confidence as the chance of being right reach the figure, too. Where
-      many bins are almost empty, as by class, the figure itself is too large, and so is its interval.
+    * ``auc`` by class: :func:`fedmed.metrics.areas.area_intervals`; of histograms, two scores in one bin are a tie. Its
+      mean: :func:`fedmed.fairness.chance.joined_areas.join_intervals`, which is wide rather than narrow; within sites,
+      an interval that holds however the classes hang together.
+    * ``class_auc_std`` has none.
+    * ``ece``, ``mce``, ``classwise_ece``: by bin, number of images multinomial, number right binomial, mean confidence
+      as observed; true classes are not held fixed. An absolute gap can only grow by chance and grows once more in every
+      draw, so percentiles would lie above the truth. The ends are reflected at the figure, ``2 v - q`` (the "basic"
+      bootstrap), or moved with it where that is wider. The lower one is 0 where draws with confidence as the chance of
+      being right reach the figure, too. Where many bins are almost empty the figure itself is too large, and so is its
+      interval.
     * ``brier``: normal approximation from number, sum and sum of squares; there is nothing to resample.
     """
     check_draws(num_draws, level)
     pooled = tables.pool()
-    rows, num_classes = _join_rows(pooled), pooled.num_classes
+    rows = _Rows(pooled.counts[0], pooled.other_wrong[0], find_design_effects(pooled)[0], ~lacking_classes(pooled)[0])
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    drawn = resample(make_rng(seed, "intervals", "counts"), rows, num_draws)
-    draws, found = (count_values(r[..., :num_classes], None, r[..., num_classes:].sum(axis=-1)) for r in (drawn, rows))
-    areas = find_areas(pooled)
-    found |= area_figures(areas.values)
-    if not areas.within_sites:
-        draws |= area_figures(_draw_areas(pooled.scores[0], seed, num_draws))
-    ends = {key: _percentiles(values, tails) for key, values in draws.items()}
-    for key in EXTREMES:
-        if key in draws:
-            ends[key] = _Ends(np.clip(correct_bias(found[key].value, draws[key].value, tails), 0, 1))
-    if areas.within_sites:
-        ends["auc"] = _Ends(*area_intervals(pooled.areas[0], level))
-    ends |= _calibration_ends(pooled.calibration[0], pooled.mixed[0], seed, num_draws, tails)
-    ends["brier"] = _Ends(_normal_interval(pooled.brier[0], level))
-    for key, by_class in _intervals_by_class(pooled.counts[0], pooled.other_wrong[0], level).items():
+    ends = _drawn_ends(rows, seed, num_draws, tails)
+    ends |= _widen(ends, rows) | _recall_ends(rows, level)
+    for key, by_class in _ends_by_class(rows, level).items():
         ends[key] = dataclasses.replace(ends[key], by_class=by_class)
-    right, n = np.diagonal(pooled.counts[0]), pooled.row_images[0]
-    for key, scale in (("balanced_accuracy", 1.0), ("sensitivity", 1.0), ("macro_recall", float((n > 0).mean()))):
-        ends[key] = dataclasses.replace(ends[key], value=scale * _mean_interval(right, n, level))
+    right, n = rows.right.sum() / rows.wholesale, rows.n.sum() / rows.wholesale
     rare_n, rare_right = pooled.rare[0]
-    ends["accuracy"] = _Ends(np.stack(wilson_interval(right.sum() + rare_right, n.sum() + rare_n, level)))
-    ends |= _widen(ends, pooled.counts[0], pooled.other_wrong[0])
+    ends["accuracy"] = _Ends(np.stack(proportion_interval(right + rare_right, n + rare_n, level)))
+    ends["auc"] = _area_ends(pooled, rows.effects, seed, num_draws, level)
+    ends |= _calibration_ends(pooled, rows.wholesale, seed, num_draws, tails)
+    ends["brier"] = _Ends(_normal_interval(pooled.brier[0], rows.wholesale, level))
     return {key: _attach(figure, ends[key]) if key in ends else figure for key, figure in figures.items()}
 
 
-def wilson_interval(successes: Array, n: Array, level: float = 0.95) -> tuple[Array, Array]:
-    """Return the ends of Wilson's score interval of proportions.
+def _drawn_ends(rows: _Rows, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
+    """Return percentiles of draws about the observed figures."""
+    # A column of other wrong answers only where there are any.
+    table = rows.counts if not rows.other_wrong.any() else np.column_stack([rows.counts, rows.other_wrong])
+    n, present = rows.n[:, None], (rows.n > 0)[:, None]
+    effective = count_effective(rows.n, rows.effects)
+    weights = np.where(present, table / rows.effects[:, None] + _ADDED, 0.0)
+    drawn = draw_rows(make_rng(seed, "intervals", "counts"), effective, weights, num_draws)
+    drawn = drawn * or_zero(divide_defined(n, effective[:, None]))
+    expected = or_zero(divide_defined(weights, weights.sum(axis=1, keepdims=True))) * n
+    num_classes = len(rows.counts)
 
-    Parameters
-    ----------
-    successes, n : ndarray
-        Of the same shape; ``0 <= successes <= n``.
-    level : float
-        Between 0 and 1.
+    def compute(tables: Array) -> dict[str, Values]:
+        return count_values(tables[..., :num_classes], None, tables[..., num_classes:].sum(axis=-1), rows.told)
 
-    Returns
-    -------
-    lower, upper : ndarray
-        NaN where ``n`` is 0.
-
-    Notes
-    -----
-    With ``p = successes / n`` and z the normal quantile of (1 + level) / 2:
-    ``(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)``.
-    """
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
-    centre = divide_defined(successes + z2 / 2, n + z2)
-    spread = np.sqrt(z2 * divide_defined(successes * (n - successes), n) + z2**2 / 4) / (n + z2)
-    # Rounding must not push an end past a proportion of exactly 0 or 1.
-    lower, upper = np.where(successes == 0, 0.0, centre - spread), np.where(successes == n, 1.0, centre + spread)
-    return np.where(n > 0, lower, np.nan), np.where(n > 0, upper, np.nan)
-
-
-def _join_rows(pooled: EvaluationTables) -> Array:
-    """Return counts (K,K), with a column of other wrong answers only where there are any, since draws depend on it."""
-    if not pooled.other_wrong.any():
-        counts: Array = pooled.counts[0]
-        return counts
-    return np.concatenate([pooled.counts[0], pooled.other_wrong[0][:, None]], axis=1)
+    found, draws, centre = compute(table), compute(drawn), compute(expected)
+    ends = {
+        key: _Ends(_move(found[key].value, draws[key].value, centre[key].value, tails, LOWEST.get(key, 0.0)))
+        for key in DRAWN
+    }
+    by_class = [
+        _move(value, column, middle, tails)
+        for value, column, middle in zip(
+            *(_list_classes(one["macro_f1"]) for one in (found, draws, centre)), strict=True
+        )
+    ]
+    return ends | {"macro_f1": _Ends(ends["macro_f1"].value, np.stack(by_class, axis=1))}
 
 
-def _widen(ends: Mapping[str, _Ends], counts: Array, other_wrong: Array) -> dict[str, _Ends]:
+def _list_classes(values: Values) -> Array:
+    """Return the values by class with the classes first."""
+    assert values.by_class is not None
+    return np.moveaxis(values.by_class, -1, 0)
+
+
+def _move(value: Array, draws: Array, centre: Array, tails: Array, lowest: float = 0.0) -> Array:
+    """Return percentiles of draws, moved by the distance of their centre from the value."""
+    ends = _quantiles(draws, tails) - centre + value
+    return np.array([np.minimum(ends[0], value), np.maximum(ends[1], value)]).clip(lowest, 1.0)
+
+
+def _recall_ends(rows: _Rows, level: float) -> dict[str, _Ends]:
+    right, n = rows.right / rows.effects, rows.n / rows.effects
+    value = mean_interval(right, n, level)
+    ends = {key: _Ends(value) for key in ("balanced_accuracy", "sensitivity")}
+    # Of all classes, told or not; those without images count as 0.
+    share = float((n > 0).sum() / max(rows.told.sum(), 1))
+    ends["macro_recall"] = _Ends(share * value)
+    if len(n) == 2 and (n > 0).all():
+        ends["specificity"] = _Ends(value)
+    number = int((n > 0).sum())
+    recall = divide_defined(right, n)
+    together = np.stack(proportion_interval(right, n, share_level(level, number)))
+    pairs = np.stack(proportion_interval(right, n, share_level(level, number * (number - 1) // 2)))
+    ends["worst_class_recall"] = _Ends(bound_lowest(together))
+    ends["class_recall_gap"] = _Ends(bound_gap(recall, pairs).clip(0.0, 1.0))
+    return ends
+
+
+def _widen(ends: Mapping[str, _Ends], rows: _Rows) -> dict[str, _Ends]:
     """Return intervals of figures that lie in a range: half of the range is added to what chance does."""
-    counts, other_wrong = settle_other(counts, other_wrong)
+    counts, other_wrong = settle_other(rows.counts, rows.other_wrong)
     if not other_wrong.any():
         return {}
     widened = {}
     for key, one in find_ranges(counts, other_wrong).items():
-        value = ends[key].value + np.array([-1.0, 1.0]) * one.reach
+        value = ends[key].value + np.array([-1.0, 1.0]) * one.reach * len(rows.told) / max(rows.told.sum(), 1)
         widened[key] = dataclasses.replace(ends[key], value=np.clip(value, -1.0, 1.0))
     return widened
 
 
-def _mean_interval(right: Array, n: Array, level: float) -> Array:
-    """Return the ends of an interval of the mean recall of the classes present."""
-    recall, (lower, upper) = divide_defined(right, n), wilson_interval(right, n, level)
-    reach = [np.sqrt(np.nansum(np.square(recall - end))) for end in (lower, upper)]
-    mean, num_present = mean_defined(recall), max((n > 0).sum(), 1)
-    return np.array([mean - reach[0] / num_present, mean + reach[1] / num_present])
+def _area_ends(pooled: EvaluationTables, effects: Array, seed: int, num_draws: int, level: float) -> _Ends:
+    found = find_areas(pooled)
+    if found.within_sites:
+        return _Ends(*area_intervals(pooled.areas[0], level))
+    own, others = split_scores(pooled.scores[0])
+    _, by_class = area_intervals(bin_areas(own, others, effects), level)
+    if len(own) == 2:
+        return _Ends(by_class[:, 0], by_class)  # one number twice
+    areas = area_values(own, others).by_class
+    assert areas is not None
+    return _Ends(join_intervals(by_class, areas, pooled.scores[0], seed, num_draws), by_class)
 
 
-def _draw_areas(scores: Array, seed: int, num_draws: int) -> Values:
-    rng = make_rng(seed, "intervals", "scores")
-    num_classes = len(scores)
-    own = np.zeros((num_draws, num_classes, SCORE_BINS))
-    total = np.zeros_like(own)
-    for k in range(num_classes):
-        if not scores[k].any():
-            continue
-        cells, weights = np.unique(_join_by_rank(scores[k], k), axis=0, return_counts=True)
-        is_in_bin = (cells[:, :, None] == np.arange(SCORE_BINS)).astype(np.float64)
-        drawn = resample(rng, weights, num_draws).astype(np.float64)
-        histograms = (drawn @ is_in_bin.reshape(len(cells), -1)).reshape(own.shape)
-        own[:, k] = histograms[:, k]
-        total += histograms
-    return area_values(own, total - own)
-
-
-def _join_by_rank(histograms: Array, own: int) -> Array:
-    """Return one row of K score bins for each image of a true class, shape (n,K): own scores up, other scores down."""
-    bins = [np.repeat(np.arange(SCORE_BINS), histogram) for histogram in histograms]
-    return np.stack([side if c == own else side[::-1] for c, side in enumerate(bins)], axis=1)
-
-
-def _calibration_ends(calibration: Array, mixed: Array, seed: int, num_draws: int, tails: Array) -> dict[str, _Ends]:
+def _calibration_ends(
+    pooled: EvaluationTables, effect: float, seed: int, num_draws: int, tails: Array
+) -> dict[str, _Ends]:
     rng = make_rng(seed, "intervals", "calibration")
-    # The images without their class are one more row, which the figures by class do not have.
-    n, confidence, correct = np.moveaxis(np.concatenate([calibration, mixed[None]]), -1, 0)
-    drawn = resample(rng, np.rint(n).astype(np.int64), num_draws)
-    mean_confidence, accuracy = (np.clip(or_zero(divide_defined(total, n)), 0, 1) for total in (confidence, correct))
+    bins = pooled.calibration[0].sum(axis=0) + pooled.mixed[0]
+    n, confidence, correct = np.moveaxis(bins, -1, 0)
+    drawn = draw_rows(rng, count_effective(np.rint(n.sum()), np.array(effect)), n, num_draws)
+    mean_confidence = np.clip(or_zero(divide_defined(confidence, n)), 0, 1)
 
-    def draw(chance: Array) -> dict[str, _Ends]:
+    def draw(chance: Array) -> dict[str, Values]:
         rows = np.stack([drawn, drawn * mean_confidence, rng.binomial(drawn, chance)], axis=-1)
-        values = calibration_values(rows[:, :-1], rows[:, -1])
-        return {key: _percentiles(value, tails) for key, value in values.items()}
+        return calibration_values(rows[..., None, :, :])
 
-    found, as_observed, if_calibrated = calibration_values(calibration, mixed), draw(accuracy), draw(mean_confidence)
-    return {key: _reflect(found[key], as_observed[key], if_calibrated[key]) for key in found}
+    # Half an image right and half an image wrong more in each bin that has any.
+    accuracy = or_zero(divide_defined(correct / effect + _ADDED, n / effect + 2 * _ADDED))
+    found, as_observed, if_calibrated = calibration_values(bins[None]), draw(accuracy), draw(mean_confidence)
+    ends = {
+        key: _Ends(_reflect(one.value, as_observed[key].value, if_calibrated[key].value, tails))
+        for key, one in found.items()
+    }
+    return ends | {"classwise_ece": _classwise_ends(pooled.scores[0], effect, seed, num_draws, tails)}
 
 
-def _normal_interval(brier: Array, level: float) -> Array:
+def _classwise_ends(scores: Array, effect: float, seed: int, num_draws: int, tails: Array) -> _Ends:
+    """Return ends for each class, and for the mean those of the classes' draws together, taken as drawn by rank."""
+    own, others = split_scores(scores)
+    num_classes = len(own)
+    if not own.any():
+        return _Ends(np.full(2, np.nan), np.full((2, num_classes), np.nan))
+    rng = make_rng(seed, "intervals", "classwise")
+    n = count_effective(np.rint(own.sum() + 0.0), np.array(effect))
+    found, total = classwise_error(own, others), own + others
+    drawn = draw_rows(rng, np.broadcast_to(n, num_classes), total, num_draws)  # (D,K,64)
+    share = or_zero(divide_defined(own / effect + _ADDED, total / effect + 2 * _ADDED))
+    chance = middle_probabilities()
+    observed, calibrated = (
+        classwise_error(right, drawn - right) for right in (rng.binomial(drawn, share), rng.binomial(drawn, chance))
+    )
+    by_class = np.stack(
+        [_reflect(found[k], observed[:, k], calibrated[:, k], tails) for k in range(num_classes)], axis=1
+    )
+    # The mean of the classes' ends holds however the classes hang together.
+    return _Ends(by_class.mean(axis=1), by_class)
+
+
+def _normal_interval(brier: Array, effect: float, level: float) -> Array:
     n, total, squares = brier
     if n < 2:
         return np.full(2, np.nan)
     mean = total / n
     variance = max(squares - n * mean**2, 0.0) / (n - 1)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance / n)
-    return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)])
+    reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance * effect / n)
+    return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)]) if reach > 0 else np.full(2, np.nan)
 
 
-def _intervals_by_class(counts: Array, other_wrong: Array, level: float) -> dict[str, Array]:
+def _ends_by_class(rows: _Rows, level: float) -> dict[str, Array]:
     """Return Wilson intervals (2,K); of a share in a range, from its lowest to its highest."""
-    counts, other_wrong = settle_other(counts, other_wrong)
+    counts, other_wrong = settle_other(rows.counts, rows.other_wrong)
     right, n, predicted = np.diagonal(counts), counts.sum(axis=1) + other_wrong, counts.sum(axis=0)
     negatives, more = n.sum() - n, other_wrong.sum() - other_wrong
     true_negatives = negatives - predicted + right
-    recall = np.stack(wilson_interval(right, n, level))
+    whole = rows.wholesale
+
+    def wilson(successes: Array, number: Array, effects: Array | float = whole) -> tuple[Array, Array]:
+        return proportion_interval(successes / effects, number / effects, level)
+
+    recall = np.stack(wilson(right, n, rows.effects))
     return {
         "sensitivity": recall,
         "macro_recall": recall,
-        "macro_precision": np.stack(
-            [wilson_interval(right, predicted + more, level)[0], wilson_interval(right, predicted, level)[1]]
-        ),
-        "specificity": np.stack(
-            [
-                wilson_interval(true_negatives - more, negatives, level)[0],
-                wilson_interval(true_negatives, negatives, level)[1],
-            ]
-        ),
+        "macro_precision": np.stack([wilson(right, predicted + more)[0], wilson(right, predicted)[1]]),
+        "specificity": np.stack([wilson(true_negatives - more, negatives)[0], wilson(true_negatives, negatives)[1]]),
     }
-
-
-def _percentiles(draws: Values, tails: Array) -> _Ends:
-    by_class = None if draws.by_class is None else [_quantiles(column, tails) for column in draws.by_class.T]
-    return _Ends(_quantiles(draws.value, tails), None if by_class is None else np.stack(by_class, axis=1))
 
 
 def _quantiles(draws: Array, tails: Array) -> Array:
@@ -255,15 +307,13 @@ def _quantiles(draws: Array, tails: Array) -> Array:
     return np.quantile(defined, tails) if len(defined) else np.full(2, np.nan)
 
 
-def _reflect(found: Values, draws: _Ends, null: _Ends) -> _Ends:
-    def mirror(value: Array, drawn: Array, by_chance: Array) -> Array:
-        lower, upper = np.clip(2 * value - drawn[1], 0.0, value), np.maximum(2 * value - drawn[0], value)
-        return np.stack([np.where(value <= by_chance[1], 0.0, lower), upper])
-
-    if found.by_class is None or draws.by_class is None or null.by_class is None:
-        return _Ends(mirror(found.value, draws.value, null.value))
-    by_class = mirror(found.by_class, draws.by_class, null.by_class)
-    return _Ends(mirror(found.value, draws.value, null.value), by_class)
+def _reflect(value: Array, draws: Array, null: Array, tails: Array) -> Array:
+    if np.isnan(value) or np.isnan(draws).all():
+        return np.full(2, np.nan)
+    drawn, by_chance, mean = _quantiles(draws, tails), _quantiles(null, tails), np.nanmean(draws)
+    lower = min(max(min(2 * value - drawn[1], value + drawn[0] - mean), 0.0), value)
+    upper = max(2 * value - drawn[0], value + drawn[1] - mean)
+    return np.array([0.0 if value <= by_chance[1] else lower, min(upper, 1.0)])
 
 
 def _attach(figure: Figure, ends: _Ends) -> Figure:

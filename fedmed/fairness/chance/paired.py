@@ -2,18 +2,20 @@
 
 Two models that answer the same images are compared by the images on which only one of them is right. What both get
 right or both get wrong says nothing about the difference, so that two tables of counts, which do not tell these apart,
-cannot give its interval.
+cannot give its interval. Where patients have several images, the variance of the difference is that between patients,
+and all counts stand for fewer images (the design effect, Rao and Scott, 1992; of pairs, Obuchowski, 1998).
 
 Letters: D draws, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from fedmed.fairness.figures.design_effects import count_effective
 from fedmed.fairness.figures.draws import draw_rows
-from fedmed.metrics.values import Array
+from fedmed.metrics.values import Array, divide_defined
 from fedmed.seeding import make_rng
 
 Verdict = Literal["better", "worse", "undecided"]
@@ -43,6 +45,9 @@ class Difference:
         Of the federated model: better or worse only if the interval leaves out 0 and the p-value is below 0.05.
     reason : str, optional
         Why ``value`` is ``None``.
+    family_p : float, optional
+        The p-value, adjusted for the other figures of the same comparison (Westfall and Young, 1993), with which a
+        verdict that may rest on either has an error of 5 %.
     """
 
     key: str
@@ -52,9 +57,16 @@ class Difference:
     n: int
     verdict: Verdict
     reason: str | None = None
+    family_p: float | None = None
 
 
-def compare_paired(cells: Array, seed: int, num_draws: int = 1000) -> dict[str, Difference]:
+def compare_paired(
+    cells: Array,
+    seed: int,
+    num_draws: int = 1000,
+    spread: Array | None = None,
+    patients: Array | None = None,
+) -> dict[str, Difference]:
     """Compare the federated model with another one on the same images.
 
     Parameters
@@ -66,6 +78,11 @@ def compare_paired(cells: Array, seed: int, num_draws: int = 1000) -> dict[str, 
         Seed of the run. The same seed gives the same result.
     num_draws : int
         D, at least 1.
+    spread : ndarray, shape (K,), optional
+        How the difference varies between patients, see :class:`fedmed.metrics.site_tables.PairedTables`; without it, or
+        where it is zeros, each image is taken for a patient's only one.
+    patients : ndarray, shape (K,), optional
+        Numbers of patients.
 
     Returns
     -------
@@ -87,7 +104,9 @@ def compare_paired(cells: Array, seed: int, num_draws: int = 1000) -> dict[str, 
       differ would have no uncertainty, and the interval at a small hospital would be far too narrow.
     * p-value of the accuracy: exact sign test (McNemar, 1947). Of the balanced accuracy: the same, stratified by class;
       D draws in which every image on which the models differ goes either way with probability 1/2, ``p = (1 + draws
-      with a difference at least as large) / (1 + D)``.
+      with a difference at least as large) / (1 + D)``. With a design effect above 1 both are of draws, of as many
+      images as these are worth.
+    * ``family_p``: the share of the same draws in which the smaller one of both p-values is at most the own one.
     """
     if cells.ndim != 3 or cells.shape[1:] != (2, 2) or (cells < 0).any() or num_draws < 1:
         raise ValueError(
@@ -99,18 +118,32 @@ def compare_paired(cells: Array, seed: int, num_draws: int = 1000) -> dict[str, 
         return {key: _make_absent(key) for key in ("accuracy", "balanced_accuracy")}
     present = n_K > 0
     cells_K, n = cells[present], n_K[present]
+    effect = _find_effect(cells_K, n, *(None if one is None else one[present] for one in (spread, patients)))
     weights = {"accuracy": n / n.sum(), "balanced_accuracy": np.full(len(n), 1 / len(n))}
     won, lost = cells_K[:, 1, 0], cells_K[:, 0, 1]
-    p_values = {
-        "accuracy": sign_test(int(won.sum()), int(lost.sum())),
-        "balanced_accuracy": _flip_signs(won, lost, n, make_rng(seed, "benefit", "signs"), num_draws),
-    }
-    drawn = _draw_differences(cells_K, make_rng(seed, "benefit", "cells"), num_draws)
+    own, adjusted = _flip_signs(won, lost, n, np.stack([*weights.values()]), effect, seed, num_draws)
+    p_values = dict(zip(weights, own, strict=True))
+    if effect == 1:
+        p_values["accuracy"] = sign_test(int(won.sum()), int(lost.sum()))
+    drawn = _draw_differences(cells_K, effect, make_rng(seed, "benefit", "cells"), num_draws)
     found = {}
-    for key, weight in weights.items():
+    for (key, weight), family_p in zip(weights.items(), adjusted, strict=True):
         value = float(weight @ ((won - lost) / n))
-        found[key] = _judge(key, value, _find_interval(value, drawn @ weight), p_values[key], int(n.sum()))
+        judged = _judge(key, value, _find_interval(value, drawn @ weight), p_values[key], int(n.sum()))
+        found[key] = replace(judged, family_p=family_p)
     return found
+
+
+def _find_effect(cells: Array, n: Array, spread: Array | None, patients: Array | None) -> float:
+    """Return the design effect of the difference, one for all classes, at least 1."""
+    if spread is None or not spread.any():
+        return 1.0
+    differing, surplus = cells[:, 1, 0] + cells[:, 0, 1], cells[:, 1, 0] - cells[:, 0, 1]
+    usable = n > 1 if patients is None else (patients > 1) & (n > 1)
+    unrelated = np.where(usable, (differing - surplus**2 / n) * n / np.maximum(n - 1, 1), 0.0)
+    few = 1.0 if patients is None else divide_defined(patients, patients - 1)
+    between = np.where(usable, spread * few, 0.0)
+    return max(1.0, float(between.sum() / unrelated.sum())) if unrelated.sum() > 0 else 1.0
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -123,19 +156,32 @@ def sign_test(won: int, lost: int) -> float:
     return min(1.0, 2 * (tail / (1 << flips)))
 
 
-def _flip_signs(won: Array, lost: Array, n: Array, rng: np.random.Generator, num_draws: int) -> float:
-    differing = won + lost
-    flipped = (2 * rng.binomial(differing, 0.5, size=(num_draws, len(n))) - differing) / n
-    as_large = np.abs(flipped.sum(axis=1)) >= abs(((won - lost) / n).sum()) - _ROUNDING
-    return float(1 + as_large.sum()) / (1 + num_draws)
+def _flip_signs(  # noqa: PLR0917
+    won: Array, lost: Array, n: Array, weights: Array, effect: float, seed: int, num_draws: int
+) -> tuple[list[float], list[float]]:
+    """Return p-values of figures with some weights of the classes, shape (figures,K), and the adjusted ones."""
+    rng, differing = make_rng(seed, "benefit", "signs"), won + lost
+    effective = count_effective(differing, np.array(effect))
+    signs = (2 * rng.binomial(effective, 0.5, size=(num_draws, len(n))) - effective) * np.nan_to_num(
+        divide_defined(differing, effective)
+    )
+    observed = np.abs(weights @ ((won - lost) / n))
+    drawn = np.abs((signs / n) @ weights.T)
+    sample = np.round(np.vstack([observed, drawn]), 9)  # the observed one first
+    ordered = np.sort(sample, axis=0)
+    ranks = [np.searchsorted(ordered[:, one], sample[:, one], "left") for one in range(len(weights))]
+    p_values = 1 - np.column_stack(ranks) / len(sample)
+    smallest = p_values.min(axis=1)
+    return p_values[0].tolist(), [float((smallest <= own + _ROUNDING).mean()) for own in p_values[0]]
 
 
-def _draw_differences(cells: Array, rng: np.random.Generator, num_draws: int) -> Array:
+def _draw_differences(cells: Array, effect: float, rng: np.random.Generator, num_draws: int) -> Array:
     """Return differences of every class, shape (D,K), around their own mean."""
     flat = cells.reshape(len(cells), 4)
-    drawn = draw_rows(rng, flat.sum(axis=1), flat + _PRIOR, num_draws)
-    differences = (drawn[..., 2] - drawn[..., 1]) / flat.sum(axis=1)
-    expected = (flat[:, 2] - flat[:, 1]) / (flat.sum(axis=1) + 4 * _PRIOR)
+    weights, n = flat / effect + _PRIOR, count_effective(flat.sum(axis=1), np.array(effect))
+    drawn = draw_rows(rng, n, weights, num_draws)
+    differences = (drawn[..., 2] - drawn[..., 1]) / n
+    expected = (weights[:, 2] - weights[:, 1]) / weights.sum(axis=1)
     centred: Array = differences - expected
     return centred
 

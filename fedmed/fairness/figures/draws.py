@@ -56,6 +56,58 @@ def draw_rows(rng: np.random.Generator, n: Array, weights: Array, num_draws: int
     return drawn
 
 
+def deal_rows(rng: np.random.Generator, sizes: Array, weights: Array, num_draws: int) -> Array:
+    """Deal the images of each class out anew between the groups (a permutation of the groups within true classes).
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+    sizes : ndarray of int64, shape (G,K)
+        Images of each group and class.
+    weights : ndarray, shape (G,K,B)
+        Answers to them. Where the sums over B are ``sizes``, exactly these are dealt out; else as many answers as there
+        are images, in the same shares (largest remainders).
+    num_draws : int
+        D.
+
+    Returns
+    -------
+    ndarray of int64, shape (D,G,K,B)
+    """
+    pool = _apportion(weights.sum(axis=0), sizes.sum(axis=0))
+    left = np.broadcast_to(pool, (num_draws, *pool.shape)).copy()
+    dealt = np.zeros((num_draws, len(sizes), *pool.shape), np.int64)
+    for g, need in enumerate(sizes[:-1]):
+        dealt[:, g] = _take_some(rng, left, need)
+        left -= dealt[:, g]
+    dealt[:, -1] = left
+    return dealt
+
+
+def _take_some(rng: np.random.Generator, left: Array, need: Array) -> Array:
+    """Draw ``need`` (K,) answers of each class without putting back, of those that are left (D,K,B)."""
+    taken = np.zeros_like(left)
+    missing = np.broadcast_to(need, left.shape[:-1])
+    others = left.sum(axis=-1)
+    for cell in range(left.shape[-1] - 1):
+        others = others - left[..., cell]
+        taken[..., cell] = rng.hypergeometric(left[..., cell], others, missing)
+        missing = missing - taken[..., cell]
+    taken[..., -1] = missing
+    return taken
+
+
+def _apportion(weights: Array, sizes: Array) -> Array:
+    """Return whole numbers in the shares of each row (K,B) that add up to ``sizes`` (K,)."""
+    wanted = or_zero(divide_defined(weights, weights.sum(axis=-1, keepdims=True))) * sizes[:, None]
+    # Where the weights add up to the sizes already, only rounding errors have to go.
+    numbers = np.floor(wanted + 1e-9).astype(np.int64)
+    rank = np.argsort(np.argsort(numbers - wanted, axis=-1, kind="stable"), axis=-1, kind="stable")
+    numbers += rank < (sizes - numbers.sum(axis=-1))[:, None]
+    return numbers
+
+
 def or_zero(values: Array) -> Array:
     """Return the values with 0 for NaN."""
     filled: Array = np.nan_to_num(values, nan=0.0)

@@ -3,11 +3,14 @@
 Letters: G groups, K classes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from fedmed.fairness.figures.class_sets import find_class_set
+from fedmed.fairness.figures.extreme_groups import find_ends, find_lacking
 from fedmed.fairness.figures.gap_sources import (
     CalibrationSource,
     CountSource,
@@ -16,10 +19,11 @@ from fedmed.fairness.figures.gap_sources import (
     ScoreSource,
     compare_areas,
 )
-from fedmed.fairness.figures.rates import GapValues, Rates
+from fedmed.fairness.figures.rates import CLASS_GAP, GapValues, Rates
+from fedmed.metrics.areas import PAIRS
 from fedmed.metrics.site_tables import UNKNOWN
 from fedmed.metrics.tables import EvaluationTables
-from fedmed.metrics.values import Array, optional_float
+from fedmed.metrics.values import Array, max_defined, min_defined, optional_float
 
 HIGHER_IS_BETTER = frozenset(
     {"demographic_parity_ratio", "dpm", "eom", "pqd", "es_balanced_accuracy", "es_auc"}
@@ -49,7 +53,8 @@ FIGURE_OF_GAP = {
     },
 }
 """Key of a disparity to the figure of every group that it compares."""
-GAP_KEYS = (*RATE_FIGURES, *FIGURE_OF_GAP)
+GAP_KEYS = (*RATE_FIGURES, CLASS_GAP, *FIGURE_OF_GAP)
+MEANS_OVER_CLASSES = frozenset({"balanced_accuracy", "macro_f1", "auc"})
 
 _EXPLAINED = {"pqd": "no group has a right answer"}
 
@@ -96,6 +101,16 @@ class GapFigure:
         Groups that take no part since they have no images or lack the figure; ``unknown`` is none of them.
     n_withheld : int
         Rows (site, group, true class) with images that are held back.
+    classes : tuple of int, optional
+        Of gaps of means over the classes: the classes over which all groups are compared.
+    overall : float, optional
+        The figure of all compared groups together, over the same classes.
+    lacking : mapping of int to tuple of str
+        Of rates: groups that lack a class and are left out for it, by class.
+    statistic : float, optional
+        What the p-value rests on, where that is not the mean or the value.
+    limit : float, optional
+        The adjusted p-value up to which it is flagged; ``None`` where it cannot be, or was not asked.
     """
 
     key: str
@@ -118,6 +133,11 @@ class GapFigure:
     worst_class: int | None = None
     left_out: tuple[str, ...] = ()
     n_withheld: int = 0
+    classes: tuple[int, ...] | None = None
+    overall: float | None = None
+    lacking: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    statistic: float | None = None
+    limit: float | None = None
 
 
 def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
@@ -136,8 +156,7 @@ def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
     known = leave_out_unknown(tables)
     found: dict[str, GapFigure] = {}
     for source in list_sources(known):
-        counted = source.counted if isinstance(source, CountSource) else None
-        found |= _describe(source.compute(*source.observe()), known, counted)
+        found |= _describe(source.compute(*source.observe()), known, source)
     if len(known.groups) > 1 and known.areas.any() and not known.scores.any():
         found |= _describe(compare_areas(known), known, None)
     return {key: found[key] if key in found else _make_absent(key, known) for key in GAP_KEYS}
@@ -160,16 +179,49 @@ def list_sources(known: EvaluationTables) -> list[GapSource]:
     return sources
 
 
-def _describe(found: Disparities, known: EvaluationTables, counted: Array | None) -> dict[str, GapFigure]:
+def _describe(found: Disparities, known: EvaluationTables, source: GapSource | None) -> dict[str, GapFigure]:
     figures = {}
     for key, gap in found.gaps.items():
-        if key in RATE_FIGURES:
-            assert found.rates is not None
-            assert counted is not None
-            figures[key] = _make_rate_figure(key, gap, found.rates, known, counted)
+        if isinstance(source, CountSource) and found.rates is not None and key in RATE_FIGURES:
+            figures[key] = _make_rate_figure(key, gap, found.rates, known, source.counted)
+        elif isinstance(source, CountSource) and found.rates is not None and key == CLASS_GAP:
+            figures[key] = _make_class_gap(gap, found.rates.tpr, known, source)
         else:
-            figures[key] = _make_group_figure(key, gap, found.groups[FIGURE_OF_GAP[key]], known)
+            name = FIGURE_OF_GAP[key]
+            figures[key] = _make_group_figure(key, gap, found.groups[name], known)
+            if name in found.overall:
+                classes = _find_classes(known, source)
+                overall = optional_float(found.overall[name])
+                figures[key] = replace(figures[key], classes=classes, overall=overall)
     return figures
+
+
+def _find_classes(known: EvaluationTables, source: GapSource | None) -> tuple[int, ...]:
+    own = source.class_set if isinstance(source, CountSource | ScoreSource) else find_class_set(known.areas[..., PAIRS])
+    return tuple(np.flatnonzero(own.classes).tolist())
+
+
+def _make_class_gap(gap: GapValues, tpr_GK: Array, known: EvaluationTables, source: CountSource) -> GapFigure:
+    """Return the class and the two groups whose sensitivities differ by most, for their numbers of images."""
+    statistic, names = optional_float(gap.value), [known.groups[row] for row in source.counted]
+    figure = _make_absent(CLASS_GAP, known)
+    if statistic is None or gap.by_class is None:
+        return replace(figure, reason="no class has images in two groups")
+    worst_class = int(np.nanargmax(gap.by_class))
+    low, high = find_ends(tpr_GK[:, worst_class], source.worth[:, worst_class])
+    return replace(
+        figure,
+        value=float(tpr_GK[high, worst_class] - tpr_GK[low, worst_class]),
+        n=int(known.row_images[source.counted[[low, high]], worst_class].sum()),
+        skipped=int(gap.skipped),
+        reason=None,
+        worst_group=names[low],
+        best_group=names[high],
+        worst_class=worst_class,
+        left_out=tuple(name for name in known.groups if name not in names),
+        lacking=find_lacking(tpr_GK, names),
+        statistic=statistic,
+    )
 
 
 def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationTables, counted: Array) -> GapFigure:
@@ -178,7 +230,7 @@ def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationT
     ends: tuple[str, str] | tuple[None, None] = (None, None)
     if worst_class is not None:
         rate_G = _decisive_rate(key, rates)[:, worst_class]
-        ends = names[int(rate_G.argmin())], names[int(rate_G.argmax())]
+        ends = names[int(np.nanargmin(rate_G))], names[int(np.nanargmax(rate_G))]
     return GapFigure(
         key,
         value,
@@ -193,6 +245,7 @@ def _make_rate_figure(key: str, gap: GapValues, rates: Rates, known: EvaluationT
         worst_class=worst_class,
         left_out=tuple(name for name in known.groups if name not in names),
         n_withheld=int(known.withheld.sum()),
+        lacking=find_lacking(rates.tpr, names),
     )
 
 
@@ -206,7 +259,9 @@ def _make_group_figure(key: str, gap: GapValues, values_G: Array, known: Evaluat
     reason = None
     if value is None:
         few = f"fewer than two groups have the figure {name}"
-        reason = few if usable.sum() < 2 else _EXPLAINED.get(key, "a class is withheld in all groups")
+        if name in MEANS_OVER_CLASSES and key not in _EXPLAINED:
+            few = "fewer than two groups have two classes in common"
+        reason = few if usable.sum() < 2 else _EXPLAINED.get(key, "it is not defined for these groups")
     return GapFigure(
         key,
         value,
@@ -228,7 +283,7 @@ def _make_absent(key: str, known: EvaluationTables) -> GapFigure:
         reason = "the tables hold no scores"
     else:
         reason = "fewer than two groups have images"
-    skipped = known.num_classes if key in RATE_FIGURES else len(known.groups)
+    skipped = known.num_classes if key in (*RATE_FIGURES, CLASS_GAP) else len(known.groups)
     withheld = int(known.withheld.sum())
     return GapFigure(
         key, None, _direction(key), 0, skipped=skipped, reason=reason, left_out=known.groups, n_withheld=withheld
@@ -248,7 +303,8 @@ def _decisive_rate(key: str, rates: Rates) -> Array:
     if key in ("demographic_parity_difference", "demographic_parity_ratio", "dpm"):
         return rates.selection
     if key == "equalized_odds_difference":
-        fpr_decides = np.ptp(rates.fpr, axis=0) > np.ptp(rates.tpr, axis=0)
+        spread = [max_defined(rate.T) - min_defined(rate.T) for rate in (rates.fpr, rates.tpr)]
+        fpr_decides = spread[0] > spread[1]
         return np.where(fpr_decides, -rates.fpr, rates.tpr)  # many false alarms are the bad end
     return rates.tpr
 
@@ -263,8 +319,11 @@ def _count_images(name: str, known: EvaluationTables) -> Array:
 
 
 def _explain_rates(key: str, rates: Rates) -> str:
-    if key in RATIOS and not np.isnan(_decisive_rate(key, rates)).all():
+    is_shared = (~np.isnan(_decisive_rate(key, rates))).sum(axis=0) > 1
+    if key in RATIOS and is_shared.any():
         return "the rate is 0 in every group"
     if np.isnan(rates.selection).all() and not np.isnan(rates.tpr).all():
         return "too many wrong answers are not told by class"
-    return "no class has images in every group"
+    if key in ("eopp1", "eopp0", "eodd"):
+        return "no class has images in every group"
+    return "no class has images in two groups"

@@ -1,34 +1,42 @@
 """Where disparities come from: tables of counts, of scores and of calibration, as observed and drawn anew.
 
 Each source draws in two ways. *Resampled*: every (group, true class) row anew from its own shares, for intervals.
-*Under equality*: every row from the shares of its class in all groups together, with the group's own number of images
-of the class, for what chance alone does. Images of rare classes, whose class is not told, keep the rates of their group
-in both, since nothing can be said about rates of their classes.
+*Under equality*: what chance alone does. Answers are dealt out anew between the groups within their true class, which
+is exact however few there are; histograms of scores and of confidences, of which no flag depends, are drawn from the
+shares of their class in all groups together. Images of rare classes, whose class is not told, keep the rates of their
+group in both, since nothing can be said about rates of their classes. Where patients have several images, a row counts
+as many images as it is worth (:mod:`fedmed.fairness.figures.design_effects`).
 
 Letters: D draws (absent where nothing is drawn), G groups, K classes.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fedmed.fairness.figures.draws import draw_rows, or_zero
+from fedmed.fairness.figures.class_sets import find_class_set
+from fedmed.fairness.figures.design_effects import count_effective, find_design_effects, pooled_effect
+from fedmed.fairness.figures.draws import deal_rows, draw_rows, or_zero
 from fedmed.fairness.figures.rates import (
+    CLASS_GAP,
     GapValues,
     Rates,
+    class_gap,
     class_rates,
     equity_scaled,
     group_gaps,
     rate_gaps,
     ratio_of_groups,
 )
-from fedmed.metrics.areas import pooled_areas
+from fedmed.metrics.areas import PAIRS, pooled_areas
 from fedmed.metrics.calibration import expected_error
-from fedmed.metrics.classification import area_values, count_values, lacking_classes, split_scores
+from fedmed.metrics.classification import area_values, count_values, split_scores
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
-from fedmed.metrics.values import Array, divide_defined, gap_defined
+from fedmed.metrics.values import Array, Values, divide_defined, gap_defined, mean_defined
 
-COUNT_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
+MACRO = ("balanced_accuracy", "macro_f1")
+"""Figures of counts that are means over the classes of :class:`fedmed.fairness.figures.class_sets.ClassSet`."""
 
 Arrays = tuple[Array, ...]
 
@@ -41,6 +49,8 @@ class Disparities(NamedTuple):
     """Key of a figure to its values, shape (D,G); NaN for a group that does not have it."""
     rates: Rates | None = None
     """Of the groups in ``GapSource.counted``."""
+    overall: Mapping[str, Array] = {}
+    """Key of a figure to its value for all compared groups together, shape (D,)."""
 
 
 class GapSource(Protocol):
@@ -67,9 +77,11 @@ class CountSource:
 
     def __init__(self, tables: EvaluationTables) -> None:
         self._counts, self._rare = tables.counts, tables.rare
-        self._lacking, self._images = lacking_classes(tables), tables.row_images
+        self._images, effects = tables.row_images, find_design_effects(tables)
+        self._effects, self._effective = effects, count_effective(self._images, effects)
+        self.class_set = find_class_set(self._images)
         self.counted = np.flatnonzero(self._images.any(axis=1))
-        num_groups, num_classes = self._lacking.shape
+        num_groups, num_classes = self._images.shape
         self.cells = num_groups * num_classes * (num_groups + num_classes)
         # One more column where some wrong answers are not told class by class; else the draws stay as they are.
         self._rows = tables.counts
@@ -83,8 +95,13 @@ class CountSource:
 
     def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
         """Return the same with D in front."""
-        weights = self._rows.sum(axis=0, keepdims=True) if equal else self._rows
-        rows = draw_rows(rng, self._images, weights, num_draws)
+        if equal:
+            rows = deal_rows(rng, self._effective, self._rows, num_draws)
+        else:
+            added = self._rows / self._effects[..., None] + 0.5
+            rows = draw_rows(rng, self._effective, added, num_draws)
+        if (self._effective != self._images).any():
+            rows = rows * or_zero(divide_defined(self._images, self._effective))[..., None]
         n, right = self._rare.T
         drawn = rng.binomial(n, or_zero(divide_defined(right, n)), size=(num_draws, len(n)))
         return rows, np.stack(np.broadcast_arrays(n, drawn), axis=-1)
@@ -94,23 +111,43 @@ class CountSource:
         rows, rare = arrays
         num_classes = self._counts.shape[-1]
         counts, other = rows[..., :num_classes], rows[..., num_classes:].sum(axis=-1)
-        found = count_values(counts, rare, other)
-        overall = count_values(counts.sum(axis=-3), None, other.sum(axis=-2))["balanced_accuracy"].value
-        groups = {key: found[key].value for key in COUNT_FIGURES}
-        for key in ("balanced_accuracy", "macro_f1"):
-            groups[key] = np.where(self._lacking.any(axis=-1), np.nan, groups[key])
-        if _lacks_a_class(self._lacking, self._images):
-            overall = np.full_like(overall, np.nan)
+        groups = {"accuracy": count_values(counts, rare, other)["accuracy"].value}
+        groups |= self._average_classes(counts, other)
         gaps: dict[str, GapValues] = {}
         for key, values in groups.items():
             gaps |= group_gaps(key, values)
         gaps["pqd"] = ratio_of_groups(groups["accuracy"])
-        gaps["es_balanced_accuracy"] = equity_scaled(overall, groups["balanced_accuracy"])
+        overall = self._average_all(counts, other)
+        gaps["es_balanced_accuracy"] = equity_scaled(overall["balanced_accuracy"], groups["balanced_accuracy"])
         rates = None
         if len(self.counted) > 1:
             rates = class_rates(counts[..., self.counted, :, :], other[..., self.counted, :])
             gaps |= rate_gaps(rates)
-        return Disparities(gaps, groups, rates)
+            gaps[CLASS_GAP] = class_gap(rates.tpr, self.worth)
+        return Disparities(gaps, groups, rates, overall)
+
+    def _average_all(self, counts: Array, other: Array) -> dict[str, Array]:
+        """Return means over the classes of the comparison, of all compared groups together."""
+        kept, classes = self.class_set.groups, self.class_set.classes
+        counts, other = counts[..., kept, :, :].sum(axis=-3), other[..., kept, :].sum(axis=-2)
+        found = _compute_over(counts, other, classes)
+        return {key: found[key].value for key in MACRO}
+
+    def _average_classes(self, counts: Array, other: Array) -> dict[str, Array]:
+        """Return means over the classes of the comparison, NaN for groups that are not compared."""
+        found = _compute_over(counts, other, self.class_set.classes)
+        return {key: np.where(self.class_set.groups, found[key].value, np.nan) for key in MACRO}
+
+    @property
+    def worth(self) -> Array:
+        """How many images each row counts as, shape (groups in ``counted``, K)."""
+        worth: Array = self._images[self.counted] / self._effects[self.counted]
+        return worth
+
+
+def _compute_over(counts: Array, other: Array, classes: Array) -> dict[str, Values]:
+    """Compute figures of the images of some true classes."""
+    return count_values(counts * classes[:, None], None, other * classes, classes)
 
 
 class ScoreSource:
@@ -123,8 +160,11 @@ class ScoreSource:
 
     def __init__(self, tables: EvaluationTables) -> None:
         self._own, self._others = split_scores(tables.scores)
-        self._lacking, self._images = lacking_classes(tables), tables.row_images
         own_GK = self._own.sum(axis=-1)
+        self.class_set = find_class_set(own_GK)
+        effects = find_design_effects(tables)
+        everyone = divide_defined((effects * own_GK).sum(axis=1), own_GK.sum(axis=1))
+        self.effects = effects, np.broadcast_to(np.nan_to_num(everyone, nan=1.0)[:, None], effects.shape)
         # Of each class: how its score is spread over images of class k, whatever the group; then mixed for each group.
         shares = divide_defined(tables.scores.sum(axis=0), own_GK.sum(axis=0)[:, None, None])
         mixed = np.einsum("gk,kcb->gcb", own_GK, or_zero(shares))
@@ -140,31 +180,35 @@ class ScoreSource:
     def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
         """Return the same with D in front."""
         weights = (self._equal_own, self._equal_others) if equal else (self._own, self._others)
-        sides = zip((self._own, self._others), weights, strict=True)
-        return tuple(draw_rows(rng, side.sum(-1).astype(np.int64), weight, num_draws) for side, weight in sides)
+        sides = zip((self._own, self._others), weights, self.effects, strict=True)
+        return tuple(
+            draw_rows(rng, count_effective(side.sum(-1), effects), weight, num_draws) for side, weight, effects in sides
+        )
 
     def compute(self, *arrays: Array) -> Disparities:
         """Compute the disparities of the AUC."""
         own, others = arrays
-        areas = area_values(own, others).value
-        overall = area_values(own.sum(axis=-3), others.sum(axis=-3)).value
-        values = np.where(self._lacking.any(axis=-1), np.nan, areas)
-        if _lacks_a_class(self._lacking, self._images):
-            overall = np.full_like(overall, np.nan)
-        return Disparities(group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}, {"auc": values})
+        kept = self.class_set.groups
+        areas = _average_areas(area_values(own, others), self.class_set.classes)
+        overall = _average_areas(
+            area_values(own[..., kept, :, :].sum(axis=-3), others[..., kept, :, :].sum(axis=-3)), self.class_set.classes
+        )
+        values = np.where(kept, areas, np.nan)
+        gaps = group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}
+        return Disparities(gaps, {"auc": values}, overall={"auc": overall})
 
 
 def compare_areas(tables: EvaluationTables) -> Disparities:
     """Compute the disparities of the AUC from the areas of groups that are told without histograms.
 
-    Of hospitals these groups are the sites. There is nothing to draw anew, so that no interval and no p-value follows.
+    Of hospitals these groups are the sites. There is nothing to draw anew, so that no p-value follows.
     """
-    lacking = lacking_classes(tables)
-    values = np.where(lacking.any(axis=-1), np.nan, pooled_areas(tables.areas).value)
-    overall = pooled_areas(tables.pool().areas[0]).value
-    if _lacks_a_class(lacking, tables.row_images):
-        overall = np.full_like(overall, np.nan)
-    return Disparities(group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}, {"auc": values})
+    class_set = find_class_set(tables.areas[..., PAIRS])
+    values = _average_areas(pooled_areas(tables.areas), class_set.classes)
+    values = np.where(class_set.groups, values, np.nan)
+    overall = _average_areas(pooled_areas(tables.areas[class_set.groups].sum(axis=0)), class_set.classes)
+    gaps = group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}
+    return Disparities(gaps, {"auc": values}, overall={"auc": overall})
 
 
 class CalibrationSource:
@@ -172,6 +216,8 @@ class CalibrationSource:
 
     def __init__(self, tables: EvaluationTables) -> None:
         self._calibration, self._mixed = tables.calibration, tables.mixed
+        effects = find_design_effects(tables)
+        self.effects = np.array([pooled_effect(*row) for row in zip(effects, tables.row_images, strict=True)])
         self.cells = tables.calibration.size
 
     def observe(self) -> Arrays:
@@ -186,7 +232,7 @@ class CalibrationSource:
         sources = np.concatenate([classes, self._mixed[:, None]], axis=1)  # (G,K+1,15,3)
         n = np.rint(np.concatenate([self._calibration, self._mixed[:, None]], axis=1)[..., 0].sum(axis=-1))
         mean, right = (np.clip(or_zero(divide_defined(sources[..., i], sources[..., 0])), 0, 1) for i in (1, 2))
-        drawn = draw_rows(rng, n.astype(np.int64), sources[..., 0], num_draws)
+        drawn = draw_rows(rng, count_effective(n, self.effects[:, None]), sources[..., 0], num_draws)
         cells = np.stack([drawn, drawn * mean, rng.binomial(drawn, right)], axis=-1)
         return (cells.sum(axis=-3),)
 
@@ -197,5 +243,7 @@ class CalibrationSource:
         return Disparities({"gap_ece": GapValues(gap_defined(values), skipped)}, {"ece": values})
 
 
-def _lacks_a_class(lacking: Array, images: Array) -> bool:
-    return bool((lacking.any(axis=0) & ~images.any(axis=0)).any())
+def _average_areas(areas: Values, classes: Array) -> Array:
+    """Return the mean area over some classes, NaN without any."""
+    assert areas.by_class is not None
+    return mean_defined(np.where(classes, areas.by_class, np.nan))

@@ -2,9 +2,10 @@
 
 Letters: D leading axes (none, or the draws of a bootstrap), G groups, K classes. NaN stands for "cannot be computed".
 
-A term about a class counts only if every group has images of the class and its denominators are not 0; otherwise it is
-skipped and counted, and is never 0 or 1. A group without images takes no part in such terms. A figure of fewer than two
-groups does not exist.
+A term about a class compares the groups that have images of the class, if there are two of them; a group that lacks the
+class is left out for this class only. Sums over classes (``eopp1``, ``eopp0``, ``eodd``) are over the classes that all
+groups have, since a sum of fewer terms is smaller. What cannot be computed is skipped and counted, and is never 0 or 1.
+A figure of fewer than two groups does not exist.
 """
 
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from fedmed.metrics.values import (
     min_defined,
     std_defined,
 )
+
+CLASS_GAP = "class_sensitivity_gap"
 
 
 class GapValues(NamedTuple):
@@ -45,7 +48,7 @@ class GapValues(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Rates of the answer "class k" by group, each (D,G,K); NaN for a class that some group has no images of."""
+    """Rates of the answer "class k" by group, each (D,G,K); NaN for a class of which the group has no images."""
 
     selection: Array
     """Share of the group's images that are answered with k."""
@@ -80,12 +83,11 @@ def class_rates(counts: Array, other_wrong: Array | None = None) -> Rates:
         divide_defined(hits, positives),
         _keep_sure(divide_defined(predicted - hits + reach, n - positives), divide_defined(reach, n - positives)),
     )
-    shared = (positives > 0).all(axis=-2, keepdims=True)
-    return Rates(*(np.where(shared & ~np.isnan(rate).any(axis=-2, keepdims=True), rate, np.nan) for rate in rates))
+    return Rates(*(np.where(positives > 0, rate, np.nan) for rate in rates))
 
 
 def _keep_sure(rate: Array, reach: Array) -> Array:
-    return np.where(2 * reach.max(axis=-2, keepdims=True) <= MOST_OFF, rate, np.nan)
+    return np.where(2 * np.nan_to_num(reach).max(axis=-2, keepdims=True) <= MOST_OFF, rate, np.nan)
 
 
 def rate_gaps(rates: Rates) -> dict[str, GapValues]:
@@ -170,13 +172,44 @@ def equity_scaled(overall: Array, values: Array) -> GapValues:
     return GapValues(np.where(np.isnan(gap_defined(values)), np.nan, overall / (1 + distance)), _count_nan(values))
 
 
+def class_gap(tpr: Array, worth: Array) -> GapValues:
+    """Compute the largest difference of a class's sensitivity between two groups, in units of what chance does.
+
+    Parameters
+    ----------
+    tpr : ndarray, shape (D,G,K)
+        True positive rates.
+    worth : ndarray, shape (G,K)
+        How many images each row counts as.
+
+    Returns
+    -------
+    GapValues
+        By class the largest ``|p_g - p_h| / sqrt(p (1 - p) (1 / n_g + 1 / n_h))`` over pairs of groups g, h, where p is
+        the rate of the class in all groups together; NaN where fewer than two groups have the class, 0 where p is 0 or
+        1. The value is the largest over the classes. A class with few images has to differ by more.
+    """
+    usable = ~np.isnan(tpr)
+    weights = np.where(usable, worth, 0.0)
+    pooled = divide_defined((np.nan_to_num(tpr) * weights).sum(axis=-2), weights.sum(axis=-2))
+    spread = np.sqrt(np.maximum(pooled * (1 - pooled), 0.0))
+    largest = np.full(pooled.shape, np.nan)
+    for one in range(1, tpr.shape[-2]):
+        reach = np.sqrt(1 / np.maximum(worth[one], 1e-9) + 1 / np.maximum(worth[:one], 1e-9)) * spread[..., None, :]
+        apart = np.abs(tpr[..., one : one + 1, :] - tpr[..., :one, :])
+        scaled = np.where(np.isnan(apart), np.nan, np.nan_to_num(divide_defined(apart, reach)))
+        largest = np.fmax(largest, np.fmax.reduce(scaled, axis=-2))
+    return GapValues(max_defined(largest), _count_nan(largest), by_class=largest)
+
+
 def _gap(rate: Array) -> Array:
-    gap: Array = rate.max(axis=-2) - rate.min(axis=-2)
-    return gap
+    return gap_defined(np.moveaxis(rate, -2, -1))
 
 
 def _ratio(rate: Array) -> Array:
-    return divide_defined(rate.min(axis=-2), rate.max(axis=-2))
+    by_group = np.moveaxis(rate, -2, -1)
+    ratio = divide_defined(min_defined(by_group), max_defined(by_group))
+    return np.where(np.isnan(_gap(rate)), np.nan, ratio)
 
 
 def _by_class(by_class: Array, smaller_is_worse: bool = False) -> GapValues:
@@ -186,8 +219,9 @@ def _by_class(by_class: Array, smaller_is_worse: bool = False) -> GapValues:
 
 def _largest_sum(rate: Array) -> GapValues:
     first, second = np.triu_indices(rate.shape[-2], 1)
+    rate = np.where(np.isnan(rate).any(axis=-2, keepdims=True), np.nan, rate)
     difference = np.abs(rate[..., first, :] - rate[..., second, :])  # (D,pairs,K)
-    skipped = _count_nan(difference[..., 0, :])  # a class is defined for all groups or for none
+    skipped = _count_nan(difference[..., 0, :])  # a class is now defined for all groups or for none
     largest = np.nan_to_num(difference, nan=0.0).sum(axis=-1).max(axis=-1)
     return GapValues(np.where(skipped < rate.shape[-1], largest, np.nan), skipped)
 

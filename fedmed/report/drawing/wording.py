@@ -58,7 +58,10 @@ EXPLANATIONS = {
         "confidence by the number of images in each. 0 is perfect."
     ),
     "mce": "The same distance in the worst of the 15 bins.",
-    "classwise_ece": "The calibration error of the images of each true class, averaged over the classes that occur.",
+    "classwise_ece": (
+        "Whether a class gets a probability of 20 % for images of which 20 % are of it: the distance in each bin of "
+        "the class's probability, over all images, averaged over the classes. 0 is perfect."
+    ),
     "brier": (
         "The squared distance between the predicted probabilities and the truth, summed over the classes: 0 is "
         "perfect, 2 is certain and wrong."
@@ -90,6 +93,7 @@ LABELS |= {
     "class_recall_gap": "Gap in sensitivity between classes",
     "class_auc_std": "Spread of AUC between classes",
     "gap_ece": "Gap in calibration error",
+    "class_sensitivity_gap": "Largest gap of one class",
 }
 
 EXPLANATIONS |= {
@@ -132,6 +136,10 @@ EXPLANATIONS |= {
     "class_recall_gap": "The sensitivity of the best class minus that of the worst, all groups together.",
     "class_auc_std": "The standard deviation of the classes' AUC, all groups together.",
     "gap_ece": "The calibration error of the worst group minus that of the best.",
+    "class_sensitivity_gap": (
+        "The gap in sensitivity in the class, and between the two groups, where it is largest for the number of "
+        "images: a failure in one class is not averaged away."
+    ),
 }
 
 MODEL_NAMES = {

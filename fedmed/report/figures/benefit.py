@@ -1,9 +1,10 @@
 """The benefit part of ``report.json``: whether each hospital is better off with the federated model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fedmed.fairness.chance.paired import Difference, compare_paired
+from fedmed.fairness.chance.paired import LEVEL, Difference, compare_paired
+from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import (
     BATCH_NORM,
     COMPARED_MODELS,
@@ -14,7 +15,7 @@ from fedmed.metrics.site_tables import (
     SiteTables,
 )
 from fedmed.report.content import ReportContent
-from fedmed.report.figures.describe import describe_tables, drop_classes
+from fedmed.report.figures.describe import describe_tables, drop_classes, name_classes
 from fedmed.report.schema.figures import (
     BenefitEntry,
     BenefitPart,
@@ -45,19 +46,26 @@ def describe_benefit(content: ReportContent, site_figures: Mapping[str, FigureEn
     Returns
     -------
     BenefitPart
-        ``benefit``: by site ``models``, ``differences``, ``verdict``, ``decided_by`` and ``reason``, and
-        ``benefit_summary``: the sites by verdict. Empty where the run compared nothing.
+        ``benefit``: by site ``models``, ``differences``, ``verdict``, ``decided_by``, ``disagree`` and ``reason``,
+        ``benefit_summary``: the sites by verdict, and ``benefit_pooled``: one comparison over the images of all sites.
+        Empty where the run compared nothing.
+
+    Notes
+    -----
+    A verdict rests on accuracy and balanced accuracy together: on the one whose p-value, adjusted for the other, is
+    below 5 %, if the interval leaves out 0 too. Balanced accuracy alone would rest on a few images of rare classes, and
+    accuracy alone would not see them. Where both are beyond chance in opposite directions there is no verdict.
     """
     compared = any(set(tables.paired) & set(COMPARED_MODELS) for tables in content.test.values())
     # Before the test nobody has an answer, and nothing can be said about anybody.
     if not compared and not (content.benefit_expected and content.test):
-        return {"benefit": {}, "benefit_summary": {verdict: [] for verdict in VERDICTS}}
+        return {"benefit": {}, "benefit_summary": {verdict: [] for verdict in VERDICTS}, "benefit_pooled": {}}
     names = sorted({*content.test, *content.benefit_notes})
     benefit = {name: _describe_site(content, name, site_figures.get(name)) for name in names}
     summary: dict[SiteVerdict, list[str]] = {
         verdict: [name for name in names if benefit[name]["verdict"] == verdict] for verdict in VERDICTS
     }
-    return {"benefit": benefit, "benefit_summary": summary}
+    return {"benefit": benefit, "benefit_summary": summary, "benefit_pooled": _describe_pooled(content)}
 
 
 def _describe_site(content: ReportContent, name: str, federated: FigureEntries | None) -> BenefitEntry:
@@ -78,6 +86,11 @@ def _describe_site(content: ReportContent, name: str, federated: FigureEntries |
         "verdict": verdict,
         "decided_by": decided_by,
     }
+    if tables is not None and LOCAL in differences:
+        paired = tables.paired[LOCAL][SITE_ATTRIBUTE].pool()
+        entry["disagree"] = _disagree(differences[LOCAL])
+        entry["images_by_class"] = name_classes(content.classes, paired.cells[0].sum(axis=(1, 2)).tolist())
+        entry["patients"] = round(tables.site.patients[..., PATIENTS].sum())
     if verdict == UNKNOWN_VERDICT:
         entry["reason"] = content.benefit_notes.get(name) or _find_reason(differences, tables)
     return entry
@@ -88,9 +101,32 @@ def _keep_shown(figures: FigureEntries) -> FigureEntries:
 
 
 def _describe_differences(content: ReportContent, tables: SiteTables, model: str) -> dict[str, DifferenceEntry]:
-    cells_K22 = tables.paired[model][SITE_ATTRIBUTE].cells.sum(axis=0)
-    compared = compare_paired(cells_K22, content.seed)
+    compared = _compare([tables], model, content.seed)
     return {key: _describe_difference(compared[key]) for key in DECIDING_FIGURES if key in compared}
+
+
+def _compare(sites: Sequence[SiteTables], model: str, seed: int) -> dict[str, Difference]:
+    """Compare models over the images of some sites; a patient is taken to be at one of them only."""
+    paired = [tables.paired[model][SITE_ATTRIBUTE].pool() for tables in sites]
+    patients = [tables.models[FEDERATED][SITE_ATTRIBUTE].patients[..., PATIENTS].sum(axis=0) for tables in sites]
+    return compare_paired(
+        sum((one.cells[0] for one in paired[1:]), paired[0].cells[0]),
+        seed,
+        spread=sum((one.spread[0] for one in paired[1:]), paired[0].spread[0]),
+        patients=sum(patients[1:], patients[0]),
+    )
+
+
+def _describe_pooled(content: ReportContent) -> dict[str, DifferenceEntry]:
+    """Compare the federated model with the sites' own ones over the images of all sites that compared them."""
+    sites = [
+        content.test[name]
+        for name in sorted(content.test)
+        if SITE_ATTRIBUTE in content.test[name].paired.get(LOCAL, {})
+    ]
+    if len(sites) < 2:
+        return {}
+    return {key: _describe_difference(one) for key, one in _compare(sites, LOCAL, content.seed).items()}
 
 
 def _describe_difference(difference: Difference) -> DifferenceEntry:
@@ -109,15 +145,32 @@ def describe_difference(difference: Difference) -> DifferenceEntry:
         "n": difference.n,
         "verdict": difference.verdict,
         "reason": difference.reason,
+        "family_p": difference.family_p,
     }
 
 
 def _decide(differences: Mapping[str, DifferenceEntry]) -> tuple[SiteVerdict, str | None]:
-    """Return the verdict over a site, and the figure that it rests on: balanced accuracy if that is defined."""
-    for key in DECIDING_FIGURES:
-        if key in differences and differences[key]["value"] is not None:
-            return differences[key]["verdict"], key
-    return UNKNOWN_VERDICT, None
+    """Return the verdict over a site, and the figure that it rests on."""
+    known = [key for key in DECIDING_FIGURES if key in differences and differences[key]["value"] is not None]
+    if not known:
+        return UNKNOWN_VERDICT, None
+    found = [key for key in known if _is_beyond_chance(differences[key])]
+    verdicts = {differences[key]["verdict"] for key in found}
+    if len(verdicts) != 1:
+        return "undecided", known[0]
+    first = min(found, key=lambda key: differences[key].get("family_p") or 0.0)
+    return differences[first]["verdict"], first
+
+
+def _is_beyond_chance(difference: DifferenceEntry) -> bool:
+    family_p = difference.get("family_p")
+    return difference["verdict"] != "undecided" and family_p is not None and family_p < LEVEL
+
+
+def _disagree(differences: Mapping[str, DifferenceEntry]) -> bool:
+    """Return whether one figure is beyond chance and the other is not, or points the other way."""
+    known = [one for key in DECIDING_FIGURES if (one := differences.get(key)) and one["value"] is not None]
+    return len({one["verdict"] if _is_beyond_chance(one) else "undecided" for one in known}) > 1
 
 
 def _find_reason(differences: Mapping[str, Mapping[str, DifferenceEntry]], tables: SiteTables | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from fedmed.fairness.chance.paired import compare_paired
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups
+from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import (
     FEDERATED,
     SITE_ATTRIBUTE,
@@ -160,7 +161,10 @@ def _describe_group(
         )
         for model, name in names.items()
     }
-    differences = compare_paired(cells_K22, content.seed)
+    patients = combine_tables([tables.models[FEDERATED][attribute].select(group) for tables in chosen]).patients
+    differences = compare_paired(
+        cells_K22, content.seed, spread=paired.spread.sum(axis=0), patients=patients[..., PATIENTS].sum(axis=0)
+    )
     return {
         "models": {name: {key: drop_classes(figures[key]) for key in KEPT_FIGURES} for name, figures in models.items()},
         "differences": {key: describe_difference(differences[key]) for key in KEPT_FIGURES if key in differences},

@@ -9,6 +9,7 @@ import numpy as np
 from fedmed.fairness.chance.intervals import add_intervals
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
+from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.content import ReportContent
 from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry, Reliability
@@ -42,10 +43,35 @@ def describe_tables(
     present = [bool(images) for images in tables.row_images.sum(axis=0)]
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
+    patients = round(tables.patients[..., PATIENTS].sum())
     for key, entry in described.items():
+        if patients and key not in CALIBRATION_FIGURES:
+            entry["patients"] = patients
         if entry["value"] is None and (any(lacking) or (tables.num_images == 0 and content.thresholds["k"] > 1)):
             entry["reason"] = _explain_withheld(tables, key, content, lacking) or entry["reason"]
     return described
+
+
+def add_pooled(figures: FigureEntries, everyone: EvaluationTables, content: ReportContent) -> FigureEntries:
+    """Return figures of a site or a group, those over fewer than all classes beside that of everyone over the same.
+
+    Parameters
+    ----------
+    figures : dict
+        As :func:`describe_tables` gives them.
+    everyone : EvaluationTables
+        Of all sites or groups that may be shown.
+    content : ReportContent
+        Names of the classes.
+    """
+    partial = {key: tuple(entry["over_classes"]) for key, entry in figures.items() if "over_classes" in entry}
+    pooled = {
+        names: compute_figures(everyone, np.isin(np.array(content.classes), names)) for names in set(partial.values())
+    }
+    return {
+        key: entry | {"pooled": pooled[partial[key]][key].value} if key in partial else entry
+        for key, entry in figures.items()
+    }
 
 
 def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent, lacking: list[bool]) -> str | None:
@@ -114,6 +140,8 @@ def _describe_figure(figure: Figure, classes: tuple[str, ...], present: list[boo
         described["bound"] = figure.bound
     elif figure.within_sites:
         described["within_sites"] = True
+    if figure.classes is not None:
+        described["over_classes"] = [classes[k] for k in figure.classes]
     if figure.by_class is not None:
         intervals = figure.by_class_interval or (None,) * len(classes)
         described["by_class"] = {

@@ -10,7 +10,7 @@ from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_o
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, SiteTables, combine_attribute
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.content import ReportContent
-from fedmed.report.figures.describe import describe_tables, name_classes
+from fedmed.report.figures.describe import add_pooled, describe_tables, name_classes
 from fedmed.report.schema.document import RoundCourse
 from fedmed.report.schema.figures import (
     AlarmEntry,
@@ -116,7 +116,8 @@ def _describe_groups(
     tables, hidden = groups.tables[attribute], groups.hidden.get(attribute, {})
     if attribute == SITE_ATTRIBUTE:
         return {group: site_figures[group] for group in tables.groups}
-    return {group: describe_tables(tables.select(group), content, reason=hidden.get(group)) for group in tables.groups}
+    found = {group: describe_tables(tables.select(group), content, reason=hidden.get(group)) for group in tables.groups}
+    return {group: add_pooled(figures, leave_out(tables, hidden), content) for group, figures in found.items()}
 
 
 def _select_compared(groups: Groups, attribute: str) -> EvaluationTables:
@@ -172,6 +173,12 @@ def _describe_gap(gap: GapFigure, classes: tuple[str, ...]) -> GapEntry:
         "left_out": list(gap.left_out),
         "n_withheld": gap.n_withheld,
     }
+    if gap.classes is not None:
+        described["over_classes"], described["overall"] = [classes[k] for k in gap.classes], gap.overall
+    if gap.lacking:
+        described["lacking"] = {classes[k]: list(names) for k, names in gap.lacking.items()}
+    if gap.limit is not None:
+        described["limit"] = gap.limit
     if gap.by_class is not None:
         described["by_class"] = {name: {"value": value} for name, value in name_classes(classes, gap.by_class).items()}
     return described

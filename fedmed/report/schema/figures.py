@@ -47,6 +47,12 @@ class FigureEntry(TypedDict):
     """How far an AUC from histograms may be off."""
     within_sites: NotRequired[bool]
     """Whether an AUC compares images of the same site only; absent for no."""
+    over_classes: NotRequired[list[str]]
+    """Classes over which the mean is, where not all are told; absent for all."""
+    pooled: NotRequired[float | None]
+    """Of a site or a group: the figure of all images of these classes together."""
+    patients: NotRequired[int]
+    """Patients behind it, where they are told. Who has images of several classes counts once for each."""
 
 
 FigureEntries = dict[str, FigureEntry]
@@ -80,6 +86,14 @@ class GapEntry(TypedDict):
     left_out: list[str]
     n_withheld: int
     by_class: NotRequired[dict[str, ClassGap]]
+    over_classes: NotRequired[list[str]]
+    """Classes over which all groups are compared, of means over the classes."""
+    overall: NotRequired[float | None]
+    """The figure of all compared groups together, over the same classes."""
+    lacking: NotRequired[dict[str, list[str]]]
+    """Of rates, by class: groups that lack it and are left out for it."""
+    limit: NotRequired[float | None]
+    """The adjusted p-value up to which it is flagged."""
 
 
 class FindingEntry(TypedDict):
@@ -130,6 +144,8 @@ class DifferenceEntry(TypedDict):
     n: int
     verdict: Literal["better", "worse", "undecided"]
     reason: str | None
+    family_p: NotRequired[float | None]
+    """The p-value, adjusted for the other figure of the same comparison."""
 
 
 class ComparedEntry(TypedDict):
@@ -150,6 +166,12 @@ class BenefitEntry(TypedDict):
     """Key of the figure."""
     reason: NotRequired[str]
     """Why nothing is known."""
+    disagree: NotRequired[bool]
+    """Whether accuracy and balanced accuracy do not point the same way, or only one of them is more than chance."""
+    images_by_class: NotRequired[dict[str, int]]
+    """Test images behind the comparison with the site's own model."""
+    patients: NotRequired[int]
+    """Patients behind it, where they are told."""
 
 
 class BenefitPart(TypedDict):
@@ -157,6 +179,8 @@ class BenefitPart(TypedDict):
 
     benefit: dict[str, BenefitEntry]
     benefit_summary: dict[SiteVerdict, list[str]]
+    benefit_pooled: NotRequired[dict[str, DifferenceEntry]]
+    """By figure: the federated model against the sites' own ones over the test images of all sites together."""
 
 
 class Reliability(TypedDict):

@@ -1,6 +1,8 @@
 """``flower-client --approve``: what a person reads, what is stored, and what has changed since."""
 
 import json
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ from client.check.approval import Wish, approve, check_approval
 from client.check.context import CheckContext
 from client.check.plan_words import describe_plan, list_changes, list_questions
 from client.guard.approvals import APPROVALS_FILE, Approvals
+from client.guard.audit_view import render_audit
+from client.guard.ledger import Ledger
+from client.guard.requests import Request
+from client.hospital.told_groups import find_other_groups, note_groups
 from fedmed.config import Plan, make_distil_plan, make_student_plan, plan_hash
-from fedmed.config.client import ClientConfig
+from fedmed.config.client import ClientConfig, PolicyConfig
 from fedmed.errors import ConfigError, PolicyError, RunFolderError
 from tests.client.support.kit import PLAN, FakeFleet, connect_to, make_hello, make_kit
 
 MAIN = Plan.model_validate(PLAN)
+USER = pwd.getpwuid(os.getuid()).pw_name
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def test_a_person_reads_the_plan_and_approves_it(config: ClientConfig, capsys: p
     for line in describe_plan(MAIN):
         assert line in text
     assert f"The plan {MAIN.sha256} is approved." in text
-    assert look(config) == ("ok", f"the plan {MAIN.sha256} is approved since {_time(config)}")
+    assert look(config) == ("ok", f"the plan {MAIN.sha256} is approved since {_time(config)} by user {USER}")
     log = (Path(config.state_dir) / "audit.jsonl").read_text()
     assert f'"plan_sha256":"{MAIN.sha256}"' in log
     assert (Path(config.state_dir) / APPROVALS_FILE).stat().st_mode & 0o077 == 0
@@ -113,6 +120,47 @@ def test_words_say_what_is_trained_and_what_leaves_how_often() -> None:
     ]
 
 
+def list_leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        return [(path, value)]
+    return [leaf for key, one in value.items() for leaf in list_leaves(one, f"{path}.{key}".lstrip("."))]
+
+
+def test_every_setting_is_shown_in_full() -> None:
+    """What decides how much is computed stands in the words, everything in the list, and nothing is cut at 300."""
+    names = [f"class number {number:03d} of many" for number in range(60)]
+    steps = {"steps": 17, "first_steps": 333}
+    schedule = {"name": "step", "milestones": [0.25, 0.875], "gamma": 0.2}
+    plan = Plan.model_validate(
+        PLAN
+        | {"classes": names, "fopro": {"prompt": steps}, "loss": {"ce": {"weight": 1.0, "note": "n" * 400 + "end"}}}
+        | {"training": PLAN["training"] | {"schedule": schedule}}
+    )
+    lines = describe_plan(plan)
+    text = "\n".join(lines)
+    for words in (
+        "learned on 333 batches in the first round and 17 in each later one",
+        "gamma 0)",
+        "milestones [0.25, 0.875], the rate there times 0.2",
+        names[-1] + ")",
+        "n" * 400 + "end",
+    ):
+        assert words in text
+    cosine = Plan.model_validate(PLAN | {"training": {"schedule": {"name": "cosine", "final_share": 0.125}}})
+    assert "schedule cosine, momentum 0.9, weight decay 0.0001, share of the rate at the end 0.125" in "\n".join(
+        describe_plan(cosine)
+    )
+    settings = lines[lines.index("Every setting of the plan:") + 1 :]
+    leaves = list_leaves(plan.model_dump(mode="json"))
+    assert settings == [f"- {key}: {one if isinstance(one, str) else json.dumps(one)}" for key, one in leaves]
+
+
+def test_what_is_too_long_to_read_says_how_much_is_left_out() -> None:
+    plan = Plan.model_validate(PLAN | {"study": "s" * 6000})
+    line = describe_plan(plan)[0]
+    assert "s (... and 1,000 more letters, which flower-client --approve --json shows)" in line
+
+
 def test_a_hash_that_was_named_must_be_the_plan_s(config: ClientConfig) -> None:
     with pytest.raises(PolicyError, match=rf"has the hash {MAIN.sha256}, not {'0' * 64}\. It is not approved"):
         type_approve(config, sha256="0" * 64, yes=True)
@@ -147,6 +195,101 @@ def test_approved_already_and_again(config: ClientConfig, capsys: pytest.Capture
     assert [one.number for one in Approvals(Path(config.state_dir)).read()] == [1]
     type_approve(config, again=True)
     assert [one.number for one in Approvals(Path(config.state_dir)).read()] == [2]
+
+
+def test_again_tells_what_was_answered(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the run, under whatever plan: a new plan goes on counting, and only --again begins anew."""
+    type_approve(config)
+    state = Path(config.state_dir)
+    ledger, approvals = Ledger(state / "runs", config.policy), Approvals(state)
+    request = Request(kind="train", plan=MAIN, round=1)
+    ledger.note(request, approvals.read()[0], "trained", "0" * 64)
+    approvals.note_answer(approvals.read()[0])
+    capsys.readouterr()
+    type_approve(config, {"rounds": 9})
+    assert "which goes on counting under the new plan: train 1 times" in capsys.readouterr().out
+    assert [(one.number, one.has_answered) for one in approvals.read()] == [(1, True)]
+    type_approve(config, again=True, answer="n")
+    assert "WARNING: --again counts anew. The server has had of this run: train 1 times." in capsys.readouterr().out
+    type_approve(config, again=True)
+    assert [(one.sha256, one.number, one.has_answered) for one in approvals.read()] == [(MAIN.sha256, 2, False)]
+    last = json.loads((state / "audit.jsonl").read_text().splitlines()[-1])["fields"]
+    assert (last["again"], last["answered_before"]) == (True, "train 1 times")
+
+
+def test_who_approved_is_recorded_and_shown(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    type_approve(config, name="Erika Mustermann")
+    (approval,) = Approvals(Path(config.state_dir)).read()
+    assert (approval.user, approval.name) == (USER, "Erika Mustermann")
+    assert look(config)[1].endswith(f"since {approval.approved} by Erika Mustermann, user {USER}")
+    shown = render_audit(Path(config.state_dir))
+    for word in ("a person here approved a plan", USER, "Erika", "Mustermann"):
+        assert word in shown
+
+
+def test_approvals_of_before_name_nobody(tmp_path: Path) -> None:
+    Approvals(tmp_path).add(MAIN)
+    file = tmp_path / APPROVALS_FILE
+    content = json.loads(file.read_text())
+    del content["plans"][0]["user"], content["plans"][0]["name"]
+    file.write_text(json.dumps(content))
+    assert Approvals(tmp_path).read()[0].by == "nobody who is recorded"
+
+
+SEX: dict[str, Any] = {"fairness": {"attributes": ["sex"], "intersections": "none"}, "run_id": "first"}
+BOTH: dict[str, Any] = {"fairness": {"attributes": ["sex", "age"], "intersections": [["sex", "age"]]}}
+BY_SEX: dict[str, Any] = {"losses": "groups", "loss_attribute": "sex"}
+
+
+def _tell(config: ClientConfig, plan: dict[str, Any], what: str = "tables") -> None:
+    note_groups(Path(config.state_dir), config.policy, Plan.model_validate(PLAN | plan), what)
+
+
+def test_other_groups_of_the_same_images_need_a_word_of_their_own(
+    config: ClientConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _tell(config, SEX)
+    status, found = look(config, BOTH)
+    assert status == "warning"
+    assert "The plan asks for tables by age, age x sex, of images of which this site has told" in found
+    assert "run first: sex" in found
+    with pytest.raises(PolicyError, match="add --other-groups"):
+        type_approve(config, BOTH, yes=True)
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return "n" if "patient groups" in question else "y"
+
+    fleet = FakeFleet(make_hello(BOTH))
+    assert approve(config, Wish(), connect_to(fleet), answer) == 1
+    assert len(asked) == 1
+    assert approved(config) == []
+    assert "WARNING: The plan asks for tables by age, age x sex" in capsys.readouterr().out
+    assert type_approve(config, BOTH, yes=True, other_groups=True) == 0
+    assert len(approved(config)) == 1
+
+
+def test_groups_that_are_known_or_listed_need_none(config: ClientConfig) -> None:
+    def needs(plan: dict[str, Any], **policy: Any) -> bool:
+        allowed = PolicyConfig.model_validate(policy)
+        return bool(find_other_groups(Path(config.state_dir), allowed, Plan.model_validate(PLAN | plan)))
+
+    assert not needs(BOTH), "nothing was told yet"
+    _tell(config, SEX)
+    assert not needs(SEX | {"run_id": "second"}), "the same again"
+    assert needs(BOTH)
+    assert needs({}), "all attributes of the data"
+    listed = {"attributes": ["sex", "age"], "crossings": [["sex", "age"]]}
+    assert not needs(BOTH, **listed)
+    assert needs(BOTH, attributes=["sex", "age"]), "the crossing is not listed"
+    assert not needs(BOTH, attributes=["sex"]), "no more than sex is told then"
+    assert not needs(BOTH | BY_SEX | {"fairness": SEX["fairness"]}), "no losses were told so far"
+    _tell(config, BY_SEX, "losses")
+    assert needs({"losses": "groups", "loss_attribute": "age x sex", "fairness": SEX["fairness"]})
+    assert not needs({"losses": "groups", "loss_attribute": "age x sex", "fairness": SEX["fairness"]}, **listed)
+    _tell(config, {})
+    assert not needs(BOTH), "every attribute and crossing was told"
 
 
 def test_json_for_scripts(config: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:

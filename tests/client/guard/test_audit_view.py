@@ -100,8 +100,23 @@ def test_unanswered_request_and_damaged_lines_are_told(tmp_path: Path) -> None:
         file.write(b"\xff[[[\n")
     assert len(read_audit(tmp_path)[0]) == 1
     assert "The chain is broken" in render_audit(tmp_path)
-    with pytest.raises(RunFolderError, match="cannot be read"):
+    with pytest.raises(RunFolderError, match=r"There is no audit log .* yet: this site has answered nothing"):
         read_audit(tmp_path / "none")
+
+
+def test_a_withdrawal_is_a_row_once_in_logs_of_old_and_new(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    counts = {"listed": 1, "matched": 1, "images": {"train": 2}, "further": {"train": 9}}
+    log.append("exclusions", **counts, salt="1")
+    for number, salt in ((2, "2"), (2, "3"), (4, "4")):
+        log.append("received", kind="train", run="r", round=1, of=None, parts=[])
+        found = counts | {"images": {"train": number}, "lines": [], "salt": salt}
+        log.append("sent", kind="train", run="r", round=1, of=None, parts=[], exclusions=found)
+    rows, _ = read_audit(tmp_path)
+    words = "images left out because patients withdrew"
+    assert [row.asked for row in rows] == [words, "training", words, "training", "training", words]
+    assert 'images: {"train": 4}' in rows[-1].why
+    assert "salt" not in rows[0].why + rows[-1].why
 
 
 @pytest.mark.parametrize("options", [["--last", "3"], ["--since", "2026-01-01"]])

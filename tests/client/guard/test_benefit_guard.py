@@ -74,6 +74,8 @@ def test_run_that_only_trains_alone_is_counted(site: HospitalSite) -> None:
 
 def test_sums_for_the_temperature(site: HospitalSite) -> None:
     """Of 12 validation images 6 are of the one class of at least three patients; the others are rare classes."""
+    assert read_values(site.ask(CALIBRATE, site.model, round=1), REPORT)["n"] == 0, "6 images of 3 patients, and k = 6"
+    site = site.restart(policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})
     reply = site.ask(CALIBRATE, site.model, round=1)
     told = read_values(reply, REPORT)
     described = read_values(site.ask("query"), REPORT)

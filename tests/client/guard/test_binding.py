@@ -123,6 +123,50 @@ def test_what_studies_use_is_within_the_bounds(change: dict[str, Any]) -> None:
     assert check_bounds(PolicyConfig(), Plan.model_validate(PLAN | change)) == []
 
 
+SMALL = {"kind": "co_distillation", "model": {"name": "tiny", "width": 6}}
+WORK: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "steps": (
+        {"fopro": {"prompt": {"steps": 1000}}},
+        {"fopro": {"prompt": {"steps": 1001}}},
+        "found fopro.prompt.steps 1001, allowed up to 1000. Change fopro.prompt.steps in server.yaml",
+    ),
+    "first steps": (
+        {"fopro": {"prompt": {"first_steps": 1000}}},
+        {"fopro": {"prompt": {"first_steps": 10**9}}},
+        "found fopro.prompt.first_steps 1000000000, allowed up to 1000.",
+    ),
+    "hidden": (
+        {"fopro": {"prompt": {"hidden": 4096}}},
+        {"fopro": {"prompt": {"hidden": 4097}}},
+        "found fopro.prompt.hidden 4097, allowed up to 4096",
+    ),
+    "cache": (
+        {"fopro": {"cache_mib": 16_384}},
+        {"fopro": {"cache_mib": 16_385}},
+        "found fopro.cache_mib 16385, allowed up to 16384",
+    ),
+    "attempts": ({"attempts": 10_000}, {"attempts": 10_001}, "found attempts 10001, allowed up to 10000"),
+    "milestones": (
+        {"training": {"schedule": {"name": "step", "milestones": [0.5] * 2}}},
+        {"training": {"schedule": {"name": "step", "milestones": [0.5] * 101}}},
+        "found training.schedule.milestones 101, allowed up to 100",
+    ),
+    "rounds of a small network": (
+        {"student": SMALL | {"rounds": 1000}},
+        {"student": SMALL | {"rounds": 1001}},
+        "policy.max_rounds: found fopro.compression.rounds 1001, allowed up to 1000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_plan_cannot_ask_for_any_amount_of_work(name: str) -> None:
+    allowed, refused, expected = WORK[name]
+    assert check_bounds(PolicyConfig(), Plan.model_validate(PLAN | allowed)) == []
+    (refusal,) = check_bounds(PolicyConfig(), Plan.model_validate(PLAN | refused))
+    assert expected in str(refusal)
+
+
 @pytest.mark.parametrize(
     ("batch", "num_images", "most", "expected"),
     [(32, 100, 256, 32), (100_000, 100, 256, 50), (51, 100, 256, 50), (400, 1000, 256, 256), (8, 100, 4, 4)],
@@ -144,7 +188,7 @@ def test_a_site_trains_with_its_own_batch(tmp_path: Path, monkeypatch: pytest.Mo
         return fit(model, part, plan, **options)
 
     monkeypatch.setattr(site_module, "fit", watch)
-    half = len(open_site(site.config).data.train) // 2
+    half = open_site(site.config).count_patients("train") // 2
     site.ask("train", site.model, {"training": {"optimizer": {"lr": 0.05}, "batch_size": half + 1}}, round=1)
     assert used == [half]
 

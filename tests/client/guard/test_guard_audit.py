@@ -9,8 +9,9 @@ import pytest
 from client import site as site_module
 from client.guard import guard as guard_module
 from client.guard.guard import NotRecordedError
+from client.hospital.said import take_lines
 from fedmed.config.client import PolicyConfig
-from fedmed.errors import PolicyError, RunFolderError, TrainingError, WireError, describe_error
+from fedmed.errors import PolicyError, RunFolderError, WireError, describe_error
 from fedmed.protocol.kinds import HEADS, KINDS
 from fedmed.protocol.messages import REPORT, read_values
 from fedmed.storage.audit import AuditLog
@@ -93,7 +94,7 @@ def test_fault_of_ours_is_not_told_in_detail(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="bad image"):
         site.ask("train", site.model, round=1)
     (sent,) = site.events("sent")
-    assert sent["text"] == "ValueError at the site; its log says more"
+    assert sent["text"] == "the site's program failed (ValueError); the site's log says more"
     assert PATIENT not in (site.state / "audit.jsonl").read_text()
 
 
@@ -103,17 +104,38 @@ def test_withdrawn_patients_are_counted_and_not_named_in_the_audit_log(tmp_path:
     file.write_text(f"{PATIENT}-000\n{PATIENT}-001\nNOBODY\n")
     site.ask("query")
     site.ask("query")
-    (counts,) = site.events("exclusions")
+    counts = site.exclusions()[-1]
     assert (counts["listed"], counts["matched"], sum(counts["images"].values())) == (3, 2, 4)
     file.write_text(f"{PATIENT}-000\n")
     before = read_values(site.ask("query"), REPORT)["num_images"]["train"]
-    assert [entry["listed"] for entry in site.events("exclusions")] == [3, 1]
-    assert len({entry["salt"] for entry in site.events("exclusions")}) == 2, "the log's head, which leaves, tells none"
+    assert [entry["listed"] for entry in site.exclusions()] == [3, 3, 1]
+    assert len({entry["salt"] for entry in site.exclusions()}) == 3, "the log's head, which leaves, tells none"
     file.write_text("\n".join(str(row["patient"]) for row in site.rows))
-    with pytest.raises(TrainingError, match="no training image left"):
-        site.ask("train", site.model, round=1)
+    assert read_values(site.ask("train", site.model, round=1), REPORT) == {"declined": True}
     assert before > 0
     assert PATIENT not in (site.state / "audit.jsonl").read_text()
+
+
+def test_the_console_is_told_of_a_withdrawal_and_of_a_line_that_matches_nobody(tmp_path: Path) -> None:
+    site = HospitalSite(tmp_path, exclude="withdrawn.txt")
+    file = tmp_path / "withdrawn.txt"
+    file.write_text("")
+    take_lines()
+    site.ask("query")
+    assert take_lines() == [], "nobody is left out"
+    file.write_text(f"\n{PATIENT}-000\nNOBODY-KNOWN\nNOBODY-KNOWN\n")
+    site.ask("query")
+    withdrawn, unknown = take_lines()
+    images = site.exclusions()[-1]["images"]
+    assert withdrawn.startswith("A withdrawal is in effect.")
+    assert f"train {images['train']} and " in withdrawn
+    assert unknown.startswith("1 of 2 lines in the file of withdrawn patients (exclude in client.yaml)")
+    assert ": line 3." in unknown
+    assert PATIENT not in withdrawn + unknown
+    assert "NOBODY" not in withdrawn + unknown
+    site.ask("query")
+    assert take_lines() == [], "told once"
+    assert site.exclusions()[-1]["lines"] == [3]
 
 
 def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
@@ -125,7 +147,7 @@ def test_audit_log_holds_few_keys_of_what_arrived(tmp_path: Path) -> None:
 
 
 def assert_says_nothing(error: BaseException) -> None:
-    assert describe_error(error) == "NotRecordedError at the site; its log says more"
+    assert describe_error(error) == "the site could not do this; the site's log says why"
 
 
 @pytest.mark.parametrize("kind", ["query", "train"])
@@ -182,4 +204,4 @@ def test_an_app_that_wants_to_exit_is_written_down(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(site_module, "fit", fail)
     with pytest.raises(SystemExit):
         site.ask("train", site.model, round=1)
-    assert site.events("sent")[0]["text"] == "SystemExit at the site; its log says more"
+    assert site.events("sent")[0]["text"] == "the site's program failed (SystemExit); the site's log says more"

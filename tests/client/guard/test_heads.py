@@ -8,6 +8,7 @@ from client.hospital import site_key
 from fedmed.keys.passphrases import hold_passphrase
 from fedmed.processes import write_secret
 from fedmed.protocol.kinds import HEADS
+from fedmed.protocol.messages import read_signed_heads
 from server.provisioning.countersigning import read_countersigned
 from tests.support.signed_logs import NAME, SignedLogs
 
@@ -48,3 +49,22 @@ def test_without_the_passphrase_the_answer_goes_out_unsigned_and_the_site_says_s
     assert HEADS not in logs.ask().content
     assert "The head of the audit log is not signed" in caplog.text
     assert NAME not in read_countersigned(logs.run)
+
+
+def test_the_length_of_the_log_does_not_tell_when_somebody_withdrew(tmp_path: Path) -> None:
+    """Two hospitals are asked the same; in one of them patients withdraw in between."""
+    lengths: list[list[int]] = []
+    for withdraws in (True, False):
+        logs = SignedLogs(tmp_path / str(withdraws))
+        file = logs.site.folder / "withdrawn.txt"
+        logs.site = logs.site.restart(exclude="withdrawn.txt") if withdraws else logs.site
+        file.write_text("")
+        told = []
+        for number in range(4):
+            if number:
+                file.write_text("\n".join(str(row["patient"]) for row in logs.site.rows[: 2 * (number // 2)]))
+            told.append(read_signed_heads(logs.ask()).own.length)
+        lengths.append(told)
+        assert len(logs.site.exclusions()) == (4 if withdraws else 0)
+        assert logs.verify().report.ok
+    assert lengths[0] == lengths[1]

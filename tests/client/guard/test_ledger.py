@@ -10,14 +10,16 @@ from client.guard import ledger as ledger_module
 from client.guard.approvals import APPROVALS_FILE, Approvals
 from client.guard.ledger import LEDGER_FILE, OLD_COUNTS_FILE, ROUNDS_KEPT, Ledger
 from client.guard.requests import Request
+from client.hospital.told_groups import TOLD_FILE, read_groups
+from client.supernode.supervisor import forget
 from fedmed.config import Plan, make_distil_plan, make_student_plan
-from fedmed.config.client import PolicyConfig
+from fedmed.config.client import PolicyConfig, load_client_config
 from fedmed.errors import CheckpointError, PolicyError, RunFolderError, WireError
 from fedmed.protocol.foreseen import REPEATS
 from fedmed.protocol.kinds import KINDS
 from fedmed.protocol.messages import REPORT, read_model, read_values
 from fedmed.training.network import Network, hash_model
-from tests.client.support.hospital import PLAN, HospitalSite
+from tests.client.support.hospital import PLAN, POLICY, HospitalSite
 from tests.client.support.second_model import SMALL, SMALL_MODEL, ask, distil
 from tests.support.approval import approve
 
@@ -148,6 +150,7 @@ def test_what_comes_at_the_end_is_not_asked_first(site: HospitalSite) -> None:
 
 
 def test_after_the_end_has_begun_there_are_no_more_rounds(site: HospitalSite) -> None:
+    site = site.restart(policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})  # 3 patients of the class that is told
     run_rounds(site, 2)
     site.ask("evaluate.calibrate", site.model, round=2)
     refuses(site, "a new request for training .round 3. after the run's end has begun", "train", round=3)
@@ -309,7 +312,7 @@ def test_an_answer_that_cannot_be_counted_does_not_leave(site: HospitalSite, mon
     with pytest.raises(CheckpointError):
         site.ask("train", site.model, round=1)
     assert [part["name"] for entry in site.events("sent") for part in entry["parts"]] == ["error"]
-    assert site.events("sent")[0]["text"] == "CheckpointError at the site; its log says more"
+    assert site.events("sent")[0]["text"] == "the site could not do this; the site's log says why"
 
 
 def test_count_is_on_the_disk_before_an_answer_leaves(site: HospitalSite) -> None:
@@ -317,3 +320,51 @@ def test_count_is_on_the_disk_before_an_answer_leaves(site: HospitalSite) -> Non
     written = json.loads((site.state / APPROVALS_FILE).read_text())
     assert [one["has_answered"] for one in written["plans"]] == [True]
     assert Approvals(site.state).find(MAIN) is not None
+
+
+def test_plan_b_and_then_plan_a_again_begin_nothing_anew(site: HospitalSite) -> None:
+    """A server that has a second plan approved and then the first again gets no second set of answers."""
+    other_plan, (other,) = {"rounds": 5}, other_models(site, 1)
+    run_rounds(site, 2)
+    approve(site.state, PLAN | other_plan)
+    refuses(site, r"\(round 2\), another model or other settings than before", "train", plan=other_plan, round=2)
+    site.ask("train", site.model, other_plan, round=3)
+    site.ask("evaluate", site.model, other_plan, round=3, part="test")
+    approve(site.state, MAIN)
+    for number in (1, 3):
+        refuses(site, "after the run's end has begun", "train", other, round=number)
+    refuses(site, "one more request for test", "evaluate", round=3, part="test")
+    with pytest.raises(PolicyError, match="one more request for test"):
+        site.ask("evaluate", other, round=3, part="test")
+    site.ask("train", site.model, round=2)  # a repetition
+
+
+def test_a_list_of_approvals_that_was_moved_away_begins_nothing_anew(site: HospitalSite) -> None:
+    run_rounds(site, 2)
+    approve(site.state, MAIN, again=True)
+    run_rounds(site, 3)
+    (site.state / APPROVALS_FILE).unlink()
+    approve(site.state, MAIN)
+    refuses(site, r"\(round 2\), a step back from 3", "train", other_models(site, 1)[0], round=2)
+    approve(site.state, MAIN, again=True)
+    run_rounds(site, 1)
+
+
+def test_which_groups_were_told_apart_is_kept_over_runs(site: HospitalSite) -> None:
+    """Tables with an answer that holds some, losses with a training; --forget leaves it."""
+    by = {"fairness": {"attributes": ["sex"], "intersections": "none"}}
+    losses = {"losses": "groups", "loss_attribute": "sex"}
+    approve(site.state, PLAN | by)
+    site.ask("train", site.model, by, round=1)
+    assert read_groups(site.state) == {}
+    site.ask("evaluate", site.model, by, round=1, part="validation")
+    assert read_groups(site.state) == {"run1": {"tables": {"sex"}}}
+    approve(site.state, PLAN | by | losses | {"run_id": "run2"})
+    site.ask("train", site.model, by | losses | {"run_id": "run2"}, round=1)
+    assert read_groups(site.state) == {"run1": {"tables": {"sex"}}, "run2": {"losses": {"sex"}}}
+    forget(load_client_config(site.file), everything=True)
+    assert len(read_groups(site.state)) == 2
+    (site.state / TOLD_FILE).write_text("[")
+    approve(site.state, PLAN | by, again=True)
+    with pytest.raises(RunFolderError, match="which patient groups it has told apart"):
+        site.ask("evaluate", site.model, by, round=1, part="validation")

@@ -27,6 +27,8 @@ def site(tmp_path: Path) -> HospitalSite:
 
 
 def test_both_networks_are_scored_on_the_same_images(site: HospitalSite) -> None:
+    assert read_values(ask(site), REPORT)["mismatch"] is None, "6 images of 3 patients, and k = 6"
+    site = site.restart(policy=POLICY | {"suppression": {"k": 3, "k_row": 3}})
     reply = ask(site)
     tables = read_tables(reply)
     assert set(tables.models) == {FEDERATED, STUDENT}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,16 @@ def test_command_collects_what_was_announced_only(
     assert release.main([*command, released.sha256]) == 0
     assert capsys.readouterr().out.strip() == fetch_model(config)
     assert fleet.collected == [released.sha256] * 2
+
+
+def test_a_command_that_does_not_try_again_does_not_say_so(config: ClientConfig) -> None:
+    """Nothing listens at the port of the kit."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        config = config.model_copy(update={"server": f"127.0.0.1:{free.getsockname()[1]}", "insecure": True})
+    with pytest.raises(ConnectionRefusedByServerError, match="flower-server is not running") as told:
+        fetch_model(config)
+    assert "Trying again" not in str(told.value)
+    assert str(told.value).endswith("ask them to start it, then type: flower-client --fetch-model")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"manifest_sha256": "ab", "run_ids": 3}'])

@@ -93,6 +93,7 @@ class FakeWorker:
         self.failure: Exception | None = None
         self.check_once = False
         self.told: str | None = None  # why the work was not done
+        self.said: tuple[str, ...] = ()  # for the console
 
     def perform(self, task, objects, deadline, check):
         self.tasks.append((task, deadline))
@@ -102,7 +103,7 @@ class FakeWorker:
             raise self.failure
         message = inflate_message(task, dict(objects))
         content = make_request("flip", flip(read_data(message)))
-        return Reply(deflate_message(Message(content, reply_to=message)), self.told)
+        return Reply(deflate_message(Message(content, reply_to=message)), self.told, self.said)
 
 
 class Setting:
@@ -166,7 +167,7 @@ class TestConnecting:
         setting.server.answer_with("activate-node", 503, times=3)
         assert setting.node.run() == ENDED
         assert len(setting.texts("lost")) == 1
-        assert "503" in setting.texts("lost")[0]
+        assert setting.texts("lost")[0].endswith("(HTTP 503). Trying again.")
         assert len(setting.texts("connected")) == 1
         assert setting.server.calls["activate-node"] == 4
 
@@ -233,14 +234,12 @@ class TestAssignments:
         setting.server.add(make_request())
         setting.server.app = "evil/app"
         reply = self.run(setting)
-        assert reply.error.reason == (
-            "PolicyError: the run is one of the app 'evil/app'; this site runs 'fedmed/fedmed' only"
-        )
+        assert reply.error.reason == ("the run is one of the app 'evil/app'; this site runs 'fedmed/fedmed' only")
         assert setting.worker.tasks == []
         assert setting.server.calls["pull-object"] == 0
         assert setting.texts("failed") == [
             "'train' was not done: the run is one of the app 'evil/app'; this site runs 'fedmed/fedmed' only. "
-            "Its log: supernode.log."
+            f"Its log: {setting.config.state_dir}/logs/supernode.log."
         ]
         assert setting.texts("reply") == []
 
@@ -258,10 +257,11 @@ class TestAssignments:
     def test_a_worker_that_died_is_said(self, setting):
         setting.worker.failure = WorkerLostError("the site's worker process ended (SIGKILL)")
         setting.server.add(make_request())
-        assert self.run(setting).error.reason == "WorkerLostError: the site's worker process ended (SIGKILL)"
+        assert self.run(setting).error.reason == "the site's worker process ended (SIGKILL)"
 
         assert setting.texts("failed") == [
-            "'train' was not done: the site's worker process ended (SIGKILL). Its log: worker.log."
+            "'train' was not done: the site's worker process ended (SIGKILL). "
+            f"Its log: {setting.config.state_dir}/logs/worker.log."
         ]
         assert setting.texts("reply") == []
 
@@ -269,8 +269,16 @@ class TestAssignments:
         setting.worker.told = "The image a.png cannot be read."
         setting.server.add(make_request())
         self.run(setting)
-        assert setting.texts("failed") == ["'train' was not done: The image a.png cannot be read. Its log: worker.log."]
+        (text,) = setting.texts("failed")
+        log = f"{setting.config.state_dir}/logs/worker.log"
+        assert text == f"'train' was not done: The image a.png cannot be read. Its log: {log}."
         assert setting.texts("reply") == []
+
+    def test_what_the_worker_says_to_the_people_here_is_passed_on(self, setting):
+        setting.worker.said = ("A withdrawal is in effect.", "1 of 2 lines belong to no image.")
+        setting.server.add(make_request())
+        self.run(setting)
+        assert setting.texts("said") == ["A withdrawal is in effect.", "1 of 2 lines belong to no image."]
 
     def test_work_that_takes_too_long_is_given_up(self, setting):
         setting.worker.failure = WorkerLateError("the worker process did not finish in time")

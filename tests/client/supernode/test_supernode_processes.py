@@ -106,7 +106,7 @@ def test_a_real_superlink_and_real_processes(tmp_path):
             assert read_data(exchange(grid, north.node_id, make_request("flip", data))) == flip(data)
 
             reply = exchange(grid, north.node_id, make_request("die"))
-            assert reply.error.reason.startswith("WorkerLostError: the site's worker process ended (SIGKILL")
+            assert reply.error.reason.startswith("the site's worker process ended (SIGKILL")
             assert read_data(exchange(grid, north.node_id, make_request("flip", b"abc"))) == b"cba"
 
             # The process dies while its worker is busy: the next one is let in at once, and gets the message again.

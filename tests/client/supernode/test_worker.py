@@ -95,13 +95,13 @@ class TestWorker:
         [
             (
                 "policy",
-                "PolicyError: policy.max_rounds: found 9, allowed 3",
+                "policy.max_rounds: found 9, allowed 3",
                 "policy.max_rounds: found 9, allowed 3 second line",
             ),
-            ("private", "DataError at the site; its log says more", "/data/patient_0815.png cannot be read"),
-            ("key", "KeyError at the site; its log says more", "KeyError"),
-            ("exit", "SystemExit at the site; its log says more", "SystemExit"),
-            ("nothing", "TypeError at the site; its log says more", "TypeError"),
+            ("private", "the site could not do this; the site's log says why", "/data/patient_0815.png cannot be read"),
+            ("key", "the site's program failed (KeyError); the site's log says more", "KeyError"),
+            ("exit", "the site's program failed (SystemExit); the site's log says more", "SystemExit"),
+            ("nothing", "the site's program failed (TypeError); the site's log says more", "TypeError"),
         ],
     )
     def test_errors_become_replies_that_hold_nothing_private(self, do, reason, failure, caplog):
@@ -116,7 +116,7 @@ class TestWorker:
 
     def test_an_unknown_kind_is_an_error_reply(self):
         reply = read_reply(SiteWorker(app).answer(*make_task(make_request(), "train.other")).parts)
-        assert reply.error.reason == "ValueError at the site; its log says more"
+        assert reply.error.reason == "the site's program failed (ValueError); the site's log says more"
 
     @pytest.mark.parametrize("change", [{"message_type": "query"}, {"run_id": 8}, {"node_id": 6}])
     def test_another_message_than_announced_is_refused(self, change):
@@ -130,9 +130,10 @@ class TestWorker:
             SiteWorker(app).answer(task | {"root": record}, objects)
 
     def test_shareable_texts_only(self):
-        assert describe_error(PolicyError("a\nb")) == "PolicyError: a"
-        assert describe_error(PolicyError("")) == "PolicyError at the site; its log says more"
-        assert describe_error(DataError("secret")) == "DataError at the site; its log says more"
+        assert describe_error(PolicyError("a\nb")) == "a"
+        nothing = "the site could not do this; the site's log says why"
+        assert describe_error(PolicyError("")) == nothing
+        assert describe_error(DataError("secret")) == nothing
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,10 @@ class HospitalSite:
         assert verify_audit(file).ok
         return [json.loads(line) for line in file.read_text().splitlines()]
 
+    def exclusions(self) -> list[dict[str, Any]]:
+        """Return what the audit log tells with each answer of who is left out."""
+        return [entry["exclusions"] for entry in self.events("sent") if entry["exclusions"] is not None]
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the fields of the entries of one kind."""
         return [entry["fields"] for entry in self.audit() if entry["event"] == name]

@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2, poisson
 
 from fedmed.fairness import add_intervals, wilson_interval
+from fedmed.fairness.chance.proportions import proportion_interval
 from fedmed.metrics.classification import Figure, compute_figures, score_values
 from fedmed.metrics.tables import EvaluationTables, tables_from_logits
 from tests.metrics.support.samples import LONG_TAIL, draw_predictions, draw_tables
@@ -43,24 +44,41 @@ def test_wilson_by_hand_and_without_images():
 
 
 def test_single_proportions_have_wilson_intervals():
-    """Counts by hand: sensitivity 8/10 and 3/5, specificity 3/5 and 8/10, precision 8/10 and 3/5, accuracy 11/15."""
-    figures = with_intervals(tables_of_counts([[8, 2], [2, 3]]))
+    """Counts by hand: sensitivity 12/16, 6/11; specificity likewise; precision 12/17 and 6/10; accuracy 18/27."""
+    figures = with_intervals(tables_of_counts([[12, 4], [5, 6]]))
 
     def wilson(successes, n):
         interval = binomtest(successes, n).proportion_ci(method="wilson")
         return pytest.approx((interval.low, interval.high), abs=1e-12)
 
-    assert figures["accuracy"].interval == wilson(11, 15)
-    for key in ("sensitivity", "macro_recall", "macro_precision"):
-        assert figures[key].by_class_interval == (wilson(8, 10), wilson(3, 5))
-    assert figures["specificity"].by_class_interval == (wilson(3, 5), wilson(8, 10))
+    assert figures["accuracy"].interval == wilson(18, 27)
+    for key in ("sensitivity", "macro_recall"):
+        assert figures[key].by_class_interval == (wilson(12, 16), wilson(6, 11))
+    assert figures["macro_precision"].by_class_interval == (wilson(12, 17), wilson(6, 10))
+    assert figures["specificity"].by_class_interval == (wilson(6, 11), wilson(12, 16))
+
+
+def test_one_to_three_misses_are_bounded_by_poisson():
+    """The smallest mean of which at most one, two or three events come up in 5 % of the cases."""
+    for misses, n in ((1, 20), (2, 50), (3, 51)):
+        lower, upper = proportion_interval(np.array([misses, n - misses]), np.array([n, n]))
+        bound = chi2.ppf(0.05, 2 * misses) / (2 * n)
+        assert poisson.sf(misses - 1, bound * n) == pytest.approx(0.05)
+        plain = binomtest(misses, n).proportion_ci(method="wilson")
+        assert bound < plain.low
+        assert (lower[0], upper[0]) == pytest.approx((bound, plain.high))
+        assert (lower[1], upper[1]) == pytest.approx((1 - plain.high, 1 - bound))
+    lower, _ = proportion_interval(np.array(3), np.array(50))
+    assert lower == pytest.approx(binomtest(3, 50).proportion_ci(method="wilson").low)
 
 
 def test_every_figure_has_an_interval_around_it():
     for seed, temperature in ((0, 0.5), (1, 1.0), (2, 2.0)):
         figures = with_intervals(draw_tables(400, shares=(0.5, 0.3, 0.2), seed=seed, temperature=temperature))
+        assert figures.pop("class_auc_std").interval is None
         for key, figure in figures.items():
             lower, upper = figure.interval
+            assert lower < upper
             assert 0 <= lower <= figure.value <= upper <= (2 if key == "brier" else 1), key
             assert (figure.by_class_interval is not None) == (key in BY_CLASS)
             for value, pair in zip(figure.by_class or (), figure.by_class_interval or (), strict=True):
@@ -198,7 +216,7 @@ def test_figures_without_a_value_have_no_interval():
     """Class 2 of three does not occur and is never answered."""
     logits = torch.tensor([[3.0, 0.0, -3.0], [0.0, 1.0, -3.0], [0.0, 2.0, -3.0]])
     figures = with_intervals(tables_from_logits(logits, torch.tensor([0, 0, 1]), ["a"] * 3))
-    for key in ("sensitivity", "macro_precision", "macro_f1", "auc", "classwise_ece"):
+    for key in ("sensitivity", "macro_precision", "macro_f1", "auc"):
         assert figures[key].by_class[2] is None
         assert figures[key].by_class_interval[2] is None
         assert figures[key].by_class_interval[0] is not None
@@ -225,6 +243,7 @@ def test_without_scores_only_figures_of_the_auc_have_no_interval():
     assert [key for key, figure in with_intervals(hidden).items() if figure.interval is None] == [
         "auc",
         "class_auc_std",
+        "classwise_ece",
     ]
 
 

@@ -4,6 +4,7 @@ from scipy.stats import binomtest
 
 from fedmed.fairness import compare_paired
 from fedmed.fairness.chance.paired import sign_test
+from fedmed.metrics.site_tables import make_paired
 
 
 def make_cells(*classes):
@@ -127,3 +128,32 @@ def test_intervals_hold_the_truth_and_equal_models_are_rarely_told_apart(sizes, 
 def test_a_clear_benefit_is_found():
     verdicts = [d.verdict for d in simulate((100, 100), (0.85, 0.75), (0.7, 0.6), 100)]
     assert verdicts.count("better") >= 95
+
+
+def test_images_of_one_patient_count_as_one_where_they_are_answered_alike():
+    """Ten patients with four images; each model is right for whole patients, 8 times only the federated one."""
+    right = np.repeat([True] * 8 + [False] * 2, 4)
+    other = np.zeros(40, np.bool_)
+    patients = np.repeat(np.arange(10), 4).astype(str).tolist()
+    paired = make_paired(right, other, np.zeros(40, np.int64), ["a"] * 40, 2, patients)
+    as_images = compare_paired(paired.cells[0], 0)["accuracy"]
+    as_patients = compare_paired(paired.cells[0], 0, 4000, spread=paired.spread[0], patients=np.array([10, 0]))
+    assert as_images.p_value == pytest.approx(2.0**-31)
+    # Between patients the variance is (10 / 9) 16 (8 0.2^2 + 2 0.8^2), unrelated images have (40 / 39) 40 0.8 0.2.
+    effect = (10 / 9 * 16 * (8 * 0.04 + 2 * 0.64)) / (40 / 39 * 40 * 0.16)
+    flips = round(32 / effect)
+    assert flips == 7
+    assert as_patients["accuracy"].p_value == pytest.approx(2 * 0.5**flips, abs=0.01)
+    assert as_patients["accuracy"].value == 0.8
+    width = [one.interval[1] - one.interval[0] for one in (as_images, as_patients["accuracy"])]
+    assert width[1] > 1.5 * width[0]
+
+
+def test_the_adjusted_p_value_allows_for_both_figures():
+    """Of one class both figures are the same, and so is the adjusted p-value; of several it is at least as large."""
+    one = compare_paired(make_cells((5, 2, 9, 20)), 0, 4000)
+    assert one["balanced_accuracy"].family_p == pytest.approx(one["balanced_accuracy"].p_value, abs=1e-9)
+    several = compare_paired(make_cells((20, 4, 18, 60), (1, 0, 2, 2), (3, 1, 1, 4)), 0, 4000)
+    for difference in several.values():
+        assert difference.family_p >= difference.p_value - 0.01
+    assert min(one.family_p for one in several.values()) < 2 * min(one.p_value for one in several.values()) + 0.01

@@ -28,8 +28,16 @@ from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.audit import AuditLog, verify_audit
 from fedmed.storage.run_folder import RunFolder
 from server.finish import artefact as candidate
+from server.finish.chance import read_doubts
 from server.finish.compare_forms import Findings, _Expected, _read
-from server.release.decision import check_decided, decide_release, read_decision, write_decision
+from server.finish.differences import (
+    DIFFERENCES_FILE,
+    Acceptance,
+    find_accepted,
+    keep_differences,
+    read_differences,
+)
+from server.release.decision import accept_site_difference, check_decided, decide_release, read_decision, write_decision
 from server.release.operators import hash_content
 from server.release.publish import prepare_release
 from tests.client.support.kit import FakeFleet
@@ -115,6 +123,63 @@ def test_only_the_comparison_is_repeated(tested: Hospitals, monkeypatch: pytest.
     sent = tested.go().sent
     assert [kind for _, kind in sent] == ["query", "query", KINDS["release"].flower, KINDS["release"].flower]
     assert tested.run.finished_file.is_file()
+
+
+def claim_a_difference(site: str, request: Message, reply: Message) -> Message:
+    """The last site says that an artefact is no model, whatever it was sent."""
+    if site == "site_02" and request.metadata.message_type == KINDS["release"].flower:
+        values = read_values(reply, REPORT)
+        told = json.loads(json.dumps(values["comparison"]))
+        told["onnx"]["max_abs_error"] = 100.0
+        reply.content[REPORT] = make_content(REPORT, values | {"comparison": told})[REPORT]
+    return reply
+
+
+def test_a_difference_that_one_site_claims_can_be_accepted_by_name(tested: Hospitals) -> None:
+    """The server says which site and what to type; card, doubts and audit log say who has accepted it."""
+    with pytest.raises(FederationError, match=r"because site_02 found .*--accept-difference site_02 --by") as told:
+        tested.go(claim_a_difference)
+    assert "site_01 found no difference" in str(told.value)
+    with pytest.raises(FederationError, match=r"'site_01' has found no difference.*These have: site_02"):
+        accept_site_difference(tested.run, "site_01", "Ada")
+    with pytest.raises(ConfigError, match="--by"):
+        accept_site_difference(tested.run, "site_02", " ")
+    line = accept_site_difference(tested.run, "site_02", " Ada Lovelace ")
+    assert line == "Ada Lovelace has accepted the difference that site_02 has found, since site_01 found none."
+    tested.go(claim_a_difference)
+    assert tested.run.finished_file.is_file()
+    (entry,) = events(tested, "difference_accepted")
+    assert (entry["site"], entry["by"]) == ("site_02", "Ada Lovelace")
+    told_later = read(tested.run.tables / "release.json")
+    assert list(told_later["sites"]) == ["site_01"]
+    assert "which Ada Lovelace has accepted" in told_later["silent"]["site_02"]
+    (doubt,) = read_doubts(tested.run)
+    assert doubt.startswith("site_02 has found that the deployable form is not what was trained; Ada Lovelace has")
+    assert manifest_of(tested)["release"] == {"kind": "manual", "doubts": [doubt]}, "a person has to release it"
+    assert "**Warning.** site\\_02 has found" in (tested.run.model / "model_card.md").read_text()
+    decide_release(tested.run, "Grace Hopper")
+    assert manifest_of(tested)["release"]["doubts"] == [doubt]
+
+
+def test_a_difference_that_every_site_has_found_cannot_be_accepted(tested: Hospitals) -> None:
+    tamper_with_weights(tested.run.model)
+    with pytest.raises(FederationError, match="cannot be deployed as it is"):
+        tested.go()
+    with pytest.raises(FederationError, match="cannot be released"):
+        accept_site_difference(tested.run, "site_01", "Ada")
+
+
+def test_what_was_accepted_of_one_candidate_is_not_accepted_of_another(tested: Hospitals) -> None:
+    files = {"model.onnx": "ab"}
+    keep_differences(tested.run, files, Findings(problems={"site_02": "Other weights."}))
+    told = read_differences(tested.run)
+    assert told is not None
+    accepted = told.model_copy(update={"accepted": {"site_02": Acceptance(by="Ada", time="now")}})
+    (tested.run.path / DIFFERENCES_FILE).write_text(accepted.model_dump_json())
+    assert list(find_accepted(tested.run, files)) == ["site_02"]
+    assert find_accepted(tested.run, {"model.onnx": "cd"}) == {}
+    keep_differences(tested.run, {"model.onnx": "cd"}, Findings(problems={"site_02": "Other weights."}))
+    assert find_accepted(tested.run, files) == {}
 
 
 def tamper_with_weights(folder: Path) -> None:
@@ -228,7 +293,7 @@ def test_decision_is_in_manifest_card_audit_log_and_signed_manifest(waiting: Run
     assert read_decision(waiting) == decision
     manifest = read(waiting.model / "manifest.json")
     assert manifest["release"] == {"kind": "manual", "by": "Ada Lovelace", "time": decision.time}
-    assert "Disclosure: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
+    assert "Release: manual, by Ada Lovelace" in (waiting.model / "model_card.md").read_text()
     check_hashes(waiting.model)
     check_decided(waiting, decision)
     (entry,) = [
@@ -249,7 +314,7 @@ def test_the_card_names_both_persons_and_what_they_signed_is_what_is_released(wa
     before = hash_content(waiting)
     card = waiting.model / "model_card.md"
     write_decision(waiting, "Ada and Ben", "two_persons", [{"by": "Ada"}, {"by": "Ben"}])
-    assert "Disclosure: two persons, by Ada and Ben." in card.read_text()
+    assert "Release: two persons, by Ada and Ben." in card.read_text()
     check_hashes(waiting.model)
     assert hash_content(waiting) == before
     manifest = read(waiting.model / "manifest.json")

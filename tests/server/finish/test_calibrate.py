@@ -25,7 +25,7 @@ from fedmed.protocol.messages import REPORT, REQUEST, SUMS, make_content, read_s
 from fedmed.storage.audit import verify_audit
 from fedmed.storage.checkpoints import RunCheckpoints
 from fedmed.training.network import Network
-from server.finish.calibrate import _read
+from server.finish.calibrate import Sums, _read, _solve
 from server.rounds.scoring import load_tables
 from tests.support.deployment_grid import Hospitals
 from tests.support.federation import Federation
@@ -89,6 +89,24 @@ def test_temperature_is_that_of_all_validation_images(make_federation: Make) -> 
 
 
 DATA = {"source": "phantom", "images_per_site": 60, "num_classes": 3, "image_size": 16}
+
+
+def test_a_site_that_claims_most_images_does_not_choose_the_temperature() -> None:
+    """Two sites count the same: as if the large one had told its mean over as many images as the small one."""
+
+    def draw(n: int, sharpness: float, seed: int) -> Sums:
+        rng = torch.Generator().manual_seed(seed)
+        logits = torch.randn(n, 3, generator=rng)
+        labels = torch.multinomial((logits * sharpness).softmax(dim=1), 1, generator=rng)[:, 0]
+        return n, temperature_sums(logits, labels).numpy()
+
+    small, large = draw(200, 2.0, 0), draw(2000, 0.5, 1)
+    shrunk = 200, large[1] / 10
+    sites, alike = {"a": small, "b": large}, {"a": small, "b": shrunk}
+    assert _solve(sites, "auto").temperature == _solve(alike).temperature
+    assert _solve(sites).temperature > _solve(sites, "auto").temperature + 0.1
+    assert _solve(sites, "auto").n == 2200
+    assert _solve(alike, "auto") == _solve(alike)
 
 
 def test_both_forms_are_tested(make_federation: Make) -> None:

@@ -109,7 +109,7 @@ def test_the_model_card_warns(tmp_path: Path) -> None:
     decide_release(run, "Dr. Example")
     card = (run.model / "model_card.md").read_text()
     assert "Warning." in card
-    assert "Disclosure: manual, by Dr. Example." in card
+    assert "Release: manual, by Dr. Example." in card
 
 
 def test_a_real_federation_waits_for_a_person_and_says_why(doubtful: Hospitals, tmp_path: Path) -> None:

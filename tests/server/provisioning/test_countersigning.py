@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from client.app import main as client_main
+from client.guard.heads import verify_site
+from fedmed.errors import RunFolderError
 from fedmed.keys import make_site_key, read_private_key
 from fedmed.keys.statements import is_signed_by, sign_statement
 from fedmed.protocol.heads import LogHead, SignedHeads, read_stored, store_heads, went_back
 from fedmed.protocol.kinds import HEADS, KINDS, REPORT
 from fedmed.protocol.messages import add_heads, has_heads, read_signed_heads
+from fedmed.storage.run_folder import RunFolder
 from server.app import main as server_main
 from server.provisioning.countersigning import read_countersigned, site_file, verify_run_audit
 from tests.support.signed_logs import NAME, SignedLogs
@@ -309,3 +312,16 @@ def test_signature_of_a_statement_is_the_keys_and_the_statements(tmp_path: Path)
     for wrong in ("", "ä", "A" * 50, "====", signature[:-4]):
         assert not is_signed_by(line, b"text", wrong)
     assert not is_signed_by("no key", b"text", signature)
+
+
+def test_before_anything_was_answered_both_commands_say_when_there_will_be_a_log(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"yet: this site has answered nothing\. It begins with flower"):
+        verify_site(tmp_path, tmp_path / "release.pub")
+    run = RunFolder.create(tmp_path / "run", "resume")
+    with pytest.raises(RunFolderError, match=r"yet: nothing was asked .*\. It begins when flower-server is started"):
+        verify_run_audit(run, None, {})
+    report, _ = verify_run_audit(run, "ab" * 32, {})  # a checkpoint names an entry
+    assert (report.ok, report.reason) == (
+        False,
+        "The log is missing: it was deleted or moved away. Sites have countersigned none of its entries.",
+    )

@@ -95,9 +95,30 @@ def test_every_period_has_its_words() -> None:
         for name in section.model_fields:
             assert _describe(section, name) != name or name == "logs"
     periods = make_record(make_config(keep={"validation_tables": 12, "logs": None})).periods
-    assert "Coordinating site, tables of the validation images: 12 days after the end." in periods
+    assert "Coordinating site, tables of the validation images: 12 days after the end of the run." in periods
     assert "Coordinating site, logs of the programs: until somebody deletes it." in periods
+    assert (
+        "Hospital, stored answers of the test: as keep.test_answers in its client.yaml says, which is not known here; "
+        "where it says nothing, 365 days after the last change."
+    ) in periods
     assert len(periods) == len(ServerKeepConfig.model_fields) + len(SiteKeepConfig.model_fields) + 2
+
+
+def name_recipients(**changes: Any) -> str:
+    return "\n".join(make_record(make_config(**changes)).recipients)
+
+
+def test_a_model_hub_is_a_third_party_where_the_plan_dials_one() -> None:
+    """As client.guard.policy, which refuses such a plan unless policy.allow_download is set."""
+    assert "no service of a third party" in name_recipients()
+    for changes in (
+        {"fopro": make_fopro(teacher={"name": "resnet18", "source": "torchvision"})},
+        {"model": {"name": "frozen_teacher", "teacher": "resnet18", "source": "torchvision"}},
+    ):
+        told = name_recipients(**changes)
+        assert "no service of a third party" not in told
+        assert "the teacher 'resnet18' are downloaded from the model hub" in told
+        assert "policy.allow_download" in told
 
 
 def test_settings_are_told() -> None:

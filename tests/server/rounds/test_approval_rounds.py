@@ -41,7 +41,7 @@ def test_the_round_starts_without_it_and_it_joins_when_it_has_approved(
     hospitals.go(tamper)
     line = f"this site has not approved the plan {hospitals.plan.sha256} yet; a person there types flower-client"
     (told,) = [note for note in hospitals.listener.notes if "cannot join" in note]
-    assert told.startswith("site_02 cannot join: ")
+    assert told.startswith("site_02 cannot join: this site has not")
     assert line in told
     assert "site_02 has joined." in hospitals.listener.notes
     records = read_history(hospitals.run.history_file)
@@ -92,7 +92,11 @@ def test_status_shows_who_has_not_approved(tmp_path: Path) -> None:
     file = StatusFile(tmp_path, rounds=3, sites=["aachen", "bonn"])
     file.take_event({"event": "phase", "phase": "join", "round": 0, "num_sites": 2})
     file.take_event({"event": "answer", "site": "bonn", "problem": "this site has not approved the plan 12 yet"})
+    file.take_event({"event": "note", "text": "bonn cannot join: this site has not approved the plan 12 yet"})
+    shown = render_status(read_status(tmp_path))
+    assert shown.count("has not approved") == 1
     file.take_event({"event": "answer", "site": "aachen", "problem": None})
+    file.set_message("all others are there")
     shown = render_status(read_status(tmp_path))
     assert "bonn: this site has not approved the plan 12 yet" in shown
     assert "aachen: " not in shown

@@ -46,6 +46,21 @@ def test_figures_are_averaged_by_images() -> None:
     assert choice_value(make_config(choose_by="accuracy"), told) == pytest.approx(0.7)
 
 
+def test_a_site_that_claims_most_images_does_not_choose_the_round() -> None:
+    """Of four sites one has a third at most: .5 / 3 + 2 / 3 of the others' mean, (10 x .8 + 20 x .6 + 10 x .8) / 40.
+
+    Two sites count the same, (.9 + .5) / 2; where nobody has too much, nothing changes.
+    """
+    others = {"b": tell(10, 0.8, 0.8), "c": tell(20, 0.6, 0.6), "d": tell(10, 0.8, 0.8)}
+    told = average_figures({"a": tell(10**8, 0.5, 0.5), **others}, "auto")
+    assert told.pooled["accuracy"] == pytest.approx(0.5 / 3 + 2 / 3 * 0.7)
+    assert told.sites["a"]["n"] == 10**8, "as it told"
+    two = {"a": tell(90, 0.9, 0.9), "b": tell(10, 0.5, 0.5)}
+    assert average_figures(two, "auto").pooled["balanced_accuracy"] == pytest.approx(0.7)
+    assert average_figures(two).pooled["balanced_accuracy"] == pytest.approx(0.86)
+    assert average_figures(others, "auto").pooled == average_figures(others).pooled
+
+
 def test_without_figures_a_round_has_no_value() -> None:
     assert choice_value(make_config(), average_figures({})) is None
 

@@ -244,3 +244,25 @@ def test_an_answer_with_an_error_is_not_repeated() -> None:
     with pytest.raises(httpx.HTTPStatusError):
         Retry().invoke(send)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["PullObject", "ConfirmMessageReceived"])
+def test_a_busy_superlink_is_asked_again_for_what_may_be_asked_twice(
+    grid: DeploymentGrid, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One late answer does not end the run, three in a row do."""
+    late, ask = [httpx.ReadTimeout("late")], getattr(runtime, name)
+
+    def answer(request: Any) -> Any:
+        if late:
+            raise late.pop()
+        return ask(request)
+
+    monkeypatch.setattr(runtime, name, answer)
+    runtime.reply("asked", b"data")
+    [reply] = grid.pull_messages(["asked"])
+    assert (read_data(reply), late) == (b"data", [])
+    late += [httpx.ReadTimeout("late")] * 30
+    runtime.reply("asked", b"data")
+    with pytest.raises(httpx.ReadTimeout):
+        list(grid.pull_messages(["asked"]))

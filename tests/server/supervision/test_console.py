@@ -73,3 +73,13 @@ def test_plain_lines_say_what_takes_time(capsys: pytest.CaptureFixture[str]) -> 
         "temperature: 3 sites",
         "test: 3 sites",
     ]
+
+
+def test_a_problem_of_a_site_is_shown_by_its_note_only(capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    bar = BarListener(8, Progress(TextColumn("{task.description}"), console=Console(file=file, width=100)), "starting")
+    for listener in (PlainListener(8), bar):
+        listener.on_answer("a", "it was not asked by its own people")
+        listener.on_note("a cannot join: it was not asked by its own people")
+    assert capsys.readouterr().err.count("not asked") == 1
+    assert file.getvalue().count("not asked") == 1

@@ -154,6 +154,23 @@ def test_the_chosen_round_is_not_the_one_at_which_the_run_is(tmp_path, make_file
         assert read_status(tmp_path)["round"] == 3
 
 
+def test_a_finished_run_says_how_many_rounds_and_which_one_was_chosen(tmp_path, make_file):
+    """Sites join before they compare the forms, in the name of the chosen round."""
+    file = make_file()
+    close_round(tmp_path, 7, aachen="accepted")
+    file.take_event(close_round(tmp_path, 8, aachen="accepted"))
+    file.take_event(phase("test", 7))
+    file.take_event(phase("join", 7))
+    assert read_status(tmp_path)["round"] == 8
+    (tmp_path / "finished.json").write_text('{"chosen_round": 7}')
+    file.set_state("waiting for release")
+    assert ", 8 rounds; round 7 was chosen (process" in render_status(read_status(tmp_path), width=200)
+    make_file().set_state("finished")  # a server that was started again only serves the model
+    assert render_status(read_status(tmp_path), NOON).startswith(
+        "finished after 8 rounds; round 7 was chosen (0 s ago)\n"
+    )
+
+
 def test_a_failed_training_does_not_undo_the_joining(tmp_path, make_file):
     file = make_file()
     file.take_event(phase("join", 0))

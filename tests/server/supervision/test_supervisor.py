@@ -219,7 +219,13 @@ def test_at_the_end_there_is_always_one_look_and_old_receipts_are_no_news(case: 
     case.listener = Notes()
     case.serve(collect_wait_s=0)
     assert case.listener.notes == []
-    assert not [text for text in case.listener.infos if "has collected" in text]
+    assert not [text for text in case.listener.infos if text.endswith("has collected the model.")]
+    (told,) = [text for text in case.listener.infos if "was released before" in text]
+    assert told == (
+        "This run is finished and its model was released before; every site has collected it, so there is nothing left "
+        "to do. A new run needs another run_dir."
+    )
+    assert "The model is released; the sites collect it now." not in case.listener.infos
     for entry in case.status["sites"].values():
         assert (entry["collected"], entry["last_seen"]) == (True, None)
     assert case.engine.starts == ["link", "link"]  # no run of the ServerApp

@@ -1,0 +1,82 @@
+"""The fast part of the coverage benchmark, with fixed seeds: intervals hold, equal groups are left alone."""
+
+import pytest
+
+from simulations.benchmarks.coverage import (
+    COVERED,
+    FLAGGED,
+    GAPS,
+    main,
+    measure_benefit,
+    measure_coverage,
+    measure_flags,
+    measure_gap_coverage,
+    measure_power,
+)
+from simulations.benchmarks.coverage_images import Images
+
+NUMBER = 60
+"""Of so many repetitions with a rate of .95, fewer than 51 hold in one of 1,000 cases; of .05, more than 8 likewise."""
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param("rarest class 1 image", marks=pytest.mark.ci),
+        "rarest class 2 images",
+        pytest.param("near perfect", marks=pytest.mark.ci),
+        "one class nearly always answered, 40 images",
+    ],
+)
+def test_intervals_hold_the_truth_where_that_is_hard(title: str) -> None:
+    images, keys = COVERED[title]
+    for key, rate in measure_coverage(images, keys, NUMBER, seed=1).items():
+        assert rate >= 51 / NUMBER, key
+
+
+@pytest.mark.ci
+def test_intervals_of_gaps_hold_that_groups_are_equal() -> None:
+    images, keys = GAPS["two equal groups of 100"]
+    for key, rate in measure_gap_coverage(images, keys, 30, seed=1).items():
+        assert rate >= 25 / 30, key
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("title", ["2 groups x 100 patients x 1", "2 groups x 20 images"])
+def test_equal_groups_are_left_alone(title: str) -> None:
+    assert measure_flags(FLAGGED[title], NUMBER, seed=1)["any flag"] <= 8 / NUMBER
+
+
+def test_images_of_the_same_patients_are_no_evidence() -> None:
+    """Without the design effect about every second report of ten images a patient has a flag."""
+    images = Images((250, 150, 100), groups=2, per_patient=10, correlation=0.5)
+    assert measure_flags(images, NUMBER, seed=1)["any flag"] <= 9 / NUMBER
+
+
+@pytest.mark.ci
+def test_a_failure_in_one_class_is_found_about_as_often_as_by_a_test_of_that_class() -> None:
+    rates = measure_power(0.4, 1, NUMBER, seed=1)
+    assert rates["flag"] >= max(rates["plain test of every class"], rates["gaps alone"]) - 0.1
+    assert rates["gaps alone"] < rates["flag"] - 0.2
+
+
+def test_a_gain_is_found_and_none_is_invented() -> None:
+    assert measure_benefit(0.1, 1, NUMBER, seed=1)["better"] >= 0.35
+    nothing = measure_benefit(0.0, 5, NUMBER, seed=1)
+    assert nothing["better"] + nothing["worse"] <= 8 / NUMBER
+
+
+def test_the_command_prints_a_line_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--repeats", "2", "--only", "benefit"]) == 0
+    assert "benefit of 0.1, 5 images a patient: better" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_tables() -> None:
+    """Each of the specification's lines, with 200 repetitions: 3.5 standard errors from its aim."""
+    for images, keys in COVERED.values():
+        assert min(measure_coverage(images, keys, 200, seed=2).values()) >= 0.9 - 0.05
+    for images, keys in GAPS.values():
+        assert min(measure_gap_coverage(images, keys, 200, seed=2).values()) >= 0.9 - 0.05
+    for title, images in FLAGGED.items():
+        assert measure_flags(images, 200, seed=2)["any flag"] <= 0.07 + 0.045, title
