@@ -85,8 +85,14 @@ class Numbers:
 
     def figure(self, *path: str | int) -> Markup:
         """Return the value of the figure at ``path``, or ``n/a`` with the reason."""
-        reason = self.get(*path).get("reason", "not defined")
-        return self.show(*path, "value", missing=f"n/a ({reason})")
+        figure = self.get(*path)
+        shown = self.show(*path, "value", missing=f"n/a ({figure.get('reason', 'not defined')})")
+        if "over_classes" not in figure or figure["value"] is None:
+            return shown
+        has_pooled = figure.get("pooled") is not None
+        pooled = fill("; all together over the same: {}", self.show(*path, "pooled")) if has_pooled else EMPTY
+        left_out = [str(name) for name in self.get("classes") if name not in figure["over_classes"]]
+        return join([shown, render_macro("over_classes", left_out, len(self.get("classes")), pooled)])
 
     def interval(self, *path: str | int, signed: bool = False, key: str = "interval") -> Markup:
         """Return the interval of the figure at ``path``, or nothing where it has none."""

@@ -1,6 +1,6 @@
 """The page's part on benefit: whether each hospital is better off with the federated model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -9,6 +9,7 @@ from fedmed.report.drawing.markup import Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
 from fedmed.report.schema.figures import BenefitEntry, DifferenceEntry
+from fedmed.report.sections.patients import has_patients
 from fedmed.report.sections.values import Values
 
 MOST_NAMED = 5
@@ -28,6 +29,7 @@ def describe_benefit(numbers: Numbers) -> Values | None:
         "summary": summarise_benefit(numbers),
         "findings": [finding for verdict in VERDICTS if (finding := _list_finding(numbers, verdict)) is not None],
         "personalised": [found for model in PERSONALISED if (found := _count_personalised(numbers, model)) is not None],
+        "pooled": [key for key, entry in _pooled(numbers).items() if entry["value"] is not None],
         "terms": [(MODEL_NAMES[model], MODEL_EXPLANATIONS[model]) for model in MODEL_NAMES if model in shown],
         "differences": [_draw_differences(numbers, part) for part in _split(ranked)],
         "models": [_list_models(numbers, part) for part in _split(with_models)],
@@ -98,7 +100,24 @@ def _describe_site(numbers: Numbers, site: str) -> Values:
     key = entry["decided_by"]
     if key is None:
         return {"name": site, "reason": entry["reason"]}
-    return {"name": site, "reason": None, "key": key, "label": label_figure(key).lower()}
+    own = entry["differences"]["local"]
+    return {
+        "name": site,
+        "reason": None,
+        "shown": [
+            {"key": shown, "label": label_figure(shown).lower(), "decides": shown == key}
+            for shown in ("balanced_accuracy", "accuracy")
+            if shown in own and own[shown]["value"] is not None
+        ],
+        "disagree": entry.get("disagree", False),
+        "classes": list(entry.get("images_by_class", {})),
+        "with_patients": has_patients(numbers) and "patients" in entry,
+    }
+
+
+def _pooled(numbers: Numbers) -> Mapping[str, DifferenceEntry]:
+    pooled: Mapping[str, DifferenceEntry] = numbers.document.get("benefit_pooled") or {}  # type: ignore[assignment]
+    return pooled
 
 
 def _count_personalised(numbers: Numbers, model: str) -> Values | None:
@@ -144,7 +163,8 @@ def _draw_differences(numbers: Numbers, ranked: Sequence[str]) -> Markup:
         rows.append(ForestRow(show_name(site), cells, numbers.get(*path)))
     caption = (
         "Federated minus local-only, on the same test images, with 95 % intervals: right of the dashed zero the "
-        "federated model is better, left of it worse. The figure is balanced accuracy, or accuracy where that is n/a."
+        "federated model is better, left of it worse. The figure is the one that the verdict rests on, else balanced "
+        "accuracy; adjusted p: for both figures."
     )
     columns = ["Site", "Federated is", "Images", "Difference", "Drawn"]
     return render_forest(caption, columns, [("", rows)], 0.0)
@@ -152,7 +172,9 @@ def _draw_differences(numbers: Numbers, ranked: Sequence[str]) -> Markup:
 
 def _show_signed(numbers: Numbers, *path: str) -> Markup:
     """Return a difference, its interval and its p-value, each on a line of its own."""
-    chance = render_macro("interval", numbers.show_chance(*path, "p_value"))
+    is_adjusted = numbers.get(*path).get("family_p") is not None
+    shown = numbers.show_chance(*path, "family_p" if is_adjusted else "p_value")
+    chance = render_macro("interval", fill("adjusted {}", shown) if is_adjusted else shown)
     return join([numbers.show_signed(*path, "value"), numbers.interval(*path, signed=True), chance])
 
 

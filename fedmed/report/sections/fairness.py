@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from fedmed.report.drawing.forest import ForestRow, render_forest
-from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, show_name
+from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
 from fedmed.report.drawing.wording import (
     SUBSET_FIGURES,
@@ -131,11 +131,12 @@ def _list_gap_overview(numbers: Numbers) -> Table:
                 name = show_name(f"{head_attribute(attribute)}: {label_figure(key).lower()}")
                 rows.append([name, *_list_gap_cells(numbers, attribute, key)])
     caption = (
-        "Gaps between the best and the worst group, with 95 % intervals. By chance: the mean gap if all groups had the "
-        "same chances. Groups without a known value, and hidden ones, are left out. The p-value of a figure with a "
-        "mean is that of the mean."
+        "Gaps between the best and the worst group, with 95 % intervals. Expected: the mean gap from chance and case "
+        "mix if all groups had the same chances in each class. Groups without a known value, and hidden ones, are left "
+        "out. Adjusted p: for all gaps that can be flagged; that of a figure with a mean is that of the mean. A gap is "
+        "flagged up to the limit, which allows for all attributes."
     )
-    columns = ["Attribute and gap", "Gap", "By chance", "p-value", "Verdict", "Lowest", "Highest"]
+    columns = ["Attribute and gap", "Gap", "Expected", "Adjusted p", "Verdict", "Lowest", "Highest"]
     return Table(caption, columns, rows, "gaps")
 
 
@@ -151,11 +152,19 @@ def _list_gap_cells(numbers: Numbers, attribute: str, key: str) -> list[Cell]:
     return [
         value,
         chance,
-        numbers.show_chance(*path, "p_value"),
+        _show_adjusted(numbers, *path),
         _show_verdict(gap["flagged"]),
         _show_group(gap["worst_group"]),
         _show_group(gap["best_group"]),
     ]
+
+
+def _show_adjusted(numbers: Numbers, *path: str) -> Markup:
+    """Return the adjusted p-value and its limit; of gaps that cannot be flagged there is none."""
+    chance = numbers.show_chance(*path, "family_p")
+    if not chance or numbers.get(*path).get("limit") is None:
+        return chance
+    return join([chance, render_macro("interval", fill("limit {}", numbers.show(*path, "limit")))])
 
 
 def _show_optional(numbers: Numbers, *path: str) -> Markup:

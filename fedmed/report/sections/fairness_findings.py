@@ -65,6 +65,7 @@ def _describe_attribute(numbers: Numbers, attribute: str) -> Values:
         return {"kind": "not_compared", "name": name, "reason": reasons[0] if reasons else ""}
     gap: GapEntry = numbers.get("gaps", attribute, key)
     chance = "chance" if gap["mean"] is None else "chance_mean"
+    compared = gap.get("over_classes")
     others = [other for other in finding["flagged_figures"] if other != key]
     return {
         **_describe_gap(numbers, attribute),
@@ -74,7 +75,12 @@ def _describe_attribute(numbers: Numbers, attribute: str) -> Values:
         "flagged": finding["flagged"],
         "verdict": {True: "flagged", False: "not flagged", None: "not tested"}[finding["flagged"]],
         "chance": chance if numbers.get("gaps", attribute, key, chance) is not None else None,
-        "p_value": gap["p_value"],
+        "adjusted": gap["family_p"] is not None,
+        "limit": gap.get("limit"),
+        "worst_class": gap["worst_class"] if key == "class_sensitivity_gap" else None,
+        "left_out": gap["left_out"],
+        "without": [] if compared is None else [name for name in numbers.get("classes") if name not in compared],
+        "most": MOST_NAMES,
         "ends": _list_ends(numbers, attribute, key),
         "others": [lower_first(label_figure(other)) for other in others],
     }

@@ -37,7 +37,8 @@ def test_fairness_in_sentences(fair_report):
     low, high = (document["groups"]["sex"][sex]["balanced_accuracy"]["value"] for sex in ("male", "female"))
     assert (
         f"Sex: flagged. Gap in balanced accuracy {gap['value']:.3f}, 95 % interval {gap['interval'][0]:.3f} to "
-        f"{gap['interval'][1]:.3f} (chance alone would give about {gap['chance']:.3f}, p = {gap['p_value']:.3f}); "
+        f"{gap['interval'][1]:.3f} (expected from chance and case mix: about {gap['chance']:.3f}; adjusted "
+        f"p = {gap['family_p']:.3f}, flagged up to {gap['limit']:.3f}); "
         f"lowest for male at {low:.3f} on 375 images, highest for female at {high:.3f} on 375 images." in words
     )
     assert "Age band: not flagged. Gap in balanced accuracy" in words
@@ -57,8 +58,14 @@ def test_benefit_names_the_worse_sites_first(fair_report):
     assert (
         f"worse than the site's own model at 1 site: north (balanced accuracy {values[0]:.3f} against {values[1]:.3f} "
         f"for local-only, difference {difference['value']:+.3f}, 95 % interval {difference['interval'][0]:+.3f} to "
-        f"{difference['interval'][1]:+.3f}, 252 images)." in words
+        f"{difference['interval'][1]:+.3f}; accuracy " in words
     )
+    by_class = own["images_by_class"]
+    counted = ", ".join(f"{name} {number}" for name, number in by_class.items())
+    assert f"; 252 images, by class {counted})" in words
+    assert sum(by_class.values()) == 252
+    pooled = document["benefit_pooled"]["accuracy"]
+    assert f"accuracy {pooled['value']:+.3f} (95 % interval {pooled['interval'][0]:+.3f}" in words
     assert words.index("worse than the site's own") < words.index("better than the site's own")
     assert "Personalised by fine-tuning at the site, the model does better" in words
     for name in ("Federated", "BatchNorm-personalised", "Fine-tuned", "Local-only"):
