@@ -87,11 +87,12 @@ class Numbers:
         """Return the value of the figure at ``path``, or ``n/a`` with the reason."""
         figure = self.get(*path)
         shown = self.show(*path, "value", missing=f"n/a ({figure.get('reason', 'not defined')})")
-        if "over_classes" not in figure or figure["value"] is None:
+        told = figure.get("over_classes")
+        left_out = [] if told is None else [str(name) for name in self.get("classes") if name not in told]
+        if not left_out or figure["value"] is None:
             return shown
         has_pooled = figure.get("pooled") is not None
         pooled = fill("; all together over the same: {}", self.show(*path, "pooled")) if has_pooled else EMPTY
-        left_out = [str(name) for name in self.get("classes") if name not in figure["over_classes"]]
         return join([shown, render_macro("over_classes", left_out, len(self.get("classes")), pooled)])
 
     def interval(self, *path: str | int, signed: bool = False, key: str = "interval") -> Markup:
