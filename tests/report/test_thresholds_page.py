@@ -1,0 +1,55 @@
+"""A page at a hospital's real thresholds says something: means over the classes that are told, and which."""
+
+import numpy as np
+import torch
+
+from fedmed.fairness.disclosure.rows import plan_disclosure
+from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
+from fedmed.metrics.site_tables import FEDERATED, SiteTables
+from fedmed.report.document import build_document
+from fedmed.report.page import render_page
+from tests.report.support.example import make_content
+from tests.report.support.page_parser import Page
+
+LIMITS = Disclosure(k=10, k_row=5, k_bin=5)
+
+
+def make_site(seed: int, name: str, sizes: tuple[int, int, int]) -> SiteTables:
+    """Return what a hospital tells of images with a class of two."""
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(np.repeat(np.arange(3), sizes))
+    logits = rng.normal(size=(len(labels), 3))
+    logits[np.arange(len(labels)), labels.numpy()] += 1.5
+    groups = {"site": [name] * len(labels), "sex": rng.choice(["female", "male"], len(labels)).tolist()}
+    plan = plan_disclosure(labels, groups, [f"{name}{place}" for place in range(len(labels))], LIMITS)
+    return disclose_tables({FEDERATED: torch.from_numpy(logits)}, labels, groups, plan, LIMITS)
+
+
+def test_means_are_over_the_classes_that_are_told_and_say_so() -> None:
+    """Of the third class each site has too few images, and so has everybody."""
+    test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (90, 70, 3))}
+    content = make_content(
+        classes=("nevus", "melanoma", "vascular"),
+        composition=None,
+        test=test,
+        validation={},
+        thresholds={"k": 10, "k_row": 5},
+        single_sites=False,
+    )
+    document = build_document(content)
+    first, second, last = document["classes"]
+    for figures in (document["figures"], document["sites"]["north"]["test"], document["groups"]["sex"]["female"]):
+        assert figures["balanced_accuracy"]["over_classes"] == [first, second]
+        recalls = [figures["sensitivity"]["by_class"][name]["value"] for name in (first, second)]
+        assert figures["balanced_accuracy"]["value"] == sum(recalls) / 2
+        assert figures["balanced_accuracy"]["interval"] is not None
+        assert figures["macro_f1"]["value"] is not None
+    pooled = document["figures"]["balanced_accuracy"]["value"]
+    assert document["sites"]["north"]["test"]["balanced_accuracy"]["pooled"] == pooled
+    gap = document["gaps"]["sex"]["gap_balanced_accuracy"]
+    assert (gap["over_classes"], gap["overall"]) == ([first, second], pooled)
+    assert gap["family_p"] is not None
+    words = Page(render_page(document)).text
+    assert f"(over 2 of 3 classes, without {last})" in words
+    assert f"(over 2 of 3 classes, without {last}; all together over the same: {pooled:.3f})" in words
+    assert f"Compared over the classes that all these groups have: without {last}." in words
