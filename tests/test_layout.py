@@ -18,6 +18,7 @@ TIERS = [
     ["fedmed.config"],
     ["fedmed.storage", "fedmed.processes", "fedmed.keys"],
     ["fedmed.metrics", "fedmed.losses", "fedmed.reparameterization"],
+    ["fedmed.clinical"],
     ["fedmed.models.blocks", "fedmed.models.bags", "fedmed.models"],
     ["fedmed.protocol"],
     ["fedmed.data.phantom", "fedmed.data.sources", "fedmed.data"],

@@ -19,17 +19,23 @@ import torch
 from client.hospital.told_rows import CountedPart
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
+from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import Disclosure
 from fedmed.fairness.reconstruction.exchange import ReaderView, view_class
 from fedmed.fairness.reconstruction.hold import Held, find_held, hold_rows
-from fedmed.fairness.reconstruction.statement import ToldPart, combine_told, state_plan
+from fedmed.fairness.reconstruction.statement import ALERTS, ToldPart, combine_told, state_plan
 from fedmed.fairness.reconstruction.statement_file import decode_held, decode_told, encode_held, encode_told
 from fedmed.metrics.values import Array
 from fedmed.processes import private_folder, write_secret
 
 
-def hold_part(
-    counted: CountedPart, part: ImagePart, logits: Mapping[str, torch.Tensor], disclosure: Disclosure, record: Path
+def hold_part(  # noqa: PLR0917
+    counted: CountedPart,
+    part: ImagePart,
+    logits: Mapping[str, torch.Tensor],
+    disclosure: Disclosure,
+    record: Path,
+    alerts: Mask | None = None,
 ) -> CountedPart:
     """Return what of a part is counted without the rows that must be held back; the same again for the same answers.
 
@@ -45,6 +51,8 @@ def hold_part(
         The site's thresholds; with thresholds of 1 nothing is held back.
     record : Path
         File that keeps what was told; it is on the disk when this returns.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether the federated model raises an alert for each image, where that is told.
 
     Raises
     ------
@@ -57,14 +65,23 @@ def hold_part(
     num_classes = next(iter(logits.values())).shape[1]
     # As the tables choose the class: of equal logits the first.
     answers = {model: z_NK.double().numpy().argmax(axis=1) for model, z_NK in logits.items()}
-    name = _name_answers(answers, counted)
+    seen = answers if alerts is None else {**answers, ALERTS: np.where(alerts, labels, -1)}
+    name = _name_answers(seen, counted)
     decided, told = read_held(record)
     if name not in decided:
         patients = None if counted.unit == "images" else counted.patients
         now = state_plan(
-            counted.plan, labels, counted.groups, answers, patients, num_classes, disclosure.k_row, prefix=f"{name}/"
+            counted.plan,
+            labels,
+            counted.groups,
+            answers,
+            patients,
+            num_classes,
+            disclosure.k_row,
+            prefix=f"{name}/",
+            alerts=alerts,
         )
-        viewer = _Viewer(counted, labels, np.column_stack([*answers.values()]))
+        viewer = _Viewer(counted, labels, np.column_stack([*seen.values()]))
         held = find_held(now, told, disclosure.k_row, viewer)
         decided[name] = held
         told = combine_told([*told, now.without(held.rows).fold(held.folded).unpair(held.unpaired)])

@@ -27,6 +27,7 @@ _TYPES = {
     "brier": np.float64,
     "rare": np.int64,
     "areas": np.float64,
+    "alerts": np.int64,
     "withheld": np.int64,
 }
 _SIGNED = {"patients": PRODUCTS, "areas": SHARED_PART}
@@ -72,6 +73,9 @@ class EvaluationTables:
         by class.
     areas : ndarray of float64, shape (G,K,7)
         Area under each class's ROC curve within the site, in the additive numbers of :mod:`fedmed.metrics.areas`.
+    alerts : ndarray of int64, shape (G,K,2)
+        For each group and true class, number of images of which it is told whether they raise an alert, and of those
+        that do. Zeros where none is asked for, and in rows that do not tell it.
     withheld : ndarray of int64, shape (G,K)
         Number of sites that do not tell a row (group, true class): they have too few images of it, or none. A site that
         holds nothing back has no such row.
@@ -87,6 +91,7 @@ class EvaluationTables:
     brier: Array
     rare: Array
     areas: Array
+    alerts: Array
     withheld: Array
 
     def __post_init__(self) -> None:
@@ -248,6 +253,7 @@ def _list_shapes(num_groups: int, num_classes: int) -> dict[str, tuple[int, ...]
         "brier": (num_groups, 3),
         "rare": (num_groups, 2),
         "areas": (*row, 7),
+        "alerts": (*row, 2),
         "withheld": row,
     }
 
@@ -281,6 +287,8 @@ def _check_values(tables: EvaluationTables, arrays: Mapping[str, Array]) -> None
             raise ValueError(f"Table '{name}' has a mean confidence or an accuracy above 1.")
     if (tables.rare[:, 1] > tables.rare[:, 0]).any():
         raise ValueError("Table 'rare' has an accuracy above 1.")
+    if (tables.alerts[..., 0] > tables.row_images).any() or (tables.alerts[..., 1] > tables.alerts[..., 0]).any():
+        raise ValueError("Table 'alerts' counts more images than table 'counts', or more alerts than images.")
     n, total, squares = np.moveaxis(tables.brier, -1, 0)
     limit = n * _LARGEST_BRIER * (1 + _TOLERANCE)
     if (total > limit).any() or (squares > _LARGEST_BRIER * limit).any():

@@ -69,6 +69,11 @@ def _find_small(tables: EvaluationTables, disclosure: Disclosure) -> str | None:
         ),
         (_is_between(rare_G, k_row), f"the rare classes of a group have fewer than k_row = {k_row} images"),
         (_is_between(told_G * whole_G, disclosure.k), f"a group has fewer than k = {disclosure.k} images"),
+        (
+            ((tables.alerts[..., 0] > 0) & (tables.alerts[..., 0] != rows_GK)).any()
+            or (disclosure.is_open and tables.alerts.any() and (tables.alerts[..., 0] != rows_GK).any()),
+            "they tell alerts of other images than of a class",
+        ),
         (not disclosure.scores and (tables.scores.any() or tables.areas.any()), "they hold scores"),
         (
             ((tables.withheld > 0) & (rows_GK > 0)).any() or tables.withheld.max(initial=0) > 1,

@@ -9,8 +9,8 @@ A simulation's tables are exact, since one person holds all images. A hospital t
 * no histogram by class. Calibration is told of all images of the site together, in bins that are merged until each
   holds ``k_bin`` patients; the Brier score and the areas under the ROC curves likewise for the site as a whole. Of
   groups these three are told only where the site's policy has ``group_histograms``;
-* of rows that would give hidden ones away all wrong answers as one number, and no comparison of two models image by
-  image, see :mod:`fedmed.fairness.reconstruction.hold`;
+* of rows that would give hidden ones away all wrong answers as one number, and neither a comparison of two models
+  image by image nor alerts, see :mod:`fedmed.fairness.reconstruction.hold`;
 * of a row without images as much as of one that is withheld, and nothing of a group of which no image is told.
 
 A patient stands for an image where the data has no ids. Letters: N images, G groups, K classes, B bins.
@@ -54,6 +54,8 @@ class Grouped:
     """Whose image each is, where there are ids."""
     plan: AttributePlan
     """Which of them are counted."""
+    alerts: Mask | None = None
+    """Whether each raises an alert, (N,); None where that is not asked for."""
 
     @property
     def told(self) -> Mask:
@@ -76,7 +78,9 @@ class Grouped:
         chosen = np.flatnonzero(inside_N)
         index, places = torch.from_numpy(chosen), chosen.tolist()
         patients = None if self.patients is None else [self.patients[place] for place in places]
-        return tables_from_logits(z_NK[index], self.labels[index], [self.groups[place] for place in places], patients)
+        groups = [self.groups[place] for place in places]
+        alerts = None if self.alerts is None else self.alerts[chosen]
+        return tables_from_logits(z_NK[index], self.labels[index], groups, patients, alerts)
 
     def pair(self, right_N: Mask, other_N: Mask, inside_N: Mask, num_classes: int) -> PairedTables:
         """Return the complete paired tables of some of the images."""
@@ -110,6 +114,9 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
     told["other_wrong"][rows] = exact.row_images
     told["other_wrong"] -= counts.sum(axis=-1)
     told["patients"][rows] = exact.patients
+    told["alerts"][rows] = exact.alerts
+    for g, label in images.find_rows(images.plan.unpaired):
+        told["alerts"][g, label] = 0
     for g in range(len(names)):
         inside_N = images.plan.rare & (answers.group == g)
         told["rare"][g] = inside_N.sum(), answers.right[inside_N].sum()

@@ -8,6 +8,7 @@ sums such as the Brier score cannot be taken apart afterwards. What of the rest 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def disclose_tables(  # noqa: PLR0917
     plan: DisclosurePlan,
     disclosure: Disclosure,
     patients: Sequence[str] | None = None,
+    alerts: Mask | None = None,
 ) -> SiteTables:
     """Count what models answer on the images that may be counted.
 
@@ -46,6 +48,8 @@ def disclose_tables(  # noqa: PLR0917
         The thresholds, and whether what is made of scores may leave.
     patients : sequence of str, optional
         Whose image each is. Without, every image is taken for a patient's only one.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether the federated model raises an alert for each image; without, that is not asked for.
 
     Returns
     -------
@@ -61,7 +65,10 @@ def disclose_tables(  # noqa: PLR0917
     images = {name: Grouped(name, labels, own, patients, plan.attributes[name]) for name, own in groups.items()}
     return SiteTables(
         models={
-            model: {name: _count(z_NK, own, disclosure) for name, own in images.items()}
+            model: {
+                name: _count(z_NK, replace(own, alerts=alerts) if model == FEDERATED else own, disclosure)
+                for name, own in images.items()
+            }
             for model, z_NK in logits.items()
         },
         paired={
@@ -80,17 +87,18 @@ def tell_everything(
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
     patients: Sequence[str] | None = None,
+    alerts: Mask | None = None,
 ) -> SiteTables:
     """Return tables with nothing held back or rounded, which are not for leaving the site.
 
     Parameters
     ----------
-    logits, labels, groups, patients
+    logits, labels, groups, patients, alerts
         As for :func:`disclose_tables`.
     """
     items = [str(place) for place in range(len(labels))]
     plan = plan_disclosure(labels, groups, items, Disclosure())
-    return disclose_tables(logits, labels, groups, plan, Disclosure(), patients)
+    return disclose_tables(logits, labels, groups, plan, Disclosure(), patients, alerts)
 
 
 def counts_may_leave(counts: Sequence[int], disclosure: Disclosure) -> bool:

@@ -4,10 +4,10 @@ The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But 
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
 programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row
 does not keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no
-rows of crossings, then the wrong answers of its groups together instead of class by class and no comparison of models
-image by image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the
-very last. Of each class, crossings are told that have no attribute in common, so that they say nothing together. Rows
-of rare classes come last, if they give nothing away.
+rows of crossings, then the wrong answers of its groups together instead of class by class and neither a comparison of
+models image by image nor alerts in its groups, then fewer rows of single attributes, the smaller ones first, and the
+site's own at the very last. Of each class, crossings are told that have no attribute in
+common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
 """
 
 import time
@@ -28,7 +28,7 @@ from fedmed.fairness.reconstruction.exposure import (
     is_safe_single,
     list_questions,
 )
-from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
+from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told, is_alerts
 from fedmed.fairness.reconstruction.structure import is_named, merge_hidden, split_crossing
 
 MOST_SECONDS = 20.0
@@ -47,7 +47,7 @@ class Held:
     folded: frozenset[Row] = frozenset()
     """Rows whose wrong answers are told together."""
     unpaired: frozenset[Row] = frozenset()
-    """Rows in which models are not compared image by image."""
+    """Rows in which models are not compared image by image, nor alerts told."""
 
 
 Viewer = Callable[[ToldPart, int, bool], ReaderView]
@@ -147,7 +147,7 @@ class _Holding:
         self.unpaired: set[Row] = set()
         self._end: float | None = None
         before = combine_told([now, *earlier])[0]
-        self.num_models = len(before.models)
+        self.num_models = sum(not is_alerts(name) for name in before.models)
         known = {(row, number) for part in earlier for row, number in part.images.items()}
         self.vacuous = {
             row for row, number in now.images.items() if row.attribute == SITE_ATTRIBUTE and (row, number) in known
