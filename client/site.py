@@ -295,7 +295,10 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
     alerts = find_alerts(request, logits[FEDERATED])
-    counted, told = site.hold_rows(name, counted, logits, alerts), site.disclosure_of(name)
+    counted, told = (
+        site.hold_rows(name, counted, logits, None if alerts is None else alerts.raised),
+        site.disclosure_of(name),
+    )
     tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, told, part.patients, alerts)
     if is_test:
         files, data = site.files_of(request.plan), site.digest_part("test")

@@ -7,9 +7,8 @@ from flwr.app import Context, Message
 from client.answers.answering import ask_for_model, fill_network, memory, open_request, reply
 from client.guard.requests import Request
 from client.hospital.site_data import Site
-from fedmed.clinical.scores import NUMBER, alert_scores, count_scores
+from fedmed.clinical.scores import NUMBER, AlertScores, alert_scores, count_scores
 from fedmed.config import SITE_ATTRIBUTE, Plan
-from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.metrics.values import Array
 from fedmed.protocol.messages import MODEL
 from fedmed.protocol.reports import AlertReport
@@ -36,8 +35,8 @@ def find_alert_classes(plan: Plan) -> list[int]:
     return [plan.classes.index(name) for name in plan.operating.alert_classes]
 
 
-def find_alerts(request: Request, logits_NK: torch.Tensor) -> Mask | None:
-    """Return whether each image raises an alert, (N,), where a test asks for it; else None.
+def find_alerts(request: Request, logits_NK: torch.Tensor) -> AlertScores | None:
+    """Return the alert scores of images where a test asks for alerts; else None.
 
     Parameters
     ----------
@@ -48,8 +47,8 @@ def find_alerts(request: Request, logits_NK: torch.Tensor) -> Mask | None:
     """
     if request.alert_threshold is None:
         return None
-    alerts: Mask = alert_scores(logits_NK, find_alert_classes(request.plan)) >= request.alert_threshold
-    return alerts
+    classes = find_alert_classes(request.plan)
+    return AlertScores(alert_scores(logits_NK, classes), request.alert_threshold, tuple(classes))
 
 
 def _count(packed: bytes, request: Request, site: Site) -> tuple[int, Array]:

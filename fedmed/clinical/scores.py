@@ -11,16 +11,19 @@ Letters: N images, K classes, J bins.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from fedmed.metrics.clusters import number_patients
+from fedmed.metrics.evaluation import ALERT_BINS
 from fedmed.metrics.rounding import round_digits
 from fedmed.metrics.values import Array
 
-LOWEST, HIGHEST, STEP = -12.0, 12.0, 0.1
-NUM_BINS = round((HIGHEST - LOWEST) / STEP)
+LOWEST, HIGHEST = -12.0, 12.0
+NUM_BINS = ALERT_BINS
+STEP = (HIGHEST - LOWEST) / NUM_BINS
 EDGES = np.round(LOWEST + STEP * np.arange(NUM_BINS), 1)
 """Lower edges of the bins, float64 (J,). The first and the last bin are open: scores are cut to the range."""
 WITH, WITHOUT = 0, 1
@@ -52,6 +55,24 @@ def alert_scores(logits: torch.Tensor, alert_classes: Sequence[int], temperature
     is_alert_K[list(alert_classes)] = True
     scores: Array = (z_NK[:, is_alert_K].logsumexp(dim=1) - z_NK[:, ~is_alert_K].logsumexp(dim=1)).numpy()
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class AlertScores:
+    """Alert scores of the images of a test."""
+
+    scores: Array
+    """float64 (N,)."""
+    threshold: float
+    """From which on an alert is raised."""
+    classes: tuple[int, ...]
+    """Places of the alert classes."""
+
+    @property
+    def raised(self) -> Array:
+        """Whether each image raises an alert, bool (N,)."""
+        raised: Array = self.scores >= self.threshold
+        return raised
 
 
 def count_scores(

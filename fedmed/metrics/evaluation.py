@@ -15,6 +15,8 @@ from fedmed.metrics.values import Array, divide_defined
 
 SCORE_BINS = 64
 CALIBRATION_BINS = 15
+ALERT_BINS = 240
+"""Of the alert score, see :mod:`fedmed.clinical.scores`."""
 POOLED_GROUP = "all"
 
 _TYPES = {
@@ -28,6 +30,7 @@ _TYPES = {
     "rare": np.int64,
     "areas": np.float64,
     "alerts": np.int64,
+    "decision": np.int64,
     "withheld": np.int64,
 }
 _SIGNED = {"patients": PRODUCTS, "areas": SHARED_PART}
@@ -76,6 +79,9 @@ class EvaluationTables:
     alerts : ndarray of int64, shape (G,K,2)
         For each group and true class, number of images of which it is told whether they raise an alert, and of those
         that do. Zeros where none is asked for, and in rows that do not tell it.
+    decision : ndarray of int64, shape (G,2,240)
+        Where the attribute is the site: numbers of images with and without an alert class by bins of the alert score,
+        of the classes that are told. A bin may hold the images of the bins after it, too.
     withheld : ndarray of int64, shape (G,K)
         Number of sites that do not tell a row (group, true class): they have too few images of it, or none. A site that
         holds nothing back has no such row.
@@ -92,6 +98,7 @@ class EvaluationTables:
     rare: Array
     areas: Array
     alerts: Array
+    decision: Array
     withheld: Array
 
     def __post_init__(self) -> None:
@@ -254,6 +261,7 @@ def _list_shapes(num_groups: int, num_classes: int) -> dict[str, tuple[int, ...]
         "rare": (num_groups, 2),
         "areas": (*row, 7),
         "alerts": (*row, 2),
+        "decision": (num_groups, 2, ALERT_BINS),
         "withheld": row,
     }
 
@@ -289,6 +297,8 @@ def _check_values(tables: EvaluationTables, arrays: Mapping[str, Array]) -> None
         raise ValueError("Table 'rare' has an accuracy above 1.")
     if (tables.alerts[..., 0] > tables.row_images).any() or (tables.alerts[..., 1] > tables.alerts[..., 0]).any():
         raise ValueError("Table 'alerts' counts more images than table 'counts', or more alerts than images.")
+    if (tables.decision.sum(axis=(1, 2)) > tables.row_images.sum(axis=1)).any():
+        raise ValueError("Table 'decision' counts more images than table 'counts'.")
     n, total, squares = np.moveaxis(tables.brier, -1, 0)
     limit = n * _LARGEST_BRIER * (1 + _TOLERANCE)
     if (total > limit).any() or (squares > _LARGEST_BRIER * limit).any():

@@ -105,6 +105,8 @@ def _find_contradiction(arrays: Mapping[str, Array], rows_GK: Array, told_G: Arr
         asked_GK, raised_GK = np.moveaxis(arrays["alerts"], -1, 0)
         if (asked_GK > rows_GK).any() or (raised_GK > asked_GK).any():
             return "Table 'alerts' counts more images than table 'counts', or more alerts than images."
+    if "decision" in arrays and (arrays["decision"].sum(axis=(1, 2)) > rows_GK.sum(axis=1)).any():
+        return "Table 'decision' counts more images than table 'counts'."
     return _find_wrong_brier(arrays, told_G) or _find_wrong_patients(arrays, rows_GK) or _find_wrong_areas(arrays)
 
 

@@ -11,6 +11,7 @@ from fedmed.report.drawing.style import render_style
 from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import render_benefit
 from fedmed.report.sections.calibration import render_calibration
+from fedmed.report.sections.clinical import render_clinical
 from fedmed.report.sections.compression import render_compression
 from fedmed.report.sections.diagnostics import render_confusion, render_scores
 from fedmed.report.sections.distillation import render_distillation
@@ -65,6 +66,7 @@ def render_page(document: Document) -> str:
         render_sites(numbers),
         render_fairness(numbers),
         render_benefit(numbers),
+        render_clinical(numbers),
         render_compression(numbers),
         render_calibration(numbers),
         render_rounds(numbers),

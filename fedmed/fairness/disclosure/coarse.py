@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fedmed.clinical.scores import NUMBER, AlertScores, count_scores
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import AttributePlan, Disclosure
@@ -54,8 +55,8 @@ class Grouped:
     """Whose image each is, where there are ids."""
     plan: AttributePlan
     """Which of them are counted."""
-    alerts: Mask | None = None
-    """Whether each raises an alert, (N,); None where that is not asked for."""
+    alerts: AlertScores | None = None
+    """Of all of them; None where they are not asked for."""
 
     @property
     def told(self) -> Mask:
@@ -79,8 +80,17 @@ class Grouped:
         index, places = torch.from_numpy(chosen), chosen.tolist()
         patients = None if self.patients is None else [self.patients[place] for place in places]
         groups = [self.groups[place] for place in places]
-        alerts = None if self.alerts is None else self.alerts[chosen]
+        alerts = None if self.alerts is None else self.alerts.raised[chosen]
         return tables_from_logits(z_NK[index], self.labels[index], groups, patients, alerts)
+
+    def count_decisions(self, inside_N: Mask, k_bin: int, k_row: int) -> Array:
+        """Return numbers of images with and without an alert class by bins of the alert score, int64 (2,240)."""
+        assert self.alerts is not None, "asked for where there are scores only"
+        chosen = np.flatnonzero(inside_N)
+        patients = None if self.patients is None else [self.patients[place] for place in chosen.tolist()]
+        is_alert_N = np.isin(self.labels.numpy()[chosen], self.alerts.classes)
+        counts = count_scores(self.alerts.scores[chosen], is_alert_N, patients, k_bin=k_bin, k_row=k_row)
+        return counts[..., NUMBER].astype(np.int64)
 
     def pair(self, right_N: Mask, other_N: Mask, inside_N: Mask, num_classes: int) -> PairedTables:
         """Return the complete paired tables of some of the images."""
@@ -124,6 +134,8 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
         told["brier"][rows] = exact.brier
         if disclosure.scores:
             told["areas"][rows] = exact.areas
+        if images.alerts is not None and images.attribute == SITE_ATTRIBUTE and names:
+            told["decision"][0] = images.count_decisions(images.plan.counted, disclosure.k_bin, disclosure.k_row)
         for g in range(len(names)):
             told["mixed"][g] = answers.merge(images.told & (answers.group == g), disclosure.k_bin)
     for name, places in WHOLE.items():
