@@ -180,7 +180,8 @@ class _Holding:
         safe: set[Question] = set()
         if self._find_doubtful(label, set()) is not None:
             self.folded |= set(of_groups)
-            self.unpaired |= set(of_groups) if self._now.pairs else set()
+            if self._now.pairs and self._find_doubtful(label, set()) is not None:
+                self.unpaired |= set(of_groups)
         self._hold_bounded(label)
         while (exposed := self._find_exposed(label, safe)) is not None:
             rows = [row for row in singles if row not in self.rows]

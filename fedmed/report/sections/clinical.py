@@ -100,7 +100,7 @@ def _say_groups(part: ClinicalPart) -> list[str]:
 
 
 def _say_missed(attribute: str, label: str, told: Mapping[str, AlertEntry]) -> str:
-    parts = []
+    parts: list[str] = []
     for group, entry in sorted(told.items(), key=lambda one: -(one[1]["by_class"][label]["share"]["value"] or 0)):
         share = entry["by_class"][label]["share"]
         low, high = share["interval"] or (0.0, 1.0)
@@ -161,9 +161,9 @@ def _render_curve(numbers: Numbers, part: ClinicalPart) -> str:
     svg = draw_decision(part["curve_thresholds"], part["curve"], [curves[site] for site in curves], part["probability"])
     coarse = any(high > low + 1e-6 for low, high in zip(part["curve"]["low"], part["curve"]["high"], strict=True))
     caption = (
-        "Decision curve: right alerts for each image, less the false ones, each weighed by the odds of the threshold at "
-        "which one would act. A model is of use where its line lies above both an alert for every image (dashed) and "
-        "none (0)."
+        "Decision curve: right alerts for each image, less the false ones, each weighed by the odds of the threshold "
+        "at which one would act. A model is of use where its line lies above both an alert for every image (dashed) "
+        "and none (0)."
     )
     if coarse:
         caption += " The band is what the sites' merged bins of scores leave open."
