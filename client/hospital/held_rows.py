@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from client.hospital.told_rows import CountedPart
+from fedmed.config import SITE_ATTRIBUTE
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
 from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import Disclosure
 from fedmed.fairness.reconstruction.exchange import ReaderView, view_class
-from fedmed.fairness.reconstruction.hold import Held, find_held, hold_rows
-from fedmed.fairness.reconstruction.statement import ALERTS, ToldPart, combine_told, state_plan
+from fedmed.fairness.reconstruction.held import Held, hold_rows
+from fedmed.fairness.reconstruction.hold import find_held
+from fedmed.fairness.reconstruction.statement import ALERTS, ToldPart, combine_told, is_alerts, state_plan
 from fedmed.fairness.reconstruction.statement_file import decode_held, decode_told, encode_held, encode_told
 from fedmed.metrics.values import Array
 from fedmed.processes import private_folder, write_secret
@@ -81,10 +83,10 @@ def hold_part(  # noqa: PLR0917
             prefix=f"{name}/",
             alerts=alerts,
         )
-        viewer = _Viewer(counted, labels, np.column_stack([*seen.values()]))
+        viewer = _Viewer(counted, labels, np.column_stack([*answers.values()]), seen.get(ALERTS))
         held = find_held(now, told, disclosure.k_row, viewer)
         decided[name] = held
-        told = combine_told([*told, now.without(held.rows).fold(held.folded).unpair(held.unpaired)])
+        told = combine_told([*told, held.cut(now)])
         _write(record, decided, told)
     return replace(counted, plan=hold_rows(counted.plan, labels.tolist(), counted.groups, decided[name]))
 
@@ -92,22 +94,34 @@ def hold_part(  # noqa: PLR0917
 class _Viewer:
     """A class as a reader may take it to be."""
 
-    def __init__(self, counted: CountedPart, labels: Array, answers: Array) -> None:
-        self._counted, self._labels, self._answers = counted, labels, answers
+    def __init__(self, counted: CountedPart, labels: Array, answers: Array, alerts: Array | None = None) -> None:
+        self._counted, self._labels, self._answers, self._alerts = counted, labels, answers, alerts
         self._patients = np.unique(np.array(counted.patients, dtype=str), return_inverse=True)[1].reshape(-1)
 
     def __call__(self, told: ToldPart, label: int, is_folded: bool) -> ReaderView:
-        plans = self._counted.plan.attributes
+        plans, answers = self._counted.plan.attributes, self._answers
+        if self._alerts is not None and _tells_alerts(told, label):
+            answers = np.column_stack([answers, self._alerts])
         return view_class(
             told,
             label,
             self._labels,
             self._counted.groups,
-            self._answers,
+            answers,
             self._patients,
             {attribute: plan.counted for attribute, plan in plans.items()},
             is_folded=is_folded,
         )
+
+
+def _tells_alerts(told: ToldPart, label: int) -> bool:
+    """Return whether alerts of groups are told; of the site as a whole they say nothing of groups."""
+    return any(
+        row.label == label and row.attribute != SITE_ATTRIBUTE
+        for name, model in told.models.items()
+        if is_alerts(name)
+        for row in model.rows
+    )
 
 
 def _name_answers(answers: Mapping[str, Array], counted: CountedPart) -> str:

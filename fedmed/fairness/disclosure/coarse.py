@@ -9,8 +9,8 @@ A simulation's tables are exact, since one person holds all images. A hospital t
 * no histogram by class. Calibration is told of all images of the site together, in bins that are merged until each
   holds ``k_bin`` patients; the Brier score and the areas under the ROC curves likewise for the site as a whole. Of
   groups these three are told only where the site's policy has ``group_histograms``;
-* of rows that would give hidden ones away all wrong answers as one number, and neither a comparison of two models
-  image by image nor alerts, see :mod:`fedmed.fairness.reconstruction.hold`;
+* of rows that would give hidden ones away all wrong answers as one number, no comparison of two models image by image,
+  and no alerts, see :mod:`fedmed.fairness.reconstruction.hold`;
 * of a row without images as much as of one that is withheld, and nothing of a group of which no image is told.
 
 A patient stands for an image where the data has no ids. Letters: N images, G groups, K classes, B bins.
@@ -125,7 +125,7 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
     told["other_wrong"] -= counts.sum(axis=-1)
     told["patients"][rows] = exact.patients
     told["alerts"][rows] = exact.alerts
-    for g, label in images.find_rows(images.plan.unpaired):
+    for g, label in images.find_rows(images.plan.silent):
         told["alerts"][g, label] = 0
     for g in range(len(names)):
         inside_N = images.plan.rare & (answers.group == g)

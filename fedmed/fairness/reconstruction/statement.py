@@ -98,14 +98,24 @@ class ToldPart:
         return replace(self, models=models)
 
     def unpair(self, rows: Iterable[Row]) -> "ToldPart":
-        """Return the same without the comparison of two models and without alerts in some rows."""
-        unpaired: set[Row | Rare] = set(rows)
+        """Return the same without the comparison of two models in some rows."""
+        return replace(self, pairs=self._leave_out_pairs(rows, of_alerts=False))
+
+    def silence(self, rows: Iterable[Row]) -> "ToldPart":
+        """Return the same without the alerts of some rows."""
+        silent: set[Row | Rare] = set(rows)
         models = {
-            name: replace(model, rows=_leave_out(model.rows, unpaired)) if is_alerts(name) else model
+            name: replace(model, rows=_leave_out(model.rows, silent)) if is_alerts(name) else model
             for name, model in self.models.items()
         }
-        pairs = {names: _leave_out(both, unpaired) for names, both in self.pairs.items()}
-        return replace(self, models=models, pairs=pairs)
+        return replace(self, models=models, pairs=self._leave_out_pairs(rows, of_alerts=True))
+
+    def _leave_out_pairs(self, rows: Iterable[Row], *, of_alerts: bool) -> dict[tuple[str, str], Mapping[Row, int]]:
+        hidden: set[Row | Rare] = set(rows)
+        return {
+            names: _leave_out(both, hidden) if is_alerts(names[1]) == of_alerts else both
+            for names, both in self.pairs.items()
+        }
 
 
 def is_alerts(model: str) -> bool:
