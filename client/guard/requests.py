@@ -194,10 +194,9 @@ def _check_plan(plan: Plan) -> None:
 def _check_test(request: "Request") -> None:
     """Check that what belongs to a test is in none but a test, and that alerts are asked for where the plan has any."""
     is_test = (request.kind, request.part) == ("evaluate", "test")
-    if request.compare and not is_test:
-        raise WireError("The request names models to compare with. Allowed: in a test only.")
-    if request.temperature is not None and not is_test and request.kind != "alert":
-        raise WireError("The request names a temperature. Allowed: in a test, or for counts of alert scores.")
+    has_temperature = request.temperature is not None and request.kind != "alert"
+    if (has_temperature or request.compare) and not is_test:
+        raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
     if request.alert_threshold is not None and (not is_test or request.plan.operating is None):
         raise WireError("The request names a threshold of alerts. Allowed: in a test whose plan has alert classes.")
     if request.kind == "alert" and request.plan.operating is None:

@@ -166,6 +166,6 @@ def _render_curve(numbers: Numbers, part: ClinicalPart) -> str:
         "and none (0)."
     )
     if coarse:
-        caption += " The band is what the sites' merged bins of scores leave open."
+        caption += " The band is what the bins in which sites count their scores leave open."
     legend = render_key(["all sites; thin: each site"]) if len(curves) > 1 else ""
     return render_figure(svg, caption, legend)
