@@ -88,6 +88,7 @@ def test_form_refuses_what_is_missing_and_what_is_not_known() -> None:
 
 def test_form_can_be_written_as_a_json_schema() -> None:
     schema = ADAPTER.json_schema()
-    assert set(schema["properties"]) == set(build_document(make_content()))
-    assert set(schema["properties"]) - set(schema["required"]) == {"format"}, "version 0.1.0 wrote no format"
+    assert set(schema["properties"]) == {*build_document(make_content()), "clinical"}
+    optional = {"format", "clinical"}  # version 0.1.0 wrote neither
+    assert set(schema["properties"]) - set(schema["required"]) == optional
     assert schema["$defs"]["FigureEntry"]["required"] == ["value", "interval", "n", "n_withheld", "better"]
