@@ -187,21 +187,19 @@ class Site:
         FedmedError
             See :func:`client.hospital.told_rows.count_part`.
         """
-        folder = self.folder.parent if self.is_hospital else self.folder
         images: ImagePart = getattr(self.data, part)
         for name in images.attributes:
             if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
-        record = folder / "told_rows" / f"{part}.json"
+        record = (self.folder.parent if self.is_hospital else self.folder) / "told_rows" / f"{part}.json"
         return count_part(images, self.name, fairness, self.disclosure_of(part), record, self.patients)
 
     def hold_rows(
         self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor], alerts: Mask | None = None
     ) -> CountedPart:
         """Return what is counted without the rows that would give hidden ones away, see :mod:`.held_rows`."""
-        folder = self.folder.parent if self.is_hospital else self.folder
-        record = folder / "told_rows" / f"{part}.told.json"
+        record = (self.folder.parent if self.is_hospital else self.folder) / "told_rows" / f"{part}.told.json"
         return hold_part(counted, getattr(self.data, part), logits, self.disclosure_of(part), record, alerts)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedmed.report.drawing.plots import HEIGHT_IN, MUTED, RANGE, SERIES, WIDTH_IN, render_drawing
@@ -13,7 +14,7 @@ MOST_SITES = 12
 
 def draw_decision(
     thresholds: Sequence[float], whole: CurveEntry, sites: Sequence[CurveEntry], chosen: float | None
-) -> str:
+) -> Markup:
     """Return net benefit over the threshold as SVG.
 
     Parameters

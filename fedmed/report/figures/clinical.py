@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, predict_at
-from fedmed.fairness.chance.intervals import wilson_interval
+from fedmed.fairness.chance.proportions import wilson_interval
 from fedmed.metrics.clusters import PATIENTS, SIZES, SQUARES
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
 from fedmed.metrics.tables import EvaluationTables

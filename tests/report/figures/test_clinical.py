@@ -1,8 +1,10 @@
 """Alerts in the report: counted by hand, and shown."""
 
 import dataclasses
+import json
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,10 @@ from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.report.document import build_document
 from fedmed.report.page import render_page
 from fedmed.report.reading import read_document
+from fedmed.report.schema.json_schema import SCHEMA_FILE
 from fedmed.storage.atomic_files import encode_json
 from tests.report.support.example import make_content
+from tests.report.support.page_parser import Page, resolve
 
 POINT: dict[str, Any] = {
     "format": 1,
@@ -92,6 +96,35 @@ def test_the_page_says_it_in_words_and_a_name_is_escaped() -> None:
     assert "about 15 (8 to 26; 60 images)" in section
     assert "about 5 (2 to 14; 60 images)" in section
     assert read_document(encode_json(document).encode())["clinical"]["alert_classes"] == ["<b>malignant"]
+
+
+def test_every_number_of_the_part_is_on_the_page_as_in_the_json() -> None:
+    document = describe()
+    page = Page(render_page(document))  # type: ignore[arg-type]
+    shown = {pointer: text for pointer, text in page.numbers if pointer.startswith("/clinical/")}
+    places = ["/whole", "/sites/north", "/sites/south", "/groups/sex/female", "/groups/sex/male"]
+    keys = ["sensitivity", "specificity", "ppv", "npv", "ppv_stated", "npv_stated"]
+    assert {f"/clinical{place}/{key}/value" for place in places for key in keys} <= set(shown)
+    chosen_on = ("n_with", "n_without", "sensitivity", "specificity")
+    assert {f"/clinical/validation/{key}" for key in chosen_on} <= set(shown)
+    for pointer, text in shown.items():
+        decimals = len(text.partition(".")[2])
+        assert float(text) == pytest.approx(resolve(document, pointer), abs=0.5 * 10**-decimals + 1e-12), pointer
+    assert "Net benefit over the threshold of the probability." in [own.get("aria-label") for _, own in page.tags]
+
+
+def test_the_part_fits_the_schema_that_is_shipped() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_bytes()))
+    for operating in (POINT, POINT | {"threshold": None, "note": "9 validation images"}):
+        assert list(validator.iter_errors(json.loads(encode_json(describe(operating=operating))))) == []
+
+
+def test_a_cost_ratio_and_no_stated_prevalence_are_said() -> None:
+    point = POINT | {"stated_sensitivity": None, "cost_ratio": 4.0, "prevalence": None}
+    text = Page(render_page(describe(operating=point))).text  # type: ignore[arg-type]
+    assert "as the one that costs least if a missed image is worth 4.0 false alarms: on 40 images" in text
+    assert "as stated for its use" not in text
+    assert "at the stated prevalence" not in text
 
 
 def test_without_alert_classes_there_is_no_part_and_without_a_threshold_its_reason() -> None:
