@@ -11,6 +11,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.answers.alert import find_alerts
 from client.answers.answering import (
     ask_for_model,
     choose_batch,
@@ -301,12 +302,16 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         logits |= compute_compared_logits(network, request, site)
     if other is not None:
         logits |= compute_other_logits(other, request, site, name)
-    counted, told = site.hold_rows(name, counted, logits), site.disclosure_of(name)
-    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, told, part.patients)
+    alerts = find_alerts(request, logits[FEDERATED])
+    counted, told = (
+        site.hold_rows(name, counted, logits, None if alerts is None else alerts.raised),
+        site.disclosure_of(name),
+    )
+    tables = disclose_tables(logits, part.labels, counted.groups, counted.plan, told, part.patients, alerts)
     if is_test:
         files, data = site.files_of(request.plan), site.digest_part("test")
         if site.is_hospital:
-            own = tell_everything(logits, part.labels, counted.groups, part.patients)
+            own = tell_everything(logits, part.labels, counted.groups, part.patients, alerts)
             files.store_test_tables(model_sha256, data, tables, own, encode_rows(logits, part.labels, counted.groups))
         else:
             files.store_test_tables(model_sha256, data, tables)

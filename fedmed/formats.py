@@ -76,6 +76,8 @@ RUN_FOLDER = Format("The run folder", 1)
 """Names and contents of a run's files; the number is in ``environment.json``."""
 FIGURES = Format("The list of figures", 1)
 """``figures.json`` of a site: what it has told of the rounds' models."""
+OPERATING_POINT = Format("The operating point", 1)
+"""``tables/operating_point.json`` of a run."""
 LEFT_OUT = Format("The list of who is left out", 1)
 """``left_out.json`` of a site."""
 AUDIT_LOG = Format("The audit log", 3)

@@ -3,24 +3,24 @@
     python -m fedmed.predict --model DIR IMAGE... --csv out.csv
     python predict.py IMAGE...                                    inside the folder of an exported model
 
-This one file is copied into every exported model. It needs numpy, pillow and onnxruntime, for a released model, whose
-manifest is signed, also cryptography, and nothing else.
+This file is copied into every exported model, with predict_tables.py and predict_watch.py beside it. They need numpy,
+pillow and onnxruntime, for a released model, whose manifest is signed, also cryptography, and nothing else.
 """
 
 import argparse
 import base64
-import csv
 import hashlib
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before it is imported: onnxruntime reports its use over the network
 try:
@@ -52,6 +52,8 @@ class Artefact:
     sha256: str
     session: Any
     temperature: float = 1.0  # divides the logits before they become probabilities
+    alerts: tuple[int, ...] = ()  # classes that raise an alert together, from this log-odds of their probability on
+    threshold: float | None = None
 
     def compute_logits(self, x_BCHW: Array) -> Array:
         """Return float32 (B, K) from a normalised float32 batch (B, 3, S, S)."""
@@ -71,13 +73,19 @@ def open_artefact(folder: Path, threads: int = 0, key_file: Path | None = None) 
         prepare_image(np.zeros((1, 1, 3), np.uint8), preprocessing := manifest["preprocessing"])  # all is there
         if not 0 < (temperature := float(manifest.get("temperature", 1.0))) < float("inf"):
             raise ValueError(f"the temperature is {temperature}")
+        point = manifest.get("operating_point") or {}  # of models from before there were any, nothing
+        alerts, threshold = tuple(map(classes.index, point.get("alert_classes", []))), point.get("threshold")
+        if threshold is not None and not (alerts and -100 < float(threshold) < 100):
+            raise ValueError(f"the operating point is {point}")
         model = (folder / MODEL_FILE).read_bytes()
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise PredictionError(f"'{folder}' is no exported model: {_explain(error)}. Name it with --model.") from None
     if (found := hashlib.sha256(model).hexdigest()) != wanted:
         problem = f"has been changed: its SHA-256 is {found[:16]}..., the manifest says {str(wanted)[:16]}..."
         raise PredictionError(f"'{folder / MODEL_FILE}' {problem}. Copy the folder again from where it came.")
-    return Artefact(classes, preprocessing, expected, found, open_session(model, threads), temperature)
+    return Artefact(
+        classes, preprocessing, expected, found, open_session(model, threads), temperature, alerts, threshold
+    )
 
 
 def check_origin(folder: Path, manifest: bytes, key_file: Path | None, *, is_released: bool) -> None:
@@ -220,9 +228,9 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
 
 
 def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 16) -> Iterator[list[str]]:
-    """Yield a row for each file: name, probabilities (empty if it cannot be read), hash of the model, note."""
+    """Yield a row for each file, with the columns of :func:`list_columns`; no answer if it cannot be read."""
     for first in range(0, len(files), batch_size):
-        batch, notes, ready, shares = files[first : first + batch_size], {}, {}, {}
+        batch, notes, ready, answers = files[first : first + batch_size], {}, {}, {}
         for file in batch:
             try:
                 pixels = decode_image(file)
@@ -232,88 +240,78 @@ def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 1
                 notes[file] = f"not read: {_explain(error)}"
         if ready:
             logits = artefact.compute_logits(np.stack(list(ready.values()))).astype(np.float64) / artefact.temperature
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            shares = dict(zip(ready, powers / powers.sum(axis=1, keepdims=True), strict=True))
+            answers = dict(zip(ready, (_answer(artefact, row) for row in logits), strict=True))
         for file in batch:
-            cells = [f"{share:.6f}" for share in shares[file]] if file in shares else [""] * len(artefact.classes)
-            yield [_make_safe(str(file)), *cells, artefact.sha256, _make_safe(notes[file])]
+            cells = answers.get(file, [""] * (len(list_columns(artefact)) - 3))
+            yield [make_safe(str(file)), *cells, artefact.sha256, make_safe(notes[file])]
+
+
+def list_columns(artefact: Artefact) -> list[str]:
+    """Return the columns of a row."""
+    alert = ["alert"] if artefact.threshold is not None else []
+    return ["file", *map(make_safe, artefact.classes), "predicted", "probability", *alert, "model", "note"]
+
+
+def _answer(artefact: Artefact, logits: Array) -> list[str]:
+    """Return the probabilities of one image, the predicted class and its probability, and whether it is an alert."""
+    powers = np.exp(logits - logits.max())
+    shares, best = powers / powers.sum(), int(logits.argmax())
+    cells = [*(f"{share:.6f}" for share in shares), make_safe(artefact.classes[best]), f"{shares[best]:.6f}"]
+    if artefact.threshold is None:
+        return cells
+    own, rest = logits[list(artefact.alerts)], np.delete(logits, artefact.alerts)
+    is_alert = np.logaddexp.reduce(own) - np.logaddexp.reduce(rest) >= artefact.threshold
+    return [*cells, "yes" if is_alert else "no"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parse(arguments)
+    options = _load("predict_tables").parse(arguments, BANNER, FORMAT, Path(__file__).parent)
     print(BANNER, file=sys.stderr)
     warnings.filterwarnings("ignore", module="PIL")  # remarks about size and metadata
     try:
-        artefact = open_artefact(options.model, options.threads, options.key)
-        _write_table(artefact, list(find_images(options.images)), options)
+        _run(open_artefact(options.model, options.threads, options.key), options)
     except KeyboardInterrupt:
         print("\nStopped; the table is not complete.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except PredictionError as error:
+    except OSError as error:
+        print(f"\n'{error.filename}' cannot be written: {_explain(error)}.", file=sys.stderr)
+        return 1
+    except (PredictionError, ValueError) as error:  # of what lies beside this program, too
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=f"Classify JPEG and PNG images with an exported model. {BANNER}",
-        epilog="exit code: 0 finished (single files may be unreadable); 1 explained problem; 2 wrong arguments",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders to search")
-    parser.add_argument("--version", action="version", version=f"predict.py, for models of the format {FORMAT}")
-    parser.add_argument("--model", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: here")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="public key with which the model must be signed")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the table (default: standard output)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: one for each core)")
-    options = parser.parse_args(arguments)
-    if options.batch_size < 1 or options.threads < 0:
-        parser.error("allowed are --batch-size from 1 and --threads from 0")
-    return options
-
-
-def _write_table(artefact: Artefact, files: Sequence[Path], options: argparse.Namespace) -> None:
-    if not files:
-        raise PredictionError("There is no JPEG or PNG file in what was named.")
-    start, unread, noted, end = time.monotonic(), 0, 0, ""
-    with _open_table(options.csv) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["file", *map(_make_safe, artefact.classes), "model", "note"])
-        for number, row in enumerate(predict_files(artefact, files, options.batch_size), start=1):
-            writer.writerow(row)
-            unread, noted = unread + (row[1] == ""), noted + (row[1] != "" and row[-1] != "")
-            if sys.stderr.isatty() and (options.csv or not sys.stdout.isatty()):
-                end = "\n"
-                print(f"\r{number} of {len(files)} files", end="", file=sys.stderr, flush=True)
-    took = f"{end}{len(files)} files in {time.monotonic() - start:.1f} s"
-    print(f"{took}: {unread} not read, {noted} with a note.", file=sys.stderr)
-
-
-@contextmanager
-def _open_table(path: Path | None) -> Iterator[IO[str]]:
-    """Open the table's file, which takes its name only when it is complete; or standard output."""
-    if path is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-        yield sys.stdout
-        sys.stdout.flush()
+def _run(artefact: Artefact, options: argparse.Namespace) -> None:
+    columns, answer = list_columns(artefact), partial(predict_files, artefact, batch_size=options.batch_size)
+    if options.watch:
+        functions = (find_images, answer, lambda file: describe_pixels(decode_image(file))[0], make_safe)
+        told = (options.watch, options.csv, columns, artefact.sha256, *functions, options.every, artefact.expected)
+        _load("predict_watch").watch(*told, once=options.once)
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="replace", newline="") as stream:
-            yield stream
-        partial.replace(path)
-    except OSError as error:
-        raise PredictionError(f"'{path}' cannot be written: {_explain(error)}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    tables, images = _load("predict_tables"), list(find_images(options.images))
+    if not images:
+        raise PredictionError("There is no JPEG or PNG file in what was named.")
+    rows = tables.write_table(columns, answer(images), len(images), options.csv)
+    if options.report:
+        tables.write_page(options.report, images, rows, BANNER, lambda file: Image.fromarray(decode_image(file)))
 
 
-def _make_safe(text: str) -> str:
+def _load(name: str) -> Any:
+    """Return a program that lies beside this one."""
+    module = ModuleType(name)
+    try:  # by its place, whatever else is called like it
+        SourceFileLoader(name, str(Path(__file__).with_name(f"{name}.py"))).exec_module(module)
+    except (ImportError, OSError) as error:
+        advice = "Copy all files of the model again from where they came."
+        raise SystemExit(f"{name}.py beside this program cannot be used ({error}). {advice}") from None
+    return module
+
+
+def make_safe(text: str) -> str:
     """Return a text that a spreadsheet does not take for a formula and a terminal not for a command."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

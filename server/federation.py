@@ -30,6 +30,7 @@ from fedmed.training.batch_norm_policy import find_norm_buffers
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
 from server.finish.doubts import note_doubts
+from server.finish.operating_point import choose_operating_point
 from server.finish.own_models import compared_models, train_local, write_initial
 from server.finish.recalibrate import take_chosen
 from server.finish.report import write_final_report
@@ -116,7 +117,9 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
     if not _is_tested(run):
         train_local(session)
         temperature = fit_temperature(product.session, product.model, state.best_round)
-        _test_once(product, state, None if temperature is None else float(temperature["temperature"]))
+        divisor = None if temperature is None else float(temperature["temperature"])
+        threshold = choose_operating_point(product.session, product.model, state.best_round, divisor)
+        _test_once(product, state, divisor, threshold)
     note_doubts(product.session, product.model)
     write_final_report(run, chosen, listener.on_note)
     make_candidate(product.session, product.model, state.best_round)
@@ -218,7 +221,7 @@ def _is_tested(run: RunFolder) -> bool:
     return (run.tables / "test").exists()
 
 
-def _test_once(product: Product, state: LoopState, temperature: float | None) -> None:
+def _test_once(product: Product, state: LoopState, temperature: float | None, alert_threshold: float | None) -> None:
     """Have every site score the released model on its test images, and all that it is compared with in the same step.
 
     A site does so only once for a model.
@@ -246,6 +249,7 @@ def _test_once(product: Product, state: LoopState, temperature: float | None) ->
             part="test",
             best_round=state.best_round,
             temperature=temperature,
+            alert_threshold=alert_threshold,
             compare=compared_models(session),
             other=product.teacher,
         )

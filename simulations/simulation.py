@@ -55,6 +55,7 @@ def run_simulation(
     config = config.model_copy(
         update={"classes": list(prepared.classes), "min_sites": min(config.min_sites, num_sites)}
     )
+    _check_alert_classes(config)
     run.write_config(config)
     nodes = make_nodes(run, config, prepared)
     run.write_roster({node.node_id: str(node.config["site"]) for node in nodes})
@@ -149,6 +150,14 @@ def count_workers(config: RunConfig, num_sites: int) -> int:
     if config.workers != "auto":
         return min(config.workers, num_sites)
     return max(1, min(num_sites, len(os.sched_getaffinity(0)) // config.threads))
+
+
+def _check_alert_classes(config: RunConfig) -> None:
+    """Raise a ConfigError if classes that need a person are none of the data."""
+    try:
+        config.make_operating_plan(config.classes or [])
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
 
 
 def _gpu_share(config: RunConfig, num_sites: int) -> float:

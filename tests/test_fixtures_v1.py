@@ -326,9 +326,10 @@ def read_table(file: Path) -> list[dict[str, str]]:
 
 
 def check_table(file: Path) -> None:
-    """Compare with the table that was written then."""
+    """Compare with the table that was written then; further columns may stand between its own."""
     found, expected = read_table(file), read_table(V1 / "artefact" / "predictions.csv")
-    assert [list(row) for row in found] == [list(row) for row in expected], RULE
+    assert len(found) == len(expected), RULE
+    assert [name for name in found[0] if name in expected[0]] == list(expected[0]), RULE
     classes = ("pattern_plain", "pattern_mesh", "pattern_globules")
     for row, wanted in zip(found, expected, strict=True):
         for name in wanted:

@@ -169,7 +169,8 @@ def test_commands_of_both_sides(machine: Machine) -> None:
 
 def test_program_of_a_model_here_and_copied_away(machine: Machine) -> None:
     shutil.copytree(V1 / "artefact", machine.work / "artefact")
-    shutil.copy(ROOT / "fedmed" / "predict.py", machine.work / "artefact" / "model")
+    for name in ("predict.py", "predict_tables.py", "predict_watch.py"):
+        shutil.copy(ROOT / "fedmed" / name, machine.work / "artefact" / "model")
     image = "artefact/image.png"
     machine.expect_quiet([sys.executable, "-m", "fedmed.predict", "--model", "artefact/model", image])
     machine.expect_quiet([sys.executable, "artefact/model/predict.py", image, "--csv", "out.csv"])

@@ -335,7 +335,8 @@ def test_alone_in_the_folder_of_the_model(model: Path, files: list[Path], tmp_pa
     """As a process of its own, without this library on the path."""
     folder = tmp_path / "copy"
     shutil.copytree(model, folder)
-    shutil.copy(predict.__file__, folder / "predict.py")
+    for name in ("predict.py", "predict_tables.py", "predict_watch.py"):
+        shutil.copy(Path(predict.__file__).with_name(name), folder)
     code = (
         "import runpy, sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
         "sys.argv = ['predict.py', *sys.argv[2:]]\n"
@@ -348,7 +349,9 @@ def test_alone_in_the_folder_of_the_model(model: Path, files: list[Path], tmp_pa
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[-1] == "[]"
     assert "Traceback" not in result.stderr
-    assert (folder / "out.csv").read_text().startswith("file,benign,'=malignant,other,model,note\n")
+    assert (
+        (folder / "out.csv").read_text().startswith("file,benign,'=malignant,other,predicted,probability,model,note\n")
+    )
 
 
 def test_reader_that_has_seen_enough(model: Path, files: list[Path]) -> None:

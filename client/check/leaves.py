@@ -146,6 +146,7 @@ def _find_plan(row: _Row, plan: Plan) -> Plan | str:
         f"the plan foresees no model of this site alone ({setting}: false)": setting is not None
         and not getattr(plan, setting),
         "the plan fits no temperature (calibrate: false)": kind == "calibrate" and not plan.calibrate,
+        "the plan has no alert classes": kind == "alert" and plan.operating is None,
     }
     if any(reasons.values()):
         return next(reason for reason, holds in reasons.items() if holds)

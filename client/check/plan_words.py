@@ -33,6 +33,7 @@ def describe_plan(plan: Plan) -> list[str]:
         _describe_distillation(plan),
         _describe_groups(plan),
         *_describe_small(plan),
+        *_describe_alerts(plan),
         f"The best round is chosen by: {plan.choice}. A round is tried up to {plan.attempts} times.",
         *_describe_code(plan),
         "Asked of this site, and what leaves each time:",
@@ -138,6 +139,14 @@ def _describe_small(plan: Plan) -> Iterator[str]:
             f"Small network at the end: {_show(small.model.name)}, trained {where} (Adam, learning rate "
             f"{small.lr:g}, temperature {small.temperature:g}, features {small.feature_weight:g})."
         )
+
+
+def _describe_alerts(plan: Plan) -> Iterator[str]:
+    wanted = plan.operating
+    if wanted is not None:
+        by = f"cost ratio of {wanted.cost_ratio:g}" if wanted.cost_ratio else f"sensitivity of {wanted.sensitivity:g}"
+        names = tame(", ".join(wanted.alert_classes), _LONGEST)
+        yield f"Alerts: for {names}; the threshold is chosen on validation images by a {by}."
 
 
 def _describe_code(plan: Plan) -> Iterator[str]:

@@ -15,6 +15,7 @@ from client.guard.policy import check_choice
 from client.guard.requests import Request
 from client.hospital.site_data import choose_disclosure
 from fedmed.aggregation.divergence_rule import find_divergence_breach
+from fedmed.clinical.scores import NUMBER, SUM
 from fedmed.config import Plan
 from fedmed.config.client import PolicyConfig
 from fedmed.distillation import MIN_IMAGES_TO_SHARE_PROMPT
@@ -27,6 +28,7 @@ from fedmed.metrics.rounding import DIGITS, has_digits, is_rounded
 from fedmed.protocol.kinds import KINDS, REPORT, SUMS, TABLES
 from fedmed.protocol.messages import read_sums, read_tables, read_values
 from fedmed.protocol.reports import (
+    AlertReport,
     DistilReport,
     FigureReport,
     FormsReport,
@@ -75,9 +77,10 @@ def find_reply_breach(policy: PolicyConfig, request: Request, reply: Message, si
             return find_figure_breach(told) or find_number_breach(told, k)
         case FormsReport():
             return _find_breach_of_comparison(policy, request, told)
-        case TemperatureReport() if SUMS in reply.content:
+        case TemperatureReport() | AlertReport() if SUMS in reply.content:
             limits = choose_disclosure(policy, "validation")
-            return find_number_breach(told, k) or find_sums_breach(told, read_sums(reply), limits)
+            find = find_alert_breach if isinstance(told, AlertReport) else find_sums_breach
+            return find_number_breach(told, k) or find(told, read_sums(reply), limits)
     breach = find_number_breach(told, k)
     return (
         _find_breach_of_tables(policy, request, reply, told, site) if not breach and TABLES in reply.content else breach
@@ -156,17 +159,39 @@ def find_number_breach(told: Report, k: int) -> str | None:
             numbers = list(told.num_images.values())
         case DistilReport():
             numbers = [told.num_images]
-        case FigureReport() | TemperatureReport():
+        case FigureReport() | TemperatureReport() | AlertReport():
             numbers = [told.n]
         case _:
             numbers = []
     return f"a number of images is no multiple of k = {k}" if any(number % k for number in numbers) else None
 
 
-def find_sums_breach(told: TemperatureReport, sums: Mapping[str, torch.Tensor], disclosure: Disclosure) -> str | None:
+def find_sums_breach(
+    told: TemperatureReport | AlertReport, sums: Mapping[str, torch.Tensor], disclosure: Disclosure
+) -> str | None:
     """Return why sums for the temperature must not leave, or None: too few images, or so exact that they name some."""
     if told.n < disclosure.k:
         return f"its sums are over fewer than k = {disclosure.k} images"
     if disclosure.is_open or all(is_rounded(tensor.numpy()) for tensor in sums.values()):
         return None
     return f"a sum over images has more than {DIGITS} digits"
+
+
+def find_alert_breach(
+    told: TemperatureReport | AlertReport, sums: Mapping[str, torch.Tensor], disclosure: Disclosure
+) -> str | None:
+    """Return why counts of alert scores must not leave, or None: they are other ones, too small or too exact."""
+    if set(sums) != {"alerts"}:
+        return "it holds other sums than counts of alert scores"
+    values = sums["alerts"].numpy()
+    if values.any() and told.n < disclosure.k:
+        return f"its counts of alert scores are over fewer than k = {disclosure.k} images"
+    number, total = values[..., NUMBER], values[..., SUM]
+    rows = number.sum(axis=-1)
+    if ((rows > 0) & (rows < disclosure.k_row)).any():
+        return f"its counts of alert scores are of fewer than k_row = {disclosure.k_row} images"
+    if disclosure.is_open:
+        return None
+    if ((number > 0) & (number < disclosure.k_bin)).any() or (total[number == 0] != 0).any():
+        return f"a bin of alert scores has fewer than k_bin = {disclosure.k_bin} images"
+    return None if is_rounded(total) else f"a sum over images has more than {DIGITS} digits"

@@ -204,6 +204,7 @@ def make_key(request: Request, model_sha256: str | None) -> str:
         "plans": [plan.sha256 for plan in request.plans],
         "models": [model_sha256, None if request.other is None else request.other.sha256],
         "temperature": request.temperature,
+        **({} if request.alert_threshold is None else {"alert_threshold": request.alert_threshold}),
         "compare": sorted(request.compare),
         "group_weights": dict(request.group_weights),
         "artefact": request.artefact_sha256,

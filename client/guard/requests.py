@@ -64,8 +64,7 @@ def read_request(message: Message) -> Request:
         raise WireError("The request to train is for round 0. Allowed: 1 to the last round of the plan.")
     if kind == "local" and not request.plan.benefit:
         raise WireError("The request is to train a model of this site alone, which the plan does not foresee.")
-    if (request.temperature is not None or request.compare) and (kind, request.part) != ("evaluate", "test"):
-        raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
+    _check_test(request)
     _check_choice(request)
     if request.group_weights and (kind != "train" or request.plan.losses != "groups"):
         raise WireError("The request has 'group_weights'. Allowed: in a training whose plan has losses by group.")
@@ -190,6 +189,18 @@ def _check_plan(plan: Plan) -> None:
             f"The server's plan has the run_id {_show(plan.run_id)}. Allowed: up to 100 letters, digits, '_', '-' and "
             "'.', beginning with a letter or digit; it names a folder here."
         )
+
+
+def _check_test(request: "Request") -> None:
+    """Check that what belongs to a test is in none but a test, and that alerts are asked for where the plan has any."""
+    is_test = (request.kind, request.part) == ("evaluate", "test")
+    has_temperature = request.temperature is not None and request.kind != "alert"
+    if (has_temperature or request.compare) and not is_test:
+        raise WireError("The request names a temperature or models to compare with. Allowed: in a test only.")
+    if request.alert_threshold is not None and (not is_test or request.plan.operating is None):
+        raise WireError("The request names a threshold of alerts. Allowed: in a test whose plan has alert classes.")
+    if request.kind == "alert" and request.plan.operating is None:
+        raise WireError("The request is for counts of alert scores, and the plan has no alert classes.")
 
 
 def _check_choice(request: "Request") -> None:

@@ -17,19 +17,27 @@ import numpy as np
 import torch
 
 from client.hospital.told_rows import CountedPart
+from fedmed.config import SITE_ATTRIBUTE
 from fedmed.data import ImagePart
 from fedmed.errors import RunFolderError
+from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import Disclosure
 from fedmed.fairness.reconstruction.exchange import ReaderView, view_class
-from fedmed.fairness.reconstruction.hold import Held, find_held, hold_rows
-from fedmed.fairness.reconstruction.statement import ToldPart, combine_told, state_plan
+from fedmed.fairness.reconstruction.held import Held, hold_rows
+from fedmed.fairness.reconstruction.hold import find_held
+from fedmed.fairness.reconstruction.statement import ALERTS, ToldPart, combine_told, is_alerts, state_plan
 from fedmed.fairness.reconstruction.statement_file import decode_held, decode_told, encode_held, encode_told
 from fedmed.metrics.values import Array
 from fedmed.processes import private_folder, write_secret
 
 
-def hold_part(
-    counted: CountedPart, part: ImagePart, logits: Mapping[str, torch.Tensor], disclosure: Disclosure, record: Path
+def hold_part(  # noqa: PLR0917
+    counted: CountedPart,
+    part: ImagePart,
+    logits: Mapping[str, torch.Tensor],
+    disclosure: Disclosure,
+    record: Path,
+    alerts: Mask | None = None,
 ) -> CountedPart:
     """Return what of a part is counted without the rows that must be held back; the same again for the same answers.
 
@@ -45,6 +53,8 @@ def hold_part(
         The site's thresholds; with thresholds of 1 nothing is held back.
     record : Path
         File that keeps what was told; it is on the disk when this returns.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether the federated model raises an alert for each image, where that is told.
 
     Raises
     ------
@@ -57,17 +67,26 @@ def hold_part(
     num_classes = next(iter(logits.values())).shape[1]
     # As the tables choose the class: of equal logits the first.
     answers = {model: z_NK.double().numpy().argmax(axis=1) for model, z_NK in logits.items()}
-    name = _name_answers(answers, counted)
+    seen = answers if alerts is None else {**answers, ALERTS: np.where(alerts, labels, -1)}
+    name = _name_answers(seen, counted)
     decided, told = read_held(record)
     if name not in decided:
         patients = None if counted.unit == "images" else counted.patients
         now = state_plan(
-            counted.plan, labels, counted.groups, answers, patients, num_classes, disclosure.k_row, prefix=f"{name}/"
+            counted.plan,
+            labels,
+            counted.groups,
+            answers,
+            patients,
+            num_classes,
+            disclosure.k_row,
+            prefix=f"{name}/",
+            alerts=alerts,
         )
-        viewer = _Viewer(counted, labels, np.column_stack([*answers.values()]))
+        viewer = _Viewer(counted, labels, np.column_stack([*answers.values()]), seen.get(ALERTS))
         held = find_held(now, told, disclosure.k_row, viewer)
         decided[name] = held
-        told = combine_told([*told, now.without(held.rows).fold(held.folded).unpair(held.unpaired)])
+        told = combine_told([*told, held.cut(now)])
         _write(record, decided, told)
     return replace(counted, plan=hold_rows(counted.plan, labels.tolist(), counted.groups, decided[name]))
 
@@ -75,22 +94,34 @@ def hold_part(
 class _Viewer:
     """A class as a reader may take it to be."""
 
-    def __init__(self, counted: CountedPart, labels: Array, answers: Array) -> None:
-        self._counted, self._labels, self._answers = counted, labels, answers
+    def __init__(self, counted: CountedPart, labels: Array, answers: Array, alerts: Array | None = None) -> None:
+        self._counted, self._labels, self._answers, self._alerts = counted, labels, answers, alerts
         self._patients = np.unique(np.array(counted.patients, dtype=str), return_inverse=True)[1].reshape(-1)
 
     def __call__(self, told: ToldPart, label: int, is_folded: bool) -> ReaderView:
-        plans = self._counted.plan.attributes
+        plans, answers = self._counted.plan.attributes, self._answers
+        if self._alerts is not None and _tells_alerts(told, label):
+            answers = np.column_stack([answers, self._alerts])
         return view_class(
             told,
             label,
             self._labels,
             self._counted.groups,
-            self._answers,
+            answers,
             self._patients,
             {attribute: plan.counted for attribute, plan in plans.items()},
             is_folded=is_folded,
         )
+
+
+def _tells_alerts(told: ToldPart, label: int) -> bool:
+    """Return whether alerts of groups are told; of the site as a whole they say nothing of groups."""
+    return any(
+        row.label == label and row.attribute != SITE_ATTRIBUTE
+        for name, model in told.models.items()
+        if is_alerts(name)
+        for row in model.rows
+    )
 
 
 def _name_answers(answers: Mapping[str, Array], counted: CountedPart) -> str:

@@ -20,6 +20,7 @@ from fedmed.config.client import ClientConfig, PolicyConfig, load_client_config
 from fedmed.data import ImagePart, SiteData, load_site
 from fedmed.distillation import set_teacher_file, use_teacher_file
 from fedmed.errors import FedmedError, WireError
+from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.tables import Disclosure, find_breach
 from fedmed.fairness.figures.groups import check_attribute
 from fedmed.metrics.packing import pack_site_tables
@@ -186,20 +187,20 @@ class Site:
         FedmedError
             See :func:`client.hospital.told_rows.count_part`.
         """
-        folder = self.folder.parent if self.is_hospital else self.folder
         images: ImagePart = getattr(self.data, part)
         for name in images.attributes:
             if fairness.attributes is None or name in fairness.attributes:  # an id may look like groups in a small part
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
-        record = folder / "told_rows" / f"{part}.json"
+        record = (self.folder.parent if self.is_hospital else self.folder) / "told_rows" / f"{part}.json"
         return count_part(images, self.name, fairness, self.disclosure_of(part), record, self.patients)
 
-    def hold_rows(self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor]) -> CountedPart:
+    def hold_rows(
+        self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor], alerts: Mask | None = None
+    ) -> CountedPart:
         """Return what is counted without the rows that would give hidden ones away, see :mod:`.held_rows`."""
-        folder = self.folder.parent if self.is_hospital else self.folder
-        record = folder / "told_rows" / f"{part}.told.json"
-        return hold_part(counted, getattr(self.data, part), logits, self.disclosure_of(part), record)
+        record = (self.folder.parent if self.is_hospital else self.folder) / "told_rows" / f"{part}.told.json"
+        return hold_part(counted, getattr(self.data, part), logits, self.disclosure_of(part), record, alerts)
 
 
 class Hospital:

@@ -14,6 +14,7 @@ Text = Annotated[str, Field(max_length=2000)]
 Name = Annotated[str, Field(max_length=500)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 Colours = Annotated[list[Number], Field(min_length=3, max_length=3)]
@@ -63,6 +64,27 @@ class CalibrationForm(_Form):
     n: Count
     nll_before: Number | None
     nll_after: Number | None
+
+
+class ReachedForm(_Form):
+    """What the operating point was chosen on."""
+
+    n_with: Count
+    n_without: Count
+    sensitivity: Share | None
+    specificity: Share | None
+
+
+class OperatingForm(_Form):
+    """From which score on an alert is raised."""
+
+    alert_classes: Annotated[list[Name], Field(min_length=1, max_length=10_000)]
+    threshold: Annotated[float, Field(ge=-100, le=100)]
+    probability: Share
+    stated_sensitivity: Share | None
+    cost_ratio: Positive | None
+    prevalence: Share | None
+    validation: ReachedForm
 
 
 class OriginForm(_Form):
@@ -170,6 +192,7 @@ class ManifestForm(_Form):
     expected: ExpectedForm = ExpectedForm()
     temperature: Positive = 1.0
     calibration: CalibrationForm | None = None
+    operating_point: OperatingForm | None = None
     chosen_round: Count
     batch_norm: Name
     site: None = None

@@ -10,6 +10,7 @@ from client.guard.outside_code import check_extensions
 from client.guard.policy import refuse
 from client.hospital.hospital_images import load_hospital_data
 from client.release.content import Manifest, ReleaseError
+from fedmed.clinical.entry import read_operating_entry
 from fedmed.config import Plan
 from fedmed.config.client import ClientConfig
 from fedmed.distillation.network import strip_state
@@ -73,6 +74,7 @@ def make_own_model(config: ClientConfig, manifest: Manifest) -> Path:
             release=manifest.content.get("release") or {"kind": "automatic"},
             site=config.name,
             temperature=read_temperature(manifest.content),
+            operating=read_operating_entry(manifest.content.get("operating_point")),
             distillation=read_distillation(manifest.content),
         )
         images = take_proof_images([data.test], plan, _MOST_IMAGES, f"test images of {data.name}")

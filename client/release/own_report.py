@@ -10,6 +10,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from client.hospital.own_rows import check_rows
+from fedmed.clinical.entry import read_operating_entry
 from fedmed.config.client import ClientConfig
 from fedmed.export.manifest import ModelManifest, read_temperature
 from fedmed.metrics.site_tables import COMPARED_MODELS, SiteTables
@@ -91,6 +92,7 @@ def write_own_report(
         command="flower-client --fetch-model",
         single_sites=True,
         temperature=read_temperature(manifest),
+        operating=read_operating_entry(manifest.get("operating_point")),
         benefit_expected=bool(manifest["plan"].get("benefit")),
         benefit_notes=_explain_benefit(config, tables),
     )

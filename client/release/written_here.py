@@ -16,7 +16,12 @@ from fedmed.report.page import render_page
 from fedmed.report.schema.document import Document
 from fedmed.storage.atomic_files import write_atomically, write_text_atomically
 
-PROGRAMS = {"predict.py": "predict.py", "load_model.py": "export/torch_loader.py"}
+PROGRAMS = {
+    "predict.py": "predict.py",
+    "predict_tables.py": "predict_tables.py",
+    "predict_watch.py": "predict_watch.py",
+    "load_model.py": "export/torch_loader.py",
+}
 """Programs beside the deploy form -> where they lie in the package that is installed here. None of them travels."""
 _KEY_LINE = 'KEY = ""\n'
 _PUBLIC_KEY = re.compile(r"(ssh-ed25519 [A-Za-z0-9+/]+={0,2})(\s.*)?", re.DOTALL)

@@ -56,7 +56,7 @@ from fedmed.config.fairness import (
     SuppressionConfig,
 )
 from fedmed.config.federation import FederationConfig
-from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
+from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig, OperatingPlan
 from fedmed.config.plan import Compression, Plan, make_distil_plan, make_student_plan, plan_hash
 from fedmed.config.section import Section
 from fedmed.config.server_step import (
@@ -111,6 +111,7 @@ __all__ = [
     "MaxShare",
     "ModelConfig",
     "NpzData",
+    "OperatingPlan",
     "OptimizerConfig",
     "PartitionConfig",
     "PhantomData",

@@ -15,15 +15,14 @@ from fedmed.config.fairness import (
     FairnessConfig,
     find_choice_conflict,
 )
-from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig
+from fedmed.config.model import LOCAL_MODEL_OPTIONS, ModelConfig, OperatingSettings
 from fedmed.config.plan import Compression, Plan
-from fedmed.config.section import Section
 from fedmed.config.server_step import AverageConfig, ServerStepConfig
 from fedmed.config.training import TrainingConfig
 from fedmed.extensions import is_path
 
 
-class FederationConfig(Section):
+class FederationConfig(OperatingSettings):
     """What a simulation and a real federation have in common."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)] = "run"
@@ -88,6 +87,8 @@ class FederationConfig(Section):
         ------
         ExtensionError
             If a model or a loss is named by an import path that is not installed here.
+        ValueError
+            If alert classes are no classes of the study; settings that were read with their classes have none such.
         """
         assert self.classes is not None, "classes are set when the data is prepared"
         return Plan(
@@ -109,6 +110,7 @@ class FederationConfig(Section):
             divergence=self.aggregation.divergence,
             fopro=self.distillation,
             calibrate=self.calibrate,
+            operating=self.make_operating_plan(self.classes),
             attempts=self.attempts,
             student=None if self.student is None else self.student.make_plan(),
         ).describe_extensions()
@@ -131,6 +133,7 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "FederationConfig":
+        self.make_operating_plan(self.classes or [*(self.alert_classes or []), str(self.positive_class), ""])
         fair = self.aggregation.fair
         if fair is not None and fair.needs_local_models and not self.benefit:
             raise ValueError(

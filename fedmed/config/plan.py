@@ -4,12 +4,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedmed.config.aggregation import DivergenceReport, LossReport
 from fedmed.config.distillation import FoproPlan, StudentPlan
 from fedmed.config.fairness import Choice, FairnessConfig
-from fedmed.config.model import ModelConfig
+from fedmed.config.model import ModelConfig, OperatingPlan
 from fedmed.config.section import Section
 from fedmed.config.training import TrainingConfig
 from fedmed.extensions import Extension, find_extension, is_path
@@ -53,6 +53,9 @@ class Plan(Section):
     """Distillation from a frozen teacher; null: none."""
     calibrate: bool = False
     """Whether the sites are asked for the sums from which a temperature is fitted."""
+    operating: OperatingPlan | None = None
+    """For which classes a model raises an alert, for which the sites are asked for counts of alert scores; null: none,
+    and a plan without any is written as if there were no such key."""
     release: bool = False
     """Whether the sites compare the deployable forms of the model before it is released."""
     attempts: Annotated[int, Field(ge=1)] = 3
@@ -61,6 +64,12 @@ class Plan(Section):
     """The small network into which the trained one is compressed at the end; null: none."""
     extensions: list[Extension] = Field(default=[])
     """Which code the import paths in it mean; a plan without any is written as if there were no such key."""
+
+    @model_validator(mode="after")
+    def _check_alert_classes(self) -> "Plan":
+        if self.operating is not None and not set(self.operating.alert_classes) < set(self.classes):
+            raise ValueError("'operating.alert_classes' are not some of the plan's classes, or all of them")
+        return self
 
     @property
     def extension_paths(self) -> list[str]:
@@ -97,6 +106,8 @@ class Plan(Section):
         values: dict[str, Any] = write(self)
         if not self.extensions:
             values.pop("extensions", None)
+        if self.operating is None:
+            values.pop("operating", None)
         return values
 
 

@@ -6,7 +6,8 @@
 ``manifest.json``      classes, preprocessing, expected images, hashes of all files, proof, sizes
 ``proof.json``         the complete proof that train and deploy form are the same function
 ``model_card.md``      what the model is for, how well it does at each site, and its limits
-``predict.py``         classifies files; ``requirements.txt`` names all that it needs
+``predict.py``         classifies files, with ``predict_tables.py`` and ``predict_watch.py``;
+                       ``requirements.txt`` names all that they need
 =====================  ===========================================================================
 """
 
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmed import predict
+from fedmed import predict, predict_tables, predict_watch
+from fedmed.clinical.entry import describe_operating_point
 from fedmed.config import Plan
 from fedmed.export import torch_loader
 from fedmed.export.compare import FormComparison, choose_batch_size, compare_outputs
@@ -54,9 +56,14 @@ from fedmed.reparameterization import Place, Proof, convert, verify, verify_bloc
 from fedmed.seeding import seeded_torch
 from fedmed.storage.atomic_files import atomic_folder, hash_file, write_atomically, write_text_atomically
 from fedmed.storage.environment import Distillation
-from fedmed.storage.records import TemperatureRecord
+from fedmed.storage.records import OperatingRecord, TemperatureRecord
 
-PROGRAMS = {"predict.py": predict, "load_model.py": torch_loader}
+PROGRAMS = {
+    "predict.py": predict,
+    "predict_tables.py": predict_tables,
+    "predict_watch.py": predict_watch,
+    "load_model.py": torch_loader,
+}
 SEEDED_IMAGES = 16
 _RUNTIME = ("numpy", "pillow", "onnxruntime")
 _GROSS = 0.01
@@ -91,6 +98,8 @@ class ArtefactSettings:
     temperature: TemperatureRecord | None = None
     """By what the outputs are divided, and how it was fitted; see
     :meth:`fedmed.storage.run_folder.RunFolder.read_temperature`."""
+    operating: OperatingRecord | None = None
+    """From which score on it raises an alert; see :func:`fedmed.storage.operating_records.read_operating_point`."""
     site: str | None = None
     """The only site whose model this is, where BatchNorm or the last layer stays at the sites."""
     distillation: Distillation = field(default_factory=Distillation)
@@ -229,6 +238,9 @@ def _describe(settings: ArtefactSettings, proof: ProofSummary, sizes: Sizes) -> 
         "site": settings.site,
         "release": settings.release,
     }
+    point = describe_operating_point(settings.operating)
+    if point is not None:
+        manifest["operating_point"] = point
     add_distillation(manifest, settings.distillation)
     manifest |= {
         "plan": describe_plan(plan),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from pydantic import JsonValue
 
+from fedmed.clinical.entry import OperatingEntry
 from fedmed.config import Plan
 from fedmed.data import normalisation
 from fedmed.protocol.release import MANIFEST_FILE
@@ -160,6 +161,8 @@ class ModelManifest(TypedDict):
     preprocessing: Preprocessing
     temperature: NotRequired[float]
     calibration: NotRequired[Calibration | None]
+    operating_point: NotRequired[OperatingEntry]
+    """Absent where no alert is raised, and in manifests of earlier versions."""
     chosen_round: int
     batch_norm: str
     fopro: NotRequired[str]

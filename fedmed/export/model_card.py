@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
+from fedmed.clinical.entry import say_operating_point
 from fedmed.export.manifest import NOTICE, ModelManifest, PooledComparison
 from fedmed.storage.environment import TeacherOrigin
 
@@ -73,7 +74,7 @@ def write_model_card(manifest: ModelManifest, report: ReportData | None = None) 
     report : ReportData, optional
         Of the same model. Without it the card says that no figures are known.
     """
-    compared = manifest["proof"].get("sites")
+    compared, point = manifest["proof"].get("sites"), manifest.get("operating_point")
     parts = [
         f"# {_plain(manifest['title'])}\n\n**{NOTICE}** No decision about a patient may rest on it.",
         _describe_use(manifest),
@@ -81,6 +82,7 @@ def write_model_card(manifest: ModelManifest, report: ReportData | None = None) 
         _describe_results(report),
         _describe_proof(manifest),
         *([] if compared is None else [_section("Compared at the sites", _describe_comparison(compared))]),
+        *([] if point is None else [_section("Alerts", say_operating_point(point, _list(point["alert_classes"])))]),
         _describe_limits(manifest, report),
         _describe_handling(),
     ]

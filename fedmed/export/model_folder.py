@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fedmed.clinical.entry import describe_operating_point
 from fedmed.config import Plan
 from fedmed.distillation.network import strip_packed
 from fedmed.errors import CheckpointError
@@ -25,7 +26,7 @@ from fedmed.export.manifest import (
 from fedmed.protocol.release import MANIFEST_FILE, MODEL_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
 from fedmed.storage.environment import Distillation
-from fedmed.storage.records import TemperatureRecord
+from fedmed.storage.records import OperatingRecord, TemperatureRecord
 from fedmed.training.network import Network
 
 
@@ -36,6 +37,7 @@ def write_model(
     *,
     chosen_round: int,
     temperature: TemperatureRecord | None = None,
+    operating: OperatingRecord | None = None,
     distillation: Distillation | None = None,
 ) -> None:
     """Write a model in train form.
@@ -52,6 +54,8 @@ def write_model(
         Where the tensors come from.
     temperature : TemperatureRecord, optional
         See :func:`fedmed.export.manifest.describe_temperature`.
+    operating : OperatingRecord, optional
+        From which score on it raises an alert.
     distillation : Distillation, optional
         ``fopro`` and ``teacher``, as :meth:`fedmed.storage.run_folder.RunFolder.read_distillation` gives them.
     """
@@ -68,6 +72,9 @@ def write_model(
         "chosen_round": chosen_round,
         "batch_norm": plan.batch_norm,
     }
+    point = describe_operating_point(operating)
+    if point is not None:
+        manifest["operating_point"] = point
     add_distillation(manifest, distillation or Distillation())
     manifest |= {
         "plan": describe_plan(plan.plain()),

@@ -20,6 +20,7 @@ from fedmed.export.samples import describe_parts, take_proof_images
 from fedmed.protocol.messages import unpack_tables
 from fedmed.storage.atomic_files import hash_file
 from fedmed.storage.checkpoints import RunCheckpoints
+from fedmed.storage.operating_records import read_operating_point
 from fedmed.storage.phase_records import find_recalibrated
 from fedmed.storage.run_folder import RunFolder
 from fedmed.storage.site_state import SiteState
@@ -76,6 +77,7 @@ def export_run(run: RunFolder, folder: Path, *, site: str | None = None) -> Mode
         report=read_report(run.report),
         expected=sample.expected,
         temperature=run.read_temperature(),
+        operating=read_operating_point(run),
         release=_read_release(run, config),
         site=site,
         distillation=run.read_distillation(),

@@ -15,6 +15,8 @@ from fedmed.metrics.values import Array, divide_defined
 
 SCORE_BINS = 64
 CALIBRATION_BINS = 15
+ALERT_BINS = 240
+"""Of the alert score, see :mod:`fedmed.clinical.scores`."""
 POOLED_GROUP = "all"
 
 _TYPES = {
@@ -27,9 +29,11 @@ _TYPES = {
     "brier": np.float64,
     "rare": np.int64,
     "areas": np.float64,
+    "alerts": np.int64,
+    "decision": np.int64,
     "withheld": np.int64,
 }
-_BY_CLASS = ("counts", "other_wrong", "patients", "scores", "calibration", "areas")
+_BY_CLASS = ("counts", "other_wrong", "patients", "scores", "calibration", "areas", "alerts")
 _SIGNED = {"patients": PRODUCTS, "areas": SHARED_PART}
 """Tables with a number that may be negative, and its place in the last axis."""
 _WHOLE = {"calibration": (0, 2), "mixed": (0, 2), "brier": (0,), "patients": (0,), "areas": (0, 5, 6)}
@@ -73,6 +77,12 @@ class EvaluationTables:
         by class.
     areas : ndarray of float64, shape (G,K,7)
         Area under each class's ROC curve within the site, in the additive numbers of :mod:`fedmed.metrics.areas`.
+    alerts : ndarray of int64, shape (G,K,2)
+        For each group and true class, number of images of which it is told whether they raise an alert, and of those
+        that do. Zeros where none is asked for, and in rows that do not tell it.
+    decision : ndarray of int64, shape (G,2,240)
+        Where the attribute is the site: numbers of images with and without an alert class by bins of the alert score,
+        of the classes that are told. A bin may hold the images of the bins after it, too.
     withheld : ndarray of int64, shape (G,K)
         Number of sites that do not tell a row (group, true class): they have too few images of it, or none. A site that
         holds nothing back has no such row.
@@ -88,6 +98,8 @@ class EvaluationTables:
     brier: Array
     rare: Array
     areas: Array
+    alerts: Array
+    decision: Array
     withheld: Array
 
     def __post_init__(self) -> None:
@@ -159,7 +171,7 @@ class EvaluationTables:
     def keep_classes(self, classes: Array) -> "EvaluationTables":
         """Return the tables of the images of some true classes, bool (K,); of the others the rows are zeros.
 
-        Images whose class is not told with a number (``mixed``, ``rare``, ``brier``) stay.
+        Images whose class is not told with a number (``mixed``, ``rare``, ``brier``, ``decision``) stay.
         """
         rows = {name: array for name, array in self.to_arrays().items() if name in _BY_CLASS}
         kept = {name: np.where(_widen(classes, array.ndim), array, 0) for name, array in rows.items()}
@@ -264,6 +276,8 @@ def _list_shapes(num_groups: int, num_classes: int) -> dict[str, tuple[int, ...]
         "brier": (num_groups, 3),
         "rare": (num_groups, 2),
         "areas": (*row, 7),
+        "alerts": (*row, 2),
+        "decision": (num_groups, 2, ALERT_BINS),
         "withheld": row,
     }
 
@@ -297,6 +311,10 @@ def _check_values(tables: EvaluationTables, arrays: Mapping[str, Array]) -> None
             raise ValueError(f"Table '{name}' has a mean confidence or an accuracy above 1.")
     if (tables.rare[:, 1] > tables.rare[:, 0]).any():
         raise ValueError("Table 'rare' has an accuracy above 1.")
+    if (tables.alerts[..., 0] > tables.row_images).any() or (tables.alerts[..., 1] > tables.alerts[..., 0]).any():
+        raise ValueError("Table 'alerts' counts more images than table 'counts', or more alerts than images.")
+    if (tables.decision.sum(axis=(1, 2)) > tables.row_images.sum(axis=1)).any():
+        raise ValueError("Table 'decision' counts more images than table 'counts'.")
     n, total, squares = np.moveaxis(tables.brier, -1, 0)
     limit = n * _LARGEST_BRIER * (1 + _TOLERANCE)
     if (total > limit).any() or (squares > _LARGEST_BRIER * limit).any():

@@ -101,6 +101,12 @@ def _find_contradiction(arrays: Mapping[str, Array], rows_GK: Array, told_G: Arr
             return f"Table '{name}' has a mean confidence or an accuracy above 1."
     if "scores" in arrays and (arrays["scores"].sum(axis=-1) > rows_GK[..., None]).any():
         return "Table 'scores' counts more images than table 'counts'."
+    if "alerts" in arrays:
+        asked_GK, raised_GK = np.moveaxis(arrays["alerts"], -1, 0)
+        if (asked_GK > rows_GK).any() or (raised_GK > asked_GK).any():
+            return "Table 'alerts' counts more images than table 'counts', or more alerts than images."
+    if "decision" in arrays and (arrays["decision"].sum(axis=(1, 2)) > rows_GK.sum(axis=1)).any():
+        return "Table 'decision' counts more images than table 'counts'."
     return _find_wrong_brier(arrays, told_G) or _find_wrong_patients(arrays, rows_GK) or _find_wrong_areas(arrays)
 
 

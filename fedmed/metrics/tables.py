@@ -43,7 +43,11 @@ SCORE_RANGE = 12.0
 
 
 def tables_from_logits(
-    logits: torch.Tensor, labels: torch.Tensor, groups: Sequence[str], patients: Sequence[str] | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    groups: Sequence[str],
+    patients: Sequence[str] | None = None,
+    alerts: Array | None = None,
 ) -> EvaluationTables:
     """Count a model's answers.
 
@@ -57,6 +61,8 @@ def tables_from_logits(
         Group of each image.
     patients : sequence of str, length N, optional
         Whose image each is. Without, every image is taken for a patient's only one.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether each image raises an alert; without, that is not asked for.
 
     Returns
     -------
@@ -101,6 +107,7 @@ def tables_from_logits(
         ),
         brier=_sum_up((num_groups,), (g_N,), (np.ones_like(brier_N), brier_N, brier_N**2)),
         areas=_measure_areas(odds_NK, y_N, g_N, patient_N, num_groups),
+        alerts=count_alerts((num_groups, num_classes), g_N, y_N, alerts),
     )
 
 
@@ -142,6 +149,23 @@ def calibration_bins(confidence: Array) -> Array:
     # Comparing with the correctly rounded edges is exact where multiplying by 15 and rounding up is not.
     edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
     return np.searchsorted(edges, confidence, side="left")
+
+
+def count_alerts(shape: tuple[int, int], g_N: Array, y_N: Array, alerts: Array | None) -> Array:
+    """Return the numbers of images and of alerts by group and true class, int64 (G,K,2); zeros where none is asked for.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        G and K.
+    g_N, y_N : ndarray of int64, shape (N,)
+        Group and true class of each image.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether it raises an alert.
+    """
+    if alerts is None:
+        return np.zeros((*shape, 2), np.int64)
+    return np.stack([_count(shape, g_N, y_N), _count(shape, g_N[alerts], y_N[alerts])], axis=-1)
 
 
 def _measure_areas(odds_NK: Array, y_N: Array, g_N: Array, patient_N: Array, num_groups: int) -> Array:

@@ -87,6 +87,12 @@ ONCE_RECALIBRATED = Ration(_once_each, "once of each network that is recalibrate
 ONCE_CALIBRATED = Ration(
     lambda plan, network: _once(plan, network) if plan.calibrate else 0, "once, at the end", stage=3, shared=True
 )
+ONCE_ALERTED = Ration(
+    lambda plan, network: 0 if plan.operating is None else _once(plan, network),
+    "once, at the end",
+    stage=3,
+    shared=True,
+)
 ONCE_TESTED = Ration(_once, "once, at the end", stage=4, shared=True)
 ONCE_RELEASED = Ration(
     lambda plan, network: _once(plan, network) if plan.release else 0, "once, before the release", stage=5, shared=True

@@ -20,6 +20,7 @@ from fedmed.protocol.foreseen import (
     EVERY_ROUND,
     EVERY_ROUND_AND_BOTH,
     EVERY_SMALL_ROUND,
+    ONCE_ALERTED,
     ONCE_CALIBRATED,
     ONCE_RECALIBRATED,
     ONCE_RELEASED,
@@ -28,6 +29,7 @@ from fedmed.protocol.foreseen import (
 )
 from fedmed.protocol.heads import SignedHeads
 from fedmed.protocol.reports import (
+    AlertReport,
     Declined,
     DistilReport,
     FigureReport,
@@ -257,6 +259,16 @@ KINDS: dict[str, Kind] = {
         reports=(TemperatureReport, MissingModel),
         returns=(SUMS,),
         about="likelihood and slope at each temperature, of all validation images that may be counted",
+    ),
+    "alert": Kind(
+        flower="evaluate.alert",
+        phases=(
+            Phase("alert", "operating point", "counts of alert scores", ONCE_ALERTED, "validation", state="testing"),
+        ),
+        reports=(AlertReport, MissingModel),
+        returns=(SUMS,),
+        about="numbers of validation images with and without an alert class by bins of the alert score, which hold "
+        "k_bin patients each, and the mean score of each bin with 3 digits",
     ),
     "release": Kind(
         flower="evaluate.release",

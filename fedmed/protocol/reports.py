@@ -243,6 +243,13 @@ class TemperatureReport(Report):
     n: Count
 
 
+class AlertReport(Report):
+    """Beside counts of alert scores: which model they are of, and of how many images, rounded down."""
+
+    model_sha256: Sha256
+    n: Count
+
+
 def _refuse_whole(value: object) -> object:
     """Refuse a whole number: a difference is always written with a point, and nothing else has to be understood."""
     if isinstance(value, int):

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, JsonValue, PlainSerializer
 
+from fedmed.clinical.scores import HIGHEST, LOWEST
 from fedmed.config import Plan
 from fedmed.metrics.limits import MOST_GROUPS
 from fedmed.metrics.site_tables import COMPARED_MODELS, ComparedModel
@@ -63,7 +64,9 @@ class Request(MessageForm):
     temperature: float | None = Field(
         None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description=f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
     )
-    """By what the model's outputs are divided in a test."""
+    """By what the model's outputs are divided in a test, and before alert scores are counted."""
+    alert_threshold: float | None = Field(None, ge=LOWEST, le=HIGHEST, description=f"{LOWEST:g} to {HIGHEST:g}")
+    """Alert score from which on an image raises an alert in a test, see :mod:`fedmed.clinical.scores`."""
     compare: list[ComparedModel] = Field([], description=f"a list of {', '.join(COMPARED_MODELS)}")
     """Models with which the federation's is compared in a test, see :mod:`client.answers.compared_models`."""
     group_weights: dict[str, Weight] = Field(

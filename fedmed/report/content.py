@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
-from fedmed.storage.records import CompressionRecord, TemperatureRecord
+from fedmed.storage.records import CompressionRecord, OperatingRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -57,6 +57,9 @@ class ReportContent:
     temperature : dict or None
         ``temperature``, ``n`` (images it was fitted on), ``nll_before`` and ``nll_after`` (mean negative
         log-likelihood); ``None`` where none was fitted.
+    operating : dict or None
+        The operating point of alerts, see :func:`fedmed.storage.operating_records.read_operating_point`; ``None`` where
+        the study has no alert classes.
     benefit_expected : bool
         Whether the sites were asked to compare the federated model with their own ones.
     benefit_notes : dict of str to str
@@ -87,6 +90,7 @@ class ReportContent:
     single_sites: bool = False
     agreed: Collection[str] = ()
     temperature: TemperatureRecord | None = None
+    operating: OperatingRecord | None = None
     benefit_expected: bool = False
     benefit_notes: Mapping[str, str] = field(default_factory=dict)
     compression: CompressionRecord | None = None

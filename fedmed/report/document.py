@@ -9,6 +9,7 @@ from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.content import ReportContent
 from fedmed.report.figures.benefit import describe_benefit
 from fedmed.report.figures.calibration import describe_calibration_part
+from fedmed.report.figures.clinical import describe_clinical
 from fedmed.report.figures.compression import describe_compression
 from fedmed.report.figures.data_flow import describe_flow
 from fedmed.report.figures.describe import (
@@ -83,6 +84,7 @@ def build_document(content: ReportContent) -> Document:
         "sites": sites,
         **fairness,
         **describe_benefit(content, on_part),
+        **describe_clinical(content, groups),
         "compression": describe_compression(content),
         "calibration": describe_calibration_part(content, groups, figures[groups.part], fairness["groups"]),
         "history": [_describe_round(record, content, groups) for record in records],

@@ -23,6 +23,28 @@ class TemperatureRecord(TypedDict):
     nll_after: float | None
 
 
+class OperatingRecord(TypedDict):
+    """The operating point of the chosen model: ``tables/operating_point.json``."""
+
+    format: int
+    model_sha256: str
+    alert_classes: list[str]
+    stated_sensitivity: float | None
+    cost_ratio: float | None
+    prevalence: float | None
+    """Stated one."""
+    threshold: float | None
+    """Alert score, log-odds after the temperature; None where none could be chosen."""
+    n_with: int
+    """Validation images of an alert class."""
+    n_without: int
+    sensitivity: float | None
+    """Reached on them, at least."""
+    specificity: float | None
+    note: str | None
+    sites: list[str]
+
+
 class PhaseRecord(TypedDict):
     """What the record of every phase names: the model before it, and the one that it gave."""
 

@@ -24,6 +24,7 @@ from fedmed.export.model_card import ReportData, read_report
 from fedmed.protocol.messages import pack_files
 from fedmed.protocol.release import COMPARED_FILES, MODEL_FILE, ONNX_FILE
 from fedmed.storage.atomic_files import hash_file, write_atomically
+from fedmed.storage.operating_records import read_operating_point
 from fedmed.storage.phase_records import COMPARISON_FILE
 from fedmed.storage.run_folder import RunFolder
 from fedmed.training.network import Network
@@ -61,6 +62,7 @@ def make_candidate(session: Session, model: ChosenModel, best_round: int | None)
             session.plan,
             chosen_round=model.round,
             temperature=run.read_temperature(),
+            operating=read_operating_point(run),
             distillation=run.read_distillation(),
         )
         if isinstance(config, ServerConfig) and read_doubts(run):
@@ -109,6 +111,7 @@ def _build(session: Session, config: ServerConfig, model: ChosenModel) -> None:
         expected=sample_images(session.run, config).expected,
         release=_describe_release(session.run, config),
         temperature=session.run.read_temperature(),
+        operating=read_operating_point(session.run),
         distillation=session.run.read_distillation(),
     )
     folder = session.run.model

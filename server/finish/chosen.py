@@ -29,6 +29,8 @@ def ask_sums(
     model: ChosenModel,
     best_round: int | None,
     read: Callable[[Message, str], T],
+    *,
+    temperature: float | None = None,
 ) -> dict[str, T]:
     """Ask all joined sites for sums over their images.
 
@@ -44,6 +46,8 @@ def ask_sums(
         As the sites are told.
     read : callable
         Gives the sums in a message of a site, or raises an error if they cannot be true.
+    temperature : float, optional
+        By what the model's outputs are divided first.
 
     Returns
     -------
@@ -52,7 +56,8 @@ def ask_sums(
     """
     found: dict[str, T] = {}
     what = kind.phases[0].leaves
-    session.listener.on_phase(kind.phase_name(), model.round, len(session.attendance.descriptions))
+    part = kind.phases[0].part
+    session.listener.on_phase(kind.phase_name(part), model.round, len(session.attendance.descriptions))
 
     def take(answer: Answer) -> None:
         sums, problem = open_answer(answer, lambda message: read(message, answer.site))
@@ -64,7 +69,7 @@ def ask_sums(
 
     missing = session.courier.ask(
         kind.flower,
-        session.make_request(model.round, best_round=best_round),
+        session.make_request(model.round, best_round=best_round, part=part, temperature=temperature),
         model.model_path,
         model.model_sha256,
         sorted(session.attendance.descriptions),

@@ -18,6 +18,7 @@ from fedmed.report.document import build_document
 from fedmed.report.page import save_report
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord, read_history
+from fedmed.storage.operating_records import read_operating_point
 from fedmed.storage.run_folder import RunFolder
 from server.finish.chance import read_doubts
 from server.finish.own_models import explain_missing
@@ -151,6 +152,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         agreed=frozenset(site for site, told in sites.items() if told.show_alone),
         num_images={} if isinstance(config, ServerConfig) else _count_images(sites),
         temperature=run.read_temperature() if tested else None,
+        operating=read_operating_point(run) if tested else None,
         benefit_expected=config.benefit and tested,
         benefit_notes=explain_missing(run, test) if tested else {},
         compression=compression,

@@ -165,6 +165,7 @@ _HOW_OFTEN: dict[str, Callable[[ServerConfig], str | None]] = {
     "test": lambda config: "once, of the chosen model",
     "recalibrate": _norm_sums,
     "calibrate": lambda config: "once" if config.calibrate else None,
+    "alert": lambda config: "once" if config.alert_classes or config.positive_class else None,
     "release": lambda config: "once before the release" if config.batch_norm != "local" else None,
 }
 """Phase -> how often; a round that is repeated after an interruption asks again."""

@@ -55,6 +55,7 @@ class Session:
         best_round: int | None,
         part: ScoredPart | None = None,
         temperature: float | None = None,
+        alert_threshold: float | None = None,
         compare: Sequence[ComparedModel] = (),
         group_weights: Mapping[str, float] | None = None,
         artefact_sha256: str | None = None,
@@ -73,6 +74,7 @@ class Session:
                 part=part,
                 best_round=best_round,
                 temperature=temperature,
+                alert_threshold=alert_threshold,
                 compare=list(compare),
                 group_weights=dict(group_weights or {}),
                 artefact_sha256=artefact_sha256,
@@ -88,18 +90,27 @@ class Session:
         part: ScoredPart,
         best_round: int | None,
         temperature: float | None = None,
+        alert_threshold: float | None = None,
         compare: Sequence[ComparedModel] = (),
         other: SecondModel | None = None,
     ) -> Scores:
         """Return the sites' tables of a model on one part of their images.
 
-        In a test, its outputs are divided by ``temperature``, and it is compared with the models in ``compare``; on
-        either part it may be compared with a second model that is sent along.
+        In a test, its outputs are divided by ``temperature``, an alert is raised from ``alert_threshold`` on, and it is
+        compared with the models in ``compare``; on either part it may be compared with a second model that is sent
+        along.
         """
         self.listener.on_phase(KINDS["evaluate"].phase_name(part), round_number, len(sites))
         return collect_tables(
             self.courier,
-            self.make_request(round_number, part=part, best_round=best_round, temperature=temperature, compare=compare),
+            self.make_request(
+                round_number,
+                part=part,
+                best_round=best_round,
+                temperature=temperature,
+                alert_threshold=alert_threshold,
+                compare=compare,
+            ),
             model_file,
             model_sha256,
             sites,

@@ -165,7 +165,7 @@ def test_crossings_of_hundreds_of_values_never_reach_the_sums() -> None:
 def test_tables_of_another_site_or_number_of_classes_are_refused() -> None:
     assert "not of this site" in close(pack(draw_answers("h0", 9)))[0].refused[BAD]
     other = draw_answers(BAD, 9).site
-    arrays, by_class = other.to_arrays(), {"withheld", "calibration", "other_wrong", "patients", "areas"}
+    arrays, by_class = other.to_arrays(), {"withheld", "calibration", "other_wrong", "patients", "areas", "alerts"}
     fewer = {
         name: array[:, :4, :4] if name in {"counts", "scores"} else array[:, :4] if name in by_class else array
         for name, array in arrays.items()

@@ -45,7 +45,7 @@ PLAN = Plan.model_validate(
 )
 FILES = {
     "manifest.json", "model.onnx", "model.safetensors", "proof.json", "model_card.md", "predict.py", "load_model.py",
-    "requirements.txt",
+    "predict_tables.py", "predict_watch.py", "requirements.txt",
 }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -229,3 +230,15 @@ def test_sums_need_at_least_one_table_and_the_same_classes():
         combine_tables([])
     with pytest.raises(ValueError, match=r"\[2, 7\] classes"):
         draw_tables(5) + draw_tables(5, shares=(0.5, 0.5))
+
+
+def test_tables_of_some_classes_keep_their_alerts_and_all_alert_scores():
+    own = draw_tables(60, shares=(0.5, 0.3, 0.2))
+    alerts_GK2 = np.stack([own.row_images, own.row_images // 2], axis=-1)
+    decision = np.zeros_like(own.decision)
+    decision[0, 1, 7] = 60
+    kept = dataclasses.replace(own, alerts=alerts_GK2, decision=decision).keep_classes(np.array([True, False, True]))
+    assert (alerts_GK2[0, :, 0] > 0).all()
+    np.testing.assert_array_equal(kept.alerts[0], alerts_GK2[0] * [[1], [0], [1]])
+    np.testing.assert_array_equal(kept.decision, decision)
+    np.testing.assert_array_equal(kept.counts[0, 1], [0, 0, 0])

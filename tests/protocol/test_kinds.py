@@ -122,6 +122,7 @@ def test_check_lists_every_row_with_its_size(tmp_path: Path) -> None:
     policy = kit.policy.model_copy(update={"suppression": limits, "validation_tables": True, "min_images": 2})
     small = {"kind": "co_distillation", "model": {"name": "tiny", "width": 40}}
     everything = {"benefit": True, "batch_norm": "recalibrate", "calibrate": True, "release": True, "student": small}
+    everything["operating"] = {"alert_classes": ["malignant"], "sensitivity": 0.95}
     hello = make_hello(everything | {"choice": "tables"})
     with serve(lambda connection: None) as port:
         config = kit.model_copy(update={"server": f"127.0.0.1:{port}", "policy": policy, "insecure": True})

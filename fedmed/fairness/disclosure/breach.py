@@ -69,6 +69,11 @@ def _find_small(tables: EvaluationTables, disclosure: Disclosure) -> str | None:
         ),
         (_is_between(rare_G, k_row), f"the rare classes of a group have fewer than k_row = {k_row} images"),
         (_is_between(told_G * whole_G, disclosure.k), f"a group has fewer than k = {disclosure.k} images"),
+        (
+            ((tables.alerts[..., 0] > 0) & (tables.alerts[..., 0] != rows_GK)).any()
+            or (disclosure.is_open and tables.alerts.any() and (tables.alerts[..., 0] != rows_GK).any()),
+            "they tell alerts of other images than of a class",
+        ),
         (not disclosure.scores and (tables.scores.any() or tables.areas.any()), "they hold scores"),
         (
             ((tables.withheld > 0) & (rows_GK > 0)).any() or tables.withheld.max(initial=0) > 1,
@@ -87,6 +92,7 @@ def _find_fine(tables: EvaluationTables, disclosure: Disclosure, attribute: str)
     k_row, k_bin = disclosure.k_row, disclosure.k_bin
     wrong = tables.counts * ~np.eye(tables.num_classes, dtype=np.bool_)
     by_group = tables.mixed.any() or tables.brier.any() or tables.areas.any()
+    decisions = tables.decision.sum(axis=-1)
     rounded = all(is_rounded(np.delete(getattr(tables, name), places, axis=-1)) for name, places in WHOLE.items())
     return _name_first(
         (_is_between(wrong, k_row), f"they tell fewer than k_row = {k_row} wrong answers class by class"),
@@ -99,6 +105,11 @@ def _find_fine(tables: EvaluationTables, disclosure: Disclosure, attribute: str)
         (
             (tables.mixed[..., 1:].any(axis=-1) & (tables.mixed[..., 0] == 0)).any(),
             "an empty bin of confidence has a sum",
+        ),
+        (tables.decision.any() and attribute != SITE_ATTRIBUTE, "they tell alert scores of groups"),
+        (
+            _is_between(tables.decision, k_bin) or _is_between(decisions, k_row),
+            f"a bin of alert scores has fewer than k_bin = {k_bin} images",
         ),
         (not rounded, DIGITS_LEFT),
     )

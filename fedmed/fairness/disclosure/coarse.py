@@ -9,8 +9,8 @@ A simulation's tables are exact, since one person holds all images. A hospital t
 * no histogram by class. Calibration is told of all images of the site together, in bins that are merged until each
   holds ``k_bin`` patients; the Brier score and the areas under the ROC curves likewise for the site as a whole. Of
   groups these three are told only where the site's policy has ``group_histograms``;
-* of rows that would give hidden ones away all wrong answers as one number, and no comparison of two models image by
-  image, see :mod:`fedmed.fairness.reconstruction.hold`;
+* of rows that would give hidden ones away all wrong answers as one number, no comparison of two models image by image,
+  and no alerts, see :mod:`fedmed.fairness.reconstruction.hold`;
 * of a row without images as much as of one that is withheld, and nothing of a group of which no image is told.
 
 A patient stands for an image where the data has no ids. Letters: N images, G groups, K classes, B bins.
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fedmed.clinical.scores import NUMBER, AlertScores, count_scores
 from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.row_span import Mask
 from fedmed.fairness.disclosure.rows import AttributePlan, Disclosure
@@ -54,6 +55,8 @@ class Grouped:
     """Whose image each is, where there are ids."""
     plan: AttributePlan
     """Which of them are counted."""
+    alerts: AlertScores | None = None
+    """Of all of them; None where they are not asked for."""
 
     @property
     def told(self) -> Mask:
@@ -76,7 +79,18 @@ class Grouped:
         chosen = np.flatnonzero(inside_N)
         index, places = torch.from_numpy(chosen), chosen.tolist()
         patients = None if self.patients is None else [self.patients[place] for place in places]
-        return tables_from_logits(z_NK[index], self.labels[index], [self.groups[place] for place in places], patients)
+        groups = [self.groups[place] for place in places]
+        alerts = None if self.alerts is None else self.alerts.raised[chosen]
+        return tables_from_logits(z_NK[index], self.labels[index], groups, patients, alerts)
+
+    def count_decisions(self, inside_N: Mask, k_bin: int, k_row: int) -> Array:
+        """Return numbers of images with and without an alert class by bins of the alert score, int64 (2,240)."""
+        assert self.alerts is not None, "asked for where there are scores only"
+        chosen = np.flatnonzero(inside_N)
+        patients = None if self.patients is None else [self.patients[place] for place in chosen.tolist()]
+        is_alert_N = np.isin(self.labels.numpy()[chosen], self.alerts.classes)
+        counts = count_scores(self.alerts.scores[chosen], is_alert_N, patients, k_bin=k_bin, k_row=k_row)
+        return counts[..., NUMBER].astype(np.int64)
 
     def pair(self, right_N: Mask, other_N: Mask, inside_N: Mask, num_classes: int) -> PairedTables:
         """Return the complete paired tables of some of the images."""
@@ -110,6 +124,9 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
     told["other_wrong"][rows] = exact.row_images
     told["other_wrong"] -= counts.sum(axis=-1)
     told["patients"][rows] = exact.patients
+    told["alerts"][rows] = exact.alerts
+    for g, label in images.find_rows(images.plan.silent):
+        told["alerts"][g, label] = 0
     for g in range(len(names)):
         inside_N = images.plan.rare & (answers.group == g)
         told["rare"][g] = inside_N.sum(), answers.right[inside_N].sum()
@@ -117,6 +134,8 @@ def tell_coarsely(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -
         told["brier"][rows] = exact.brier
         if disclosure.scores:
             told["areas"][rows] = exact.areas
+        if images.alerts is not None and images.attribute == SITE_ATTRIBUTE and names:
+            told["decision"][0] = images.count_decisions(images.plan.counted, disclosure.k_bin, disclosure.k_row)
         for g in range(len(names)):
             told["mixed"][g] = answers.merge(images.told & (answers.group == g), disclosure.k_bin)
     for name, places in WHOLE.items():

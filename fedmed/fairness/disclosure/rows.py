@@ -47,6 +47,8 @@ class AttributePlan:
     """Rows (group, class) whose wrong answers are told together, not class by class."""
     unpaired: frozenset[tuple[str, int]] = frozenset()
     """Rows in which no two models are compared image by image."""
+    silent: frozenset[tuple[str, int]] = frozenset()
+    """Rows of which no alerts are told."""
 
 
 @dataclass(frozen=True, eq=False)

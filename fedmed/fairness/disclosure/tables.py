@@ -8,10 +8,13 @@ sums such as the Brier score cannot be taken apart afterwards. What of the rest 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from fedmed.clinical.scores import AlertScores
+from fedmed.config import SITE_ATTRIBUTE
 from fedmed.fairness.disclosure.breach import find_breach
 from fedmed.fairness.disclosure.coarse import Grouped, pair_coarsely, tell_coarsely
 from fedmed.fairness.disclosure.row_span import Mask
@@ -29,6 +32,7 @@ def disclose_tables(  # noqa: PLR0917
     plan: DisclosurePlan,
     disclosure: Disclosure,
     patients: Sequence[str] | None = None,
+    alerts: AlertScores | None = None,
 ) -> SiteTables:
     """Count what models answer on the images that may be counted.
 
@@ -46,6 +50,8 @@ def disclose_tables(  # noqa: PLR0917
         The thresholds, and whether what is made of scores may leave.
     patients : sequence of str, optional
         Whose image each is. Without, every image is taken for a patient's only one.
+    alerts : AlertScores, optional
+        Of the federated model; without, alerts are not asked for.
 
     Returns
     -------
@@ -61,7 +67,10 @@ def disclose_tables(  # noqa: PLR0917
     images = {name: Grouped(name, labels, own, patients, plan.attributes[name]) for name, own in groups.items()}
     return SiteTables(
         models={
-            model: {name: _count(z_NK, own, disclosure) for name, own in images.items()}
+            model: {
+                name: _count(z_NK, replace(own, alerts=alerts) if model == FEDERATED else own, disclosure)
+                for name, own in images.items()
+            }
             for model, z_NK in logits.items()
         },
         paired={
@@ -80,17 +89,18 @@ def tell_everything(
     labels: torch.Tensor,
     groups: Mapping[str, Sequence[str]],
     patients: Sequence[str] | None = None,
+    alerts: AlertScores | None = None,
 ) -> SiteTables:
     """Return tables with nothing held back or rounded, which are not for leaving the site.
 
     Parameters
     ----------
-    logits, labels, groups, patients
+    logits, labels, groups, patients, alerts
         As for :func:`disclose_tables`.
     """
     items = [str(place) for place in range(len(labels))]
     plan = plan_disclosure(labels, groups, items, Disclosure())
-    return disclose_tables(logits, labels, groups, plan, Disclosure(), patients)
+    return disclose_tables(logits, labels, groups, plan, Disclosure(), patients, alerts)
 
 
 def counts_may_leave(counts: Sequence[int], disclosure: Disclosure) -> bool:
@@ -103,6 +113,9 @@ def _count(z_NK: torch.Tensor, images: Grouped, disclosure: Disclosure) -> Evalu
     if not disclosure.is_open:
         return tell_coarsely(z_NK, images, disclosure)
     exact = images.count(z_NK, images.plan.counted)
+    if images.alerts is not None and images.attribute == SITE_ATTRIBUTE and exact.groups:
+        decision = images.count_decisions(images.plan.counted, 1, 1)[None]
+        exact = EvaluationTables(exact.groups, **(exact.to_arrays() | {"decision": decision}))
     if disclosure.scores:
         return exact
     hidden = {name: np.zeros_like(array) for name, array in exact.to_arrays().items() if name in ("scores", "areas")}

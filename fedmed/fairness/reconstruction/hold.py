@@ -4,20 +4,17 @@ The rule of :mod:`fedmed.fairness.disclosure.rows` sees weighted sums only. But 
 and each model's right and wrong answers are as well. So once the models have answered, the site asks the integer
 programs of :mod:`fedmed.fairness.reconstruction.exposure` what its tables would give away. As long as a hidden row
 does not keep all values 0 to ``k_row`` - 1, and has not ``k_row`` patients for certain, less is told of the class: no
-rows of crossings, then the wrong answers of its groups together instead of class by class and no comparison of models
-image by image in its groups, then fewer rows of single attributes, the smaller ones first, and the site's own at the
-very last. Of each class, crossings are told that have no attribute in common, so that they say nothing together. Rows
-of rare classes come last, if they give nothing away.
+rows of crossings, then the wrong answers of its groups together instead of class by class and no comparison of
+models image by image in its groups, then fewer rows of single attributes, the smaller ones first, and the
+site's own at the very last. Of each class, crossings are told that have no attribute in
+common, so that they say nothing together. Rows of rare classes come last, if they give nothing away.
+Alerts of groups are told where they cost none of these rows, and never those of crossings.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.reconstruction.bounds import find_bounded
 from fedmed.fairness.reconstruction.exchange import ReaderView, keeps_values
 from fedmed.fairness.reconstruction.exposure import (
@@ -28,7 +25,8 @@ from fedmed.fairness.reconstruction.exposure import (
     is_safe_single,
     list_questions,
 )
-from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told
+from fedmed.fairness.reconstruction.held import Held
+from fedmed.fairness.reconstruction.statement import Rare, Row, ToldPart, combine_told, is_alerts
 from fedmed.fairness.reconstruction.structure import is_named, merge_hidden, split_crossing
 
 MOST_SECONDS = 20.0
@@ -37,17 +35,6 @@ MOST_MODELS = 5
 """Of which rows of groups are told on the same images; of later ones, as in many rounds, the site's own rows only."""
 OPTIONAL_SECONDS = 5.0
 """For the question whether rows of crossings and rare classes may be told; likewise."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """What is not told, though a plan would."""
-
-    rows: frozenset[Row | Rare] = frozenset()
-    folded: frozenset[Row] = frozenset()
-    """Rows whose wrong answers are told together."""
-    unpaired: frozenset[Row] = frozenset()
-    """Rows in which models are not compared image by image."""
 
 
 Viewer = Callable[[ToldPart, int, bool], ReaderView]
@@ -86,47 +73,11 @@ def find_held(
             holding.hold_class(label, num_left=now.num_classes - label)
     holding.grant(0.5 * seconds)
     for label in range(now.num_classes):
+        holding.add_alerts(label)
+    for label in range(now.num_classes):
         holding.add_crossings(label)
     holding.add_rare()
-    return Held(frozenset(holding.rows), frozenset(holding.folded), frozenset(holding.unpaired))
-
-
-def hold_rows(
-    plan: DisclosurePlan, labels: Sequence[int], groups: Mapping[str, Sequence[str]], held: Held
-) -> DisclosurePlan:
-    """Return a plan without the rows that are held back.
-
-    Parameters
-    ----------
-    plan : DisclosurePlan
-        Where each image is counted.
-    labels : sequence of int
-        True class of each image.
-    groups : mapping of str to sequence of str
-        Attribute to the group of each image.
-    held : Held
-        What is not told.
-    """
-    y_N, attributes = np.asarray(labels), dict(plan.attributes)
-    for row in (*held.rows, *held.folded, *held.unpaired):
-        own, inside_N = attributes[row.attribute], np.array(groups[row.attribute], dtype=str) == row.group
-        if isinstance(row, Rare):
-            own = replace(own, rare=own.rare & ~inside_N)
-        elif row in held.rows:
-            own = replace(own, counted=own.counted & ~(inside_N & (y_N == row.label)))
-        else:
-            key = {(row.group, row.label)}
-            folded, unpaired = (
-                own_rows | key if row in rows else own_rows
-                for own_rows, rows in ((own.folded, held.folded), (own.unpaired, held.unpaired))
-            )
-            own = replace(own, folded=folded, unpaired=unpaired)
-        attributes[row.attribute] = own
-    for name in {row.attribute for row in held.rows}:
-        own, names = attributes[name], np.array(groups[name], dtype=str)
-        whole = frozenset(set(names.tolist()) - set(names[own.counted | own.rare].tolist()))
-        attributes[name] = replace(own, whole=whole)
-    return replace(plan, attributes=attributes)
+    return holding.held
 
 
 class _Holding:
@@ -145,9 +96,12 @@ class _Holding:
         self.rows |= set(now.rare)
         self.folded: set[Row] = set()
         self.unpaired: set[Row] = set()
+        has_alerts = any(map(is_alerts, now.models))
+        # Of groups none at first, so that alerts cost no row.
+        self.silent = {row for row in now.images if has_alerts and row.attribute != SITE_ATTRIBUTE}
         self._end: float | None = None
         before = combine_told([now, *earlier])[0]
-        self.num_models = len(before.models)
+        self.num_models = sum(not is_alerts(name) for name in before.models)
         known = {(row, number) for part in earlier for row, number in part.images.items()}
         self.vacuous = {
             row for row, number in now.images.items() if row.attribute == SITE_ATTRIBUTE and (row, number) in known
@@ -159,6 +113,12 @@ class _Holding:
         return frozenset(
             (row.attribute, row.group) for row in self._now.images.keys() - self.rows if row.attribute != SITE_ATTRIBUTE
         )
+
+    @property
+    def held(self) -> Held:
+        """What is held back now."""
+        few = (frozenset(rows) for rows in (self.folded, self.unpaired, self.silent))
+        return Held(frozenset(self.rows), *few)
 
     def grant(self, seconds: float) -> None:
         """Give time from now on."""
@@ -228,6 +188,16 @@ class _Holding:
                     self.rows.add(min(rows, key=lambda row: (told.images[row], row)))
                     found = True
 
+    def add_alerts(self, label: int) -> None:
+        """Tell alerts of a class by group, as far as they give nothing away: of all attributes, or of single ones."""
+        rows = {row for row in self.silent - self.rows if row.label == label and row.attribute not in self._crossings}
+        single = [{row for row in rows if row.attribute == name} for name in sorted({row.attribute for row in rows})]
+        for chosen in (rows, *(single if len(single) > 1 else ())):
+            told = chosen & self.silent
+            self.silent -= told
+            if told and (self._is_late() or self._find_exposed(label, set()) is not None):
+                self.silent |= told
+
     def add_crossings(self, label: int) -> None:
         """Tell rows of crossings of a class, as far as they give nothing away."""
         taken: set[str] = set()
@@ -281,8 +251,7 @@ class _Holding:
         )
 
     def _tell(self) -> ToldPart:
-        now = self._now.without(self.rows).fold(self.folded).unpair(self.unpaired)
-        return merge_hidden(combine_told([now, *self._earlier])[0])
+        return merge_hidden(combine_told([self.held.cut(self._now), *self._earlier])[0])
 
     def _find_exposed(self, label: int, safe: set[Question]) -> Exposed | None:
         """Return a hidden row that gives too much away; adds to ``safe`` questions that do not."""

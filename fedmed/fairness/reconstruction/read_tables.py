@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedmed.fairness.reconstruction.links import Mark, find_links
-from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
+from fedmed.fairness.reconstruction.statement import ALERTS, Answers, Rare, Row, ToldPart, tell_alerts
 from fedmed.metrics.clusters import PATIENTS, SIZES
 from fedmed.metrics.site_tables import FEDERATED, PairedTables, SiteTables
 from fedmed.metrics.tables import EvaluationTables
@@ -34,19 +34,30 @@ def read_told(tables: SiteTables, prefix: str = "") -> ToldPart:
             if rare_G[g]:
                 rare[Rare(attribute, group)] = int(rare_G[g])
     answers = {name: _read_answers(by_attribute) for name, by_attribute in tables.models.items()}
+    alerts = _read_alerts(federated)
     return ToldPart(
         groups={attribute: own.groups for attribute, own in federated.items()},
         num_classes=tables.site.num_classes,
         images=images,
         patients={} if patients == images else patients,
         rare=rare,
-        models={prefix + name: of_model for name, of_model in answers.items()},
+        models={prefix + name: of_model for name, of_model in {**answers, **alerts}.items()},
         pairs={
             (prefix + FEDERATED, prefix + name): _read_pairs(by_attribute)
             for name, by_attribute in tables.paired.items()
         },
         same=find_links(_mark_rows(tables, answers)),
     )
+
+
+def _read_alerts(federated: Mapping[str, EvaluationTables]) -> dict[str, Answers]:
+    """Return the alerts as those of a model of their own; empty where none are told."""
+    rows = {}
+    for attribute, own in federated.items():
+        for g, label in np.argwhere(own.alerts[..., 0]).tolist():
+            row = Row(attribute, own.groups[g], label)
+            rows[row] = tell_alerts(row, own.num_classes, *map(int, own.alerts[g, label]))
+    return {ALERTS: Answers(rows)} if rows else {}
 
 
 def _mark_rows(tables: SiteTables, answers: Mapping[str, Answers]) -> dict[Row, Mark]:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from fedmed.config import SITE_ATTRIBUTE
-from fedmed.fairness.disclosure.row_span import Ints
+from fedmed.fairness.disclosure.row_span import Ints, Mask
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.figures.groups import is_crossing
 from fedmed.fairness.reconstruction.links import Mark, find_links, join_links
@@ -23,6 +23,8 @@ from fedmed.metrics.rounding import round_digits
 from fedmed.metrics.site_tables import FEDERATED, PAIRED_MODELS
 from fedmed.metrics.values import Array
 
+ALERTS = "alerts"
+"""Name of the model whose right answers are the alerts of the federated one: numerators of rows like right answers."""
 Key = TypeVar("Key", "Row", "Rare")
 Value = TypeVar("Value")
 
@@ -97,8 +99,33 @@ class ToldPart:
 
     def unpair(self, rows: Iterable[Row]) -> "ToldPart":
         """Return the same without the comparison of two models in some rows."""
-        unpaired: set[Row | Rare] = set(rows)
-        return replace(self, pairs={names: _leave_out(both, unpaired) for names, both in self.pairs.items()})
+        return replace(self, pairs=self._leave_out_pairs(rows, of_alerts=False))
+
+    def silence(self, rows: Iterable[Row]) -> "ToldPart":
+        """Return the same without the alerts of some rows."""
+        silent: set[Row | Rare] = set(rows)
+        models = {
+            name: replace(model, rows=_leave_out(model.rows, silent)) if is_alerts(name) else model
+            for name, model in self.models.items()
+        }
+        return replace(self, models=models, pairs=self._leave_out_pairs(rows, of_alerts=True))
+
+    def _leave_out_pairs(self, rows: Iterable[Row], *, of_alerts: bool) -> dict[tuple[str, str], Mapping[Row, int]]:
+        hidden: set[Row | Rare] = set(rows)
+        return {
+            names: _leave_out(both, hidden) if is_alerts(names[1]) == of_alerts else both
+            for names, both in self.pairs.items()
+        }
+
+
+def is_alerts(model: str) -> bool:
+    """Return whether the name of a model, with what is before it, is that of the alerts."""
+    return model == ALERTS or model.endswith(f"/{ALERTS}")
+
+
+def tell_alerts(row: Row, num_classes: int, number: int, alerts: int) -> tuple[int, ...]:
+    """Return the alerts of a row as right answers of a model that tells all wrong ones together."""
+    return (*(alerts if label == row.label else 0 for label in range(num_classes)), number - alerts)
 
 
 def _fold(row: Row, answers: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,6 +146,7 @@ def state_plan(  # noqa: PLR0917
     num_classes: int,
     k_row: int,
     prefix: str = "",
+    alerts: Mask | None = None,
 ) -> ToldPart:
     """Return what tables of a plan will tell.
 
@@ -140,6 +168,8 @@ def state_plan(  # noqa: PLR0917
         Wrong answers below it are told together.
     prefix : str
         Before the models' names.
+    alerts : ndarray of bool, shape (N,), optional
+        Whether the federated model raises an alert for each image.
     """
     members: dict[Row | Rare, Array] = {}
     for attribute, of_images in groups.items():
@@ -155,7 +185,7 @@ def state_plan(  # noqa: PLR0917
     right = {name: of_model == labels for name, of_model in answers.items()}
     owners = None if patients is None else np.array(patients, dtype=str)
     people = number_patients(patients, len(labels))
-    return ToldPart(
+    part = ToldPart(
         groups={attribute: tuple(sorted(set(of_images))) for attribute, of_images in groups.items()},
         num_classes=num_classes,
         images={row: len(places) for row, places in rows.items()},
@@ -179,6 +209,22 @@ def state_plan(  # noqa: PLR0917
             if name in PAIRED_MODELS
         },
         same=join_links(_find_same(rows), find_links(_mark_rows(rows, right, people))),
+    )
+    return part if alerts is None else _add_alerts(part, rows, alerts, right[FEDERATED], prefix)
+
+
+def _add_alerts(part: ToldPart, rows: Mapping[Row, Array], alerts: Mask, right: Mask, prefix: str) -> ToldPart:
+    """Return the same with alerts, and with the images that are right and raise one.
+
+    The latter are not told. But where the threshold is low, an image that is taken for an alert class raises an alert
+    for certain, and with two classes one follows from the other; so a reader may know them.
+    """
+    told = {row: tell_alerts(row, part.num_classes, len(of), int(alerts[of].sum())) for row, of in rows.items()}
+    both = {row: int((alerts & right)[of].sum()) for row, of in rows.items()}
+    return replace(
+        part,
+        models={**part.models, prefix + ALERTS: Answers(told)},
+        pairs={**part.pairs, (prefix + FEDERATED, prefix + ALERTS): both},
     )
 
 

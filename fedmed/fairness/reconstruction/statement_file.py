@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from fedmed.fairness.reconstruction.hold import Held
+from fedmed.fairness.reconstruction.held import Held
 from fedmed.fairness.reconstruction.statement import Answers, Rare, Row, ToldPart
 
 
@@ -42,14 +42,14 @@ def decode_told(values: Mapping[str, Any]) -> ToldPart:
 
 def encode_held(held: Held) -> dict[str, JsonValue]:
     """Return what was held back as JSON."""
-    return {name: _list_rows(getattr(held, name)) for name in ("rows", "folded", "unpaired")}
+    return {name: _list_rows(getattr(held, name)) for name in ("rows", "folded", "unpaired", "silent")}
 
 
 def decode_held(values: Mapping[str, Any]) -> Held:
     """Return what :func:`encode_held` was given; KeyError, TypeError or ValueError if it is something else."""
     rows = frozenset(Rare(*row) if len(row) == 2 else Row(*row) for row in values["rows"])
-    folded, unpaired = (frozenset(Row(*row) for row in values[name]) for name in ("folded", "unpaired"))
-    return Held(rows, folded, unpaired)
+    few = (frozenset(Row(*row) for row in values.get(name, ())) for name in ("folded", "unpaired", "silent"))
+    return Held(rows, *few)
 
 
 def _encode(values: Mapping[Any, int | tuple[int, ...]]) -> list[JsonValue]:

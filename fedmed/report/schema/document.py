@@ -5,6 +5,7 @@ from typing import NotRequired
 from pydantic import JsonValue
 from typing_extensions import TypedDict
 
+from fedmed.report.schema.clinical import ClinicalHolder
 from fedmed.report.schema.figures import (
     BenefitPart,
     CalibrationEntry,
@@ -217,7 +218,7 @@ class RocCurve(TypedDict):
     tpr: list[float]
 
 
-class Document(FairnessPart, BenefitPart):
+class Document(FairnessPart, BenefitPart, ClinicalHolder):
     """The whole of ``report.json``."""
 
     format: NotRequired[int]

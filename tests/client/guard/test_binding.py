@@ -28,8 +28,9 @@ def site(tmp_path: Path) -> HospitalSite:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"release", "distil"}])
 def test_without_an_approval_nothing_is_answered(site: HospitalSite, kind: str) -> None:
-    values = {"round": 1, "part": "validation"} if kind in {"evaluate", "figure"} else {"round": 1}
+    values = {"round": 1, "part": "validation"} if kind in {"evaluate", "figure", "alert"} else {"round": 1}
     plan = {"benefit": True, "choice": "figure" if kind == "figure" else "tables"}
+    plan |= {"operating": {"alert_classes": ["b"], "sensitivity": 0.9}} if kind == "alert" else {}
     model = None if kind == "query" else site.model
     with pytest.raises(PolicyError) as caught:
         site.ask(KINDS[kind].flower, model, plan, **values)

@@ -214,9 +214,10 @@ def test_list_of_what_leaves_is_what_the_app_sends(tmp_path: Path) -> None:
         for reply in replies:
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}
     for values in ({"round": 1, "model_sha256": "0" * 64}, {"round": 1}):
-        for kind in ("recalibrate", "calibrate", "figure"):
-            asked = values | ({"part": "validation"} if kind == "figure" else {})
+        for kind in ("recalibrate", "calibrate", "figure", "alert"):
+            asked = values | ({"part": "validation"} if kind in {"figure", "alert"} else {})
             changes = {"batch_norm": "recalibrate"} | ({"choice": "figure"} if kind == "figure" else {})
+            changes |= {"operating": {"alert_classes": ["b"], "sensitivity": 0.9}} if kind == "alert" else {}
             model = None if "model_sha256" in values else site.model
             reply = site.ask(f"evaluate.{kind}", model, changes, **asked)
             sent[kind] |= {key for part in list_parts(reply.content) for key in part.get("keys", [])}

@@ -225,6 +225,7 @@ def test_every_row_has_a_ration_that_a_run_uses_up() -> None:
         "test": nothing | {"trained": 1, "small": 1},
         "recalibrate": nothing | {"trained": 1, "small": 1},
         "calibrate": nothing | {"trained": 1, "small": 1},
+        "alert": nothing,
         "release": nothing | {"trained": 1, "small": 1},
     }
     by_figure = full.model_copy(update={"choice": "figure", "student": None})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedmed.fairness.disclosure.breach import find_breach
 from fedmed.fairness.disclosure.rows import Disclosure, plan_disclosure
 from fedmed.fairness.disclosure.tables import disclose_tables
-from fedmed.fairness.reconstruction.hold import Held, hold_rows
+from fedmed.fairness.reconstruction.held import Held, hold_rows
 from fedmed.fairness.reconstruction.statement import Row
 from fedmed.metrics.packing import pack_site_tables, unpack_site_tables
 from fedmed.metrics.rounding import is_rounded

@@ -15,7 +15,8 @@ from fedmed.fairness.disclosure.rows import Disclosure, DisclosurePlan, plan_dis
 from fedmed.fairness.figures.groups import assign_groups
 from fedmed.fairness.reconstruction.exchange import view_class
 from fedmed.fairness.reconstruction.exposure import find_exposed, list_questions
-from fedmed.fairness.reconstruction.hold import Held, find_held, hold_rows
+from fedmed.fairness.reconstruction.held import Held, hold_rows
+from fedmed.fairness.reconstruction.hold import find_held
 from fedmed.fairness.reconstruction.statement import Row, ToldPart, state_plan
 from fedmed.fairness.reconstruction.statement_file import decode_held, decode_told, encode_held, encode_told
 from fedmed.seeding import make_rng

@@ -36,7 +36,7 @@ SETTINGS = {
 """Hold no number about evaluation images."""
 READ = {"validation", "test", "gate", "history"}
 """Tables and the history: :func:`fedmed.fairness.reconstruction.run.read_told_parts` reads each."""
-WHOLE = {"composition", "temperature", "compression", "num_images"}
+WHOLE = {"composition", "temperature", "operating", "compression", "num_images"}
 """Class counts, told only where no class is small; sums over all validation images; pooled figures of the gate; images
 by part, of a simulation only."""
 

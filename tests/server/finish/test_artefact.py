@@ -378,7 +378,7 @@ def test_site_collects_the_artefact_and_writes_the_rest_itself(finished: Hospita
     check_hashes(folder)
     assert {path.name for path in folder.iterdir()} == {
         "manifest.json", "manifest.sig", "model.safetensors", "model.onnx", "proof.json", "model_card.md",
-        "requirements.txt", "predict.py", "load_model.py", "release.pub",
+        "requirements.txt", "predict.py", "predict_tables.py", "predict_watch.py", "load_model.py", "release.pub",
     }  # fmt: skip
     model, manifest = load_model(folder)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 3)

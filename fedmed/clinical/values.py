@@ -1,0 +1,140 @@
+"""Predictive values at a stated prevalence, and net benefit over thresholds.
+
+Letters: J bins, T thresholds.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from fedmed.clinical.scores import EDGES, HIGHEST, NUM_BINS, WITH, WITHOUT
+from fedmed.metrics.values import Array
+
+THRESHOLDS = np.round(np.arange(1, 100) / 100, 2)
+"""Probabilities at which net benefit is shown, float64 (T,)."""
+Ends = tuple[float, float]
+
+
+def predict_at(
+    sensitivity: tuple[float, float], specificity: tuple[float, float], prevalence: float, level: float = 0.95
+) -> dict[str, tuple[float | None, Ends]]:
+    """Return the predictive values at a stated prevalence, with intervals.
+
+    Parameters
+    ----------
+    sensitivity, specificity : tuple of float
+        Each: number of images that are answered rightly, and number of images, above 0; of images that are not
+        independent, both as if they were fewer.
+    prevalence : float
+        Stated, between 0 and 1.
+    level : float
+        Of the intervals.
+
+    Returns
+    -------
+    dict
+        ``ppv`` and ``npv``: value, None where it is not defined, as without any alert; and ends of the interval.
+
+    Notes
+    -----
+    With p = sensitivity, q = specificity and c = prevalence, ``logit(ppv) = log(p c / ((1 - q)(1 - c)))`` has the
+    variance ``(1 - p) / (p n1) + q / ((1 - q) n0)``, and ``logit(npv) = log(q (1 - c) / ((1 - p) c))`` has
+    ``p / ((1 - p) n1) + (1 - q) / (q n0)``. Where p or q is 0 or 1 the ends are those of the adjusted logit interval,
+    for which half of z^2 is added to the right and to the wrong answers. Source: Mercaldo, Lau and Zhou, Confidence
+    intervals for predictive values with an emphasis to case-control studies, Statistics in Medicine 26, 2007. The ends
+    always enclose the value.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    is_extreme = any(right in {0, n} for right, n in (sensitivity, specificity))
+    more = z**2 / 2 if is_extreme else 0.0
+    (p, n1), (q, n0) = (((right + more) / (n + 2 * more), n + 2 * more) for right, n in (sensitivity, specificity))
+    c = prevalence
+    centres = {
+        "ppv": (math.log(p * c / ((1 - q) * (1 - c))), (1 - p) / (p * n1) + q / ((1 - q) * n0)),
+        "npv": (math.log(q * (1 - c) / ((1 - p) * c)), p / ((1 - p) * n1) + (1 - q) / (q * n0)),
+    }
+    p, q = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
+    values = {
+        "ppv": _divide(p * c, p * c + (1 - q) * (1 - c)),
+        "npv": _divide(q * (1 - c), q * (1 - c) + (1 - p) * c),
+    }
+    found: dict[str, tuple[float | None, Ends]] = {}
+    for name, (centre, variance) in centres.items():
+        low, high = (_expit(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
+        value = values[name]
+        found[name] = value, (low, high) if value is None else (min(low, value), max(high, value))
+    return found
+
+
+def _divide(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _expit(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@dataclass(frozen=True, eq=False)
+class DecisionCurve:
+    """Net benefit over thresholds of the probability, each float64 (T,)."""
+
+    value: Array
+    low: Array
+    """Worst case of what merged bins leave open; equal to the value where none is merged and edges are met."""
+    high: Array
+    all: Array
+    """Net benefit of an alert for every image."""
+
+
+def net_benefit(true_alerts: Array | float, false_alerts: Array | float, n: float, threshold: Array | float) -> Array:
+    """Return ``true / n - false / n * t / (1 - t)`` at thresholds t of the probability.
+
+    Source: Vickers and Elkin, Decision curve analysis, Medical Decision Making 26, 2006.
+    """
+    odds = np.asarray(threshold) / (1 - np.asarray(threshold))
+    result: Array = (np.asarray(true_alerts) - np.asarray(false_alerts) * odds) / n
+    return result
+
+
+def draw_curve(decisions: list[Array], *, is_merged: bool) -> DecisionCurve | None:
+    """Return the decision curve of the images of some sites together.
+
+    Parameters
+    ----------
+    decisions : list of ndarray, each int64 of shape (2,J)
+        Of each site: images with and without an alert class by bins of the alert score.
+    is_merged : bool
+        Whether an empty bin may belong to the one before it.
+
+    Returns
+    -------
+    DecisionCurve or None
+        None where some site tells no scores of either kind. Within a bin scores are taken to lie evenly.
+    """
+    if not decisions or any((own.sum(axis=1) == 0).any() for own in decisions):
+        return None
+    at = np.log(THRESHOLDS / (1 - THRESHOLDS))
+    rows = [np.sum([_count_from(own[row], at, is_merged) for own in decisions], axis=0) for row in (WITH, WITHOUT)]
+    n_with, n_without = (int(sum(own[row].sum() for own in decisions)) for row in (WITH, WITHOUT))
+    n = n_with + n_without
+    (true, true_low, true_high), (false, false_low, false_high) = rows
+    return DecisionCurve(
+        net_benefit(true, false, n, THRESHOLDS),
+        net_benefit(true_low, false_high, n, THRESHOLDS),
+        net_benefit(true_high, false_low, n, THRESHOLDS),
+        net_benefit(float(n_with), float(n_without), n, THRESHOLDS),
+    )
+
+
+def _count_from(counts_J: Array, at_T: Array, is_merged: bool) -> Array:
+    """Return how many images lie at or above scores: about, at least and at most, float64 (3,T)."""
+    places = np.flatnonzero(counts_J)
+    uppers = np.append(EDGES, HIGHEST)
+    starts, ends = EDGES[places], uppers[np.append(places[1:], NUM_BINS) if is_merged else places + 1]
+    share_TB = np.clip((ends - at_T[:, None]) / (ends - starts), 0, 1)
+    numbers_B = counts_J[places]
+    whole_TB = starts >= at_T[:, None] - 1e-9
+    some_TB = ends > at_T[:, None] + 1e-9
+    return np.stack([share_TB @ numbers_B, whole_TB @ numbers_B, some_TB @ numbers_B])

@@ -1,0 +1,92 @@
+"""The part of ``report.json`` about alerts: the operating point, and what it does to the test images."""
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from fedmed.report.schema.figures import Drawn, Part
+
+
+class MissedEntry(TypedDict):
+    """Images of one alert class without an alert."""
+
+    n: int
+    missed: int
+    share: Drawn
+
+
+class AlertEntry(TypedDict):
+    """How alerts do on the images of all sites, of a site or of a group; what is not defined has the value None."""
+
+    n_with: int
+    """Images of an alert class, as far as its alerts are told."""
+    n_without: int
+    alerts: int
+    classes: list[str]
+    """Alert classes that are counted here."""
+    left_out: list[str]
+    """Classes of the study of which nothing is told here."""
+    prevalence: float | None
+    """Of the counted images."""
+    sensitivity: Drawn
+    specificity: Drawn
+    ppv: Drawn
+    """Share of alerts that are right, at the prevalence of these images."""
+    npv: Drawn
+    ppv_stated: Drawn | None
+    """At the stated prevalence; None where none is stated."""
+    npv_stated: Drawn | None
+    net_benefit: float | None
+    """At the operating point."""
+    by_class: dict[str, MissedEntry]
+
+
+class CurveEntry(TypedDict):
+    """Net benefit at each threshold."""
+
+    value: list[float]
+    low: list[float]
+    """What merged bins leave open."""
+    high: list[float]
+    all: list[float]
+    """Of an alert for every image."""
+
+
+class ValidationEntry(TypedDict):
+    """What the threshold was chosen on."""
+
+    n_with: int
+    n_without: int
+    sensitivity: float | None
+    """At least."""
+    specificity: float | None
+
+
+class ClinicalPart(TypedDict):
+    """The whole part."""
+
+    alert_classes: list[str]
+    stated_sensitivity: float | None
+    cost_ratio: float | None
+    prevalence: float | None
+    threshold: float | None
+    """Log-odds of the alert classes' probability."""
+    probability: float | None
+    """The same as a probability."""
+    note: str | None
+    validation: ValidationEntry
+    part: Part
+    whole: NotRequired[AlertEntry]
+    sites: dict[str, AlertEntry]
+    groups: dict[str, dict[str, AlertEntry]]
+    curve_thresholds: list[float]
+    curve: NotRequired[CurveEntry]
+    curves: dict[str, CurveEntry]
+    """By site."""
+
+
+class ClinicalHolder(TypedDict):
+    """Where it stands in ``report.json``."""
+
+    clinical: NotRequired[ClinicalPart]
+    """Alerts, where the study has alert classes; absent in reports of earlier versions."""

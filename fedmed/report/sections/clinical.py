@@ -1,0 +1,125 @@
+"""The page's part on alerts: whom the model would send to a person, whom it would miss, and whether that is of use."""
+
+from collections.abc import Mapping
+
+from fedmed.report.drawing.decision_plot import draw_decision
+from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, join, show_name
+from fedmed.report.drawing.palette import make_key
+from fedmed.report.drawing.templates import fill
+from fedmed.report.drawing.wording import count, head_attribute
+from fedmed.report.schema.clinical import AlertEntry, ClinicalPart
+from fedmed.report.sections.values import Values
+
+COLUMNS = ("Images", "Sensitivity", "Specificity", "Right alerts", "Right all-clears")
+MOST_ROWS = 20
+Path = tuple[str, ...]
+
+
+def describe_clinical(numbers: Numbers) -> Values | None:
+    """Return the section on alerts, None where the study has no alert classes."""
+    part: ClinicalPart | None = numbers.document.get("clinical")  # type: ignore[assignment]
+    if part is None:
+        return None
+    asked = {"names": part["alert_classes"], "part": part}
+    if "whole" not in part:
+        return asked | {"told": False}
+    path = ("clinical", "whole")
+    keys = ("sensitivity", "specificity", "ppv", "ppv_stated", "npv_stated")
+    table, folded = _list_groups(numbers, part)
+    return asked | {
+        "told": True,
+        "shares": {key: _show_share(numbers, (*path, key)) for key in keys if numbers.get(*path, key) is not None},
+        "stated": part["prevalence"] is not None and part["whole"]["ppv_stated"] is not None,
+        "missed": _list_missed(part),
+        "table": table,
+        "folded": folded,
+        "rest": f"The other {count(len(folded.rows), 'group')}" if folded else "",
+        "curve": _draw_curve(part),
+    }
+
+
+def _show_share(numbers: Numbers, path: Path) -> Cell:
+    interval = numbers.interval(*path)
+    value = numbers.show(*path, "value")
+    return fill("{} ({})", value, interval) if interval else value
+
+
+def _list_missed(part: ClinicalPart) -> list[Values]:
+    """Return for each attribute and alert class how many of 100 would be missed in its groups, the most first."""
+    found: list[Values] = []
+    for attribute, entries in part["groups"].items():
+        if " x " in attribute:
+            continue
+        for label in part["alert_classes"]:
+            told = {group: entry for group, entry in entries.items() if label in entry["by_class"]}
+            if len(told) > 1:
+                groups = _count_missed(label, told)
+                found.append({"attribute": head_attribute(attribute), "label": label, "groups": groups})
+    return found
+
+
+def _count_missed(label: str, told: Mapping[str, AlertEntry]) -> list[Values]:
+    groups: list[Values] = []
+    for group, entry in sorted(told.items(), key=lambda one: -(one[1]["by_class"][label]["share"]["value"] or 0)):
+        share = entry["by_class"][label]["share"]
+        low, high = share["interval"] or (0.0, 1.0)
+        told_of_100 = {"about": _per_hundred(share["value"] or 0.0), "low": _per_hundred(low)}
+        images = count(entry["by_class"][label]["n"], "image")
+        groups.append({"name": group, **told_of_100, "high": _per_hundred(high), "images": images})
+    return groups
+
+
+def _per_hundred(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _list_groups(numbers: Numbers, part: ClinicalPart) -> tuple[Table, Table | None]:
+    rows: list[list[Cell]] = [["All images", *_list_cells(numbers, ("clinical", "whole"))]]
+    rows += [
+        [fill("Site: {}", show_name(site)), *_list_cells(numbers, ("clinical", "sites", site))]
+        for site in part["sites"]
+    ]
+    folded: list[list[Cell]] = []
+    for attribute, entries in part["groups"].items():
+        name = show_name(head_attribute(attribute))
+        own: list[list[Cell]] = [
+            [
+                fill("{}: {}", name, show_name(group)),
+                *_list_cells(numbers, ("clinical", "groups", attribute, group)),
+            ]
+            for group in entries
+        ]
+        (folded if " x " in attribute or len(rows) + len(own) > MOST_ROWS else rows).extend(own)
+    columns = ["Group", *COLUMNS]
+    if part["prevalence"] is not None:
+        columns += ["Right alerts at the stated prevalence", "Right all-clears at the stated prevalence"]
+    columns.append("Net benefit")
+    caption = (
+        "Alerts at the operating point, with 95 % intervals. Right alerts and right all-clears (predictive values) are "
+        "at the prevalence of these images, unless another is named. A star: some class is not told there, so that "
+        "these and net benefit leave it out."
+    )
+    return Table(caption, columns, rows), Table(caption, columns, folded) if folded else None
+
+
+def _list_cells(numbers: Numbers, path: Path) -> list[Cell]:
+    entry: AlertEntry = numbers.get(*path)
+    star = "*" if entry["left_out"] else EMPTY
+    keys = ["sensitivity", "specificity", "ppv", "npv"]
+    if entry["ppv_stated"] is not None or numbers.get("clinical", "prevalence") is not None:
+        keys += ["ppv_stated", "npv_stated"]
+    with_alert, without = numbers.show(*path, "n_with"), numbers.show(*path, "n_without")
+    cells = ["n/a" if numbers.get(*path, key) is None else numbers.figure_and_interval(*path, key) for key in keys]
+    return [join([fill("{} with, {} without", with_alert, without), star]), *cells, numbers.show(*path, "net_benefit")]
+
+
+def _draw_curve(part: ClinicalPart) -> Values | None:
+    """Return the decision curve, None where no site tells enough scores."""
+    if "curve" not in part:
+        return None
+    whole, curves = part["curve"], list(part["curves"].values())
+    return {
+        "drawing": draw_decision(part["curve_thresholds"], whole, curves, part["probability"]),
+        "key": make_key(["all sites; thin: each site"]) if len(curves) > 1 else None,
+        "coarse": any(high > low + 1e-6 for low, high in zip(whole["low"], whole["high"], strict=True)),
+    }

@@ -1,0 +1,142 @@
+"""``predict.py`` with an operating point: the column, the page for a person, and a watched folder."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedmed import predict
+from tests.test_predict import CLASSES, build_network, change_manifest, files, make_pixels, model, run
+
+__all__ = ["build_network", "files", "model"]  # the first two of these are fixtures of this file as well
+
+POINT = {"alert_classes": ["=malignant", "other"], "threshold": 0.3}
+
+
+@pytest.fixture
+def alerting(model: Path, tmp_path: Path) -> Path:
+    return change_manifest(model, tmp_path / "alerting", operating_point=POINT)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_columns_tell_class_probability_and_alert(
+    alerting: Path, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, rows, _ = run(capsys, "--model", alerting, *files)
+    assert code == 0
+    heads = ["'=malignant" if name.startswith("=") else name for name in CLASSES]
+    assert list(rows[0]) == ["file", *heads, "predicted", "probability", "alert", "model", "note"]
+    limit = 1 / (1 + np.exp(-0.3))
+    for row in rows:
+        shares = [float(row[name]) for name in heads]
+        assert row["predicted"] == heads[int(np.argmax(shares))]
+        assert float(row["probability"]) == max(shares)
+        assert row["alert"] == ("yes" if shares[1] + shares[2] >= limit else "no")
+    assert {row["alert"] for row in rows} == {"yes", "no"}, "a test of both"
+
+
+def test_a_model_of_before_has_no_alerts(model: Path, files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(capsys, "--model", model, files[0])[1]
+    assert "alert" not in rows[0]
+    assert rows[0]["predicted"] in {"benign", "'=malignant", "other"}
+
+
+@pytest.mark.parametrize(
+    "point", [{"alert_classes": ["none"], "threshold": 0.0}, {"threshold": 1.0}, POINT | {"threshold": "x"}]
+)
+def test_an_operating_point_that_cannot_be_is_refused(
+    model: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], point: dict[str, Any]
+) -> None:
+    code, _, error = run(capsys, "--model", change_manifest(model, tmp_path / "bad", operating_point=point), files[0])
+    assert code == 1
+    assert "is no exported model" in error
+
+
+def test_the_page_shows_alerts_first_and_escapes_names(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(make_pixels(30 + 5 * number, 50)).save(folder / f"<img src=x> {number}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    code = run(capsys, "--model", alerting, folder, "--csv", tmp_path / "o.csv", "--report", tmp_path / "page.html")[0]
+    assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<img src=x>" not in page
+    assert "&lt;img src=x&gt; 3.png" in page
+    assert len(re.findall('<img src="data:image/jpeg;base64,', page)) == 6
+    assert "default-src 'none'; img-src data:" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    alerts = [row for row in read(tmp_path / "o.csv") if row["alert"] == "yes"]
+    assert f"7 files: {len(alerts)} with an alert, 1 not read." in page
+    assert page.index("<h2>Alerts") < page.index("<h2>The least certain") < page.index("<h2>Not read")
+
+
+def watch(capsys: pytest.CaptureFixture[str], model: Path, folder: Path, table: Path) -> str:
+    code, _, error = run(capsys, "--model", model, "--watch", folder, "--csv", table, "--once")
+    assert code == 0, error
+    return error
+
+
+def test_a_watched_folder_is_answered_once_and_goes_on_after_a_stop(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "in", tmp_path / "out.csv"
+    folder.mkdir()
+    Image.fromarray(make_pixels(40, 40)).save(folder / "a.png")
+    watch(capsys, alerting, folder, table)
+    first = table.read_text()
+    watch(capsys, alerting, folder, table)
+    assert table.read_text() == first
+    Image.fromarray(make_pixels(45, 40)).save(folder / "b.png")
+    table.write_text(first + f"{folder}/b.png,0.1")  # cut off in the middle of a line
+    watch(capsys, alerting, folder, table)
+    assert [Path(row["file"]).name for row in read(table)] == ["a.png", "b.png"]
+    assert table.read_text().startswith(first)
+
+
+def test_a_table_of_another_model_is_not_continued(
+    alerting: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    table = tmp_path / "out.csv"
+    table.write_text("file,benign,model,note\n")
+    code, _, error = run(capsys, "--model", alerting, "--watch", tmp_path / "in", "--csv", table, "--once")
+    assert code == 1
+    assert "has other columns than this model's table" in error
+
+
+def test_what_leaves_the_range_of_training_is_said_once_and_logged(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "in", tmp_path / "out.csv"
+    folder.mkdir()
+    for number in range(150):
+        bright = 250 if number >= 50 else 120
+        Image.fromarray(np.full((20, 20, 3), bright, np.uint8) + np.uint8(number % 3)).convert("RGB").save(
+            folder / f"{number:03d}.png"
+        )
+    error = watch(capsys, alerting, folder, table)
+    assert error.count("have left the range") == 1
+    log = read(tmp_path / "out.drift.csv")
+    assert [row["images"] for row in log] == ["50", "50", "50"]
+    assert [round(float(row["mean"]), 1) for row in log] == [0.5, 1.0, 1.0]
+    assert {"probability", "alerts", "outside", "std"} <= set(log[0])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--watch", "."], [], ["--watch", "nowhere", "--csv", "x.csv"], ["a.png", "--watch", "."]]
+)
+def test_arguments_that_do_not_go_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.main(arguments)
+    assert end.value.code == 2
