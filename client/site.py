@@ -31,6 +31,7 @@ from client.guard.guard import guard_messages
 from client.guard.leaving import warn_of_tables
 from client.guard.requests import Request
 from client.guard.second_model import take_other
+from client.hospital.measurements import refuse_measurements
 from client.hospital.own_rows import encode_rows
 from client.hospital.site_data import Site
 from client.hospital.told_rows import CountedPart
@@ -75,6 +76,8 @@ def describe(message: Message, context: Context) -> Message:
     hold back.
     """
     site, request = open_request(message, context)
+    if site.is_hospital:  # in a simulation they have been cut at the quartiles of all sites
+        refuse_measurements(site.data, request.plan.fairness)
     release = site.disclosure_of("validation")
     parts: tuple[ScoredPart, ...] = ("validation", "test")
     scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
