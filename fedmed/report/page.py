@@ -16,6 +16,7 @@ from fedmed.report.sections.diagnostics import render_confusion, render_scores
 from fedmed.report.sections.distillation import render_distillation
 from fedmed.report.sections.fairness import render_fairness
 from fedmed.report.sections.method import render_notes, render_reading, render_run
+from fedmed.report.sections.ordinal import render_ordinal
 from fedmed.report.sections.results import render_classes, render_headline, render_sites, render_summary
 from fedmed.report.sections.rounds import render_composition, render_participation, render_rounds
 from fedmed.storage.atomic_files import write_text_atomically
@@ -62,6 +63,7 @@ def render_page(document: Document) -> str:
     sections = [
         render_headline(numbers),
         render_classes(numbers),
+        render_ordinal(numbers),
         render_sites(numbers),
         render_fairness(numbers),
         render_benefit(numbers),

@@ -1,5 +1,6 @@
 """The findings: summary, headline figures, classes and sites."""
 
+from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES
 from fedmed.report.drawing.markup import (
     Numbers,
     escape,
@@ -143,7 +144,7 @@ def render_headline(numbers: Numbers) -> str:
     """Return the table of the pooled test figures of the chosen model."""
     figures = numbers.get("figures")
     first = [key for key in HEADLINE if key in figures]
-    rest = [key for key in figures if key not in HEADLINE]
+    rest = [key for key in figures if key not in HEADLINE and key not in ORDINAL_FIGURES]
     return render_section(
         "results",
         "Results on the test images",
