@@ -11,12 +11,12 @@ from fedmed.report.drawing.style import render_style
 from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import render_benefit
 from fedmed.report.sections.calibration import render_calibration
+from fedmed.report.sections.clinical.ordinal import render_ordinal
 from fedmed.report.sections.compression import render_compression
 from fedmed.report.sections.diagnostics import render_confusion, render_scores
 from fedmed.report.sections.distillation import render_distillation
 from fedmed.report.sections.fairness import render_fairness
 from fedmed.report.sections.method import render_notes, render_reading, render_run
-from fedmed.report.sections.ordinal import render_ordinal
 from fedmed.report.sections.results import render_classes, render_headline, render_sites, render_summary
 from fedmed.report.sections.rounds import render_composition, render_participation, render_rounds
 from fedmed.storage.atomic_files import write_text_atomically

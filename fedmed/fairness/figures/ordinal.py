@@ -148,7 +148,7 @@ def _draw_ends(
     spread = np.full(counts.shape, 0.5 / (num_classes - 1))
     np.fill_diagonal(spread, 0.5)
     one_more = observed.copy()
-    one_more[:, :num_classes] += spread * observed.any(axis=1)[:, None]
+    one_more[:, :num_classes] += spread * (observed.sum(axis=1) > 0)[:, None]
     n = np.array(observed.sum().round(), dtype=np.int64)
     lows: dict[str, list[float]] = {key: [] for key in ORDINAL_FIGURES}
     highs: dict[str, list[float]] = {key: [] for key in ORDINAL_FIGURES}
@@ -162,11 +162,11 @@ def _draw_ends(
     limits = {"quadratic_kappa": (-1.0, 1.0), "mean_absolute_error": (0.0, num_classes - 1.0)}
     ends = {}
     for key in ORDINAL_FIGURES:
-        low, high = (float(end) for end in found[key])
+        lowest, highest = (float(end) for end in found[key])
         least, most = limits.get(key, (0.0, 1.0))
-        if lows[key] and not np.isnan(low):
-            lower, upper = min(low, *lows[key]), max(high, *highs[key])
-            ends[key] = max(low - stretch * (low - lower), least), min(high + stretch * (upper - high), most)
+        if lows[key] and not np.isnan(lowest):
+            below, above = lowest - min(lowest, *lows[key]), max(highest, *highs[key]) - highest
+            ends[key] = max(lowest - stretch * below, least), min(highest + stretch * above, most)
     return ends
 
 

@@ -1,6 +1,6 @@
 """The page's part on benefit: whether each hospital is better off with the federated model."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from fedmed.report.drawing.markup import Numbers, escape, render_fold, render_section, render_table, show_name
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
@@ -143,7 +143,17 @@ def _list_verdicts(numbers: Numbers, model: str) -> list[tuple[str, str]]:
 def _explain(numbers: Numbers) -> str:
     shown = {model for entry in numbers.get("benefit").values() for model in entry["models"]}
     terms = " ".join(f"{MODEL_NAMES[model]} is {MODEL_EXPLANATIONS[model]}." for model in MODEL_NAMES if model in shown)
-    return f"All models of a site answer the same test images of that site. {terms}"
+    return f"All models of a site answer the same test images of that site. {terms}{_say_calibration(numbers, shown)}"
+
+
+def _say_calibration(numbers: Numbers, shown: Set[str]) -> str:
+    """Return what must not be compared where one side alone has a temperature."""
+    if numbers.get("calibration", "temperature") is None or shown <= {"federated"}:
+        return ""
+    return (
+        " Their calibration is not compared here: only the federated model has a temperature. What report.json says of "
+        "the calibration of the others is without one."
+    )
 
 
 def _render_differences(numbers: Numbers, ranked: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from fedmed.report.drawing.markup import (
 from fedmed.report.drawing.plots import draw_reliability
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
+from fedmed.report.sections.clinical.calibration_slope import render_slopes
 from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.small_reliability import draw_small_reliability
 from fedmed.storage.records import TemperatureRecord
@@ -31,6 +32,7 @@ def render_calibration(numbers: Numbers) -> str:
         "Calibration: is the stated confidence honest?",
         f"<p>{say_temperature(numbers)}</p>",
         _render_figures(numbers),
+        render_slopes(numbers),
         f'<div class="grid">{pairs}</div>' if pairs else "<p>No image has been scored yet.</p>",
         render_fold("Numbers of the calibration diagrams", _render_bins(numbers)) if pairs else "",
         _render_small(numbers),
