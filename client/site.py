@@ -302,7 +302,8 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         files, data = site.files_of(request.plan), site.digest_part("test")
         if site.is_hospital:
             own = tell_everything(logits, part.labels, counted.groups, part.patients)
-            files.store_test_tables(model_sha256, data, tables, own, encode_rows(logits, part.labels, counted.groups))
+            rows = encode_rows(logits, part.labels, counted.groups, part.patients)
+            files.store_test_tables(model_sha256, data, tables, own, rows)
         else:
             files.store_test_tables(model_sha256, data, tables)
     return tables
