@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
-from fedmed.storage.records import CompressionRecord, TemperatureRecord
+from fedmed.storage.records import CompressionRecord, ShiftRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -65,6 +65,8 @@ class ReportContent:
         What was decided about a small network, see :meth:`fedmed.storage.run_folder.RunFolder.read_compression`.
     gate : dict of str to SiteTables
         By site, the tables that this rests on: the trained network as the federated one, and the student.
+    shift : dict or None
+        How far the sites' images differ; ``None`` where it is not known.
     """
 
     title: str
@@ -89,6 +91,7 @@ class ReportContent:
     benefit_notes: Mapping[str, str] = field(default_factory=dict)
     compression: CompressionRecord | None = None
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
+    shift: ShiftRecord | None = None
 
     @property
     def num_classes(self) -> int:

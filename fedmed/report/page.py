@@ -12,6 +12,7 @@ from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import render_benefit
 from fedmed.report.sections.calibration import render_calibration
 from fedmed.report.sections.clinical.ordinal import render_ordinal
+from fedmed.report.sections.clinical.shift import render_shift
 from fedmed.report.sections.compression import render_compression
 from fedmed.report.sections.diagnostics import render_confusion, render_scores
 from fedmed.report.sections.distillation import render_distillation
@@ -65,6 +66,7 @@ def render_page(document: Document) -> str:
         render_classes(numbers),
         render_ordinal(numbers),
         render_sites(numbers),
+        render_shift(numbers),
         render_fairness(numbers),
         render_benefit(numbers),
         render_compression(numbers),

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
+from fedmed.aggregation.site_shift import read_shift
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
 from fedmed.data.split_files import read_quartiles
@@ -156,6 +157,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         benefit_notes=explain_missing(run, test) if tested else {},
         compression=compression,
         gate=gate,
+        shift=read_shift(run.tables),
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
 

@@ -40,7 +40,7 @@ def ordinal_ranges(counts: Array, other_wrong: Array | None = None) -> dict[str,
         With n images, O_ij of them of class i and taken for class j, and E_ij = (images of i) (answers j) / n:
 
         * ``quadratic_kappa`` = 1 - sum_ij (i - j)^2 O_ij / sum_ij (i - j)^2 E_ij (Cohen, Weighted Kappa, Psychological
-          Bulletin 70, 1968); NaN where all images and all answers are of one class
+          Bulletin 70, 1968); NaN where all images are of one class, for which it is 0 whatever the answers are
         * ``mean_absolute_error`` = sum_ij ``|i - j|`` O_ij / n, in steps
         * ``beyond_one_step`` = share of the images with ``|i - j| > 1``
 
@@ -128,7 +128,7 @@ def _find_kappa_range(told: Array, other: Array, weight: Array, n: Array) -> tup
             if np.array_equal(better, ratio, equal_nan=True):
                 break
             ratio = better
-        ends.append(1 - ratio)
+        ends.append(np.where((images > 0).sum(axis=-1) > 1, 1 - ratio, np.nan))
     return ends[1], ends[0]
 
 
@@ -166,7 +166,9 @@ def _draw_ends(
         least, most = limits.get(key, (0.0, 1.0))
         if lows[key] and not np.isnan(lowest):
             below, above = lowest - min(lowest, *lows[key]), max(highest, *highs[key]) - highest
-            ends[key] = max(lowest - stretch * below, least), min(highest + stretch * above, most)
+            lower, upper = max(lowest - stretch * below, least), min(highest + stretch * above, most)
+            if upper > lower:
+                ends[key] = lower, upper
     return ends
 
 
@@ -182,7 +184,7 @@ def _make_figure(
     elif value is None:
         reason = "too many wrong answers are not told by class"
         if np.isnan(low):
-            reason = "all images and all answers are of one class"
+            reason = "the images are all of one class"
     return Figure(
         key,
         value,

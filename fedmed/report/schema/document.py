@@ -14,6 +14,7 @@ from fedmed.report.schema.figures import (
     Part,
     Reliability,
 )
+from fedmed.report.schema.shift import ShiftEntry
 from fedmed.storage.history import Number
 from fedmed.storage.records import (
     CheckRecord,
@@ -238,6 +239,8 @@ class Document(FairnessPart, BenefitPart):
     sites: dict[str, SiteEntry]
     compression: CompressionEntry | None
     calibration: CalibrationEntry
+    shift: NotRequired[ShiftEntry | None]
+    """How far the sites' images differ; None where nothing is known."""
     history: list[RoundEntry]
     participation: ParticipationEntry
     composition: dict[str, dict[str, dict[str, int]]] | None

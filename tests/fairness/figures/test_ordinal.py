@@ -80,8 +80,8 @@ def test_a_wide_range_is_no_figure() -> None:
 def test_what_cannot_be_computed_says_why() -> None:
     nothing = compute_ordinal(make_tables(np.zeros((3, 3))), seed=0)
     assert {(figure.value, figure.reason) for figure in nothing.values()} == {(None, "no images")}
-    one_class = compute_ordinal(make_tables(np.diag([5, 0, 0])), seed=0)
-    assert one_class["quadratic_kappa"].reason == "all images and all answers are of one class"
+    one_class = compute_ordinal(make_tables(np.array([[5, 0, 0], [0, 0, 0], [0, 0, 0]])), seed=0)
+    assert one_class["quadratic_kappa"].reason == "the images are all of one class"
     assert one_class["mean_absolute_error"].value == 0
 
 
