@@ -79,6 +79,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     actions.add_argument("--fetch-model", action="store_true", help="collect the released model (again)")
     actions.add_argument(
+        "--site-report",
+        action="store_true",
+        help="draw this site's own report of the collected model, from its test images as they are now; it stays here",
+    )
+    actions.add_argument(
         "--verify-audit",
         action="store_true",
         help="check this site's audit log: its hash chain, its end, and what the server has signed of it",
@@ -174,6 +179,7 @@ def _dispatch(options: argparse.Namespace, client_app: str) -> int:
         "audit": lambda: _show_audit(config, options),
         "verify_audit": lambda: _verify_audit(config, options.json),
         "fetch_model": lambda: _fetch_model(config, accept_uncompared=options.accept_uncompared),
+        "site_report": lambda: _report_site(config),
         "forget": lambda: _forget(config, everything=options.all),
     }
     if options.approve is not None:
@@ -267,6 +273,14 @@ def _fetch_model(config: ClientConfig, *, accept_uncompared: bool) -> int:
     from client.release.collect import fetch_model  # noqa: PLC0415
 
     print(fetch_model(config, accept_uncompared=accept_uncompared))
+    return 0
+
+
+def _report_site(config: ClientConfig) -> int:
+    from client.release.site_report import write_site_report  # noqa: PLC0415  (imports torch)
+
+    page = write_site_report(config)
+    print(f"This site's own report is in {page}. It stays here: it holds figures of small groups.")
     return 0
 
 

@@ -40,6 +40,7 @@ from client.guard.guard import guard_messages
 from client.guard.leaving import warn_of_tables
 from client.guard.requests import Request
 from client.guard.second_model import take_other
+from client.hospital.measurements import refuse_measurements
 from client.hospital.own_rows import encode_rows
 from client.hospital.site_data import Site
 from client.hospital.told_rows import CountedPart
@@ -84,6 +85,8 @@ def describe(message: Message, context: Context) -> Message:
     hold back.
     """
     site, request = open_request(message, context)
+    if site.is_hospital:  # in a simulation they have been cut at the quartiles of all sites
+        refuse_measurements(site.data, request.plan.fairness)
     release = site.disclosure_of("validation")
     parts: tuple[ScoredPart, ...] = ("validation", "test")
     scored = {name: site.count_part(name, request.plan.fairness) for name in parts}
@@ -312,7 +315,8 @@ def _compute_tables(packed: bytes, model_sha256: str, request: Request, site: Si
         files, data = site.files_of(request.plan), site.digest_part("test")
         if site.is_hospital:
             own = tell_everything(logits, part.labels, counted.groups, part.patients, alerts)
-            files.store_test_tables(model_sha256, data, tables, own, encode_rows(logits, part.labels, counted.groups))
+            rows = encode_rows(logits, part.labels, counted.groups, part.patients)
+            files.store_test_tables(model_sha256, data, tables, own, rows)
         else:
             files.store_test_tables(model_sha256, data, tables)
     return tables

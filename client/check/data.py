@@ -12,8 +12,11 @@ from pydantic import JsonValue
 
 from client.check.context import CannotCheckError, CheckContext, CheckResult
 from client.check.results import CheckFailedError
+from client.hospital.bounded import bound_groups
 from client.hospital.exclusions import RECORD_FILE
+from client.hospital.measurements import advise_bands, describe_measurements, list_measurements
 from client.hospital.site_data import Hospital
+from fedmed.config import FairnessConfig
 from fedmed.data import ImagePart, count_classes
 from fedmed.data.checks import SKIPPED_FILE
 from fedmed.errors import DataError, suggest_nearest
@@ -149,15 +152,20 @@ def check_class_counts(context: CheckContext, name: str) -> CheckResult:
 
 
 def check_attributes(context: CheckContext, name: str) -> CheckResult:
-    """Count the values of patient attributes."""
-    data = context.get_site().data
+    """Count the values of patient attributes, and refuse numbers without bands before they are compared."""
+    data, plan = context.get_site().data, context.plan
+    if plan is not None:
+        plan = bound_groups(context.config.policy, plan, list(data.train.attributes))
+    unbanded = list_measurements(data, FairnessConfig() if plan is None else plan.fairness)
+    if unbanded and plan is not None:
+        raise CheckFailedError(describe_measurements(unbanded), advise_bands(unbanded))
     values: dict[str, Counter[str]] = {}
     for part in (data.train, data.validation, data.test):
         for attribute, found in part.attributes.items():
             values.setdefault(attribute, Counter()).update(found)
     if not values:
         return CheckResult(name, "ok", "none are named (data.attribute_columns)")
-    texts, advice = [], []
+    texts, advice = [], [f"{describe_measurements(unbanded)} {advise_bands(unbanded)}"] if unbanded else []
     for attribute, counts in values.items():
         share = counts[_UNKNOWN] / counts.total()
         shown = ", ".join(f"{value} {number}" for value, number in counts.most_common(8))

@@ -86,7 +86,7 @@ def load_hospital_data(config: ClientConfig) -> HospitalData:
     splits = Path(config.state_dir) / "splits"
     source, sites, site = _choose_source(config)
     try:
-        prepared = prepare_data(source, sites, config.seed, splits, every_class=False)
+        prepared = prepare_data(source, sites, config.seed, splits, every_class=False, cut_numbers=False)
         if site not in prepared.sites:
             raise ConfigError(
                 f"client.yaml: 'data_site' is '{site}'.{suggest_nearest(site, prepared.sites)} The data holds: "

@@ -2,11 +2,13 @@
 
 ::
 
-    state_dir/runs/RUN_ID/own_tables/HASH.rows.json    labels, predictions by model, groups by attribute; mode 0600
+    state_dir/runs/RUN_ID/own_tables/HASH.rows.json    labels, predictions by model, groups by attribute, outputs of the
+                                                       federated model, numbers of the patients; mode 0600
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 from fedmed.errors import FedmedError, RunFolderError
 from fedmed.metrics.classification import compute_figures
+from fedmed.metrics.clusters import number_patients
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.metrics.tables import Array, EvaluationTables
 from fedmed.processes import read_secret
@@ -28,7 +31,26 @@ class OwnReportError(FedmedError):
     """A figure of the site's own report is not what another library computes from the images."""
 
 
-def encode_rows(logits: Mapping[str, torch.Tensor], labels: torch.Tensor, groups: Mapping[str, Sequence[str]]) -> bytes:
+@dataclass(frozen=True)
+class OwnOutputs:
+    """What the federated model answers to each of this site's N test images."""
+
+    logits: torch.Tensor
+    """float64 (N, K), after the temperature."""
+    labels: torch.Tensor
+    """int64 (N,)."""
+    groups: Mapping[str, Sequence[str]]
+    """Attribute to the group of each image."""
+    patients: Sequence[str]
+    """Number of each image's patient, counted from 0; no id."""
+
+
+def encode_rows(
+    logits: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    groups: Mapping[str, Sequence[str]],
+    patients: Sequence[str] | None = None,
+) -> bytes:
     """Return labels, predictions and groups of images as bytes for a file.
 
     Parameters
@@ -39,10 +61,45 @@ def encode_rows(logits: Mapping[str, torch.Tensor], labels: torch.Tensor, groups
         True classes.
     groups : mapping of str to sequence of str
         Attribute to the group of each image.
+    patients : sequence of str, optional
+        Whose image each is; told as numbers. Without, every image is taken for a patient's only one.
     """
     predictions = {model: z_NK.double().numpy().argmax(axis=1).tolist() for model, z_NK in logits.items()}
-    values = {"labels": labels.tolist(), "predictions": predictions, "groups": dict(groups)}
+    values = {
+        "labels": labels.tolist(),
+        "predictions": predictions,
+        "groups": dict(groups),
+        "logits": logits[FEDERATED].double().tolist(),
+        "patients": number_patients(patients, len(labels)).tolist(),
+    }
     return json.dumps(values, separators=(",", ":")).encode()
+
+
+def read_outputs(path: Path) -> OwnOutputs | None:
+    """Return what :func:`encode_rows` has written; None where there is no such file, or one of before.
+
+    Raises
+    ------
+    RunFolderError
+        If the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(read_secret(path))
+        if not {"logits", "patients"} <= set(values):
+            return None
+        return OwnOutputs(
+            torch.tensor(values["logits"], dtype=torch.float64),
+            torch.tensor(values["labels"], dtype=torch.int64),
+            values["groups"],
+            [str(number) for number in values["patients"]],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"The file {path} is damaged ({type(error).__name__}). Remove it and type flower-client "
+            "--site-report, which makes it anew."
+        ) from error
 
 
 def check_rows(path: Path, tables: SiteTables) -> None:

@@ -7,30 +7,36 @@ import json
 from pathlib import Path
 from typing import cast
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
-from client.hospital.own_rows import check_rows
+from client.hospital.own_rows import check_rows, read_outputs
+from client.release.patient_intervals import use_patient_intervals
 from fedmed.clinical.entry import read_operating_entry
 from fedmed.config.client import ClientConfig
 from fedmed.export.manifest import ModelManifest, read_temperature
 from fedmed.metrics.site_tables import COMPARED_MODELS, SiteTables
 from fedmed.protocol.messages import unpack_tables
-from fedmed.report import ReportContent, write_report
+from fedmed.report import ReportContent
+from fedmed.report.document import build_document
+from fedmed.report.page import save_report
 from fedmed.storage.atomic_files import write_atomically
 from fedmed.storage.environment import describe_environment
 from fedmed.storage.history import RoundRecord
 
 _STAYS = (
-    "This page is for {site} alone and must not leave it: it holds figures of small groups and rare classes that the "
-    "site withholds from everybody else."
+    "Stays here: this page is for {site} alone and must not leave it. It holds figures of small groups and rare "
+    "classes that the site withholds from everybody else."
 )
 _SCOPE = (
     "All figures are of this site's own test images, except for the course of the rounds (loss, pooled validation "
     "figures), which is that of the whole federation. The federation's report is in the folder federation_report."
 )
+_HISTORY_FILE = "history.json"
+_HISTORY = TypeAdapter(list[RoundRecord])
 _NO_TABLES = (
     "This site has no tables of its test images for the released model, because it did not take part in the test or "
-    "its state was removed. So there are no figures of this site."
+    "its state was removed. So there are no figures of this site. flower-client --site-report makes them from its "
+    "images."
 )
 
 
@@ -64,7 +70,8 @@ def write_own_report(
     KeyError, TypeError, ValueError
         If the manifest or the history is not as agreed.
     """
-    tables = _read_tables(config, str(manifest["run_id"]), str(manifest["model_sha256"]))
+    stored = find_stored(Path(config.state_dir), str(manifest["run_id"]), str(manifest["model_sha256"]))
+    tables = _read_tables(stored)
     mark = Path(config.state_dir) / "report" / "release.sha256"
     if tables is None and _has_report(mark, manifest_sha256):
         return True
@@ -75,12 +82,12 @@ def write_own_report(
     environment = describe_environment()
     environment.pop("command")  # it holds paths
     content = ReportContent(
-        title=f"The released model at {config.name}",
+        title=f"Stays here: the released model at {config.name}",
         config=cast("dict[str, JsonValue]", manifest["plan"]),
         environment=environment,
         classes=classes,
         chosen_round=int(manifest["chosen_round"]),
-        rounds_done=len(history),
+        rounds_done=len(history) or int(manifest["plan"]["rounds"]),
         history=history,
         validation={},
         test={} if tables is None else {config.name: tables},
@@ -97,10 +104,29 @@ def write_own_report(
         benefit_notes=_explain_benefit(config, tables),
     )
     mark.unlink(missing_ok=True)
-    write_report(Path(config.state_dir), content)
+    document = build_document(content)
+    outputs = None if tables is None else read_outputs(stored.with_suffix(".rows.json"))
+    if outputs is not None:
+        use_patient_intervals(document, config.name, outputs, content.seed)
+    save_report(Path(config.state_dir), document)
+    write_atomically(mark.parent / _HISTORY_FILE, _HISTORY.dump_json(history))
     if tables is not None:
         write_atomically(mark, manifest_sha256.encode())
     return tables is not None
+
+
+def find_stored(state_dir: Path, run_id: str, model_sha256: str) -> Path:
+    """Return where a site keeps its own tables of a model, with nothing held back."""
+    return state_dir / "runs" / run_id / "own_tables" / f"{model_sha256}.safetensors"
+
+
+def read_history(state_dir: Path) -> list[RoundRecord]:
+    """Return the rounds that the site's report of before was drawn with; none where it was never drawn."""
+    path = state_dir / "report" / _HISTORY_FILE
+    try:
+        return _HISTORY.validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return []
 
 
 def _has_report(mark: Path, manifest_sha256: str) -> bool:
@@ -112,8 +138,7 @@ def _has_report(mark: Path, manifest_sha256: str) -> bool:
     )
 
 
-def _read_tables(config: ClientConfig, run_id: str, model_sha256: str) -> SiteTables | None:
-    path = Path(config.state_dir) / "runs" / run_id / "own_tables" / f"{model_sha256}.safetensors"
+def _read_tables(path: Path) -> SiteTables | None:
     if not path.is_file():
         return None
     tables = unpack_tables(path.read_bytes())

@@ -41,6 +41,9 @@ class FederationConfig(OperatingSettings):
     """How often a round is tried, until ``min_sites`` have sent an update that can be used."""
     classes: list[str] | None = None
     """Class names in order; a simulation takes them from its data."""
+    ordinal: bool = False
+    """Whether the classes are ordered, as grades are, in the order of their list: then the report also says how far
+    answers are off."""
     model: ModelConfig = ModelConfig()
     data: DataConfig | SitesData
     loss: dict[str, Any] = Field(default={"ce": 1.0, "cws": 1.0})
@@ -95,6 +98,7 @@ class FederationConfig(OperatingSettings):
             seed=self.seed,
             rounds=self.rounds,
             classes=self.classes,
+            ordinal=self.ordinal,
             image_size=self.data.image_size,
             augmentation=self.data.augmentation,
             model=self.model.without(LOCAL_MODEL_OPTIONS),
@@ -144,6 +148,11 @@ class FederationConfig(OperatingSettings):
             self._check_divergence(fair)
         if self.model.name == "frozen_teacher":
             self._check_frozen_teacher()
+        if self.ordinal and getattr(self.data, "classes", ...) is None:  # then they would be sorted by name
+            raise ValueError(
+                "'ordinal' is true, and 'data.classes' does not say in which order the classes are. List them from the "
+                "lowest to the highest"
+            )
         if self.choice == "figure":
             compresses = self.student is not None and self.student.kind != "skip"
             conflict = find_choice_conflict(self.choose_by, fair, compresses=compresses)

@@ -24,6 +24,8 @@ class Plan(Section):
     seed: int
     rounds: int
     classes: list[str]
+    ordinal: bool = False
+    """Whether they are ordered; a plan of others is written as if there were no such key."""
     image_size: int
     augmentation: str
     model: ModelConfig
@@ -108,6 +110,8 @@ class Plan(Section):
             values.pop("extensions", None)
         if self.operating is None:
             values.pop("operating", None)
+        if not self.ordinal:
+            values.pop("ordinal", None)
         return values
 
 

@@ -1,19 +1,21 @@
 """From settings to a folder of splits: read, check, partition, split, write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedmed.config import DataConfig, PhantomData
 from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
 from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom.cohort import generate_site, phantom_classes, phantom_site_names
+from fedmed.data.sources.bands import are_measurements, clean_value, find_quartiles, name_band
 from fedmed.data.sources.raw_table import ImageRow, RawTable
 from fedmed.data.sources.tables import read_table
 from fedmed.data.split_files import CommonFields, SplitIndex, SplitRow, describe_settings, read_index, write_splits
 from fedmed.data.splits import PARTS, split_sites
 from fedmed.data.thinning import thin_training
 from fedmed.errors import ConfigError, RunFolderError
+from fedmed.metrics.limits import UNKNOWN
 
 PHANTOM_ATTRIBUTES: tuple[str, ...] = ("sex", "age_band")
 _SMALLEST_PHANTOM = 16
@@ -32,10 +34,18 @@ class Prepared:
     """Rows of the source that were left out; ``skipped_rows.csv`` names them."""
     left_out: tuple[int, ...] = ()
     """Training images of each class (K) that ``data.long_tail`` and ``data.max_train_images`` leave out."""
+    quartiles: dict[str, list[float]] = field(default_factory=dict)
+    """Attributes of numbers without bands, and the quartiles of all sites' training images by which they are cut."""
 
 
 def prepare_data(
-    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, *, every_class: bool = True
+    config: DataConfig,
+    sites: int | None,
+    seed: int,
+    splits_dir: Path,
+    *,
+    every_class: bool = True,
+    cut_numbers: bool = True,
 ) -> Prepared:
     """Check the data and write who has which images, or take what an earlier call has written.
 
@@ -51,6 +61,9 @@ def prepare_data(
         Folder for ``splits.json``, one CSV per site, and ``skipped_rows.csv`` if rows were left out.
     every_class : bool
         Whether every listed class needs an image; a single hospital may lack one.
+    cut_numbers : bool
+        Whether an attribute of many different numbers without bands is cut by the quartiles of all training images.
+        A hospital knows its own values alone, by which it must not cut what is compared with others'.
 
     Returns
     -------
@@ -78,13 +91,14 @@ def prepare_data(
         )
     if index is None:
         splits_dir.mkdir(parents=True, exist_ok=True)
-        index = _make_splits(config, sites, seed, splits_dir, table, every_class)
+        index = _make_splits(config, sites, seed, splits_dir, table, every_class=every_class, cut_numbers=cut_numbers)
     return Prepared(
         classes=tuple(index.classes),
         sites=tuple(sorted(index.composition)),
         composition=index.composition,
         num_bad_rows=index.num_bad_rows,
         left_out=tuple(index.left_out),
+        quartiles=index.quartiles,
     )
 
 
@@ -115,8 +129,15 @@ def list_classes(config: DataConfig) -> tuple[str, ...]:
     return choose_classes(table, labelled, every_class=False)
 
 
-def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
-    config: DataConfig, sites: int | None, seed: int, splits_dir: Path, table: RawTable | None, every_class: bool
+def _make_splits(
+    config: DataConfig,
+    sites: int | None,
+    seed: int,
+    splits_dir: Path,
+    table: RawTable | None,
+    *,
+    every_class: bool,
+    cut_numbers: bool,
 ) -> SplitIndex:
     num_bad_rows, names = 0, PHANTOM_ATTRIBUTES
     if isinstance(config, PhantomData):
@@ -136,6 +157,7 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
     rows, left_out = thin_training(rows, classes, config, seed)
+    rows, quartiles = _cut_numbers(rows, names) if cut_numbers else (rows, {})
     common: CommonFields = {
         "settings": describe_settings(config, sites, seed),
         "fingerprint": "" if table is None else table.fingerprint,
@@ -143,6 +165,7 @@ def _make_splits(  # noqa: PLR0917  (the arguments of prepare_data)
         "attribute_names": list(names),
         "num_bad_rows": num_bad_rows,
         "left_out": left_out,
+        "quartiles": quartiles,
     }
     return write_splits(splits_dir, common, rows)
 
@@ -153,8 +176,33 @@ def _make_item(row: ImageRow, classes: Sequence[str]) -> Item:
         label=classes.index(row.label),
         group=row.group or row.item,  # an image without an id is its own group
         site=row.site,
-        attributes=row.attributes,
+        attributes=tuple(map(clean_value, row.attributes)),
     )
+
+
+def _cut_numbers(
+    rows: Mapping[str, Sequence[SplitRow]], names: Sequence[str]
+) -> tuple[dict[str, list[SplitRow]], dict[str, list[float]]]:
+    """Return the rows with attributes of many different numbers as bands, and the edges of these."""
+    everyone = [row for of_site in rows.values() for row in of_site]
+    edges: dict[str, list[float]] = {}
+    for place, name in enumerate(names):
+        if are_measurements(row.item.attributes[place] for row in everyone):
+            trained = [row.item.attributes[place] for row in everyone if row.part == PARTS[0]]
+            edges[name] = find_quartiles(trained)
+    if not edges:
+        return {site: list(of_site) for site, of_site in rows.items()}, {}
+
+    def cut(row: SplitRow) -> SplitRow:
+        values = zip(names, row.item.attributes, strict=True)
+        banded = (_name_quarter(value, edges[name]) if name in edges else value for name, value in values)
+        return replace(row, item=replace(row.item, attributes=tuple(banded)))
+
+    return {site: list(map(cut, of_site)) for site, of_site in rows.items()}, edges
+
+
+def _name_quarter(value: str, edges: Sequence[float]) -> str:
+    return name_band(value, edges) if edges else UNKNOWN
 
 
 def _order_rows(

@@ -33,6 +33,7 @@ class CommonFields(TypedDict):
     attribute_names: list[str]
     num_bad_rows: int
     left_out: NotRequired[list[int]]
+    quartiles: NotRequired[dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class SplitIndex:
     """Site to SHA-256 of its CSV."""
     left_out: list[int] = field(default_factory=list)
     """Training images of each class (K) that are left out; empty in splits that were made before this was noted."""
+    quartiles: dict[str, list[float]] = field(default_factory=dict)
+    """Attributes of numbers without bands, to the edges by which they are cut; likewise."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,16 @@ def read_index(folder: Path, settings: Mapping[str, JsonValue]) -> SplitIndex | 
                 "Go back to the old setting, or start a new run."
             )
     return index
+
+
+def read_quartiles(folder: Path) -> dict[str, list[float]]:
+    """Return which attributes were cut by quartiles, and at which edges; nothing where there is no split."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        quartiles: dict[str, list[float]] = index.get("quartiles", {})
+    except (OSError, ValueError):
+        return {}
+    return quartiles
 
 
 def read_site(folder: Path, index: SplitIndex, site: str) -> list[SplitRow]:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
-from fedmed.storage.records import CompressionRecord, OperatingRecord, TemperatureRecord
+from fedmed.storage.records import CompressionRecord, OperatingRecord, ShiftRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -70,6 +70,8 @@ class ReportContent:
         Images by site and part, as the sites told them; empty where nobody knows.
     gate : dict of str to SiteTables
         By site, the tables that this rests on: the trained network as the federated one, and the student.
+    shift : dict or None
+        How far the sites' images differ; ``None`` where it is not known.
     """
 
     title: str
@@ -96,6 +98,7 @@ class ReportContent:
     compression: CompressionRecord | None = None
     num_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
+    shift: ShiftRecord | None = None
 
     @property
     def num_classes(self) -> int:

@@ -21,6 +21,7 @@ from fedmed.report.figures.describe import (
 )
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
+from fedmed.report.figures.shift import describe_shift
 from fedmed.report.schema.document import (
     Document,
     LeftOut,
@@ -87,6 +88,7 @@ def build_document(content: ReportContent) -> Document:
         **describe_clinical(content, groups),
         "compression": describe_compression(content),
         "calibration": describe_calibration_part(content, groups, figures[groups.part], fairness["groups"]),
+        "shift": describe_shift(content),
         "history": [_describe_round(record, content, groups) for record in records],
         "participation": _describe_participation(records),
         "composition": _describe_composition(content),

@@ -17,7 +17,9 @@ from fedmed.report.guidelines.page import GUIDELINES_FILE, render_guidelines
 from fedmed.report.schema.document import Document
 from fedmed.report.sections.benefit import describe_benefit
 from fedmed.report.sections.calibration import describe_calibration, describe_reliability
-from fedmed.report.sections.clinical import describe_clinical
+from fedmed.report.sections.clinical.alerts import describe_clinical
+from fedmed.report.sections.clinical.ordinal import describe_ordinal
+from fedmed.report.sections.clinical.shift import describe_shift
 from fedmed.report.sections.compression import describe_compression
 from fedmed.report.sections.diagnostics import describe_confusion, describe_scores, describe_site_confusion
 from fedmed.report.sections.distillation import describe_distillation
@@ -69,8 +71,10 @@ PARTS = (
     Section("results", "How well does it do on images that it has not seen?", describe_results),
     Section("classes", "Which classes does it recognise, and which not?", describe_classes),
     Section("clinical", "Alerts: whom would the model miss?", describe_clinical),
+    Section("ordinal", "Ordered classes: how far are the answers off?", describe_ordinal),
     Section("confusion", "What does it take for what?", describe_confusion),
     Section("sites", "How well does it do at each hospital?", describe_sites),
+    Section("shift", "How far do the images of the hospitals differ?", describe_shift),
     Section("fairness", "Is it worse for some patients?", describe_fairness),
     Section("benefit", "Is each hospital better off than alone?", describe_benefit),
     Section("calibration", "Is the stated confidence honest?", describe_calibration),

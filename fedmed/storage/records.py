@@ -206,3 +206,23 @@ class CompressionRecord(CompressionPart):
 
     round: int
     from_sha256: str
+
+
+ShiftSource = Literal["updates", "recalibration"]
+"""``updates``: running statistics of the last round's updates. ``recalibration``: of one model at all sites."""
+
+
+class ShiftNumbers(TypedDict):
+    """How far a site's images are from the usual ones, see :func:`fedmed.aggregation.site_shift.measure_shift`."""
+
+    mean_shift: float
+    spread_ratio: float
+    distance: float
+
+
+class ShiftRecord(TypedDict):
+    """Content of ``tables/shift.json``."""
+
+    round: int
+    source: ShiftSource
+    sites: dict[str, ShiftNumbers]

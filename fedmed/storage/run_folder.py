@@ -7,8 +7,8 @@
 ``roster.json``           node id of the engine -> name of the site
 ``history.jsonl``         one line a round; ``metrics.csv`` is the same as a table
 ``checkpoints/``          the initial model, the last rounds and the best, with what a server step remembers
-``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, and how far
-                          the sites' own models are
+``tables/``               evaluation tables behind the checkpoints, the test tables, the temperature, how far the
+                          sites' own models are, and how far the sites' images differ
 ``updates/``              what sites sent in the round under way
 ``compression/``          the small network that was distilled from the chosen one, phase by phase
 ``recalibrated/``         the chosen model with BatchNorm statistics of all sites, under that policy

@@ -14,6 +14,7 @@ from flwr.app import Message
 
 from fedmed.aggregation import cap_weights, find_share_limit
 from fedmed.aggregation.norm_bounds import LayerStatistics, compare_statistics
+from fedmed.aggregation.site_shift import save_shift
 from fedmed.distillation.network import build_network
 from fedmed.errors import ReparameterizationError, WireError
 from fedmed.protocol.kinds import KINDS
@@ -89,6 +90,7 @@ def recalibrate(session: Session, model: ChosenModel, best_round: int | None, fo
     if not sums:
         session.listener.on_note("No site has sent BatchNorm sums; the averaged statistics stay.")
         return model
+    save_shift(session.run.tables, model.round, "recalibration", _list_layers(network, sums))
     change = _apply(session, network, sums)
     session.listener.on_info(
         f"BatchNorm recalibrated on the training images of {len(sums)} sites; largest change {change:.3g} standard "
@@ -143,6 +145,18 @@ def _leave_out_implausible(session: Session, network: Network, sums: dict[str, S
     for site, reason in sorted(reasons.items()):
         session.listener.on_note(f"{site} is left out of the BatchNorm statistics: {reason}")
     return {site: of_site for site, of_site in sums.items() if site not in reasons}
+
+
+def _list_layers(network: Network, sums: dict[str, Sums]) -> list[dict[str, LayerStatistics]]:
+    """Return the sites' statistics by layer; of sites whose sums are of two values at least."""
+    layers = []
+    for name, norm in tracked_norms(network.model).items():
+        assert norm.running_mean is not None, "the norm is tracked"
+        enough = {site: own[name] for site, own in sums.items() if float(own[name][0].min()) >= _FEWEST_VALUES}
+        found = {site: statistics_from_sums(own, norm.running_mean) for site, own in enough.items()}
+        layers.append({site: LayerStatistics(*(part.numpy() for part in both)) for site, both in found.items()})
+    same = set.intersection(*(set(layer) for layer in layers)) if layers else set()
+    return [{site: layer[site] for site in same} for layer in layers]
 
 
 def _apply(session: Session, network: Network, sums: dict[str, Sums]) -> float:

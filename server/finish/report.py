@@ -7,8 +7,10 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
+from fedmed.aggregation.site_shift import read_shift
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
+from fedmed.data.split_files import read_quartiles
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.processes.locks import wait_for_lock
 from fedmed.protocol.faulty_sites import WithoutFaulty, without_faulty
@@ -144,6 +146,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         synthetic=_is_synthetic(config, sites),
         notes=[
             *_make_notes(config, sites, set(test), len(history), tested=tested),
+            *_say_quartiles(read_quartiles(run.splits)),
             *(f"Warning: {text}" for text in (read_doubts(run) if tested else [])),
         ],
         seed=config.seed,
@@ -157,6 +160,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         benefit_notes=explain_missing(run, test) if tested else {},
         compression=compression,
         gate=gate,
+        shift=read_shift(run.tables),
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
 
@@ -175,6 +179,15 @@ def _make_notes(
         return [f"The run goes on: {done}. Test images are scored at the end.", *notes]
     untested = sorted(set(sites) - answered)
     return [*([f"No test answer from: {', '.join(untested)}."] if untested else []), *notes]
+
+
+def _say_quartiles(quartiles: Mapping[str, list[float]]) -> list[str]:
+    return [
+        f"'{name}' is a number and no bands are set for it (data.bands), so it is cut at the quartiles of the training "
+        f"images of all sites ({', '.join(f'{edge:g}' for edge in edges) or 'none: no number is known'}). Hospitals "
+        "cannot do so, since each knows its own values alone: set data.bands there."
+        for name, edges in sorted(quartiles.items())
+    ]
 
 
 def _drop_reasons(record: RoundRecord) -> RoundRecord:

@@ -22,6 +22,7 @@ from fedmed.aggregation import (
     replace_counters,
 )
 from fedmed.aggregation.extension import explained_failure
+from fedmed.aggregation.site_shift import read_layers, save_shift
 from fedmed.errors import FederationError
 from fedmed.fairness.chance.alarms import find_alarms
 from fedmed.metrics.site_tables import SiteTables
@@ -215,6 +216,8 @@ class RoundLoop:
         averaged = average_updates(to_weighted(collector, weights, self._model.model))
         averaged = replace_counters(averaged, before, self.session.norms, most)
         write_tensors(path, averaged, {"format": "pt"}, layout=before.layout)
+        files = {site: TensorFile(collector.file_of(site)) for site in weights}
+        save_shift(run.tables, round_number, "updates", read_layers(files, self.session.norms))
         put_away(self.session, round_number, {site: collector.file_of(site) for site in weights})
         return path, weights
 

@@ -13,7 +13,7 @@ from client.hospital.site_data import open_site
 from client.site import app
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network, get_network
-from fedmed.errors import FedmedError, PolicyError, RunFolderError, WireError
+from fedmed.errors import DataError, FedmedError, PolicyError, RunFolderError, WireError
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.packing import pack_site_tables
@@ -203,6 +203,16 @@ def test_hospital_says_what_it_holds_back(tmp_path: Path) -> None:
     assert told["thresholds"] == {"k": 6, "k_row": 3, "k_bin": 5}
     assert told["synthetic"] is False
     assert told["class_counts"] is None
+
+
+def test_number_without_bands_is_refused_when_a_hospital_joins(tmp_path: Path) -> None:
+    rows = [row | {"age": 20 + number} for number, row in enumerate(make_rows())]
+    hospital = HospitalSite(tmp_path, rows)
+    hospital = hospital.restart(data=hospital.settings["data"] | {"attribute_columns": ["age"]})
+    with pytest.raises(DataError, match=r"'age' \(data\.attribute_columns\) is a number without bands\. Allowed"):
+        hospital.ask("query")
+    spared = hospital.ask("query", plan={"fairness": {"attributes": []}})
+    assert read_values(spared, REPORT)["attributes"] == []
 
 
 def test_a_rare_class_is_in_no_total(tmp_path: Path) -> None:

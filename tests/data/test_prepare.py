@@ -1,6 +1,7 @@
 import csv
 import json
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,6 +53,29 @@ def test_files(make_table, tmp_path):
         "hospital1.csv",
         "splits.json",
     ]
+
+
+def test_numbers_without_bands_are_cut_at_the_quartiles_of_all_training_images(make_table, tmp_path):
+    rows = [row | {"age": str(20 + number % 60)} for number, row in enumerate(simple_rows(120))]
+    rows[0]["age"] = "n/a"
+    config = make_table(rows, **COLUMNS | {"attribute_columns": ["sex", "age"]})
+    prepared = prepare_data(config, None, 0, tmp_path / "splits")
+    found = [row for site in prepared.sites for row in read(tmp_path / f"splits/{site}.csv")]
+    ages = {row["file"]: row["age"] for row in rows}
+    trained = [float(ages[row["item"]]) for row in found if row["part"] == "train" and ages[row["item"]] != "n/a"]
+    edges = np.quantile(trained, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
+    assert prepared.quartiles == {"age": edges}
+    for row in found:
+        age = ages[row["item"]]
+        place = None if age == "n/a" else sum(float(age) >= edge for edge in edges)
+        names = [f"<{edges[0]:g}", *(f"{low:g}-{high - 1:g}" for low, high in pairwise(edges))]
+        assert row["attribute:age"] == ("unknown" if place is None else [*names, f">={edges[2]:g}"][place])
+        assert row["attribute:sex"] in {"f", "m", "unknown"}
+    again = prepare_data(config, None, 0, tmp_path / "splits")
+    assert again.quartiles == {"age": edges}
+    at_hospital = prepare_data(config, None, 0, tmp_path / "hospital", cut_numbers=False)
+    assert at_hospital.quartiles == {}
+    assert {row["attribute:age"] for row in read(tmp_path / "hospital/hospital0.csv")} > {"21", "22", "25"}
 
 
 def test_no_patient_is_in_two_parts(make_table, tmp_path):

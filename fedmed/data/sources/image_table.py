@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fedmed.config import ImageTableData
-from fedmed.data.sources.bands import check_bands, name_band
+from fedmed.data.sources.bands import check_bands, check_decimals, clean_value, name_band
 from fedmed.data.sources.raw_table import ImageRow, RawTable, check_class_list, find_root
 from fedmed.errors import ConfigError, DataError, suggest_nearest
-from fedmed.metrics.site_tables import UNKNOWN
 
 
 def read_csv(config: ImageTableData) -> RawTable:
@@ -28,6 +27,8 @@ def read_csv(config: ImageTableData) -> RawTable:
     header, lines = _parse_csv(content, where)
     columns = _find_columns(config, header, where)
     check_bands(config.bands, config.attribute_columns)
+    for name in config.attribute_columns:
+        check_decimals(name, (cells[columns[name]] for _, cells in lines if len(cells) == len(header)), where)
     rows = tuple(_make_row(place, cells, len(header), columns, config) for place, cells in lines)
     if not rows:
         raise DataError(f"{where[0].upper()}{where[1:]} holds a header and no row. Add one row per image.")
@@ -91,4 +92,4 @@ def _make_row(place: int, cells: list[str], width: int, columns: Mapping[str, in
 
 
 def _read_attribute(text: str, edges: Sequence[float] | None) -> str:
-    return name_band(text, edges) if edges else text or UNKNOWN
+    return name_band(text, edges) if edges else clean_value(text)

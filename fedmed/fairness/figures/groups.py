@@ -1,5 +1,6 @@
 """Patient groups: which group of which attribute every image belongs to, crossings of attributes included."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
@@ -14,6 +15,8 @@ MOST_VALUES = 50
 """Values of one attribute; more is likely an id."""
 _FEW_VALUES = 10
 _BETWEEN_VALUES = ", "
+_BAND = re.compile(r"(?P<mark><=?|>=?|≤|≥)?\s*(?P<low>-?\d+(\.\d+)?)(\+|\s*(-|–|to)\s*<?\s*-?\d+(\.\d+)?)?")
+_BEFORE = {"<": -1, "<=": -1, "≤": -1, ">": 1}
 
 
 def assign_groups(
@@ -72,6 +75,31 @@ def assign_groups(
             "fairness.intersections."
         )
     return found
+
+
+def order_groups(groups: Iterable[str]) -> list[str]:
+    """Return groups in the order in which a person reads them.
+
+    Parameters
+    ----------
+    groups : iterable of str
+        Of an attribute or a crossing.
+
+    Returns
+    -------
+    list of str
+        Numbers and bands of numbers by their size (``2`` before ``10``; ``<40``, ``40-59``, ``>=60``), then others by
+        name, ``unknown`` last; crossings by their first value, then by the next.
+    """
+    return sorted(groups, key=lambda group: [_place_value(value) for value in group.split(_BETWEEN_VALUES)])
+
+
+def _place_value(value: str) -> tuple[int, float, int, str]:
+    """Return where a value comes: kind, number, before or after what begins with this number, name."""
+    band = _BAND.fullmatch(value)
+    if band is not None:
+        return 0, float(band["low"]), _BEFORE.get(band["mark"] or "", 0), value
+    return (2 if value == UNKNOWN else 1), 0.0, 0, value
 
 
 def is_crossing(attribute: str) -> bool:

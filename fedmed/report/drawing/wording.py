@@ -68,6 +68,20 @@ EXPLANATIONS = {
     ),
 }
 
+LABELS |= {
+    "quadratic_kappa": "Quadratic weighted kappa",
+    "mean_absolute_error": "Mean absolute error in steps",
+    "beyond_one_step": "More than one step off",
+}
+EXPLANATIONS |= {
+    "quadratic_kappa": (
+        "Agreement with the true grades beyond what the frequencies give by chance, in which an answer counts against "
+        "the model by the square of the number of steps that it is off; 0 is chance, 1 is perfect."
+    ),
+    "mean_absolute_error": "How many steps the answers are off on average; 0 is perfect.",
+    "beyond_one_step": "The share of images whose answer is no neighbour of the true grade, nor the grade itself.",
+}
+
 _COMPARED = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -7,6 +7,7 @@ from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.content import ReportContent
 from fedmed.report.figures.describe import describe_calibration, describe_reliability, keep_calibration
 from fedmed.report.figures.fairness import Groups
+from fedmed.report.figures.slopes import describe_slopes
 from fedmed.report.schema.figures import CalibrationEntry, FigureEntries, GroupCalibration
 
 
@@ -58,6 +59,7 @@ def describe_calibration_part(
             }
             for attribute in by_group
         },
+        "slopes": describe_slopes(groups, content.num_classes),
     }
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from fedmed.fairness.chance.intervals import add_intervals
+from fedmed.fairness.figures.ordinal import compute_ordinal
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
 from fedmed.metrics.clusters import PATIENTS
@@ -35,11 +36,13 @@ def describe_tables(
         Why nothing of the tables may be shown. Then every figure is n/a, the number of images too.
     """
     if reason is not None:
-        figures = compute_figures(make_empty_tables(content.num_classes))
+        empty = make_empty_tables(content.num_classes)
+        figures = compute_figures(empty) | _compute_ordinal(empty, content, with_intervals=False)
         return {key: _hide_figure(figure, reason) for key, figure in figures.items()}
     figures = compute_figures(tables)
     if with_intervals:
         figures = add_intervals(figures, tables, content.seed)
+    figures |= _compute_ordinal(tables, content, with_intervals=with_intervals)
     present = [bool(images) for images in tables.row_images.sum(axis=0)]
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
@@ -72,6 +75,13 @@ def add_pooled(figures: FigureEntries, everyone: EvaluationTables, content: Repo
         key: entry | {"pooled": pooled[partial[key]][key].value} if key in partial else entry
         for key, entry in figures.items()
     }
+
+
+def _compute_ordinal(tables: EvaluationTables, content: ReportContent, *, with_intervals: bool) -> dict[str, Figure]:
+    """Return the figures of ordered classes where the settings say that the classes are."""
+    if not content.config.get("ordinal"):
+        return {}
+    return compute_ordinal(tables, content.seed if with_intervals else None)
 
 
 def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent, lacking: list[bool]) -> str | None:

@@ -7,6 +7,7 @@ from typing import cast
 from fedmed.fairness.chance.compare_groups import GapFigure, compare_groups
 from fedmed.fairness.chance.flags import flag_attributes
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
+from fedmed.fairness.figures.groups import order_groups
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, UNKNOWN, SiteTables, combine_attribute
 from fedmed.metrics.tables import EvaluationTables, combine_tables
 from fedmed.report.content import ReportContent
@@ -116,8 +117,11 @@ def _describe_groups(
     tables, hidden = groups.tables[attribute], groups.hidden.get(attribute, {})
     if attribute == SITE_ATTRIBUTE:
         return {group: site_figures[group] for group in tables.groups}
-    found = {group: describe_tables(tables.select(group), content, reason=hidden.get(group)) for group in tables.groups}
-    return {group: add_pooled(figures, leave_out(tables, hidden), content) for group, figures in found.items()}
+    everyone = leave_out(tables, hidden)
+    return {
+        group: add_pooled(describe_tables(tables.select(group), content, reason=hidden.get(group)), everyone, content)
+        for group in order_groups(tables.groups)
+    }
 
 
 def _select_compared(groups: Groups, attribute: str) -> EvaluationTables:

@@ -16,6 +16,7 @@ from fedmed.report.schema.figures import (
     Reliability,
 )
 from fedmed.report.schema.flow import DataFlow
+from fedmed.report.schema.shift import ShiftEntry
 from fedmed.storage.history import Number
 from fedmed.storage.records import (
     CheckRecord,
@@ -240,6 +241,8 @@ class Document(FairnessPart, BenefitPart, ClinicalHolder):
     sites: dict[str, SiteEntry]
     compression: CompressionEntry | None
     calibration: CalibrationEntry
+    shift: NotRequired[ShiftEntry | None]
+    """How far the sites' images differ; None where nothing is known."""
     history: list[RoundEntry]
     participation: ParticipationEntry
     composition: dict[str, dict[str, dict[str, int]]] | None

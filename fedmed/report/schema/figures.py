@@ -4,6 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from fedmed.report.schema.slope import SlopesEntry
 from fedmed.storage.history import Number
 from fedmed.storage.records import TemperatureRecord
 
@@ -211,3 +212,5 @@ class CalibrationEntry(GroupCalibration):
 
     temperature: TemperatureRecord | None
     groups: dict[str, dict[str, GroupCalibration]]
+    slopes: NotRequired[SlopesEntry]
+    """Slope and intercept; absent in reports of before."""

@@ -31,6 +31,8 @@ def describe_benefit(numbers: Numbers) -> Values | None:
         "personalised": [found for model in PERSONALISED if (found := _count_personalised(numbers, model)) is not None],
         "pooled": [key for key, entry in _pooled(numbers).items() if entry["value"] is not None],
         "terms": [(MODEL_NAMES[model], MODEL_EXPLANATIONS[model]) for model in MODEL_NAMES if model in shown],
+        # Only the federated model has a temperature.
+        "with_temperature": numbers.get("calibration", "temperature") is not None and not shown <= {"federated"},
         "differences": [_draw_differences(numbers, part) for part in _split(ranked)],
         "models": [_list_models(numbers, part) for part in _split(with_models)],
         "rest": count(len(ranked) - SHOWN_SITES, "site"),

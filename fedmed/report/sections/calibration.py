@@ -8,6 +8,7 @@ from fedmed.report.drawing.small_reliability import draw_small_reliability
 from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.figures import FigureEntries, GroupCalibration, Reliability
+from fedmed.report.sections.clinical.calibration_slope import describe_slopes
 from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.values import Values
 from fedmed.storage.records import TemperatureRecord
@@ -27,6 +28,7 @@ def describe_calibration(numbers: Numbers) -> Values:
         "table": table,
         "folded": folded,
         "rest": f"The other {count(len(folded.rows), 'group')}" if folded else "",
+        "slopes": describe_slopes(numbers),
         "pooled": pooled,
         "bins": _list_bins(numbers) if pooled else None,
     }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from fedmed.fairness.figures.groups import order_groups
 from fedmed.report.drawing.forest import ForestRow, render_forest
 from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
@@ -99,11 +100,11 @@ def _list_rows(numbers: Numbers, attribute: str) -> list[ForestRow]:
 
 
 def _rank_groups(numbers: Numbers, attribute: str) -> list[str]:
-    """Return the groups, sites by balanced accuracy and others by name, which keeps age bands in order."""
+    """Return the groups, sites by balanced accuracy and others by size or name: bands of age are in order."""
     groups: dict[str, FigureEntries] = numbers.get("groups", attribute)
     if attribute == SITE:
         return sorted(groups, key=lambda name: (_value_of(groups[name]) is None, _value_of(groups[name]) or 0.0, name))
-    return sorted(groups)
+    return order_groups(groups)
 
 
 def _pick_ends(numbers: Numbers, attribute: str) -> list[str]:

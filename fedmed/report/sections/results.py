@@ -1,5 +1,6 @@
 """The findings: summary, headline figures, classes and sites."""
 
+from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES
 from fedmed.report.drawing.markup import Cell, Numbers, Rows, Table, format_number, show_name
 from fedmed.report.drawing.wording import (
     HEADLINE,
@@ -84,7 +85,7 @@ def describe_results(numbers: Numbers) -> Values:
     """Return the pooled test figures of the chosen model."""
     figures = numbers.get("figures")
     first = [key for key in HEADLINE if key in figures]
-    rest = [key for key in figures if key not in HEADLINE]
+    rest = [key for key in figures if key not in HEADLINE and key not in ORDINAL_FIGURES]
     return {
         "first": _list_figures(numbers, first, "Pooled over all sites; 95 % intervals."),
         "rest": _list_figures(numbers, rest, "Further pooled figures; 95 % intervals.") if rest else None,

@@ -159,6 +159,26 @@ def test_attributes(table: ClientConfig) -> None:
     assert "patient has 30 values" in ids.advice
 
 
+def test_number_without_bands_fails_before_the_start(tmp_path: Path) -> None:
+    """Without a plan nobody knows whether it will be compared; a plan that leaves it out may have it."""
+    rows = [row | {"age": 20 + number} for number, row in enumerate(make_rows())]
+    data = make_table(tmp_path / "aged", rows, group_column="patient", attribute_columns=["sex", "age"])
+    config = make_kit(tmp_path, data, insecure=True)
+    offline = check(config)["attributes"]
+    assert offline.status == "warning"
+    assert "'age' (data.attribute_columns) is a number without bands. Allowed: up to 10 different" in offline.advice
+    asked = check(config, make_hello())["attributes"]
+    assert asked.status == "failed"
+    assert "bands: {age: [40, 60]}" in asked.advice
+    assert "33" not in asked.found + asked.advice  # no patient's age
+    spared = check(config, make_hello({"fairness": {"attributes": ["sex"]}}))["attributes"]
+    assert spared.status == "warning"
+    assert "without bands" not in spared.advice
+    (tmp_path / "banded").mkdir()
+    banded = make_kit(tmp_path / "banded", data | {"bands": {"age": [40, 60]}}, insecure=True)
+    assert "age: <40 20, 40-59 20, >=60 20" in check(banded, make_hello())["attributes"].found
+
+
 def test_groups(table: ClientConfig) -> None:
     """Under thresholds of 1 all rows are told; under high ones, nothing."""
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedmed.config import ClassFolderData, NpzData
-from fedmed.data.sources.bands import name_band
+from fedmed.data.sources.bands import are_measurements, clean_value, find_quartiles, name_band, read_number
 from fedmed.data.sources.npz import open_npz_images
 from fedmed.data.sources.tables import read_table
 from fedmed.errors import ConfigError, DataError
@@ -34,6 +34,25 @@ class TestImageTable:
         config = make_table(rows, attribute_columns=["sex", "age"], bands={"age": [40, 60]})
         expected = ["unknown", "<40", "40-59", "40-59", ">=60", ">=60", "<40", "unknown", "unknown", "unknown", "40-59"]
         assert [row.attributes for row in read_table(config).rows] == [("f", band) for band in expected]
+
+    def test_what_stands_for_an_unknown_value(self, make_table):
+        values = ["NA", "nan", "NaN", "None", "n/a", "N/A", " - ", "", "null", "Unknown", "Nancy", "-1"]
+        rows = [{"file": f"{i}.png", "label": "ab"[i % 2], "sex": value} for i, value in enumerate(values)]
+        found = [row.attributes[0] for row in read_table(make_table(rows, attribute_columns=["sex"])).rows]
+        assert found == ["unknown"] * 10 + ["Nancy", "-1"]
+        assert clean_value(" female ") == "female"
+
+    def test_decimal_comma(self, make_table):
+        rows = [{"file": f"{i}.png", "label": "ab"[i % 2], "age": age} for i, age in enumerate(["70,0", "39,5", "41"])]
+        config = make_table(rows, attribute_columns=["age"], bands={"age": [40, 60]})
+        assert [row.attributes for row in read_table(config).rows] == [(">=60",), ("<40",), ("40-59",)]
+
+    def test_two_kinds_of_decimals_are_refused(self, make_table):
+        rows = [{"file": f"{i}.png", "label": "ab"[i % 2], "age": age} for i, age in enumerate(["70,0", "39.5", "41"])]
+        with pytest.raises(
+            DataError, match=r"'age'.*1 numbers with a decimal point and 1 with a decimal comma\. Allowed"
+        ):
+            read_table(make_table(rows, attribute_columns=["age"]))
 
     @pytest.mark.parametrize(
         ("edges", "value", "band"),
@@ -219,3 +238,46 @@ class TestNpz:
             read_table(NpzData(source="npz", file=str(tmp_path / "one.npy")))
         with pytest.raises(DataError, match=r"\(data.file\) does not exist"):
             read_table(NpzData(source="npz", file=str(tmp_path / "none.npz")))
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("70,0", 70.0),
+            (" 1.5e1", 15.0),
+            ("-.5", -0.5),
+            ("1_0", None),
+            ("1,5,0", None),
+            ("inf", None),
+            ("1e999", None),
+        ],
+    )
+    def test_read(self, text, number):
+        assert read_number(text) == number
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([str(age) for age in range(11)], True),
+            ([str(age) for age in range(10)], False),  # grades
+            ([str(age) for age in range(11)] + ["unknown"] * 90, True),
+            ([str(age) for age in range(18)] + ["old"] * 2, True),
+            ([str(age) for age in range(18)] + ["old"] * 3, False),
+            (["2", "2.0", "02"] * 9, False),
+        ],
+    )
+    def test_measurements(self, values, expected):
+        assert are_measurements(values) is expected
+
+    @pytest.mark.parametrize(
+        ("numbers", "edges"),
+        [
+            (range(1, 9), [2.0, 4.0, 6.0]),
+            ([5] * 9 + [7], [7.0]),  # quartiles would leave the lowest band empty
+            ([1, 1, 1, 4, 4, 4, 4, 9], [4.0]),
+            ([3, 3], []),
+        ],
+    )
+    def test_quartiles(self, numbers, edges):
+        assert find_quartiles(["unknown", *map(str, numbers)]) == edges

@@ -6,7 +6,7 @@ import pytest
 
 from fedmed.config import FairnessConfig
 from fedmed.errors import ConfigError, DataError
-from fedmed.fairness.figures.groups import MOST_VALUES, assign_groups, is_crossing
+from fedmed.fairness.figures.groups import MOST_VALUES, assign_groups, is_crossing, order_groups
 
 DATA = {
     "sex": ["female", "male", "", "female"],
@@ -84,3 +84,20 @@ def test_too_many_groups_or_attributes() -> None:
     many = {f"a{i}": ["x"] for i in range(9)}
     with pytest.raises(DataError, match="9 attributes and 36 crossings of them; at most 39"):
         assign_groups("north", many, FairnessConfig())
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["<40", "40-59", ">=60", "unknown"],
+        ["2", "10", "11"],
+        ["-5", "-1", "0", "1.5 to <2.5", "2.5"],
+        ["0-39", "40-59", "60+", "unknown"],
+        ["<5", "5", "5-8", ">9", "10"],
+        ["female", "male", "unknown"],
+        ["female, <40", "female, 40-59", "female, >=100", "male, 2", "male, 10", "unknown"],
+        ["1", "2", "3T", "high"],
+    ],
+)
+def test_groups_are_ordered_as_a_person_reads_them(ordered: list[str]) -> None:
+    assert order_groups(reversed(ordered)) == ordered

@@ -330,7 +330,8 @@ def test_old_checkpoints_and_tables_are_removed(make_federation: Make) -> None:
     names = {f"round_{number:05d}" for number in kept}
     assert {path.name for path in federation.run.checkpoints.glob("round_*")} == names
     tables = {path.name for path in federation.run.tables.iterdir()}
-    assert tables == {"test", "sites.json", "temperature.json", "round_00006", f"round_{report['chosen_round']:05d}"}
+    chosen = f"round_{report['chosen_round']:05d}"
+    assert tables == {"test", "sites.json", "temperature.json", "shift.json", "round_00006", chosen}
 
 
 def test_chosen_round_is_the_best_on_validation(make_federation: Make) -> None:
