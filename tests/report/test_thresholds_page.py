@@ -53,3 +53,19 @@ def test_means_are_over_the_classes_that_are_told_and_say_so() -> None:
     assert f"(over 2 of 3 classes, without {last})" in words
     assert f"(over 2 of 3 classes, without {last}; all together over the same: {pooled:.3f})" in words
     assert f"Compared over the classes that all these groups have: without {last}." in words
+
+
+def test_sites_over_different_classes_are_not_ranked_in_the_summary() -> None:
+    """One tells the third class, the other does not; by the gap they are compared over the first two."""
+    test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (60, 50, 20))}
+    content = make_content(
+        classes=("nevus", "melanoma", "vascular"),
+        composition=None,
+        test=test,
+        validation={},
+        thresholds={"k": 10, "k_row": 5},
+    )
+    document = build_document(content)
+    assert "over_classes" not in document["sites"]["south"]["test"]["balanced_accuracy"]
+    assert document["gaps"]["site"]["gap_balanced_accuracy"]["over_classes"] == ["nevus", "melanoma"]
+    assert "Among the sites, balanced accuracy is highest" not in Page(render_page(document)).text

@@ -88,6 +88,7 @@ figcaption { color: var(--muted); font-size: .9rem; }
 .rounds span { white-space: nowrap; }
 .participation td:last-child { min-width: 14rem; }
 .findings { padding-left: 1.2rem; } .findings li { margin-bottom: .5rem; max-width: 52rem; }
+td .over { display: block; max-width: 14rem; color: var(--muted); font-size: .85rem; }
 p .interval, li .interval { display: inline; color: inherit; font-size: inherit; }
 .flag { color: var(--warn); text-decoration: underline; text-underline-offset: .15em; }
 .forest th.part { padding-top: 1rem; font-weight: 600; } .forest td { max-width: none; }

@@ -33,6 +33,8 @@ def describe_summary(numbers: Numbers) -> Values:
     """Return what the findings in plain language need: first the model, then groups and sites."""
     ranked = [name for name in rank_sites(numbers) if _site_value(numbers, name) is not None]
     participants = numbers.get("participation", "sites")
+    # Sites that tell different classes are compared over those that all have, in the part on groups.
+    is_equal = not any("over_classes" in numbers.get("sites", name, "test", "balanced_accuracy") for name in ranked)
     return {
         "going_on": bool(numbers.get("groups")) and numbers.get("fairness_part") == "validation",
         "rule": _name_rule(numbers),
@@ -40,7 +42,7 @@ def describe_summary(numbers: Numbers) -> Values:
         "num_sites": count(sum(_count_tested(site) > 0 for site in numbers.get("sites").values()), "site"),
         "chance": format_number(1 / len(numbers.get("classes")), 2),
         "weakest": find_weakest_class(numbers),
-        "ends": (ranked[0], ranked[-1]) if len(ranked) > 1 else None,
+        "ends": (ranked[0], ranked[-1]) if len(ranked) > 1 and is_equal else None,
         "num_participants": len(participants),
         "num_missed": sum(site["missed_rounds"] > 0 for site in participants.values()),
         "fairness": summarise_fairness(numbers),
