@@ -226,7 +226,7 @@ def test_no_template_switches_escaping_off_and_no_section_writes_html():
     assert len(templates) > 15
     for file in templates:
         assert not re.search(r"\|\s*safe|autoescape|Markup", file.read_text()), file.name
-    for file in sorted((root / "sections").glob("*.py")):
+    for file in sorted((root / "sections").rglob("*.py")):
         assert not re.search(r"</?[a-z]+[ >]|Markup\(", file.read_text()), file.name
 
 

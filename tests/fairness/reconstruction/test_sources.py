@@ -32,6 +32,7 @@ SETTINGS = {
     "agreed",
     "benefit_expected",
     "benefit_notes",
+    "shift",
 }
 """Hold no number about evaluation images."""
 READ = {"validation", "test", "gate", "history"}
