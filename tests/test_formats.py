@@ -53,7 +53,7 @@ def test_other_numbers_are_refused_in_one_line(found: object) -> None:
 
 def test_every_format_has_words_and_numbers() -> None:
     formats = [one for one in vars(fedmed.formats).values() if isinstance(one, Format)]
-    assert len({one.what for one in formats}) == len(formats) == 13
+    assert len({one.what for one in formats}) == len(formats) == 14
     assert all(1 <= one.oldest <= one.number for one in formats)
 
 

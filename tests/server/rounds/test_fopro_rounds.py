@@ -130,7 +130,7 @@ def test_history_has_the_gain_by_band(make_federation: Make) -> None:
         [band["gain"] for band in record.bands] for record in told
     ]
     page = (federation.run.report / "index.html").read_text()
-    assert "Distillation from a teacher" in page
+    assert "What did the teacher do?" in page
     assert "a reconstruction: its authors" in page
 
 
