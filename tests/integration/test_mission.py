@@ -94,8 +94,10 @@ def test_mission_as_real_processes(tmp_path: Path) -> None:
     fopro = make_fopro() | {"compression": compression, "proxy": {"source": "phantom", "images": 30}}
     # As many images that some may be told: a gate without any accepts nothing.
     data = {"source": "phantom", "images_per_site": 240, "num_classes": 3, "image_size": 16}
-    client = {"data": data}
-    with deploy(tmp_path, client=client, artefact=True, batch_norm="recalibrate", fopro=fopro) as deployment:
+    # The small network is judged by tables of the validation images, which a site has to allow.
+    client = {"data": data, "policy": {"validation_tables": True}}
+    settings = {"choice": "tables", "batch_norm": "recalibrate", "fopro": fopro}
+    with deploy(tmp_path, client=client, artefact=True, **settings) as deployment:
         server, clients = deployment.start()
         assert server.wait(240) == 0, server.text() + clients[0].text()
         for client in clients:
