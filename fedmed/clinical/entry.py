@@ -1,9 +1,8 @@
 """The operating point as a model's manifest holds it."""
 
-import math
-
 from typing_extensions import TypedDict
 
+from fedmed.clinical.values import to_probability
 from fedmed.formats import OPERATING_POINT
 from fedmed.storage.records import OperatingRecord
 
@@ -41,7 +40,7 @@ def describe_operating_point(chosen: OperatingRecord | None) -> OperatingEntry |
     return {
         "alert_classes": chosen["alert_classes"],
         "threshold": threshold,
-        "probability": 1 / (1 + math.exp(-threshold)),
+        "probability": to_probability(threshold),
         "stated_sensitivity": chosen["stated_sensitivity"],
         "cost_ratio": chosen["cost_ratio"],
         "prevalence": chosen["prevalence"],

@@ -62,7 +62,7 @@ def predict_at(
     }
     found: dict[str, tuple[float | None, Ends]] = {}
     for name, (centre, variance) in centres.items():
-        low, high = (_expit(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
+        low, high = (to_probability(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
         value = values[name]
         found[name] = value, (low, high) if value is None else (min(low, value), max(high, value))
     return found
@@ -72,8 +72,9 @@ def _divide(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _expit(value: float) -> float:
-    return 1 / (1 + math.exp(-value))
+def to_probability(log_odds: float) -> float:
+    """Return ``1 / (1 + exp(-log_odds))``."""
+    return 1 / (1 + math.exp(-log_odds))
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ __all__ = [
     "find_group",
     "log_odds",
     "score_bins",
+    "softmax",
     "tables_from_logits",
 ]
 
@@ -87,7 +88,7 @@ def tables_from_logits(
     num_groups, num_classes = len(names), z_NK.shape[1]
     patient_N = number_patients(patients, len(y_N))
     predicted_N = z_NK.argmax(axis=1)
-    p_NK, odds_NK = _softmax(z_NK), log_odds(z_NK)
+    p_NK, odds_NK = softmax(z_NK), log_odds(z_NK)
     brier_N = np.square(p_NK - np.eye(num_classes)[y_N]).sum(axis=1)
     row_N = g_N * num_classes + y_N
     clusters = count_clusters(row_N, patient_N, predicted_N == y_N, num_groups * num_classes)
@@ -125,7 +126,7 @@ def find_answers(logits: torch.Tensor) -> tuple[Array, Array]:
         The first class with the largest logit, and its probability, computed in float64.
     """
     z_NK = logits.detach().to(device="cpu", dtype=torch.float64).numpy()
-    return z_NK.argmax(axis=1), _softmax(z_NK).max(axis=1)
+    return z_NK.argmax(axis=1), softmax(z_NK).max(axis=1)
 
 
 def log_odds(z_NK: Array) -> Array:
@@ -195,7 +196,8 @@ def _sum_up(shape: tuple[int, ...], indices: tuple[Array, ...], values: tuple[Ar
     return total
 
 
-def _softmax(z_NK: Array) -> Array:
+def softmax(z_NK: Array) -> Array:
+    """Return the probabilities of outputs, float64 (N,K)."""
     exponentials = np.exp(z_NK - z_NK.max(axis=1, keepdims=True))
     result: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
     return result

@@ -83,7 +83,7 @@ def compare_bootstraps(fairlearn_draws: int, turns: int) -> dict[str, float]:
 
 def draw_intervals(tables: EvaluationTables) -> dict[str, Array]:
     """Return quantiles of the draws of the figures that fairlearn's frame has, of groups, gaps and worst groups."""
-    counts, _ = CountSource(tables).draw(make_rng(0, "benchmark"), NUM_DRAWS, equal=False)
+    counts, _ = CountSource(tables).resample(make_rng(0, "benchmark"), NUM_DRAWS)
     by_group, overall = count_values(counts), count_values(counts.sum(axis=1))
     drawn: dict[str, Array] = {}
     for key in ("accuracy", "balanced_accuracy", "macro_f1"):

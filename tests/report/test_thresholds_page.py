@@ -8,6 +8,7 @@ from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.report.document import build_document
 from fedmed.report.page import render_page
+from fedmed.report.schema.document import Document
 from tests.report.support.example import make_content
 from tests.report.support.page_parser import Page
 
@@ -25,18 +26,24 @@ def make_site(seed: int, name: str, sizes: tuple[int, int, int]) -> SiteTables:
     return disclose_tables({FEDERATED: torch.from_numpy(logits)}, labels, groups, plan, LIMITS)
 
 
+def build_report(test: dict[str, SiteTables]) -> Document:
+    """Return the report of a federation of hospitals."""
+    return build_document(
+        make_content(
+            classes=("nevus", "melanoma", "vascular"),
+            composition=None,
+            test=test,
+            validation={},
+            thresholds={"k": 10, "k_row": 5},
+            single_sites=False,
+        )
+    )
+
+
 def test_means_are_over_the_classes_that_are_told_and_say_so() -> None:
     """Of the third class each site has too few images, and so has everybody."""
     test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (90, 70, 3))}
-    content = make_content(
-        classes=("nevus", "melanoma", "vascular"),
-        composition=None,
-        test=test,
-        validation={},
-        thresholds={"k": 10, "k_row": 5},
-        single_sites=False,
-    )
-    document = build_document(content)
+    document = build_report(test)
     first, second, last = document["classes"]
     for figures in (document["figures"], document["sites"]["north"]["test"], document["groups"]["sex"]["female"]):
         assert figures["balanced_accuracy"]["over_classes"] == [first, second]
@@ -58,14 +65,7 @@ def test_means_are_over_the_classes_that_are_told_and_say_so() -> None:
 def test_sites_over_different_classes_are_not_ranked_in_the_summary() -> None:
     """One tells the third class, the other does not; by the gap they are compared over the first two."""
     test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (60, 50, 20))}
-    content = make_content(
-        classes=("nevus", "melanoma", "vascular"),
-        composition=None,
-        test=test,
-        validation={},
-        thresholds={"k": 10, "k_row": 5},
-    )
-    document = build_document(content)
+    document = build_report(test)
     assert "over_classes" not in document["sites"]["south"]["test"]["balanced_accuracy"]
     assert document["gaps"]["site"]["gap_balanced_accuracy"]["over_classes"] == ["nevus", "melanoma"]
     assert "Among the sites, balanced accuracy is highest" not in Page(render_page(document)).text

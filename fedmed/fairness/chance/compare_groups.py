@@ -7,7 +7,7 @@ under "all groups have the rates of all images together", and
 Letters: D draws, G groups, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from fedmed.fairness.figures.gap_figures import (
     leave_out_unknown,
     list_sources,
 )
-from fedmed.fairness.figures.gap_sources import GapSource
+from fedmed.fairness.figures.gap_sources import CountSource, GapSource
 from fedmed.fairness.figures.rates import CLASS_GAP, GapValues
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -31,6 +31,7 @@ from fedmed.seeding import make_rng
 
 __all__ = ["GAP_KEYS", "GapFigure", "compare_groups", "compute_gaps"]
 
+Draw = Callable[[np.random.Generator, int], tuple[Array, ...]]
 _CELLS_AT_ONCE = 2_000_000
 _SUMS = frozenset({"eopp1", "eopp0", "eodd"})
 DRAWN = _SUMS | {"demographic_parity_ratio", "dpm", "eom", "worst_group_macro_f1", "gap_macro_f1"}
@@ -80,10 +81,12 @@ def compare_groups(
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     for source in list_sources(known):
         name = type(source).__name__
-        by_chance = _draw(source, make_rng(seed, "gaps", name, "equal"), num_draws, equal=True)
-        drawn = _draw(source, make_rng(seed, "gaps", name, "resampled"), num_draws, equal=False)
+        by_chance = _draw(source, source.draw_equal, make_rng(seed, "gaps", name, "equal"), num_draws)
+        drawn: dict[str, Array] = {}
+        if isinstance(source, CountSource):
+            drawn = _draw(source, source.resample, make_rng(seed, "gaps", name, "resampled"), num_draws)
         for key in {key for key, figure in figures.items() if figure.value is not None} & by_chance.keys():
-            figures[key] = _attach(figures[key], drawn[key], by_chance[key], tails)
+            figures[key] = _attach(figures[key], drawn.get(key), by_chance[key], tails)
             null_draws[key] = by_chance[key][:, -1]
     if len(known.groups) > 1:
         figures |= _bound(figures, known, level)
@@ -103,12 +106,12 @@ def _bound(figures: Mapping[str, GapFigure], known: EvaluationTables, level: flo
     }
 
 
-def _draw(source: GapSource, rng: np.random.Generator, num_draws: int, equal: bool) -> dict[str, Array]:
+def _draw(source: GapSource, draw: Draw, rng: np.random.Generator, num_draws: int) -> dict[str, Array]:
     """Return values, and means in a second column where there are any, of all disparities: (D,1) or (D,2)."""
     at_once = max(1, _CELLS_AT_ONCE // max(source.cells, 1))
     chunks: list[dict[str, Array]] = []
     for start in range(0, num_draws, at_once):
-        gaps = source.compute(*source.draw(rng, min(at_once, num_draws - start), equal)).gaps
+        gaps = source.compute(*draw(rng, min(at_once, num_draws - start))).gaps
         chunks.append({key: _to_columns(gap) for key, gap in gaps.items()})
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
@@ -117,7 +120,7 @@ def _to_columns(gap: GapValues) -> Array:
     return np.stack([gap.value] if gap.mean is None else [gap.value, gap.mean], axis=-1)
 
 
-def _attach(figure: GapFigure, drawn: Array, by_chance: Array, tails: Array) -> GapFigure:
+def _attach(figure: GapFigure, drawn: Array | None, by_chance: Array, tails: Array) -> GapFigure:
     defined = by_chance[~np.isnan(by_chance).any(axis=-1)]
     if figure.key == CLASS_GAP:
         assert figure.statistic is not None
@@ -142,9 +145,11 @@ def _attach(figure: GapFigure, drawn: Array, by_chance: Array, tails: Array) -> 
 
 
 def _find_pairs(
-    figure: GapFigure, observed: Array, drawn: Array, by_chance: Array, tails: Array
+    figure: GapFigure, observed: Array, drawn: Array | None, by_chance: Array, tails: Array
 ) -> list[tuple[float, float] | None]:
     """Return intervals from draws; one reaches "no difference" (0, or a ratio of 1) where chance reaches the figure."""
+    if drawn is None:
+        return [None] * len(observed)
     ends = correct_bias(observed, drawn, tails)
     if len(by_chance):
         lowest, highest = np.quantile(by_chance, tails, axis=0)

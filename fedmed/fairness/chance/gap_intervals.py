@@ -164,20 +164,13 @@ def bound_class_gap(known: EvaluationTables, worst_class: int, pair: tuple[int, 
         Between 0 and 1; it holds for all classes and pairs together.
     """
     number = len(known.groups) * (len(known.groups) - 1) // 2 * known.num_classes
-    effects = find_design_effects(known)[list(pair), worst_class]
-    n, right = (
-        known.row_images[list(pair), worst_class] / effects,
-        known.counts[list(pair), worst_class, worst_class] / effects,
+    groups = list(pair)
+    effects = find_design_effects(known)[groups, worst_class]
+    right, n = (
+        images[groups, worst_class] / effects
+        for images in (np.diagonal(known.counts, axis1=1, axis2=2), known.row_images)
     )
-    lower, upper = proportion_interval(right, n, share_level(level, number))
-    share = right / n
-    difference = share[1] - share[0]
-    return np.array(
-        [
-            difference - np.hypot(share[1] - lower[1], upper[0] - share[0]),
-            difference + np.hypot(upper[1] - share[1], share[0] - lower[0]),
-        ]
-    )
+    return bound_gap(right / n, np.stack(proportion_interval(right, n, share_level(level, number))))
 
 
 def _fold_classes(ends: Array) -> Array:

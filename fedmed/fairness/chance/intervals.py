@@ -251,13 +251,13 @@ def _calibration_ends(
 
 
 def _classwise_ends(scores: Array, effect: float, seed: int, num_draws: int, tails: Array) -> _Ends:
-    """Return ends for each class, and for the mean those of the classes' draws together, taken as drawn by rank."""
+    """Return ends for each class, and for the mean the means of these, which hold however the classes hang together."""
     own, others = split_scores(scores)
     num_classes = len(own)
     if not own.any():
         return _Ends(np.full(2, np.nan), np.full((2, num_classes), np.nan))
     rng = make_rng(seed, "intervals", "classwise")
-    n = count_effective(np.rint(own.sum() + 0.0), np.array(effect))
+    n = count_effective(np.rint(own.sum()), np.array(effect))
     found, total = classwise_error(own, others), own + others
     drawn = draw_rows(rng, np.broadcast_to(n, num_classes), total, num_draws)  # (D,K,64)
     share = or_zero(divide_defined(own / effect + _ADDED, total / effect + 2 * _ADDED))
@@ -268,7 +268,6 @@ def _classwise_ends(scores: Array, effect: float, seed: int, num_draws: int, tai
     by_class = np.stack(
         [_reflect(found[k], observed[:, k], calibrated[:, k], tails) for k in range(num_classes)], axis=1
     )
-    # The mean of the classes' ends holds however the classes hang together.
     return _Ends(by_class.mean(axis=1), by_class)
 
 

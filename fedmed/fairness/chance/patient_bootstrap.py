@@ -24,7 +24,7 @@ from fedmed.metrics.areas import area_intervals, pooled_areas
 from fedmed.metrics.calibration import brier_values, calibration_values
 from fedmed.metrics.classification import count_values
 from fedmed.metrics.clusters import number_patients
-from fedmed.metrics.tables import CALIBRATION_BINS, EvaluationTables, tables_from_logits
+from fedmed.metrics.tables import CALIBRATION_BINS, EvaluationTables, calibration_bins, softmax, tables_from_logits
 from fedmed.metrics.values import Array, optional_float
 from fedmed.seeding import make_rng
 
@@ -164,13 +164,11 @@ class _Cells:
     def __init__(self, logits: torch.Tensor, labels: torch.Tensor, patient_N: Array, num_patients: int) -> None:
         z_NK = logits.detach().to(device="cpu", dtype=torch.float64).numpy()
         y_N, (num_images, self._num_classes) = labels.numpy(), z_NK.shape
-        p_NK = np.exp(z_NK - z_NK.max(axis=1, keepdims=True))
-        p_NK /= p_NK.sum(axis=1, keepdims=True)
+        p_NK = softmax(z_NK)
         answer_N, confidence_N = z_NK.argmax(axis=1), p_NK.max(axis=1)
         brier_N = np.square(p_NK - np.eye(self._num_classes)[y_N]).sum(axis=1)
         ones = np.ones(num_images)
-        edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
-        bin_N = np.searchsorted(edges, confidence_N, side="left")
+        bin_N = calibration_bins(confidence_N)
 
         def gather(columns: Sequence[tuple[Array, Array]], width: int) -> sparse.csr_array:
             rows = np.tile(patient_N, len(columns))

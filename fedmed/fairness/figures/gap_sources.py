@@ -1,11 +1,11 @@
 """Where disparities come from: tables of counts, of scores and of calibration, as observed and drawn anew.
 
-Each source draws in two ways. *Resampled*: every (group, true class) row anew from its own shares, for intervals.
-*Under equality*: what chance alone does. Answers are dealt out anew between the groups within their true class, which
-is exact however few there are; histograms of scores and of confidences, of which no flag depends, are drawn from the
-shares of their class in all groups together. Images of rare classes, whose class is not told, keep the rates of their
-group in both, since nothing can be said about rates of their classes. Where patients have several images, a row counts
-as many images as it is worth (:mod:`fedmed.fairness.figures.design_effects`).
+Each source draws *under equality*, which is what chance alone does. Answers are dealt out anew between the groups
+within their true class, which is exact however few there are; histograms of scores and of confidences, on which no
+flag depends, are drawn from the shares of their class in all groups together. Counts are also *resampled*, every
+(group, true class) row from its own shares, for intervals. Images of rare classes, whose class is not told, keep the
+rates of their group in both, since nothing can be said about rates of their classes. Where patients have several
+images, a row counts as many images as it is worth (:mod:`fedmed.fairness.figures.design_effects`).
 
 Letters: D draws (absent where nothing is drawn), G groups, K classes.
 """
@@ -63,8 +63,8 @@ class GapSource(Protocol):
         """Return the tables as they are."""
         ...
 
-    def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
-        """Return tables drawn anew, with D in front; ``equal``: under equality instead of resampled."""
+    def draw_equal(self, rng: np.random.Generator, num_draws: int) -> Arrays:
+        """Return tables drawn under equality, with D in front."""
         ...
 
     def compute(self, *arrays: Array) -> Disparities:
@@ -93,17 +93,21 @@ class CountSource:
         """Return counts (G,K,K), or (G,K,K+1) with other wrong answers, and number and number right of rare classes."""
         return self._rows, self._rare
 
-    def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
-        """Return the same with D in front."""
-        if equal:
-            rows = deal_rows(rng, self._effective, self._rows, num_draws)
-        else:
-            added = self._rows / self._effects[..., None] + 0.5
-            rows = draw_rows(rng, self._effective, added, num_draws)
+    def draw_equal(self, rng: np.random.Generator, num_draws: int) -> Arrays:
+        """Return the same with D in front, drawn under equality."""
+        return self._complete(deal_rows(rng, self._effective, self._rows, num_draws), rng)
+
+    def resample(self, rng: np.random.Generator, num_draws: int) -> Arrays:
+        """Return the same with D in front, each row drawn from its own shares and half an image more in each cell."""
+        added = self._rows / self._effects[..., None] + 0.5
+        return self._complete(draw_rows(rng, self._effective, added, num_draws), rng)
+
+    def _complete(self, rows: Array, rng: np.random.Generator) -> Arrays:
+        """Return drawn rows with the images that they stand for, and the rare classes drawn as well."""
         if (self._effective != self._images).any():
             rows = rows * or_zero(divide_defined(self._images, self._effective))[..., None]
         n, right = self._rare.T
-        drawn = rng.binomial(n, or_zero(divide_defined(right, n)), size=(num_draws, len(n)))
+        drawn = rng.binomial(n, or_zero(divide_defined(right, n)), size=(len(rows), len(n)))
         return rows, np.stack(np.broadcast_arrays(n, drawn), axis=-1)
 
     def compute(self, *arrays: Array) -> Disparities:
@@ -177,9 +181,9 @@ class ScoreSource:
         """Return histograms of each class's score over its own and over all other images, each (G,K,64)."""
         return self._own, self._others
 
-    def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
+    def draw_equal(self, rng: np.random.Generator, num_draws: int) -> Arrays:
         """Return the same with D in front."""
-        weights = (self._equal_own, self._equal_others) if equal else (self._own, self._others)
+        weights = self._equal_own, self._equal_others
         sides = zip((self._own, self._others), weights, self.effects, strict=True)
         return tuple(
             draw_rows(rng, count_effective(side.sum(-1), effects), weight, num_draws) for side, weight, effects in sides
@@ -224,11 +228,9 @@ class CalibrationSource:
         """Return one table (G,15,3) over all images of each group."""
         return (self._calibration.sum(axis=1) + self._mixed,)
 
-    def draw(self, rng: np.random.Generator, num_draws: int, equal: bool) -> Arrays:
+    def draw_equal(self, rng: np.random.Generator, num_draws: int) -> Arrays:
         """Return the same with D in front."""
-        classes = self._calibration
-        if equal:
-            classes = np.broadcast_to(classes.sum(axis=0), classes.shape)
+        classes = np.broadcast_to(self._calibration.sum(axis=0), self._calibration.shape)
         sources = np.concatenate([classes, self._mixed[:, None]], axis=1)  # (G,K+1,15,3)
         n = np.rint(np.concatenate([self._calibration, self._mixed[:, None]], axis=1)[..., 0].sum(axis=-1))
         mean, right = (np.clip(or_zero(divide_defined(sources[..., i], sources[..., 0])), 0, 1) for i in (1, 2))

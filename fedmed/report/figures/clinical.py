@@ -1,10 +1,8 @@
 """The part of ``report.json`` about alerts: sensitivity, specificity, predictive values and net benefit."""
 
-import math
-
 import numpy as np
 
-from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, predict_at
+from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, predict_at, to_probability
 from fedmed.fairness.chance.proportions import wilson_interval
 from fedmed.metrics.clusters import PATIENTS, SIZES, SQUARES
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
@@ -39,7 +37,7 @@ def describe_clinical(content: ReportContent, groups: Groups) -> ClinicalHolder:
         "cost_ratio": point["cost_ratio"],
         "prevalence": point["prevalence"],
         "threshold": threshold,
-        "probability": None if threshold is None else 1 / (1 + math.exp(-threshold)),
+        "probability": None if threshold is None else to_probability(threshold),
         "note": point["note"],
         "validation": {
             "n_with": point["n_with"],
@@ -107,7 +105,7 @@ def _describe_alerts(tables: EvaluationTables, content: ReportContent, point: Op
             (right / wide, n_with / wide), ((n_without - false) / narrow, n_without / narrow), point["prevalence"]
         )
     both = max(wide, narrow)
-    chance = 1 / (1 + math.exp(-(point["threshold"] or 0.0)))
+    chance = to_probability(point["threshold"] or 0.0)
     is_whole = bool(n_with and n_without)
     return {
         "n_with": n_with,
