@@ -1,6 +1,8 @@
 """The form of ``report.json`` says the truth: nothing is missing in it, and nothing in it is missing in a report."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,18 @@ def test_the_schema_that_is_shipped_is_the_one_of_the_types() -> None:
     text = SCHEMA_FILE.read_text(encoding="utf-8")
     assert text == format_schema(), "write it again: python -m fedmed.report.schema.json_schema"
     assert json.loads(text)["$id"] == f"urn:fedmed:report:{REPORT.number}"
+
+
+@pytest.mark.parametrize("values", ["'validation', 'test'", "'test', 'validation'"])
+def test_the_schema_does_not_depend_on_what_was_imported_first(values: str) -> None:
+    """Of two unions of the same values in another order, Python gives out the one that was made first."""
+    program = (
+        "from typing import Literal\n"
+        f"first = Literal[{values}] | None\n"
+        "from fedmed.report.schema.json_schema import SCHEMA_FILE, format_schema\n"
+        "assert format_schema() == SCHEMA_FILE.read_text(encoding='utf-8')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
 def test_reports_fit_the_schema_that_is_shipped() -> None:

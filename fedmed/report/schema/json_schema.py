@@ -19,7 +19,21 @@ def make_schema() -> dict[str, JsonValue]:
     """Return the JSON schema of a report of this version, made from :class:`Document`; its number is the format's."""
     schema: dict[str, JsonValue] = TypeAdapter(Document).json_schema()
     schema |= {"title": "report.json of a federated training run", "description": REPORT.what + " of fedmed."}
+    _sort_enums(schema)
     return {"$schema": DIALECT, "$id": f"urn:fedmed:report:{REPORT.number}", **schema}
+
+
+def _sort_enums(node: JsonValue) -> None:
+    """Sort lists of allowed values.
+
+    Python keeps one object for ``Literal["a", "b"] | None`` and ``Literal["b", "a"] | None``, so that their order is
+    that of whichever module was imported first.
+    """
+    values = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    if isinstance(node, dict) and isinstance(node.get("enum"), list):
+        node["enum"] = sorted(node["enum"], key=json.dumps)  # type: ignore[arg-type]
+    for value in values:
+        _sort_enums(value)
 
 
 def format_schema() -> str:
