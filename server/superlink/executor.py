@@ -130,12 +130,12 @@ class ServerTask:
             sub_status=SubStatus.COMPLETED if completed else SubStatus.FAILED,
             details=details,
         )
+        if self._heartbeat.is_running:
+            self._heartbeat.stop()  # before the end is told: the token of an ended task is refused
         try:
             self._client.PushTaskOutput(request)
         except httpx.HTTPError as error:
             log.warning("the SuperLink could not be told of the end (%s)", type(error).__name__)
-        if self._heartbeat.is_running:
-            self._heartbeat.stop()
         self._grid.close()
 
 

@@ -2,11 +2,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.proto.runtime_pb2 import (
+    PushTaskOutputRequest,
+    PushTaskOutputResponse,
+    SendTaskHeartbeatRequest,
+    SendTaskHeartbeatResponse,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
 
 import server.superlink.executor
 from fedmed.errors import ProcessError
@@ -98,6 +106,33 @@ def test_the_real_process_runs_what_is_installed(link_control: tuple[Link, Contr
     assert run_status(control, run_id).sub_status == "completed"
     # Flower's own executor would have unpacked the app bundle there.
     assert not list((tmp_path / "flwr").glob("**/*.py"))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_no_heartbeat_comes_after_the_end(
+    link_control: tuple[Link, Control], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat that sets out late, of a task that ended at once, would be refused."""
+    link, control = link_control
+    calls: list[str] = []
+    send, push = RuntimeHttpClient.SendTaskHeartbeat, RuntimeHttpClient.PushTaskOutput
+
+    def send_late(client: RuntimeHttpClient, request: SendTaskHeartbeatRequest) -> SendTaskHeartbeatResponse:
+        time.sleep(0.5)
+        calls.append("heartbeat")
+        return send(client, request)
+
+    def push_now(client: RuntimeHttpClient, request: PushTaskOutputRequest) -> PushTaskOutputResponse:
+        calls.append("end")
+        return push(client, request)
+
+    monkeypatch.setattr(RuntimeHttpClient, "SendTaskHeartbeat", send_late)
+    monkeypatch.setattr(RuntimeHttpClient, "PushTaskOutput", push_now)
+    run_id = control.start_run(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["executor", "--launch", str(write_launch(link, tmp_path, "finishes"))])
+    assert main() == 0
+    assert run_status(control, run_id).sub_status == "completed"
+    assert calls == ["heartbeat", "end"]
 
 
 def test_without_a_run_it_gives_up(link_control: tuple[Link, Control]) -> None:
