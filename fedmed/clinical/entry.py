@@ -75,6 +75,7 @@ def read_operating_entry(told: OperatingEntry | None) -> OperatingRecord | None:
         "specificity": reached["specificity"],
         "note": None,
         "sites": [],
+        "doubts": [],
     }
 
 

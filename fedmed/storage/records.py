@@ -43,6 +43,8 @@ class OperatingRecord(TypedDict):
     specificity: float | None
     note: str | None
     sites: list[str]
+    doubts: list[str]
+    """Sentences on sites that decide alone, for which the model waits for a person."""
 
 
 class PhaseRecord(TypedDict):

@@ -8,6 +8,7 @@ from fedmed.config.server import ServerConfig
 from fedmed.distillation.network import strip_packed
 from fedmed.metrics.site_tables import FEDERATED, SITE_ATTRIBUTE
 from fedmed.storage.history import read_history
+from fedmed.storage.operating_records import read_operating_point
 from fedmed.training.network import Network
 from server.finish.chance import find_chance, write_doubts
 from server.finish.chosen import ChosenModel
@@ -39,6 +40,8 @@ def note_doubts(session: Session, model: ChosenModel) -> list[str]:
     if not session.plan.is_personal:  # else the sites have the rest of it, and it answers nothing here
         blind = find_blindness(_load(session, model), session.plan.image_size)
     doubts = [text for text in (blind, _find_chance(session, model)) if text is not None]
+    operating = read_operating_point(session.run)
+    doubts += [] if operating is None else operating["doubts"]
     write_doubts(session.run, doubts)
     for text in doubts:
         session.listener.on_note(text)

@@ -20,6 +20,7 @@ from fedmed.protocol.reports import AlertReport
 from fedmed.storage.operating_records import read_operating_point, write_operating_point
 from fedmed.storage.records import OperatingRecord
 from server.finish.chosen import ChosenModel, ask_sums
+from server.finish.operating_doubts import find_swayed
 from server.rounds.session import Session
 
 
@@ -89,6 +90,7 @@ def _choose(
         "specificity": point.specificity,
         "note": point.note,
         "sites": sites,
+        "doubts": find_swayed({site: told[site] for site in sites}, wanted, point),
     }
     write_operating_point(session.run, record)
     session.audit.append("operating_point", **{key: value for key, value in record.items() if key != "format"})
