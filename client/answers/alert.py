@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from flwr.app import Context, Message
 
-from client.answers.answering import ask_for_model, fill_network, memory, open_request, reply
+from client.answers.answering import are_of_few, ask_for_model, fill_network, memory, open_request, reply
 from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.clinical.scores import NUMBER, AlertScores, alert_scores, count_scores
@@ -68,5 +68,5 @@ def _count(packed: bytes, request: Request, site: Site) -> tuple[int, Array]:
         k_bin=1 if limits.is_open else limits.k_bin,
         k_row=1 if limits.is_open else limits.k_row,
     )
-    n = site.round_down(int(counts[..., NUMBER].sum()))
+    n = 0 if are_of_few(site, part, index.tolist()) else site.round_down(int(counts[..., NUMBER].sum()))
     return n, counts if n else np.zeros_like(counts)

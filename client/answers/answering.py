@@ -8,7 +8,7 @@ request of that kind, and goes through the guard like the others.
 import importlib
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from flwr.app import Context, Message
@@ -19,6 +19,7 @@ from client.guard.requests import ModelMemory, Request, check_classes, read_requ
 from client.hospital.bounded import bound_batch, bound_groups
 from client.hospital.site_data import Site, open_site
 from fedmed.config import Plan
+from fedmed.data import ImagePart
 from fedmed.distillation.network import get_network
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.protocol.kinds import KINDS
@@ -64,6 +65,21 @@ def has_too_few_patients(site: Site) -> bool:
     """
     few = site.is_hospital and site.count_patients("train") < site.policy.suppression.k
     return few or has_too_few_images(site)
+
+
+def are_of_few(site: Site, part: ImagePart, places: Iterable[int]) -> bool:
+    """Return whether images are of fewer patients than the site's k, so that no figure of them is told.
+
+    Parameters
+    ----------
+    site : Site
+        Whose images they are.
+    part : ImagePart
+        The part of the data.
+    places : iterable of int
+        Places of the images in it.
+    """
+    return len({site.patient_of(part.items[place]) for place in places}) < site.policy.suppression.k
 
 
 def choose_batch(plan: Plan, site: Site) -> Plan:

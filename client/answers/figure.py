@@ -11,7 +11,7 @@ models are scored in a run, the guard's ledger bounds.
 import numpy as np
 from flwr.app import Context, Message
 
-from client.answers.answering import ask_for_model, fill_network, memory, open_request, reply
+from client.answers.answering import are_of_few, ask_for_model, fill_network, memory, open_request, reply
 from client.answers.figure_store import FigureStore, ToldFigures
 from client.guard.requests import Request
 from client.hospital.site_data import Site
@@ -56,7 +56,7 @@ def _measure(packed: bytes, request: Request, site: Site, store: FigureStore) ->
     chosen = np.flatnonzero(counted_N & np.isin(labels_N, classes))
     n = round_down(len(chosen), limits.k)
     # With another set of classes the figures of two rounds would not be comparable, and would differ by few patients.
-    is_told = n and len(set(patients_N[chosen])) >= limits.k
+    is_told = n and not are_of_few(site, part, chosen.tolist())
     if not is_told or any(present[label] < limits.k_row for label in classes):
         return NOTHING
     network, _ = fill_network(packed, request, site, before_round=request.round + 1)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from client.answers.answering import are_of_few
 from client.guard.requests import Request
 from client.hospital.site_data import Site
 from fedmed.config import SITE_ATTRIBUTE
@@ -30,7 +31,7 @@ def collect_temperature_sums(model: nn.Module, request: Request, site: Site) -> 
     index = torch.from_numpy(np.flatnonzero(plan.attributes[SITE_ATTRIBUTE].counted))
     logits_NK = compute_logits(model, part, request.plan, device=site.device)
     told, sums_J2 = site.round_down(len(index)), temperature_sums(logits_NK[index], part.labels[index])
-    if len({site.patient_of(part.items[place]) for place in index.tolist()}) < site.policy.suppression.k:
+    if are_of_few(site, part, index.tolist()):
         told = 0
     if site.disclosure_of("validation").is_open:
         return told, sums_J2

@@ -268,7 +268,7 @@ KINDS: dict[str, Kind] = {
         reports=(AlertReport, MissingModel),
         returns=(SUMS,),
         about="numbers of validation images with and without an alert class by bins of the alert score, which hold "
-        "k_bin patients each, and the mean score of each bin with 3 digits",
+        "k_bin patients each, and the sum of the scores in each bin with 3 digits",
     ),
     "release": Kind(
         flower="evaluate.release",

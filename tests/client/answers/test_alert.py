@@ -101,3 +101,15 @@ def test_a_test_tells_alerts_of_every_row_that_it_tells(site: HospitalSite) -> N
         assert own.alerts[0, label].tolist() == [inside.sum(), (scores[inside] >= 0.1).sum()]
     assert own.decision[0].sum(axis=1).tolist() == [(labels > 0).sum(), (labels == 0).sum()]
     assert min(n for n in own.decision.ravel() if n) >= 5
+
+
+def test_of_fewer_than_k_patients_nothing_is_told(tmp_path: Path) -> None:
+    """Each patient has seven images, so that there are enough images of them."""
+    rows = [{**row, "patient": f"p{place // 7}"} for place, row in enumerate(make_rows((84, 56, 28)))]
+    limits = {"suppression": {"k": 10, "k_row": 2, "k_bin": 2}}
+    few = HospitalSite(tmp_path, rows, policy=limits)
+    part = open_site(few.config).data.validation
+    assert len(part) >= 10 > len(set(part.patients))
+    reply = few.ask("evaluate.alert", few.model, PLAN, round=1, part="validation", temperature=2.0)
+    assert read_values(reply, REPORT)["n"] == 0
+    assert not read_sums(reply)["alerts"].any()
