@@ -224,7 +224,7 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
         for folder, subfolders, names in os.walk(path):  # of a file: nothing
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             chosen = (name for name in sorted(names) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-            yield from (Path(folder, name) for name in chosen)
+            yield from filter(Path.is_file, (Path(folder, name) for name in chosen))  # a pipe would be waited for
 
 
 def predict_files(artefact: Artefact, files: Sequence[Path], batch_size: int = 16) -> Iterator[list[str]]:

@@ -21,6 +21,8 @@ from PIL import Image
 MOST_SHOWN = 100
 """Images of each part of a page."""
 SIDE = 160
+SHORTEST, LONGEST = 0.1, 86_400.0
+"""Seconds between two looks into a folder."""
 _STYLE = (
     "body{font:16px/1.4 system-ui,sans-serif;margin:1.5rem;max-width:75rem;color:#1a1a1a;background:#fff}"
     ".banner{border-left:4px solid #b3261e;padding:.3rem .8rem;font-weight:600}"
@@ -67,6 +69,8 @@ def parse(arguments: Sequence[str] | None, banner: str, number: int, folder: Pat
         parser.error(f"'{options.watch}' is no folder")
     if not options.watch and not options.images:
         parser.error("name images, or folders of them")
+    if not SHORTEST <= options.every <= LONGEST:
+        parser.error(f"allowed is --every from {SHORTEST:g} to {LONGEST:g}")
     if options.batch_size < 1 or options.threads < 0:
         parser.error("allowed are --batch-size from 1 and --threads from 0")
     return options

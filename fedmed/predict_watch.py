@@ -5,6 +5,7 @@ Lies beside ``predict.py`` in every exported model, and like it needs nothing of
 """
 
 import csv
+import hashlib
 import os
 import sys
 import time
@@ -94,16 +95,23 @@ def watch(  # noqa: PLR0917
         new = [
             path
             for path, stamp in now.items()
-            if watched.name(str(path)) not in done and (once or before.get(path) == stamp)
+            if _name(watched, path) not in done and (once or before.get(path) == stamp)
         ]
-        for row in watched.predict(new):
+        for path, (_, *cells) in zip(new, watched.predict(new), strict=True):
+            row = [_name(watched, path), *cells]
             _append(watched.table, watched.columns, row)
             done.add(row[0])
-            drift.note(dict(zip(watched.columns, row, strict=True)), new)
+            drift.note(dict(zip(watched.columns, row, strict=True)), path)
         if once:
             return
         before = now
         time.sleep(every_s)
+
+
+def _name(watched: _Watched, path: Path) -> str:
+    """Return a file's name in the table; of one that cannot stand there as it is, with a number of its own."""
+    shown = watched.name(str(path))
+    return shown if shown == str(path) else f"{shown} ({hashlib.sha256(os.fsencode(path)).hexdigest()[:8]})"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -120,7 +128,10 @@ def _read_done(watched: _Watched) -> set[str]:
         return set()
     data = watched.table.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    rows = list(csv.reader(whole.decode("utf-8", "replace").splitlines()))
+    try:
+        rows = list(csv.reader(whole.decode("utf-8", "replace").splitlines()))
+    except csv.Error as error:
+        raise ValueError(f"'{watched.table}' is no table of answers ({error}). Name another file with --csv.") from None
     if rows and rows[0] != list(watched.columns):
         raise ValueError(f"'{watched.table}' has other columns than this model's table. Name another file with --csv.")
     place = watched.columns.index("model")
@@ -149,11 +160,10 @@ class _Drift:
         self._seen: list[dict[str, float]] = []
         self._is_outside = False
 
-    def note(self, row: Mapping[str, str], files: Sequence[Path]) -> None:
+    def note(self, row: Mapping[str, str], path: Path) -> None:
         """Take an answer in, and write a line after each window."""
         if not row["probability"]:
             return
-        path = next(path for path in files if self._watched.name(str(path)) == row["file"])
         seen = {"outside": float(row["note"] != ""), "probability": float(row["probability"])}
         if "alert" in row:
             seen["alerts"] = float(row["alert"] == "yes")

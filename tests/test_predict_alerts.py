@@ -1,6 +1,7 @@
 """``predict.py`` with an operating point: the column, the page for a person, and a watched folder."""
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,53 @@ def test_arguments_that_do_not_go_together(arguments: list[str], capsys: pytest.
     with pytest.raises(SystemExit) as end:
         predict.main(arguments)
     assert end.value.code == 2
+
+
+def test_files_whose_names_cannot_stand_in_the_table_are_told_apart(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "in", tmp_path / "out.csv"
+    folder.mkdir()
+    for name in ("a?.png", "a\x07.png"):
+        Image.fromarray(make_pixels(40, 40)).save(folder / name)
+        watch(capsys, alerting, folder, table)
+    first = table.read_text()
+    Image.fromarray(make_pixels(40, 40)).save(folder / "a\t.png")
+    watch(capsys, alerting, folder, table)
+    watch(capsys, alerting, folder, table)
+    names = [Path(row["file"]).name for row in read(table)]
+    assert len(set(names)) == len(names) == 3
+    assert names[0] == "a?.png"
+    assert table.read_text().startswith(first)
+
+
+def test_a_pipe_in_a_watched_folder_is_no_image(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "in", tmp_path / "out.csv"
+    folder.mkdir()
+    os.mkfifo(folder / "a.png")
+    Image.fromarray(make_pixels(40, 40)).save(folder / "b.png")
+    watch(capsys, alerting, folder, table)
+    assert [Path(row["file"]).name for row in read(table)] == ["b.png"]
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0"])
+def test_a_pause_that_cannot_be_is_refused(
+    seconds: str, alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("--watch", tmp_path, "--csv", tmp_path / "x.csv", "--every", seconds)
+    with pytest.raises(SystemExit):
+        run(capsys, "--model", alerting, *told)
+    assert "allowed is --every from 0.1 to 86400" in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_refused_in_one_line(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    table = tmp_path / "out.csv"
+    table.write_text('"' + "x" * 140_000 + "\n")
+    code, _, error = run(capsys, "--model", alerting, "--watch", tmp_path / "in", "--csv", table, "--once")
+    assert code == 1
+    assert "is no table of answers" in error
