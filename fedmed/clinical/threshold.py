@@ -133,7 +133,8 @@ def _list_bins(counts_J2: Array, is_merged: bool) -> Iterable[tuple[float, float
     """
     places = np.flatnonzero(counts_J2[:, NUMBER])
     uppers = np.append(EDGES, HIGHEST)
-    ends = uppers[np.append(places[1:], NUM_BINS) if is_merged else places + 1].tolist()
+    nexts = np.append(places, NUM_BINS)[1:] if is_merged else places + 1
+    ends = uppers[nexts].tolist()
     for place, end in zip(places.tolist(), ends, strict=True):
         n, total = counts_J2[place].tolist()
         room = ROUNDING * abs(total)

@@ -113,3 +113,14 @@ def test_counts_that_cannot_be_true_are_refused(change: object) -> None:
     counts = count_scores(scores, is_alert)
     assert find_score_problem(counts, 70) is None
     assert find_score_problem(change(counts), 70) is not None  # type: ignore[operator]
+
+
+def test_a_site_without_enough_of_a_row_tells_nothing_and_lacks_nothing() -> None:
+    empty = np.zeros((NUM_BINS, 2))
+    assert not count_below(empty, is_merged=True).any()
+    assert not count_below(empty, is_merged=False).any()
+    scores, is_alert = draw(0, 57, 140)
+    few = count_scores(scores[is_alert][:4], np.ones(4, np.bool_), k_bin=5, k_row=5)
+    told = count_scores(scores, is_alert, k_bin=5, k_row=5)
+    both = choose_threshold([ScoreCounts(told, True), ScoreCounts(few, True)], WANTED)
+    assert both == choose_threshold([ScoreCounts(told, True)], WANTED)

@@ -127,4 +127,4 @@ def _smallest_p(figures: Mapping[str, GapFigure]) -> float | None:
 
 
 def _flag(figure: GapFigure, limit: float) -> GapFigure:
-    return figure if figure.family_p is None else replace(figure, flagged=figure.family_p <= limit, limit=limit)
+    return figure if figure.family_p is None else replace(figure, flagged=figure.family_p <= limit, limit=limit or None)

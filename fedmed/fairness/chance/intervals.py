@@ -210,7 +210,7 @@ def _widen(ends: Mapping[str, _Ends], rows: _Rows) -> dict[str, _Ends]:
     widened = {}
     for key, one in find_ranges(counts, other_wrong).items():
         value = ends[key].value + np.array([-1.0, 1.0]) * one.reach * len(rows.told) / max(rows.told.sum(), 1)
-        widened[key] = dataclasses.replace(ends[key], value=np.clip(value, -1.0, 1.0))
+        widened[key] = dataclasses.replace(ends[key], value=np.clip(value, LOWEST.get(key, 0.0), 1.0))
     return widened
 
 
@@ -293,11 +293,14 @@ def _ends_by_class(rows: _Rows, level: float) -> dict[str, Array]:
         return proportion_interval(successes / effects, number / effects, level)
 
     recall = np.stack(wilson(right, n, rows.effects))
+    specificity = np.stack([wilson(true_negatives - more, negatives)[0], wilson(true_negatives, negatives)[1]])
+    if len(n) == 2:
+        specificity = recall[:, ::-1]  # the same images and answers
     return {
         "sensitivity": recall,
         "macro_recall": recall,
         "macro_precision": np.stack([wilson(right, predicted + more)[0], wilson(right, predicted)[1]]),
-        "specificity": np.stack([wilson(true_negatives - more, negatives)[0], wilson(true_negatives, negatives)[1]]),
+        "specificity": specificity,
     }
 
 
@@ -324,4 +327,4 @@ def _attach(figure: Figure, ends: _Ends) -> Figure:
 
 
 def _pair(value: float | None, ends: Array) -> tuple[float, float] | None:
-    return None if value is None or np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
+    return (float(ends[0]), float(ends[1])) if value is not None and ends[1] > ends[0] else None

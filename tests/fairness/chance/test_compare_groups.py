@@ -6,7 +6,7 @@ import pytest
 from fairlearn import metrics as fair
 from sklearn import metrics as oracle
 
-from fedmed.fairness import compare_groups, compute_gaps
+from fedmed.fairness import compare_groups, compute_gaps, flag_attributes
 from fedmed.fairness.chance.compare_groups import GAP_KEYS
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import EvaluationTables
@@ -392,3 +392,15 @@ def test_sites_without_histograms_are_compared_by_their_own_areas():
     assert gaps["worst_group_auc"].value == pytest.approx(0.5)
     assert gaps["es_auc"].value == pytest.approx(0.625 / 1.25)
     assert (gaps["gap_auc"].interval[0], gaps["gap_auc"].p_value, gaps["gap_auc"].n) == (0, None, 8)
+
+
+def test_wrong_answers_that_one_group_does_not_tell_are_no_finding():
+    """All answers are class 0 in both groups; of group b 13 are told without the class, so that they may be any."""
+    counts = [[[300, 0, 0], [200, 0, 0], [200, 0, 0]], [[300, 0, 0], [200, 0, 0], [187, 0, 0]]]
+    other = np.array([[0, 0, 0], [0, 0, 13]])
+    tables = dataclasses.replace(tables_of_groups(counts, groups=("a", "b")), other_wrong=other)
+    gaps = flag_attributes({"sex": compare_groups(tables, 0)})["sex"]
+    assert gaps["equalized_odds_difference"].value is not None
+    assert (gaps["equalized_odds_difference"].p_value, gaps["equalized_odds_difference"].flagged) == (None, None)
+    assert not any(gap.flagged for gap in gaps.values())
+    assert gaps["equal_opportunity_difference"].flagged is False

@@ -267,3 +267,13 @@ def test_a_thousand_draws_of_two_thousand_images_take_a_moment():
     start = time.process_time()
     add_intervals(figures, tables, seed=0, num_draws=1000)
     assert time.process_time() - start < 0.8
+
+
+def test_one_number_has_one_interval_and_none_has_width_zero():
+    """Of two classes the specificity of one is the sensitivity of the other; no interval is a point."""
+    figures = with_intervals(tables_of_counts([[0, 30], [0, 170]]))
+    assert figures["specificity"].by_class_interval == figures["sensitivity"].by_class_interval[::-1]
+    three = with_intervals(tables_of_counts([[30, 0, 0], [4, 0, 0], [0, 0, 0]]))
+    for figure in (*figures.values(), *three.values()):
+        for pair in (figure.interval, *(figure.by_class_interval or ())):
+            assert pair is None or (pair[0] < pair[1] and pair[0] >= (-1 if figure.key in {"kappa", "mcc"} else 0))
