@@ -70,7 +70,13 @@ def _draw(run: Path, out: Path | None, *, from_tables: bool) -> Path:
     if from_tables or (has_tables and not file.is_file()):
         return _draw_from_tables(run, folder)
     document = _read(file)
-    return save_page(folder, document, with_numbers=folder != file.parent.absolute())
+    try:
+        return save_page(folder, document, with_numbers=folder != file.parent.absolute())
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"No page can be drawn from {file}, since its numbers do not belong together ({type(error).__name__}: "
+            f"{error}). Take the file as the run has written it, or compute it again with --tables."
+        ) from error
 
 
 def find_report(run: Path) -> Path:

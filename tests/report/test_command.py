@@ -8,6 +8,7 @@ import pytest
 
 from fedmed.report import write_report
 from fedmed.report.__main__ import main
+from fedmed.report.document import build_document
 from tests.report.support.example import make_content
 from tests.report.support.page_parser import Page
 from tests.report.test_page import check_numbers
@@ -74,3 +75,19 @@ def test_help_teaches(capsys):
     told = capsys.readouterr().out
     assert "examples:" in told
     assert "--tables" in told
+
+
+@pytest.mark.parametrize("change", ["flow", "classes", "renamed"])
+def test_numbers_that_do_not_belong_together_are_refused_in_one_line(tmp_path, capsys, change):
+    document = json.loads(json.dumps(build_document(make_content())))
+    if change == "flow":
+        del document["flow"]["total"]["test"]
+    elif change == "classes":
+        document["classes"] = []
+    else:
+        document["classes"][0] = "another"
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    assert main([str(tmp_path), "--out", str(tmp_path / "page")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Nothing was drawn.")
+    assert error.count("\n") == 1

@@ -69,3 +69,6 @@ def test_sites_over_different_classes_are_not_ranked_in_the_summary() -> None:
     assert "over_classes" not in document["sites"]["south"]["test"]["balanced_accuracy"]
     assert document["gaps"]["site"]["gap_balanced_accuracy"]["over_classes"] == ["nevus", "melanoma"]
     assert "Among the sites, balanced accuracy is highest" not in Page(render_page(document)).text
+    words = Page(render_page(document)).text
+    assert "All sites, by name, since they tell different classes." in words
+    assert document["sites"]["north"]["test"]["accuracy"]["over_classes"] == ["nevus", "melanoma"]

@@ -16,6 +16,8 @@ from fedmed.report.content import ReportContent
 from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry, Reliability
 
 CALIBRATION_FIGURES = ("ece", "mce", "classwise_ece", "brier")
+OF_TOLD_IMAGES = ("accuracy", "kappa", "mcc")
+"""Figures of all images together, which of a site or group may be images of some classes only."""
 _Value = TypeVar("_Value")
 
 
@@ -46,6 +48,11 @@ def describe_tables(
     present = [bool(images) for images in tables.row_images.sum(axis=0)]
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
+    if any(lacking) and not tables.rare.any():
+        told = [name for name, is_lacking in zip(content.classes, lacking, strict=True) if not is_lacking]
+        for key in OF_TOLD_IMAGES:
+            if described[key]["value"] is not None:
+                described[key]["over_classes"] = told
     patients = round(tables.patients[..., PATIENTS].sum())
     for key, entry in described.items():
         if patients and key not in CALIBRATION_FIGURES:

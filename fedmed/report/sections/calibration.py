@@ -122,14 +122,15 @@ def _list_bins(numbers: Numbers) -> Table:
     forms = [form for form in ("before", "after") if numbers.get("calibration", "reliability", form) is not None]
     size = len(numbers.get("calibration", "reliability", "after", "n"))
     rows: list[list[Cell]] = []
+    missing = "no image, or with the bin before" if is_coarse(numbers) else "no image"
     for index in range(size):
         cells: list[Markup] = []
         for form in forms:
             path = ("calibration", "reliability", form)
             cells += [
                 numbers.show(*path, "n", index, digits=0),
-                numbers.show(*path, "confidence", index, missing="no image"),
-                numbers.show(*path, "accuracy", index, missing="no image"),
+                numbers.show(*path, "confidence", index, missing=missing),
+                numbers.show(*path, "accuracy", index, missing=missing),
             ]
         rows.append([f"{index / size:.2f} to {(index + 1) / size:.2f}", *cells])
     columns = ["Confidence"]

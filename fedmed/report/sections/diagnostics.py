@@ -6,7 +6,7 @@ from fedmed.report.drawing.markup import Numbers
 from fedmed.report.drawing.palette import NUM_SHADES, make_legend
 from fedmed.report.drawing.plots import draw_roc
 from fedmed.report.drawing.wording import count
-from fedmed.report.sections.results import rank_sites, split_ends
+from fedmed.report.sections.results import is_ranked, rank_sites, say_order, split_ends
 from fedmed.report.sections.values import Values
 
 MOST_SMALL_MATRICES = 12
@@ -31,13 +31,15 @@ def describe_site_confusion(numbers: Numbers) -> Values | None:
     ranked = [name for name in rank_sites(numbers) if name in available]
     if len(ranked) < 2:
         return None
-    shown, which = ranked, "The sites, the best balanced accuracy first."
+    shown, which = ranked, f"The sites, {say_order(numbers)}."
     if len(ranked) > MOST_SMALL_MATRICES:
         half = MOST_SMALL_MATRICES // 2
         top, _, bottom = split_ends(ranked, half)
         shown = top + bottom
         which = (
-            f"The {half} sites with the highest and the {half} with the lowest balanced accuracy of "
+            f"The first {half} and the last {half} sites by name of {count(len(ranked), 'site')}; report.json has all."
+            if not is_ranked(numbers)
+            else f"The {half} sites with the highest and the {half} with the lowest balanced accuracy of "
             f"{count(len(ranked), 'site')}; report.json has all."
         )
     return {

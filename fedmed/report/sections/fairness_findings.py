@@ -89,6 +89,8 @@ def _describe_attribute(numbers: Numbers, attribute: str) -> Values:
 def _list_ends(numbers: Numbers, attribute: str, key: str) -> list[Values]:
     """Return the lowest and the highest group, and the figure to show for it where its value is known."""
     gap: GapEntry = numbers.get("gaps", attribute, key)
+    if not gap["value"]:  # all groups have the same
+        return []
     figure = key.removeprefix("gap_")
     groups = numbers.get("groups", attribute)
     return [

@@ -7,7 +7,7 @@ from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
 from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.patients import has_patients, show_patients
-from fedmed.report.sections.results import describe_summary, find_weakest_class
+from fedmed.report.sections.results import describe_summary
 from fedmed.report.sections.values import Values
 
 MOST_SITES = 8
@@ -23,14 +23,12 @@ _RELEASE_UNKNOWN = "Who decides about a release is not known to the software."
 
 def describe_first_page(numbers: Numbers) -> Values:
     """Return what the first page shows."""
-    weakest = find_weakest_class(numbers)
     ece = numbers.get("figures", "ece")
     config: Mapping[str, object] = numbers.get("config")
     is_simulation = "simulations/run.py" in numbers.get("command")
     return {
         **describe_summary(numbers),
         "classes": numbers.get("classes"),
-        "weakest": weakest,
         "release": _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
         "synthetic": numbers.get("synthetic"),
         "with_ece": ece["value"] is not None,

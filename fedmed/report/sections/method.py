@@ -11,26 +11,30 @@ from fedmed.report.sections.values import Values
 
 MIXED_UNITS = "patients or images"
 INTERVALS = (
-    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on. Single "
-    "shares (accuracy; sensitivity, specificity and precision of one class) have Wilson intervals, and the Brier "
-    "score has one from its standard error. All others have bootstrap intervals: 1,000 draws from the tables, "
-    "within each true class. They speak of these sites and these kinds of images only; a hospital that did not take "
-    "part may see other results. Several images of one patient count as if they were independent, which makes the "
-    "intervals somewhat too narrow."
+    "A 95 % interval says how far chance alone could move a figure, given how many images it rests on; several "
+    "images of one patient, where patients are known, count as fewer. Single shares (accuracy; sensitivity, "
+    "specificity and precision of one class) have Wilson intervals, a little wider for one to three misses. Means of "
+    "them are put together from these; areas under ROC curves have DeLong's interval on the scale of the log-odds; the "
+    "worst and the largest difference of several classes or groups, intervals that hold for all of them at once; the "
+    "Brier score, one from its standard error. F1, precision over all classes, kappa, correlation and calibration "
+    "errors have bootstrap intervals: 1,000 draws from the tables, with half an image more in each cell. A spread "
+    "over classes or groups has none. Intervals speak of these sites and these kinds of images only; a hospital that "
+    "did not take part may see other results."
 )
 GAPS = (
     "A gap between the best and the worst of several groups is never 0, even if all groups have the same chances, and "
-    "its interval cannot tell: it leaves out 0 nearly always where groups are many. So 1,000 sets of answers are drawn "
-    "in which every group has the rates of all groups together, with the group's own number of images of each class. "
-    "The p-value is the share of these sets with a gap at least as large. A gap is flagged when its p-value, adjusted "
-    "for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at most 0.05. Only gaps in "
-    "accuracy and balanced accuracy, equal opportunity and equalised odds are tested; the others are shown for "
+    "its interval is no test. So in 1,000 sets the answers to the images of each class are dealt out anew between the "
+    "groups. The p-value is the share of these sets with a gap at least as large. A gap is flagged when its p-value, "
+    "adjusted for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at most 0.05. Only "
+    "gaps in accuracy and balanced accuracy, equal opportunity, equalised odds and the largest gap of one class are "
+    "tested, equalised odds only where all wrong answers are told class by class; the others are shown for "
     "completeness."
 )
 PAIRED = (
     "Two models at one site answer the same images, so the difference between them rests on the images on which only "
     "one of them is right. A site is called better or worse off only if the 95 % interval of the difference leaves out "
-    "0 and a sign test agrees at 5 %."
+    "0 and a test agrees at 5 % in which each of these images goes either way by chance; its p-value is adjusted for "
+    "the two figures that are looked at."
 )
 TABLES = (
     "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "
@@ -43,8 +47,9 @@ COARSE = (
     "Hospitals tell less of this. Wrong answers are told class by class only where they are of enough patients, the "
     "others of a class as one number; a figure that needs them is n/a where it could be more than 0.05 off. No "
     "histogram of scores or by class leaves a site. Its AUC does, so that the AUC of this page compares images within "
-    "sites only; its calibration does in bins that are put together until each holds enough patients; and sums over "
-    "images have three significant digits. Patient groups have counts only, unless a site allows more."
+    "sites only; its calibration does in bins that are put together until each holds enough patients, so that the "
+    "calibration error is at least what is shown; and sums over images have three significant digits. Patient groups "
+    "have counts only, unless a site allows more."
 )
 LOST = (
     "What is lost by that was measured on dermatoscopic images of four hospitals (HAM10000, three briefly trained "

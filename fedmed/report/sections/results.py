@@ -33,16 +33,16 @@ def describe_summary(numbers: Numbers) -> Values:
     """Return what the findings in plain language need: first the model, then groups and sites."""
     ranked = [name for name in rank_sites(numbers) if _site_value(numbers, name) is not None]
     participants = numbers.get("participation", "sites")
-    # Sites that tell different classes are compared over those that all have, in the part on groups.
-    is_equal = not any("over_classes" in numbers.get("sites", name, "test", "balanced_accuracy") for name in ranked)
+    weakest = find_weakest_classes(numbers)
     return {
         "going_on": bool(numbers.get("groups")) and numbers.get("fairness_part") == "validation",
         "rule": _name_rule(numbers),
         "pooled": numbers.get("figures", "balanced_accuracy"),
         "num_sites": count(sum(_count_tested(site) > 0 for site in numbers.get("sites").values()), "site"),
         "chance": format_number(1 / len(numbers.get("classes")), 2),
-        "weakest": find_weakest_class(numbers),
-        "ends": (ranked[0], ranked[-1]) if len(ranked) > 1 and is_equal else None,
+        "weakest": weakest[0] if weakest else None,
+        "num_as_weak": len(weakest) - 1,
+        "ends": (ranked[0], ranked[-1]) if is_ranked(numbers) and _differ(numbers, ranked) else None,
         "num_participants": len(participants),
         "num_missed": sum(site["missed_rounds"] > 0 for site in participants.values()),
         "fairness": summarise_fairness(numbers),
@@ -54,11 +54,15 @@ def _count_tested(site: SiteEntry) -> int:
     return site["test"]["accuracy"]["n"] or 0
 
 
-def find_weakest_class(numbers: Numbers) -> str | None:
-    """Return the class with the lowest sensitivity on the test images, None where no class has one."""
+def _differ(numbers: Numbers, ranked: list[str]) -> bool:
+    return len(ranked) > 1 and _site_value(numbers, ranked[0]) != _site_value(numbers, ranked[-1])
+
+
+def find_weakest_classes(numbers: Numbers) -> list[str]:
+    """Return the class with the lowest sensitivity on the test images, and others that have the same."""
     by_class = numbers.get("figures", "sensitivity").get("by_class", {})
     known = {name: entry["value"] for name, entry in by_class.items() if entry["value"] is not None}
-    return min(known, key=lambda name: known[name]) if known else None
+    return [name for name, value in known.items() if value == min(known.values())]
 
 
 def _name_rule(numbers: Numbers) -> str:
@@ -73,8 +77,26 @@ def _site_value(numbers: Numbers, site: str) -> float | None:
     return value
 
 
+def is_ranked(numbers: Numbers) -> bool:
+    """Return whether the balanced accuracies of all sites are over the same classes, so that sites can be ranked.
+
+    Sites that tell different classes are compared over those that all have, in the part on groups.
+    """
+    return not any("over_classes" in site["test"]["balanced_accuracy"] for site in numbers.get("sites").values())
+
+
+def say_order(numbers: Numbers) -> str:
+    """Return in which order :func:`rank_sites` has the sites, to end a caption with."""
+    return "the best balanced accuracy first" if is_ranked(numbers) else "by name, since they tell different classes"
+
+
 def rank_sites(numbers: Numbers) -> list[str]:
-    """Return the sites by balanced accuracy on test, the best first and those without a value last."""
+    """Return the sites by balanced accuracy on test, the best first and those without a value last.
+
+    By name where these are over different classes.
+    """
+    if not is_ranked(numbers):
+        return sorted(numbers.get("sites"))
 
     def order(name: str) -> tuple[bool, float, str]:
         value = _site_value(numbers, name)
@@ -144,8 +166,16 @@ def describe_sites(numbers: Numbers) -> Values:
     """Return the figures by site; of many sites the best and the worst, and the rest folded away."""
     ranked = rank_sites(numbers)
     if len(ranked) <= SHOWN_SITES:
-        caption = "All sites, the best balanced accuracy first."
+        caption = f"All sites, {say_order(numbers)}."
         return {"spread": None, "tables": [_list_sites(numbers, ranked, caption)], "folded": None, "rest": ""}
+    if not is_ranked(numbers):
+        first, rest = ranked[:SHOWN_SITES], ranked[SHOWN_SITES:]
+        return {
+            "spread": None,
+            "tables": [_list_sites(numbers, first, f"The first {SHOWN_SITES} sites, {say_order(numbers)}.")],
+            "folded": _list_sites(numbers, rest, "The other sites, by name."),
+            "rest": f"The other {count(len(rest), 'site')}",
+        }
     top, middle, bottom = split_ends(ranked, SHOWN_AT_EACH_END)
     return {
         "spread": _list_spread(numbers, ranked),
