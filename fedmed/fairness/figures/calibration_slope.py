@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedmed.fairness.figures.design_effect import find_design_effect
+from fedmed.fairness.figures.design_effects import find_pooled_effect
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
 
@@ -89,7 +89,7 @@ def fit_calibration_slope(tables: EvaluationTables, level: float = 0.95) -> Cali
     right = float(right_B.sum())
     if right <= 0 or right >= float(n_B.sum()):
         return CalibrationSlope(n, num_bins, reason=f"all answers are {'right' if right > 0 else 'wrong'}")
-    stretch = find_design_effect(tables) ** 0.5
+    stretch = find_pooled_effect(tables) ** 0.5
     large = _fit(np.ones((num_bins, 1)), x_B, n_B, right_B)
     in_the_large = None if large is None else _make_estimates(*large, stretch, level)[0]
     if num_bins == 1 or _is_separated(x_B, n_B, right_B):

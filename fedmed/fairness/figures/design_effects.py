@@ -68,6 +68,22 @@ def design_effects(right: Array, images: Array, patients: Array, correlation: fl
     return effects
 
 
+def find_pooled_effect(tables: EvaluationTables, chosen: Array | None = None) -> float:
+    """Return the design effect of all right answers together, at least 1.
+
+    Parameters
+    ----------
+    tables : EvaluationTables
+        Of any number of groups.
+    chosen : ndarray of bool, shape (K,), optional
+        Classes whose images are meant; without, all. The correlation is that of all of them in any case.
+    """
+    effects, images = find_design_effects(tables), tables.row_images
+    if chosen is not None:
+        effects, images = effects[:, chosen], images[:, chosen]
+    return pooled_effect(effects, images)
+
+
 def pooled_effect(effects: Array, images: Array) -> float:
     """Return the design effect of a sum over rows: their mean, weighted by images."""
     return float(np.nan_to_num(divide_defined((effects * images).sum(), images.sum()), nan=1.0))

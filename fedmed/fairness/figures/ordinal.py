@@ -13,7 +13,7 @@ Letters: K classes, D leading axes (none, or the draws of a bootstrap).
 
 import numpy as np
 
-from fedmed.fairness.figures.design_effect import find_design_effect
+from fedmed.fairness.figures.design_effects import find_pooled_effect
 from fedmed.fairness.figures.draws import check_draws, draw_rows
 from fedmed.metrics.answer_ranges import MOST_OFF
 from fedmed.metrics.tables import EvaluationTables
@@ -158,7 +158,7 @@ def _draw_ends(
             if not np.isnan(low).all():
                 lows[key].append(float(np.nanquantile(low, (1 - level) / 2)))
                 highs[key].append(float(np.nanquantile(high, (1 + level) / 2)))
-    stretch = find_design_effect(pooled) ** 0.5
+    stretch = find_pooled_effect(pooled) ** 0.5
     limits = {"quadratic_kappa": (-1.0, 1.0), "mean_absolute_error": (0.0, num_classes - 1.0)}
     ends = {}
     for key in ORDINAL_FIGURES:

@@ -3,8 +3,10 @@
 import numpy as np
 
 from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, predict_at, to_probability
-from fedmed.fairness.chance.proportions import wilson_interval
-from fedmed.metrics.clusters import PATIENTS, SIZES, SQUARES
+from fedmed.fairness.chance.net_benefit import AlertCounts, bound_net_benefit
+from fedmed.fairness.chance.proportions import proportion_interval
+from fedmed.fairness.figures.design_effects import find_pooled_effect
+from fedmed.metrics.clusters import PATIENTS, SIZES
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
@@ -92,13 +94,17 @@ def _list_curve(curve: DecisionCurve) -> CurveEntry:
 
 
 def _describe_alerts(tables: EvaluationTables, content: ReportContent, point: OperatingRecord) -> AlertEntry:
-    """Return how alerts do on the images of one group."""
+    """Return how alerts do on the images of one group.
+
+    How alerts vary between patients is not told: the design effects are those of right answers (first choices) in the
+    same classes.
+    """
     is_alert_K = np.array([name in point["alert_classes"] for name in content.classes], np.bool_)
     asked_K, raised_K = tables.alerts[0].T
     told_K = asked_K > 0
     n_with, n_without = int(asked_K[is_alert_K].sum()), int(asked_K[~is_alert_K].sum())
     right, false = int(raised_K[is_alert_K].sum()), int(raised_K[~is_alert_K].sum())
-    wide, narrow = (_find_design_effect(tables, told_K & rows) for rows in (is_alert_K, ~is_alert_K))
+    wide, narrow = (find_pooled_effect(tables, told_K & rows) for rows in (is_alert_K, ~is_alert_K))
     stated = None
     if point["prevalence"] is not None and n_with and n_without:
         stated = predict_at(
@@ -107,6 +113,8 @@ def _describe_alerts(tables: EvaluationTables, content: ReportContent, point: Op
     both = max(wide, narrow)
     chance = to_probability(point["threshold"] or 0.0)
     is_whole = bool(n_with and n_without)
+    counts = AlertCounts(n_with, right, n_without, false)
+    bounds = bound_net_benefit(counts, chance, (wide, narrow, _find_mean_size(tables, told_K))) if is_whole else None
     return {
         "n_with": n_with,
         "n_without": n_without,
@@ -121,6 +129,7 @@ def _describe_alerts(tables: EvaluationTables, content: ReportContent, point: Op
         "ppv_stated": None if stated is None else {"value": stated["ppv"][0], "interval": stated["ppv"][1]},
         "npv_stated": None if stated is None else {"value": stated["npv"][0], "interval": stated["npv"][1]},
         "net_benefit": float(net_benefit(right, false, n_with + n_without, chance)) if is_whole else None,
+        "net_benefit_interval": bounds,
         "by_class": {
             content.classes[label]: _describe_missed(tables, label)
             for label in np.flatnonzero(told_K & is_alert_K).tolist()
@@ -135,30 +144,20 @@ def _name(content: ReportContent, chosen_K: Array) -> list[str]:
 def _describe_missed(tables: EvaluationTables, label: int) -> MissedEntry:
     n, raised = map(int, tables.alerts[0, label])
     row_K = np.arange(tables.num_classes) == label
-    effect = _find_design_effect(tables, row_K)
+    effect = find_pooled_effect(tables, row_K)
     return {"n": n, "missed": n - raised, "share": _describe_share(n - raised, n, effect)}
 
 
 def _describe_share(number: int, n: int, effect: float) -> Drawn:
-    """Return a share with Wilson's interval, as if there were fewer images by the design effect."""
+    """Return a share with its interval, as if there were fewer images by the design effect."""
     if not n:
         return _NOTHING
-    low, high = wilson_interval(np.array(number / effect), np.array(n / effect))
+    low, high = proportion_interval(np.array(number / effect), np.array(n / effect))
     return {"value": number / n, "interval": (float(low), float(high))}
 
 
-def _find_design_effect(tables: EvaluationTables, rows_K: Array) -> float:
-    """Return by how much several images of a patient make a share's variance larger, at least 1.
-
-    Taken from how right answers vary between patients in the same rows (Rao and Scott, 1992), since how alerts vary is
-    not told; where all answers are alike, as if a patient's images always were.
-    """
-    patients_R4, images = tables.patients[0][rows_K], float(tables.row_images[0][rows_K].sum())
-    if not images or patients_R4[:, PATIENTS].sum() in {0, images}:
-        return 1.0
-    n_R = tables.row_images[0][rows_K]
-    right_R = np.diagonal(tables.counts[0])[rows_K]
-    independent = float((right_R * (1 - right_R / np.maximum(n_R, 1))).sum())
-    if independent > 0:
-        return max(1.0, float(patients_R4[:, SQUARES].sum()) / independent)
-    return max(1.0, float(patients_R4[:, SIZES].sum()) / images)
+def _find_mean_size(tables: EvaluationTables, told_K: Array) -> float:
+    """Return how many images of a class an image's patient has on average, at least 1; 1 where nobody knows."""
+    patients, images = tables.patients[:, told_K], tables.row_images[:, told_K]
+    sizes = np.where(patients[..., PATIENTS] > 0, patients[..., SIZES], images)
+    return max(1.0, float(sizes.sum()) / max(float(images.sum()), 1.0))

@@ -4,7 +4,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
-from fedmed.report.schema.figures import Drawn, Part
+from fedmed.report.schema.figures import Drawn, Interval, Part
 
 
 class MissedEntry(TypedDict):
@@ -38,6 +38,8 @@ class AlertEntry(TypedDict):
     npv_stated: Drawn | None
     net_benefit: float | None
     """At the operating point."""
+    net_benefit_interval: NotRequired[Interval | None]
+    """Absent in reports of earlier versions."""
     by_class: dict[str, MissedEntry]
 
 

@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from fedmed.fairness.figures.calibration_slope import find_log_odds, fit_calibration_slope
+from fedmed.metrics.clusters import count_clusters
 from fedmed.metrics.tables import CALIBRATION_BINS, EvaluationTables, calibration_bins, tables_from_logits
 from fedmed.metrics.values import Array
 
@@ -101,10 +102,11 @@ def test_certain_model_has_finite_numbers() -> None:
 
 
 def test_several_images_a_patient_make_it_wider() -> None:
-    confidence_N, right_N = draw(1.0, 0.0, 200, seed=1)
+    """Twenty patients with nine images, all answered alike: an image is worth a ninth, an error three times as long."""
+    rng, patient_N = np.random.default_rng(1), np.repeat(np.arange(20), 9)
+    confidence_N, right_N = rng.uniform(0.5, 0.99, 180), (rng.random(20) < 0.7).astype(np.float64)[patient_N]
     tables = make_tables(confidence_N, right_N)
-    right, clusters = right_N.sum(), np.zeros((1, 2, 4))
-    clusters[0, 0, 1] = 9 * right * (200 - right) / 200
+    clusters = count_clusters(np.zeros(180, np.int64), patient_N, right_N > 0, 2)[None]
     alone, clustered = (fit_calibration_slope(one) for one in (tables, dataclasses.replace(tables, patients=clusters)))
     assert alone.slope is not None
     assert clustered.slope is not None

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES, compute_ordinal, ordinal_ranges
+from fedmed.metrics.clusters import count_clusters
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
 
@@ -92,11 +93,11 @@ def test_no_interval_has_width_zero_and_patients_make_it_wider() -> None:
         low, high = figure.interval
         assert low <= figure.value <= high
         assert high - low > 0.01
-    counts = np.array([[30, 10, 2], [8, 30, 6], [1, 9, 30]])
+    counts = np.array([[28, 10, 2], [6, 32, 6], [2, 10, 28]])
     tables = make_tables(counts)
-    right, n = np.diagonal(counts), counts.sum(axis=1)
-    clusters = np.zeros((1, 3, 4))
-    clusters[0, :, 1] = 4 * right * (n - right) / n  # four times the variance of independent images
+    # Patients with four images, all right or all wrong: an image is worth a quarter, and the reach is twice as long.
+    row, right = np.repeat([0, 1, 2], counts.sum(axis=1)), np.repeat([1, 0, 1, 0, 1, 0], [28, 12, 32, 12, 28, 12]) > 0
+    clusters = count_clusters(row, np.arange(124) // 4, right, 3)[None]
     alone = compute_ordinal(tables, seed=0)
     clustered = compute_ordinal(dataclasses.replace(tables, patients=clusters), seed=0)
     for key in ("quadratic_kappa", "mean_absolute_error"):

@@ -67,6 +67,10 @@ def test_figures_are_those_of_counting() -> None:
     assert whole["ppv"]["value"] == pytest.approx(108 / 120)
     assert whole["ppv_stated"]["value"] == pytest.approx(0.09 / (0.09 + 0.1 * 0.9))
     assert whole["net_benefit"] == pytest.approx((108 - 12) / 240)  # at the odds 1
+    low, high = whole["net_benefit_interval"]
+    # Each image adds 1, -1 or 0: of 108, 12 and 120, with the variance 120 / 240 - 0.4^2.
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.34 / 240), rel=0.02)
+    assert low < whole["net_benefit"] < high
     women, men = (part["groups"]["sex"][name] for name in ("female", "male"))
     assert women["by_class"]["malignant"]["missed"] == 9
     assert men["by_class"]["malignant"]["missed"] == 3
@@ -94,7 +98,7 @@ def test_the_page_says_it_in_words_and_a_name_is_escaped() -> None:
     assert "<b>malignant" not in page
     assert "of 100 images" in section.lower()
     assert "about 15 (8 to 26; 60 images)" in section
-    assert "about 5 (2 to 14; 60 images)" in section
+    assert "about 5 (1 to 14; 60 images)" in section
     assert read_document(encode_json(document).encode())["clinical"]["alert_classes"] == ["<b>malignant"]
 
 

@@ -110,7 +110,8 @@ def _list_cells(numbers: Numbers, path: Path) -> list[Cell]:
         keys += ["ppv_stated", "npv_stated"]
     with_alert, without = numbers.show(*path, "n_with"), numbers.show(*path, "n_without")
     cells = ["n/a" if numbers.get(*path, key) is None else numbers.figure_and_interval(*path, key) for key in keys]
-    return [join([fill("{} with, {} without", with_alert, without), star]), *cells, numbers.show(*path, "net_benefit")]
+    net_benefit = join([numbers.show(*path, "net_benefit"), numbers.interval(*path, key="net_benefit_interval")])
+    return [join([fill("{} with, {} without", with_alert, without), star]), *cells, net_benefit]
 
 
 def _draw_curve(part: ClinicalPart) -> Values | None:
