@@ -8,8 +8,11 @@ from fedmed.aggregation.fair_rules import ascend_simplex
 from fedmed.aggregation.rule import RoundUpdates, Rule, RuleState, Weights, make_rule, normalise
 from fedmed.config import FairFedConfig, GroupMinimaxConfig
 from fedmed.errors import FederationError
-from fedmed.fairness.figures.gap_figures import compute_gaps
+from fedmed.fairness.figures.gap_figures import compute_gaps, leave_out_unknown
+from fedmed.metrics.classification import count_values
 from fedmed.metrics.site_tables import FEDERATED, SiteTables, combine_attribute
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.values import gap_defined, optional_float
 
 
 def weigh_groups(weights: Mapping[str, float], shares: Mapping[str, float]) -> Weights:
@@ -113,16 +116,27 @@ class FairFed(Rule):
         """Return how far each site's gap between groups is from that of all images; without sites that have no gap."""
         attribute, figure = self.config.attribute, self.config.figure
         pooled = combine_attribute(before, attribute)
-        overall = None if pooled is None else compute_gaps(pooled)[figure].value
+        overall = None if pooled is None else _find_gap(pooled, figure)
         if overall is None:
             return {}
         found = {}
         for site, tables in before.items():
             own = tables.models[FEDERATED].get(attribute)
-            value = None if own is None else compute_gaps(own)[figure].value
+            value = None if own is None else _find_gap(own, figure)
             if value is not None:
                 found[site] = abs(value - overall)
         return found
+
+
+def _find_gap(tables: EvaluationTables, figure: str) -> float | None:
+    """Return a gap between groups; of accuracies over all their images, as FairFed has it.
+
+    A report compares accuracies over the classes that all groups have; a rule that steers is no judgement on a group.
+    """
+    if figure != "gap_accuracy":
+        return compute_gaps(tables)[figure].value
+    known = leave_out_unknown(tables)
+    return optional_float(gap_defined(count_values(known.counts, known.rare, known.other_wrong)["accuracy"].value))
 
 
 make_rule.register(FairFedConfig, FairFed)

@@ -10,6 +10,7 @@ from fedmed.report.document import build_document
 from fedmed.report.page import render_page
 from fedmed.report.schema.document import Document
 from tests.report.support.example import make_content
+from tests.report.support.example import make_site as make_image_site
 from tests.report.support.page_parser import Page
 
 LIMITS = Disclosure(k=10, k_row=5, k_bin=5)
@@ -72,3 +73,19 @@ def test_sites_over_different_classes_are_not_ranked_in_the_summary() -> None:
     words = Page(render_page(document)).text
     assert "All sites, by name, since they tell different classes." in words
     assert document["sites"]["north"]["test"]["accuracy"]["over_classes"] == ["nevus", "melanoma"]
+
+
+def test_a_site_without_images_of_a_class_is_not_ranked_either() -> None:
+    """Nothing is withheld; the north has three classes and recognises none of the third, the south has two."""
+    content = make_content(
+        classes=("nevus", "melanoma", "keratosis"),
+        test={
+            "north": make_image_site("north", [(0, 0)] * 5 + [(1, 1)] * 4 + [(2, 0)] * 2, 3),
+            "south": make_image_site("south", [(0, 0)] * 4 + [(1, 0)] * 1 + [(1, 1)] * 4, 3),
+        },
+        composition=None,
+        validation={},
+    )
+    words = Page(render_page(build_document(content))).text
+    assert "Among the sites, balanced accuracy is highest" not in words
+    assert "All sites, by name, since they tell different classes." in words

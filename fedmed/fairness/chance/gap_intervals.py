@@ -67,16 +67,18 @@ def _list_figures(known: EvaluationTables) -> dict[str, tuple[Array, float, _Int
     """Return for each figure its values by group, its value for all groups together, and their intervals."""
     right, n, effects = np.diagonal(known.counts, axis1=1, axis2=2), known.row_images, find_design_effects(known)
     rare_n, rare_right = known.rare.T
-    whole = np.array([pooled_effect(*row) for row in zip(effects, n, strict=True)])
-    hits, images = right.sum(axis=1) / whole + rare_right, n.sum(axis=1) / whole + rare_n
+    chosen = find_class_set(n)
+    kept, classes = chosen.groups, chosen.classes
+    counted, rare = np.where(classes, n, 0), float(chosen.is_whole)
+    whole = np.array([pooled_effect(*row) for row in zip(effects, counted, strict=True)])
+    hits = np.where(kept, np.where(classes, right, 0).sum(axis=1) / whole + rare * rare_right, 0)
+    images = np.where(kept, counted.sum(axis=1) / whole + rare * rare_n, 0)
 
     def accuracy(level: float) -> Array:
         ends = np.stack(proportion_interval(hits, images, level))
         return np.column_stack([ends, np.full(2, np.nan)])
 
     found: dict[str, tuple[Array, float, _Interval]] = {"accuracy": (divide_defined(hits, images), np.nan, accuracy)}
-    chosen = find_class_set(n)
-    kept, classes = chosen.groups, chosen.classes
     if kept.any():
         own = np.where(kept[:, None] & classes, n / effects, 0.0)
         share = np.nan_to_num(divide_defined(right, n))

@@ -54,7 +54,7 @@ FIGURE_OF_GAP = {
 }
 """Key of a disparity to the figure of every group that it compares."""
 GAP_KEYS = (*RATE_FIGURES, CLASS_GAP, *FIGURE_OF_GAP)
-MEANS_OVER_CLASSES = frozenset({"balanced_accuracy", "macro_f1", "auc"})
+OVER_THE_SAME_CLASSES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "auc"})
 
 _EXPLAINED = {"pqd": "no group has a right answer"}
 
@@ -102,7 +102,8 @@ class GapFigure:
     n_withheld : int
         Rows (site, group, true class) with images that are held back.
     classes : tuple of int, optional
-        Of gaps of means over the classes: the classes over which all groups are compared.
+        Of gaps of means over the classes: the classes over which all groups are compared. Of gaps of accuracies only
+        where some group lacks a class, so that only images of these classes count.
     overall : float, optional
         The figure of all compared groups together, over the same classes.
     lacking : mapping of int to tuple of str
@@ -190,15 +191,16 @@ def _describe(found: Disparities, known: EvaluationTables, source: GapSource | N
             name = FIGURE_OF_GAP[key]
             figures[key] = _make_group_figure(key, gap, found.groups[name], known)
             if name in found.overall:
-                classes = _find_classes(known, source)
-                overall = optional_float(found.overall[name])
-                figures[key] = replace(figures[key], classes=classes, overall=overall)
+                figures[key] = _name_classes(figures[key], float(found.overall[name]), known, source)
     return figures
 
 
-def _find_classes(known: EvaluationTables, source: GapSource | None) -> tuple[int, ...]:
+def _name_classes(figure: GapFigure, overall: float, known: EvaluationTables, source: GapSource | None) -> GapFigure:
     own = source.class_set if isinstance(source, CountSource | ScoreSource) else find_class_set(known.areas[..., PAIRS])
-    return tuple(np.flatnonzero(own.classes).tolist())
+    n = figure.n
+    if isinstance(source, CountSource):
+        n = int(known.row_images[np.ix_(own.groups, own.classes)].sum())
+    return replace(figure, n=n, classes=tuple(np.flatnonzero(own.classes).tolist()), overall=optional_float(overall))
 
 
 def _make_class_gap(gap: GapValues, tpr_GK: Array, known: EvaluationTables, source: CountSource) -> GapFigure:
@@ -259,7 +261,7 @@ def _make_group_figure(key: str, gap: GapValues, values_G: Array, known: Evaluat
     reason = None
     if value is None:
         few = f"fewer than two groups have the figure {name}"
-        if name in MEANS_OVER_CLASSES and key not in _EXPLAINED:
+        if name in OVER_THE_SAME_CLASSES:
             few = "fewer than two groups have two classes in common"
         reason = few if usable.sum() < 2 else _EXPLAINED.get(key, "it is not defined for these groups")
     return GapFigure(

@@ -115,8 +115,7 @@ class CountSource:
         rows, rare = arrays
         num_classes = self._counts.shape[-1]
         counts, other = rows[..., :num_classes], rows[..., num_classes:].sum(axis=-1)
-        groups = {"accuracy": count_values(counts, rare, other)["accuracy"].value}
-        groups |= self._average_classes(counts, other)
+        groups = {"accuracy": self._find_accuracy(counts, other, rare)} | self._average_classes(counts, other)
         gaps: dict[str, GapValues] = {}
         for key, values in groups.items():
             gaps |= group_gaps(key, values)
@@ -130,17 +129,30 @@ class CountSource:
             gaps[CLASS_GAP] = class_gap(rates.tpr, self.worth)
         return Disparities(gaps, groups, rates, overall)
 
+    def _find_accuracy(self, counts: Array, other: Array, rare: Array) -> Array:
+        """Return the accuracies over the same classes; where that is over all, images of rare classes count, too."""
+        if self.class_set.is_whole:
+            value = count_values(counts, rare, other)["accuracy"].value
+        else:
+            value = _compute_over(counts, other, self.class_set.classes)["accuracy"].value
+        return np.where(self.class_set.groups, value, np.nan)
+
     def _average_all(self, counts: Array, other: Array) -> dict[str, Array]:
         """Return means over the classes of the comparison, of all compared groups together."""
         kept, classes = self.class_set.groups, self.class_set.classes
         counts, other = counts[..., kept, :, :].sum(axis=-3), other[..., kept, :].sum(axis=-2)
         found = _compute_over(counts, other, classes)
-        return {key: found[key].value for key in MACRO}
+        return {key: found[key].value for key in self._partial}
 
     def _average_classes(self, counts: Array, other: Array) -> dict[str, Array]:
         """Return means over the classes of the comparison, NaN for groups that are not compared."""
         found = _compute_over(counts, other, self.class_set.classes)
         return {key: np.where(self.class_set.groups, found[key].value, np.nan) for key in MACRO}
+
+    @property
+    def _partial(self) -> tuple[str, ...]:
+        """Figures that are about the classes of the comparison, and not about all images."""
+        return MACRO if self.class_set.is_whole else (*MACRO, "accuracy")
 
     @property
     def worth(self) -> Array:
@@ -222,6 +234,8 @@ class CalibrationSource:
         self._calibration, self._mixed = tables.calibration, tables.mixed
         effects = find_design_effects(tables)
         self.effects = np.array([pooled_effect(*row) for row in zip(effects, tables.row_images, strict=True)])
+        # Of one class alone confidence is not honest in any group: how often it is right depends on the class.
+        self._of_one_class = ((tables.row_images > 0).sum(axis=1) == 1) & (tables.rare[:, 0] == 0)
         self.cells = tables.calibration.size
 
     def observe(self) -> Arrays:
@@ -240,7 +254,7 @@ class CalibrationSource:
 
     def compute(self, *arrays: Array) -> Disparities:
         """Compute the disparity of the expected calibration error."""
-        values = expected_error(arrays[0])
+        values = np.where(self._of_one_class, np.nan, expected_error(arrays[0]))
         skipped: Array = np.isnan(values).sum(axis=-1)
         return Disparities({"gap_ece": GapValues(gap_defined(values), skipped)}, {"ece": values})
 

@@ -7,16 +7,17 @@ from typing import TypeVar
 import numpy as np
 
 from fedmed.fairness.chance.intervals import add_intervals
-from fedmed.fairness.figures.ordinal import compute_ordinal
+from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES, compute_ordinal
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.tables import EvaluationTables
+from fedmed.metrics.values import Array
 from fedmed.report.content import ReportContent
 from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry, Reliability
 
 CALIBRATION_FIGURES = ("ece", "mce", "classwise_ece", "brier")
-OF_TOLD_IMAGES = ("accuracy", "kappa", "mcc")
+OF_TOLD_IMAGES = ("accuracy", "kappa", "mcc", *ORDINAL_FIGURES)
 """Figures of all images together, which of a site or group may be images of some classes only."""
 _Value = TypeVar("_Value")
 
@@ -48,10 +49,11 @@ def describe_tables(
     present = [bool(images) for images in tables.row_images.sum(axis=0)]
     lacking = [bool(is_lacking) for is_lacking in lacking_classes(tables.pool())[0]]
     described = {key: _describe_figure(figure, content.classes, present, lacking) for key, figure in figures.items()}
-    if any(lacking) and not tables.rare.any():
+    if any(lacking):
         told = [name for name, is_lacking in zip(content.classes, lacking, strict=True) if not is_lacking]
-        for key in OF_TOLD_IMAGES:
-            if described[key]["value"] is not None:
+        # Accuracy counts images of rare classes, too, whichever these are.
+        for key in OF_TOLD_IMAGES[int(tables.rare.any()) :]:
+            if key in described and described[key]["value"] is not None:
                 described[key]["over_classes"] = told
     patients = round(tables.patients[..., PATIENTS].sum())
     for key, entry in described.items():
@@ -76,12 +78,18 @@ def add_pooled(figures: FigureEntries, everyone: EvaluationTables, content: Repo
     """
     partial = {key: tuple(entry["over_classes"]) for key, entry in figures.items() if "over_classes" in entry}
     pooled = {
-        names: compute_figures(everyone, np.isin(np.array(content.classes), names)) for names in set(partial.values())
+        names: _compute_over(everyone, content, np.isin(np.array(content.classes), names))
+        for names in set(partial.values())
     }
     return {
         key: entry | {"pooled": pooled[partial[key]][key].value} if key in partial else entry
         for key, entry in figures.items()
     }
+
+
+def _compute_over(tables: EvaluationTables, content: ReportContent, classes: Array) -> dict[str, Figure]:
+    ordinal = _compute_ordinal(tables.keep_classes(classes), content, with_intervals=False)
+    return compute_figures(tables, classes) | ordinal
 
 
 def _compute_ordinal(tables: EvaluationTables, content: ReportContent, *, with_intervals: bool) -> dict[str, Figure]:

@@ -21,6 +21,7 @@ from fedmed.report.schema.figures import FigureEntries, FigureEntry, GapEntry
 from fedmed.report.sections.fairness_course import draw_courses
 from fedmed.report.sections.fairness_findings import list_findings
 from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.results import is_ranked
 from fedmed.report.sections.values import Values
 
 MOST_GROUPS = 12
@@ -100,9 +101,12 @@ def _list_rows(numbers: Numbers, attribute: str) -> list[ForestRow]:
 
 
 def _rank_groups(numbers: Numbers, attribute: str) -> list[str]:
-    """Return the groups, sites by balanced accuracy and others by size or name: bands of age are in order."""
+    """Return the groups, sites by balanced accuracy and others by size or name: bands of age are in order.
+
+    Sites of different classes are ordered by name, too.
+    """
     groups: dict[str, FigureEntries] = numbers.get("groups", attribute)
-    if attribute == SITE:
+    if attribute == SITE and is_ranked(numbers):
         return sorted(groups, key=lambda name: (_value_of(groups[name]) is None, _value_of(groups[name]) or 0.0, name))
     return order_groups(groups)
 

@@ -1,5 +1,7 @@
 """The findings: summary, headline figures, classes and sites."""
 
+from collections.abc import Mapping
+
 from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES
 from fedmed.report.drawing.markup import Cell, Numbers, Rows, Table, format_number, show_name
 from fedmed.report.drawing.wording import (
@@ -12,7 +14,7 @@ from fedmed.report.drawing.wording import (
     name_direction,
 )
 from fedmed.report.schema.document import SiteEntry
-from fedmed.report.schema.figures import FigureEntry
+from fedmed.report.schema.figures import ClassFigure, FigureEntry
 from fedmed.report.sections.benefit import summarise_benefit
 from fedmed.report.sections.fairness_findings import summarise_fairness
 from fedmed.report.sections.patients import has_patients, show_patients
@@ -80,9 +82,18 @@ def _site_value(numbers: Numbers, site: str) -> float | None:
 def is_ranked(numbers: Numbers) -> bool:
     """Return whether the balanced accuracies of all sites are over the same classes, so that sites can be ranked.
 
-    Sites that tell different classes are compared over those that all have, in the part on groups.
+    Sites that tell or have images of different classes are compared over those that all have, in the part on groups.
     """
-    return not any("over_classes" in site["test"]["balanced_accuracy"] for site in numbers.get("sites").values())
+    tested = [site["test"] for site in numbers.get("sites").values()]
+    if any("over_classes" in figures["balanced_accuracy"] for figures in tested):
+        return False
+    known = [figures for figures in tested if figures["balanced_accuracy"]["value"] is not None]
+    classes = {tuple(_list_told(figures["sensitivity"].get("by_class", {}))) for figures in known}
+    return len(classes) < 2
+
+
+def _list_told(by_class: Mapping[str, ClassFigure]) -> list[str]:
+    return [name for name, entry in by_class.items() if entry["value"] is not None]
 
 
 def say_order(numbers: Numbers) -> str:

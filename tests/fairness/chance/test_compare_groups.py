@@ -6,7 +6,7 @@ import pytest
 from fairlearn import metrics as fair
 from sklearn import metrics as oracle
 
-from fedmed.fairness import compare_groups, compute_gaps, flag_attributes
+from fedmed.fairness import compare_groups, compute_gaps, flag_attributes, wilson_interval
 from fedmed.fairness.chance.compare_groups import GAP_KEYS
 from fedmed.metrics.classification import compute_figures
 from fedmed.metrics.tables import EvaluationTables
@@ -196,7 +196,8 @@ def test_groups_without_a_common_class_have_no_rates_to_compare():
         assert (gaps[key].value, gaps[key].skipped) == (None, 2)
         where = "every group" if key in {"eopp1", "eopp0", "eodd"} else "two groups"
         assert gaps[key].reason == f"no class has images in {where}"
-    assert gaps["gap_accuracy"].value == pytest.approx(0.1)
+    for key in ("gap_accuracy", "worst_group_accuracy", "pqd"):
+        assert (gaps[key].value, gaps[key].reason) == (None, "fewer than two groups have two classes in common")
 
 
 def test_ratios_without_a_denominator_are_skipped_and_counted():
@@ -282,11 +283,37 @@ def test_groups_are_compared_over_the_classes_that_all_have():
 
 
 def test_a_group_with_one_class_is_not_ranked():
-    """Its share of right answers is no mean over classes; the others are compared over both classes."""
+    """Its share of right answers is that of one class; the others are compared over both classes."""
     gaps = gaps_of([[[8, 2], [1, 9]], [[7, 3], [3, 7]], [[10, 0], [0, 0]]], groups=("a", "b", "c"))
     assert (gaps["gap_balanced_accuracy"].left_out, gaps["gap_balanced_accuracy"].best_group) == (("c",), "a")
     assert gaps["gap_balanced_accuracy"].value == pytest.approx(0.85 - 0.7)
-    assert gaps["gap_accuracy"].best_group == "c"
+    assert (gaps["gap_accuracy"].left_out, gaps["gap_accuracy"].best_group) == (("c",), "a")
+    assert gaps["gap_accuracy"].value == pytest.approx(17 / 20 - 14 / 20)
+    assert (gaps["gap_accuracy"].n, gaps["gap_accuracy"].classes) == (40, (0, 1))
+
+
+def test_accuracies_are_compared_over_the_same_classes():
+    """Group b lacks class 2, of which a has 5 of 5 right, and has 4 rare images, all right: 12/15 against 15/20."""
+    rare = np.zeros((2, 15, 3))
+    rare[1, 10] = 4, 3, 4
+    counts = [BY_HAND[0], [[6, 2, 2], [0, 9, 1], [0, 0, 0]]]
+    gaps = gaps_of(counts, rare=rare, groups=("a", "b"))
+    figure = gaps["gap_accuracy"]
+    assert (figure.value, figure.n, figure.classes) == (pytest.approx(12 / 15 - 15 / 20), 35, (0, 1))
+    assert figure.overall == pytest.approx(27 / 35)
+    found = compare_groups(tables_of_groups(counts, rare=rare, groups=("a", "b")), 0, 50)["gap_accuracy"]
+    low, high = wilson_interval(np.array([12, 15]), np.array([15, 20]))
+    assert found.interval[1] == pytest.approx(0.05 + math.hypot(high[0] - 0.8, 0.75 - low[1]))
+    assert gaps_of(BY_HAND)["gap_accuracy"].classes is None
+
+
+def test_the_calibration_error_of_one_class_is_not_ranked():
+    logits, labels, groups = draw_images(600, (0.6, 0.4), ("a", "b", "c"), 1)
+    kept = (groups != "c") | (labels == 0)
+    figure = compute_gaps(count_images(logits[kept], labels[kept], groups[kept]))["gap_ece"]
+    assert figure.left_out == ("c",)
+    two = compute_gaps(count_images(*(one[groups != "c"] for one in (logits, labels, groups))))["gap_ece"]
+    assert figure.value == two.value
 
 
 def test_the_class_that_differs_most_for_its_images():

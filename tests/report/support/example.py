@@ -96,7 +96,7 @@ def make_large_content(num_sites: int, num_rounds: int, num_classes: int) -> Rep
     """Return many sites and rounds, in which one site in ten is late."""
     sites = [f"site_{index:03d}" for index in range(num_sites)]
     pairs = [(true, (true * (1 + row)) % num_classes) for true in range(num_classes) for row in range(4)]
-    tables = {site: make_site(site, pairs[index % 5 :], num_classes) for index, site in enumerate(sites)}
+    tables = {site: make_site(site, pairs[index % 4 :], num_classes) for index, site in enumerate(sites)}
     history = [
         make_record(
             number, {site: "late" if (index + number) % 10 == 0 else "accepted" for index, site in enumerate(sites)}

@@ -1,5 +1,8 @@
 """Ordered classes on the page and in ``report.json``."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from fedmed.config import RunConfig
@@ -40,6 +43,19 @@ def test_figures_of_the_whole_of_sites_and_of_groups() -> None:
     assert "<bdi>mild</bdi> &lt; <bdi>moderate</bdi> &lt; <bdi>severe</bdi>" in section
     for row in ("All images", "Site: <bdi>south</bdi>", "<bdi>Age</bdi>: <bdi>&gt;=40</bdi>"):
         assert f'<th scope="row">{row}</th>' in section
+
+
+def test_figures_over_fewer_classes_name_them_beside_the_pooled_ones() -> None:
+    """At the south the two severe images are withheld: all 7 others are right; of 20 of both sites there, 3 are not."""
+    content = make_graded(config={"name": "grades", "ordinal": True}, single_sites=True)
+    south = make_tables("south", SOUTH[:6], 3)
+    silent = dataclasses.replace(south, withheld=np.array([[0, 0, 1]]))
+    test = {**content.test, "south": SiteTables({FEDERATED: {"site": silent}})}
+    document = build_document(dataclasses.replace(content, test=test))
+    figure = document["groups"]["site"]["south"]["mean_absolute_error"]
+    assert (figure["value"], figure["over_classes"]) == (0, ["mild", "moderate"])
+    # At the north 14 images are mild or moderate, one of them two steps off and two one step.
+    assert document["sites"]["south"]["test"]["mean_absolute_error"]["pooled"] == pytest.approx(4 / 20)
 
 
 def test_other_classes_have_none_of_it() -> None:
