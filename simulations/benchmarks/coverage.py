@@ -12,7 +12,7 @@ Data are drawn from models whose true figures are known; each line is a number o
 ``power``     share of reports in which a failure in one class is flagged, beside a plain test of every class (Fisher's,
               Holm's correction; aim: within .05 of the better one of this and of the gaps alone);
 ``benefit``   how often a hospital is called better off, with a true gain and without one, and how often the interval of
-              the gain holds it.
+              the gain holds it (aim: within .05 of a plain test of accuracy; at most .05 without a gain).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import binomtest, fisher_exact
 
 from fedmed.fairness.chance.compare_groups import compare_groups
 from fedmed.fairness.chance.flags import FLAG_KEYS, flag_attributes
@@ -127,6 +127,19 @@ FLAGGED: Mapping[str, Images] = {
 MELANOMA = (200, 33, 32, 15, 10, 6, 4)
 """Images of seven classes in each of two groups of 300, in the shares of dermatoscopic data."""
 
+BENEFITS = (
+    (0.1, 1, 0.0),
+    (0.1, 1, 0.7),
+    (0.1, 1, 1.0),
+    (0.0, 1, 0.0),
+    (0.0, 1, 0.7),
+    (0.1, 5, 0.0),
+    (0.1, 5, 0.7),
+    (0.0, 5, 0.0),
+    (0.0, 5, 0.7),
+)
+"""Gain, images a patient, and share of the images that both models answer alike, of each line on benefit."""
+
 
 def repeat(number: int, seed: int, once: Callable[[np.random.Generator], Mapping[str, bool | None]]) -> Rates:
     """Return how often each of several things is so, of the repetitions in which it can be told."""
@@ -226,40 +239,50 @@ def measure_power(lower_by: float, factor: int, number: int, seed: int) -> Rates
     return repeat(number, seed, once)
 
 
-def measure_benefit(gain: float, per_patient: int, number: int, seed: int) -> Rates:
-    """Return verdicts on a federated model that is better by some share of right answers in every class."""
+def measure_benefit(gain: float, per_patient: int, number: int, seed: int, alike: float = 0.0) -> Rates:
+    """Return verdicts on a federated model that is better by some share of right answers in every class.
+
+    Of a share ``alike`` of the images both models find the same ones easy, so that only the better one of them is right
+    where they differ; the plain test of accuracy is one of signs, by patient.
+    """
     sizes = np.array((60, 100, 30, 3, 50, 5, 2))
 
     def once(rng: np.random.Generator) -> dict[str, bool | None]:
         y_N = np.repeat(np.arange(len(sizes)), sizes)
         patient_N = np.cumsum(np.r_[True, np.diff(y_N) != 0]) * 1000 + np.arange(len(y_N)) // per_patient
         _, place_N = np.unique(patient_N, return_inverse=True)
-        level = np.sqrt(0.5) * rng.normal(size=place_N.max() + 1)[place_N]
-        if per_patient == 1:
-            level = np.zeros(len(y_N))
-        spread = np.sqrt(0.5) if per_patient > 1 else 1.0
-        other = _answer(rng, level, spread, 0.6)
-        own = _answer(rng, level, spread, 0.6 + gain)
+        # Patients differ in how hard they are for either model, so that differences hang together, too.
+        shared = 0.5 if per_patient > 1 else 0.0
+        level = np.sqrt(shared) * rng.normal(size=(2, place_N.max() + 1))[:, place_N]
+        noise = rng.normal(size=(2, len(y_N)))
+        noise[1] = np.where(rng.random(len(y_N)) < alike, noise[0], noise[1])
+        other, own = (
+            one < NormalDist().inv_cdf(chance)
+            for one, chance in zip(level + np.sqrt(1 - shared) * noise, (0.6, 0.6 + gain), strict=True)
+        )
         paired = make_paired(own, other, y_N, ["a"] * len(y_N), len(sizes), [str(p) for p in place_N.tolist()])
         patients = np.array([len(set(place_N[y_N == k].tolist())) for k in range(len(sizes))])
         found = compare_paired(
             paired.cells[0], int(rng.integers(2**31)), NUM_DRAWS, spread=paired.spread[0], patients=patients
         )
         decided = [one.verdict for one in found.values() if one.family_p is not None and one.family_p < _LEVEL]
+        surplus = np.bincount(place_N, weights=own.astype(np.float64) - other)
         return {
             "better": "better" in decided,
             "worse": "worse" in decided,
+            "plain test of accuracy": surplus.sum() > 0 and _flip_patients(rng, surplus) < _LEVEL,
             **{f"interval {key}": _holds(one.value, one.interval, gain) for key, one in found.items()},
         }
 
     return repeat(number, seed, once)
 
 
-def _answer(rng: np.random.Generator, level: Array, spread: float, chance: float) -> Array:
-    """Return right answers with some chance, alike for images with the same level."""
-    limit = NormalDist().inv_cdf(chance)
-    answers: Array = level + spread * rng.normal(size=len(level)) < limit
-    return answers
+def _flip_patients(rng: np.random.Generator, surplus: Array) -> float:
+    """Return the p-value of a test in which the difference of every patient goes either way."""
+    if (np.abs(surplus) <= 1).all():
+        return float(binomtest(int((surplus > 0).sum()), max(int(np.abs(surplus).sum()), 1)).pvalue)
+    drawn = np.abs(rng.choice([-1.0, 1.0], (NUM_DRAWS, len(surplus))) @ surplus)
+    return float(1 + (drawn >= abs(surplus.sum()) - 1e-9).sum()) / (1 + NUM_DRAWS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,9 +309,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             title = f"one class lower by {lower_by} in one of two groups of {300 * factor}"
             _print_rates(title, measure_power(lower_by, factor, number, seed))
     if "benefit" in chosen:
-        for gain, per_patient in ((0.1, 1), (0.0, 1), (0.0, 5), (0.1, 5)):
-            title = f"benefit of {gain}, {per_patient} images a patient"
-            _print_rates(title, measure_benefit(gain, per_patient, number, seed))
+        for gain, per_patient, alike in BENEFITS:
+            title = f"benefit of {gain}, {per_patient} images a patient, {alike} answered alike"
+            _print_rates(title, measure_benefit(gain, per_patient, number, seed, alike))
     return 0
 
 

@@ -260,10 +260,12 @@ def _make_group_figure(key: str, gap: GapValues, values_G: Array, known: Evaluat
         ends = known.groups[lowest], known.groups[highest]
     reason = None
     if value is None:
-        few = f"fewer than two groups have the figure {name}"
-        if name in OVER_THE_SAME_CLASSES:
-            few = "fewer than two groups have two classes in common"
-        reason = few if usable.sum() < 2 else _EXPLAINED.get(key, "it is not defined for these groups")
+        needed = "two classes in common" if name in OVER_THE_SAME_CLASSES else f"the figure {name}"
+        reason = (
+            f"fewer than two groups have {needed}"
+            if usable.sum() < 2
+            else _EXPLAINED.get(key, "it is not defined for these groups")
+        )
     return GapFigure(
         key,
         value,

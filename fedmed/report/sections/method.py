@@ -34,7 +34,7 @@ PAIRED = (
     "Two models at one site answer the same images, so the difference between them rests on the images on which only "
     "one of them is right. A site is called better or worse off only if the 95 % interval of the difference leaves out "
     "0 and a test agrees at 5 % in which each of these images goes either way by chance; its p-value is adjusted for "
-    "the two figures that are looked at."
+    "the two figures that are looked at, each weighted by how precise it is."
 )
 TABLES = (
     "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "

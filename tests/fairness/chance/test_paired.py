@@ -149,6 +149,19 @@ def test_images_of_one_patient_count_as_one_where_they_are_answered_alike():
     assert width[1] > 1.5 * width[0]
 
 
+def test_balanced_accuracy_costs_accuracy_little_where_it_rests_on_few_images():
+    """Under the hypothesis accuracy has the variance 12 / 102^2, balanced accuracy (11 / 100^2 + 1 / 2^2) / 4.
+
+    That is 54 times as much, so that its p-value would have to be 54 times as small to decide: the adjusted p-value
+    of accuracy is its own and at most a fiftieth more.
+    """
+    found = compare_paired(make_cells((5, 2, 9, 84), (1, 0, 1, 0)), 0, 20000)
+    own = binomtest(2, 12).pvalue
+    assert found["accuracy"].family_p == pytest.approx(own, abs=0.004)
+    assert found["accuracy"].family_p >= own * 0.9
+    assert found["balanced_accuracy"].family_p == pytest.approx(1, abs=0.01)
+
+
 def test_the_adjusted_p_value_allows_for_both_figures():
     """Of one class both figures are the same, and so is the adjusted p-value; of several it is at least as large."""
     one = compare_paired(make_cells((5, 2, 9, 20)), 0, 4000)
