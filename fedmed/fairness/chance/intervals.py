@@ -10,13 +10,18 @@ Letters: D draws, K classes.
 
 import dataclasses
 from collections.abc import Mapping
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import t as student
 
 from fedmed.fairness.chance.joined_areas import join_intervals
 from fedmed.fairness.chance.proportions import bound_gap, bound_lowest, mean_interval, proportion_interval, share_level
-from fedmed.fairness.figures.design_effects import count_effective, find_design_effects, pooled_effect
+from fedmed.fairness.figures.design_effects import (
+    count_effective,
+    find_design_effects,
+    find_score_effect,
+    pooled_effect,
+)
 from fedmed.fairness.figures.draws import check_draws, draw_rows, or_zero
 from fedmed.metrics.answer_ranges import find_ranges, settle_other
 from fedmed.metrics.areas import area_intervals, bin_areas
@@ -124,7 +129,8 @@ def add_intervals(
       bootstrap), or moved with it where that is wider. The lower one is 0 where draws with confidence as the chance of
       being right reach the figure, too. Where many bins are almost empty the figure itself is too large, and so is its
       interval.
-    * ``brier``: normal approximation from number, sum and sum of squares; there is nothing to resample.
+    * ``brier``: Student's, from number, sum and sum of squares; there is nothing to resample. Design effect:
+      :func:`fedmed.fairness.figures.design_effects.find_score_effect`.
     """
     check_draws(num_draws, level)
     pooled = tables.pool()
@@ -139,7 +145,7 @@ def add_intervals(
     ends["accuracy"] = _Ends(np.stack(proportion_interval(right + rare_right, n + rare_n, level)))
     ends["auc"] = _area_ends(pooled, rows.effects, seed, num_draws, level)
     ends |= _calibration_ends(pooled, rows.wholesale, seed, num_draws, tails)
-    ends["brier"] = _Ends(_normal_interval(pooled.brier[0], rows.wholesale, level))
+    ends["brier"] = _Ends(_mean_interval(pooled.brier[0], find_score_effect(pooled), level))
     return {key: _attach(figure, ends[key]) if key in ends else figure for key, figure in figures.items()}
 
 
@@ -271,13 +277,13 @@ def _classwise_ends(scores: Array, effect: float, seed: int, num_draws: int, tai
     return _Ends(by_class.mean(axis=1), by_class)
 
 
-def _normal_interval(brier: Array, effect: float, level: float) -> Array:
+def _mean_interval(brier: Array, effect: float, level: float) -> Array:
     n, total, squares = brier
     if n < 2:
         return np.full(2, np.nan)
     mean = total / n
     variance = max(squares - n * mean**2, 0.0) / (n - 1)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(variance * effect / n)
+    reach = student.ppf((1 + level) / 2, max(n / effect - 1, 1.0)) * np.sqrt(variance * effect / n)
     return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)]) if reach > 0 else np.full(2, np.nan)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.fairness.figures.design_effects import count_effective
+from fedmed.fairness.figures.design_effects import allow_for_few, count_effective
 from fedmed.fairness.figures.draws import draw_rows
 from fedmed.metrics.values import Array, divide_defined
 from fedmed.seeding import make_rng
@@ -138,15 +138,18 @@ def compare_paired(
 
 
 def _find_effect(cells: Array, n: Array, spread: Array | None, patients: Array | None) -> float:
-    """Return the design effect of the difference, one for all classes, at least 1."""
-    if spread is None or not spread.any():
+    """Return the design effect of the difference, one for all classes, at least 1; larger where patients are few."""
+    told = np.zeros_like(n) if patients is None else patients
+    if spread is None or (told >= n).all() or not (spread.any() or told.any()):
         return 1.0
     differing, surplus = cells[:, 1, 0] + cells[:, 0, 1], cells[:, 1, 0] - cells[:, 0, 1]
-    usable = n > 1 if patients is None else (patients > 1) & (n > 1)
-    unrelated = np.where(usable, (differing - surplus**2 / n) * n / np.maximum(n - 1, 1), 0.0)
-    few = 1.0 if patients is None else divide_defined(patients, patients - 1)
-    between = np.where(usable, spread * few, 0.0)
-    return max(1.0, float(between.sum() / unrelated.sum())) if unrelated.sum() > 0 else 1.0
+    usable = (n > 1) & ((told > 1) if told.any() else True)
+    unrelated = np.where(usable, (differing - surplus**2 / n) * n / np.maximum(n - 1, 1), 0.0).sum()
+    if unrelated <= 0:  # as if a patient's images always told the same
+        return max(1.0, float(n[told > 0].sum() / max(told.sum(), 1)))
+    few = divide_defined(told, told - 1) if told.any() else 1.0
+    factor = allow_for_few((told[usable] - 1).sum()) if told.any() else 1.0
+    return max(1.0, float(np.where(usable, spread * few, 0.0).sum() / unrelated) * factor)
 
 
 def sign_test(won: int, lost: int) -> float:

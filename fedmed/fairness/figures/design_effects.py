@@ -11,8 +11,9 @@ One row alone tells little of its correlation, and none where all answers are ri
     rho = sum_rows (m / (m - 1) Q - n / (n - 1) n p (1 - p)) / sum_rows n / (n - 1) (D - n) p (1 - p),
 
 held between 0 and 1; where no row with several images a patient has both right and wrong answers, it is taken to be 1,
-as if a patient's images all told the same. Every count of such a row then speaks for ``1 / deff`` images: intervals
-and draws are those of ``n / deff`` images. With one image a patient the design effect is 1 exactly.
+as if a patient's images all told the same. Of few patients it is known badly, for which the design effect is larger
+(:func:`allow_for_few`), up to D / n, that of a correlation of 1. Every count of such a row then speaks for ``1 / deff``
+images: intervals and draws are those of ``n / deff`` images. With one image a patient the design effect is 1 exactly.
 
 That a patient has images in several rows is left out: the tables do not tell it.
 
@@ -20,6 +21,7 @@ Letters: G groups, K classes.
 """
 
 import numpy as np
+from scipy.stats import t as student
 
 from fedmed.metrics.clusters import PATIENTS, SIZES, SQUARES
 from fedmed.metrics.evaluation import EvaluationTables
@@ -60,12 +62,43 @@ def find_design_effects(tables: EvaluationTables) -> Array:
     return design_effects(np.diagonal(tables.counts, axis1=-2, axis2=-1), tables.row_images, tables.patients)
 
 
-def design_effects(right: Array, images: Array, patients: Array, correlation: float | None = None) -> Array:
-    """Return ``1 + rho (D / n - 1)`` of rows, as :func:`find_design_effects` does; with a correlation that is known."""
-    rho = find_correlation(right, images, patients) if correlation is None else correlation
-    sizes = np.where(patients[..., PATIENTS] > 0, patients[..., SIZES], images)
-    effects: Array = 1 + rho * np.maximum(np.nan_to_num(divide_defined(sizes, images), nan=1.0) - 1, 0.0)
+def design_effects(right: Array, images: Array, patients: Array) -> Array:
+    """Return the design effects of rows, as :func:`find_design_effects` does.
+
+    Parameters
+    ----------
+    right, images, patients : ndarray
+        As for :func:`find_correlation`.
+    """
+    return _make_effects(find_correlation(right, images, patients), images, patients)
+
+
+def _make_effects(rho: float, images: Array, patients: Array) -> Array:
+    m = patients[..., PATIENTS]
+    sizes = np.where(m > 0, patients[..., SIZES], images)
+    largest = 1 + np.maximum(np.nan_to_num(divide_defined(sizes, images), nan=1.0) - 1, 0.0)
+    usable = (m > 1) & (sizes > images)
+    effects: Array = np.minimum((1 + rho * (largest - 1)) * allow_for_few((m[usable] - 1).sum()), largest)
     return effects
+
+
+def allow_for_few(degrees: float) -> float:
+    """Return by how much a variance counts as larger since it is found from so many degrees of freedom only.
+
+    The square of Student's quantile over the normal one, at 95 % (Korn and Graubard, Survey Methodology 24, 1998).
+    """
+    return float((student.ppf(0.975, max(degrees, 1.0)) / student.ppf(0.975, np.inf)) ** 2)
+
+
+def find_score_effect(tables: EvaluationTables) -> float:
+    """Return the design effect of a sum of scores, such as Brier's, of all images; at least that of right answers.
+
+    What a patient's images have in common is seen less well in right and wrong than in scores. Of normal variables the
+    correlation is ``sin(pi rho / 2)`` where that of their signs is rho (Sheppard, 1899).
+    """
+    right, images = np.diagonal(tables.counts, axis1=-2, axis2=-1), tables.row_images
+    rho = np.sin(np.pi / 2 * find_correlation(right, images, tables.patients))
+    return pooled_effect(_make_effects(float(rho), images, tables.patients), images)
 
 
 def find_pooled_effect(tables: EvaluationTables, chosen: Array | None = None) -> float:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, chi2, poisson
+from scipy.stats import binomtest, chi2, poisson, t
 
 from fedmed.fairness import add_intervals, wilson_interval
 from fedmed.fairness.chance.proportions import proportion_interval
@@ -142,11 +142,11 @@ def test_images_of_rare_classes_count_in_accuracy_and_ece():
     assert lower < 0.3 < upper
 
 
-def test_brier_interval_is_the_normal_one():
+def test_brier_interval_is_students():
     logits, labels = draw_predictions(300)
     p = torch.softmax(logits, dim=1).numpy()
     scores = np.square(p - np.eye(7)[labels.numpy()]).sum(axis=1)
-    reach = 1.959963984540054 * scores.std(ddof=1) / math.sqrt(300)
+    reach = t.ppf(0.975, 299) * scores.std(ddof=1) / math.sqrt(300)
     interval = with_intervals(tables_from_logits(logits, labels, ["a"] * 300))["brier"].interval
     assert interval == pytest.approx((scores.mean() - reach, scores.mean() + reach), abs=1e-9)
 

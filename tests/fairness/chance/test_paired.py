@@ -141,8 +141,9 @@ def test_images_of_one_patient_count_as_one_where_they_are_answered_alike():
     assert as_images.p_value == pytest.approx(2.0**-31)
     # Between patients the variance is (10 / 9) 16 (8 0.2^2 + 2 0.8^2), unrelated images have (40 / 39) 40 0.8 0.2.
     effect = (10 / 9 * 16 * (8 * 0.04 + 2 * 0.64)) / (40 / 39 * 40 * 0.16)
-    flips = round(32 / effect)
-    assert flips == 7
+    # Found from 9 degrees of freedom only, for which Student's quantile is 2.262 instead of 1.960.
+    flips = round(32 / (effect * (2.262157 / 1.959964) ** 2))
+    assert flips == 6
     assert as_patients["accuracy"].p_value == pytest.approx(2 * 0.5**flips, abs=0.01)
     assert as_patients["accuracy"].value == 0.8
     width = [one.interval[1] - one.interval[0] for one in (as_images, as_patients["accuracy"])]
@@ -160,6 +161,16 @@ def test_balanced_accuracy_costs_accuracy_little_where_it_rests_on_few_images():
     assert found["accuracy"].family_p == pytest.approx(own, abs=0.004)
     assert found["accuracy"].family_p >= own * 0.9
     assert found["balanced_accuracy"].family_p == pytest.approx(1, abs=0.01)
+
+
+def test_two_patients_are_no_ten_images():
+    """All ten images of two patients are won: nothing varies, but only two flips of a coin have fallen the same way."""
+    patients = np.repeat(["a", "b"], 5).tolist()
+    paired = make_paired(np.ones(10, np.bool_), np.zeros(10, np.bool_), np.zeros(10, np.int64), ["x"] * 10, 1, patients)
+    found = compare_paired(paired.cells[0], 0, 4000, spread=paired.spread[0], patients=np.array([2]))["accuracy"]
+    assert found.p_value == pytest.approx(0.5, abs=0.03)
+    unknown = compare_paired(paired.cells[0], 0, 4000, spread=paired.spread[0], patients=np.array([0]))["accuracy"]
+    assert unknown.p_value == pytest.approx(2 * 0.5**10)
 
 
 def test_the_adjusted_p_value_allows_for_both_figures():
