@@ -12,12 +12,14 @@ Data are drawn from models whose true figures are known; each line is a number o
 ``power``     share of reports in which a failure in one class is flagged, beside a plain test of every class (Fisher's,
               Holm's correction; aim: within .05 of the better one of this and of the gaps alone);
 ``benefit``   how often a hospital is called better off, with a true gain and without one, and how often the interval of
-              the gain holds it (aim: within .05 of a plain test of accuracy; at most .05 without a gain).
+              the gain holds it (aim: within .05 of a plain test of accuracy; at most .05 without a gain);
+``mixed``     what is lost where patients have images of several classes, which tables do not link (no aim).
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -34,7 +36,9 @@ from fedmed.metrics.site_tables import make_paired
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array
 from simulations.benchmarks.coverage_images import Images
+from simulations.benchmarks.coverage_mixed import judge_once
 
+TABLES = ("coverage", "flags", "power", "benefit", "mixed")
 NUM_DRAWS = 400
 _TRUTH_IMAGES = 60_000
 _LEVEL = 0.05
@@ -290,11 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=300, help="repetitions of each line (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all lines (default: 0)")
-    parser.add_argument(
-        "--only", nargs="+", choices=("coverage", "flags", "power", "benefit"), help="tables (default: all)"
-    )
+    parser.add_argument("--only", nargs="+", choices=TABLES, help="tables (default: all)")
     options = parser.parse_args(arguments)
-    chosen = options.only or ("coverage", "flags", "power", "benefit")
+    chosen = options.only or TABLES
     number, seed = options.repeats, options.seed
     if "coverage" in chosen:
         for title, (images, keys) in COVERED.items():
@@ -312,6 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for gain, per_patient, alike in BENEFITS:
             title = f"benefit of {gain}, {per_patient} images a patient, {alike} answered alike"
             _print_rates(title, measure_benefit(gain, per_patient, number, seed, alike))
+    if "mixed" in chosen:
+        for per_patient, mixed in ((5, 0.0), (2, 1.0), (5, 0.5), (5, 1.0)):
+            title = f"{per_patient} images a patient, a share of {mixed} of any class"
+            _print_rates(title, repeat(number, seed, partial(judge_once, per_patient=per_patient, mixed=mixed)))
     return 0
 
 

@@ -12,10 +12,16 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import t as student
 
 from fedmed.fairness.chance.joined_areas import join_intervals
-from fedmed.fairness.chance.proportions import bound_gap, bound_lowest, mean_interval, proportion_interval, share_level
+from fedmed.fairness.chance.proportions import (
+    bound_gap,
+    bound_lowest,
+    mean_interval,
+    proportion_interval,
+    score_interval,
+    share_level,
+)
 from fedmed.fairness.figures.design_effects import (
     count_effective,
     find_design_effects,
@@ -31,7 +37,6 @@ from fedmed.metrics.tables import EvaluationTables
 from fedmed.metrics.values import Array, Figure, Values, divide_defined
 from fedmed.seeding import make_rng
 
-LARGEST_BRIER = 2.0
 DRAWN = ("macro_precision", "macro_f1", "kappa", "mcc", "specificity")
 LOWEST = {"kappa": -1.0, "mcc": -1.0}
 _ADDED = 0.5
@@ -113,8 +118,7 @@ def add_intervals(
     * Means of recalls (``balanced_accuracy``, ``macro_recall``, the value of ``sensitivity``, and that of
       ``specificity`` with two classes, where it is the same number):
       :func:`fedmed.fairness.chance.proportions.mean_interval`.
-    * ``worst_class_recall``, ``class_recall_gap``: of the classes' intervals at a level at which all hold
-      together.
+    * ``worst_class_recall``, ``class_recall_gap``: of the classes' intervals at a level at which all hold together.
     * Draws: ``macro_precision``, ``macro_f1``, ``kappa``, ``mcc``, the value of ``specificity``. Half an image is added
       to each cell of a class before it is drawn, and the percentiles are moved by what the addition alone changes
       (after Agresti and Min, 2005), so that answers that are all alike have their uncertainty, too.
@@ -145,7 +149,7 @@ def add_intervals(
     ends["accuracy"] = _Ends(np.stack(proportion_interval(right + rare_right, n + rare_n, level)))
     ends["auc"] = _area_ends(pooled, rows.effects, seed, num_draws, level)
     ends |= _calibration_ends(pooled, rows.wholesale, seed, num_draws, tails)
-    ends["brier"] = _Ends(_mean_interval(pooled.brier[0], find_score_effect(pooled), level))
+    ends["brier"] = _Ends(score_interval(pooled.brier[0], find_score_effect(pooled), level))
     return {key: _attach(figure, ends[key]) if key in ends else figure for key, figure in figures.items()}
 
 
@@ -275,16 +279,6 @@ def _classwise_ends(scores: Array, effect: float, seed: int, num_draws: int, tai
         [_reflect(found[k], observed[:, k], calibrated[:, k], tails) for k in range(num_classes)], axis=1
     )
     return _Ends(by_class.mean(axis=1), by_class)
-
-
-def _mean_interval(brier: Array, effect: float, level: float) -> Array:
-    n, total, squares = brier
-    if n < 2:
-        return np.full(2, np.nan)
-    mean = total / n
-    variance = max(squares - n * mean**2, 0.0) / (n - 1)
-    reach = student.ppf((1 + level) / 2, max(n / effect - 1, 1.0)) * np.sqrt(variance * effect / n)
-    return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)]) if reach > 0 else np.full(2, np.nan)
 
 
 def _ends_by_class(rows: _Rows, level: float) -> dict[str, Array]:

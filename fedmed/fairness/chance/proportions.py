@@ -10,9 +10,11 @@ from statistics import NormalDist
 
 import numpy as np
 from scipy.stats import chi2
+from scipy.stats import t as student
 
 from fedmed.metrics.values import Array, divide_defined, mean_defined
 
+LARGEST_BRIER = 2.0
 _MANY = 50
 
 
@@ -100,6 +102,27 @@ def mean_interval(right: Array, n: Array, level: float = 0.95) -> Array:
     mean, number = mean_defined(share), np.maximum((np.asarray(n) > 0).sum(axis=-1), 1)
     below, above = (np.sqrt(np.nansum(np.square(share - end), axis=-1)) / number for end in (lower, upper))
     return np.stack([mean - below, mean + above])
+
+
+def score_interval(sums: Array, effect: float, level: float) -> Array:
+    """Return Student's interval of a mean Brier score, shape (2,); NaN where it has no width.
+
+    Parameters
+    ----------
+    sums : ndarray, shape (3,)
+        Number, sum and sum of squares.
+    effect : float
+        Design effect: by how much the variance is larger than of independent scores.
+    level : float
+        Between 0 and 1.
+    """
+    n, total, squares = sums
+    if n < 2:
+        return np.full(2, np.nan)
+    mean = total / n
+    variance = max(squares - n * mean**2, 0.0) / (n - 1)
+    reach = student.ppf((1 + level) / 2, max(n / effect - 1, 1.0)) * np.sqrt(variance * effect / n)
+    return np.array([max(mean - reach, 0.0), min(mean + reach, LARGEST_BRIER)]) if reach > 0 else np.full(2, np.nan)
 
 
 def share_level(level: float, number: int) -> float:

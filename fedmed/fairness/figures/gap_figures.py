@@ -56,8 +56,6 @@ FIGURE_OF_GAP = {
 GAP_KEYS = (*RATE_FIGURES, CLASS_GAP, *FIGURE_OF_GAP)
 OVER_THE_SAME_CLASSES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "auc"})
 
-_EXPLAINED = {"pqd": "no group has a right answer"}
-
 
 @dataclass(frozen=True)
 class GapFigure:
@@ -260,12 +258,10 @@ def _make_group_figure(key: str, gap: GapValues, values_G: Array, known: Evaluat
         ends = known.groups[lowest], known.groups[highest]
     reason = None
     if value is None:
-        needed = "two classes in common" if name in OVER_THE_SAME_CLASSES else f"the figure {name}"
-        reason = (
-            f"fewer than two groups have {needed}"
-            if usable.sum() < 2
-            else _EXPLAINED.get(key, "it is not defined for these groups")
-        )
+        reason = "no group has a right answer" if key == "pqd" else "it is not defined for these groups"
+        if usable.sum() < 2:
+            needed = "two classes in common" if name in OVER_THE_SAME_CLASSES else f"the figure {name}"
+            reason = f"fewer than two groups have {needed}"
     return GapFigure(
         key,
         value,
