@@ -69,12 +69,14 @@ def _events(document: Document) -> str:
     return "Test images by class: " + ", ".join(f"{name} {number:,}" for name, number in classes.items()) + "."
 
 
-def _benefit(document: Document) -> str | None:
+def _heterogeneity(document: Document) -> str:
+    """Return how differences between sites were measured; the figures themselves are another item's."""
+    measured = "Every site's figures are shown with intervals, and how far its images differ"
     summary = document["benefit_summary"]
     if not any(summary.values()):
-        return None
+        return f"{measured}."
     told = ", ".join(f"{verdict} at {len(sites)}" for verdict, sites in summary.items())
-    return f"Against a model of the site's own images alone: {told}."
+    return f"{measured}. Against a model of the site's own images alone: {told}."
 
 
 def _choice(document: Document) -> str:
@@ -137,7 +139,7 @@ ANSWERS: Mapping[str, Answer] = {
     "partitions": _flow,
     "disjoint": _constant("By patient where a site's data has patients' ids, else by image."),
     "model": _model,
-    "heterogeneity": _benefit,
+    "heterogeneity": _heterogeneity,
     "measures": lambda document: ", ".join(label_figure(key) for key in document["figures"]) + ".",
     "updating": _calibration,
     "predictions": _constant("By each site on its own test images, with the model of the chosen round, once."),
@@ -145,6 +147,7 @@ ANSWERS: Mapping[str, Answer] = {
     "fairness": _fairness,
     "output": _constant("A probability for each class; the class with the largest one is the prediction."),
     "same_sites": _constant("Test images are of the sites that trained: no external evaluation."),
+    "deidentification": _constant("How images were de-identified is not known; they stay at the sites."),
     "data_stay": _constant("Images stay at the sites; the server gets counts, sums and model updates."),
     "code": lambda document: f"fedmed; versions and hardware are in the report's appendix. Seed {document['seed']}.",
     "flow": _flow,
