@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
-from fedmed.storage.records import CompressionRecord, OperatingRecord, ShiftRecord, TemperatureRecord
+from fedmed.storage.records import CompressionRecord, OperatingRecord, PooledAucRecord, ShiftRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -72,6 +72,8 @@ class ReportContent:
         By site, the tables that this rests on: the trained network as the federated one, and the student.
     shift : dict or None
         How far the sites' images differ; ``None`` where it is not known.
+    pooled_auc : dict or None
+        Of a simulation: exact areas over the test images of all sites.
     """
 
     title: str
@@ -99,6 +101,7 @@ class ReportContent:
     num_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
     shift: ShiftRecord | None = None
+    pooled_auc: PooledAucRecord | None = None
 
     @property
     def num_classes(self) -> int:
