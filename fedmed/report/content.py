@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from fedmed.data.found import FoundImages
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
@@ -74,6 +75,8 @@ class ReportContent:
         How far the sites' images differ; ``None`` where it is not known.
     pooled_auc : dict or None
         Of a simulation: exact areas over the test images of all sites.
+    found : dict of str to FoundImages or None
+        By site, images that were kept and left out; ``None`` where nobody knows, as in a federation of hospitals.
     """
 
     title: str
@@ -102,6 +105,7 @@ class ReportContent:
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
     shift: ShiftRecord | None = None
     pooled_auc: PooledAucRecord | None = None
+    found: Mapping[str, FoundImages] | None = None
 
     @property
     def num_classes(self) -> int:

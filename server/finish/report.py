@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from fedmed.aggregation.site_shift import read_shift
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
+from fedmed.data.found import read_found
 from fedmed.data.split_files import read_quartiles
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.processes.locks import wait_for_lock
@@ -162,6 +163,7 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         compression=compression,
         gate=gate,
         shift=read_shift(run.tables),
+        found=None if isinstance(config, ServerConfig) else read_found(run.splits),
         pooled_auc=None if isinstance(config, ServerConfig) or not tested else read_pooled_auc(run.tables),
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from fedmed.report.drawing.wording import count, label_figure, label_rule
 from fedmed.report.schema.document import Document
 from fedmed.report.schema.figures import Drawn, FigureEntry
+from fedmed.report.schema.flow import FoundEntry
+from fedmed.report.sections.data_flow import REASONS
 
 Answer = Callable[[Document], str | None]
 
@@ -34,7 +36,24 @@ def _flow(document: Document) -> str | None:
         return None
     total = flow["total"]
     shown = [f"{part} {'not known' if total[part] is None else format(total[part], ',')}" for part in total]
-    return f"{count(len(flow['sites']), 'site')}; images (and scored patients): {', '.join(shown)}."
+    found = flow.get("found")
+    before = "excluded before that not known" if found is None else f"found {found['found']:,}{_say_excluded(found)}"
+    return f"{count(len(flow['sites']), 'site')}; images (and scored patients): {before}, {', '.join(shown)}."
+
+
+def _say_excluded(found: FoundEntry) -> str:
+    reasons = [f"{number:,} {REASONS.get(name, name)}" for name, number in found["excluded"].items() if number]
+    return f" (left out: {'; '.join(reasons)})" if reasons else " (none left out)"
+
+
+def _say_missing(document: Document) -> str:
+    """Return what is left out for missing data, and what is held back."""
+    flow = document.get("flow")
+    found = None if flow is None else flow.get("found")
+    known = (
+        "Images left out are not known" if found is None else f"Images found {found['found']:,}{_say_excluded(found)}"
+    )
+    return f"{known}. Values of attributes that are not known count as 'unknown'. {_thresholds(document)}"
 
 
 def _model(document: Document) -> str | None:
@@ -135,7 +154,7 @@ ANSWERS: Mapping[str, Answer] = {
     "outcome": lambda document: f"Classes: {', '.join(document['classes'])}. How they were assessed is not known.",
     "predictors": _constant("The image alone."),
     "sample_size": _sample,
-    "missing": _thresholds,
+    "missing": _say_missing,
     "partitions": _flow,
     "disjoint": _constant("By patient where a site's data has patients' ids, else by image."),
     "model": _model,
