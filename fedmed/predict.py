@@ -54,6 +54,7 @@ class Artefact:
     temperature: float = 1.0  # divides the logits before they become probabilities
     alerts: tuple[int, ...] = ()  # classes that raise an alert together, from this log-odds of their probability on
     threshold: float | None = None
+    point: dict[str, Any] | None = None  # how that was chosen, as the manifest tells it
 
     def compute_logits(self, x_BCHW: Array) -> Array:
         """Return float32 (B, K) from a normalised float32 batch (B, 3, S, S)."""
@@ -83,9 +84,8 @@ def open_artefact(folder: Path, threads: int = 0, key_file: Path | None = None) 
     if (found := hashlib.sha256(model).hexdigest()) != wanted:
         problem = f"has been changed: its SHA-256 is {found[:16]}..., the manifest says {str(wanted)[:16]}..."
         raise PredictionError(f"'{folder / MODEL_FILE}' {problem}. Copy the folder again from where it came.")
-    return Artefact(
-        classes, preprocessing, expected, found, open_session(model, threads), temperature, alerts, threshold
-    )
+    session = open_session(model, threads)
+    return Artefact(classes, preprocessing, expected, found, session, temperature, alerts, threshold, point)
 
 
 def check_origin(folder: Path, manifest: bytes, key_file: Path | None, *, is_released: bool) -> None:
@@ -287,15 +287,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(artefact: Artefact, options: argparse.Namespace) -> None:
     columns, answer = list_columns(artefact), partial(predict_files, artefact, batch_size=options.batch_size)
+    tables = _load("predict_tables")
     if options.watch:
-        functions = (find_images, answer, lambda file: describe_pixels(decode_image(file))[0], make_safe)
-        told = (options.watch, options.csv, columns, artefact.sha256, *functions, options.every, artefact.expected)
-        _load("predict_watch").watch(*told, once=options.once)
+        told = (options.watch, options.csv, columns, artefact.sha256, find_images, answer)
+        measure, names = lambda file: describe_pixels(decode_image(file))[0], partial(tables.name_file, make_safe)
+        watch, known = _load("predict_watch").watch, (artefact.expected, artefact.point or {})
+        watch(*told, measure, names, options.every, *known, once=options.once)
         return
-    tables, images = _load("predict_tables"), list(find_images(options.images))
+    images = list(find_images(options.images))
     if not images:
         raise PredictionError("There is no JPEG or PNG file in what was named.")
-    rows = tables.write_table(columns, answer(images), len(images), options.csv)
+    rows = tables.write_table(columns, answer(images), images, options.csv, make_safe)
     if options.report:
         tables.write_page(options.report, images, rows, BANNER, lambda file: Image.fromarray(decode_image(file)))
 

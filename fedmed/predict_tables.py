@@ -6,6 +6,7 @@ Lies beside ``predict.py`` in every exported model, and like it needs nothing of
 import argparse
 import base64
 import csv
+import hashlib
 import html
 import io
 import os
@@ -76,8 +77,18 @@ def parse(arguments: Sequence[str] | None, banner: str, number: int, folder: Pat
     return options
 
 
+def name_file(make_safe: Callable[[str], str], file: Path) -> str:
+    """Return a file's name for the table; of one that cannot stand there as it is, with a number of its own."""
+    shown = make_safe(str(file))
+    return shown if shown == str(file) else f"{shown} ({hashlib.sha256(os.fsencode(file)).hexdigest()[:8]})"
+
+
 def write_table(
-    columns: Sequence[str], rows: Iterable[list[str]], num_files: int, path: Path | None
+    columns: Sequence[str],
+    rows: Iterable[list[str]],
+    files: Sequence[Path],
+    path: Path | None,
+    make_safe: Callable[[str], str],
 ) -> list[dict[str, str]]:
     """Write a row for each file, and return them by the names of their columns.
 
@@ -86,25 +97,28 @@ def write_table(
     columns : sequence of str
         Heads of the columns, ``file`` first and ``note`` last.
     rows : iterable of list of str
-        Cells, of ``num_files`` files.
-    num_files : int
-        For the progress.
+        Cells of each file.
+    files : sequence of Path
+        What they are of, in the same order.
     path : Path, optional
         Takes its name only when it is complete; None: standard output.
+    make_safe : callable
+        Gives a text as it may stand in the table.
     """
     start, unread, noted, end = time.monotonic(), 0, 0, ""
     told = []
     with _open_table(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
-        for number, row in enumerate(rows, start=1):
+        for number, (file, (_, *cells)) in enumerate(zip(files, rows, strict=True), start=1):
+            row = [name_file(make_safe, file), *cells]
             writer.writerow(row)
             told.append(dict(zip(columns, row, strict=True)))
             unread, noted = unread + (row[1] == ""), noted + (row[1] != "" and row[-1] != "")
             if sys.stderr.isatty() and (path or not sys.stdout.isatty()):
                 end = "\n"
-                print(f"\r{number} of {num_files} files", end="", file=sys.stderr, flush=True)
-    took = f"{end}{num_files} files in {time.monotonic() - start:.1f} s"
+                print(f"\r{number} of {len(files)} files", end="", file=sys.stderr, flush=True)
+    took = f"{end}{len(files)} files in {time.monotonic() - start:.1f} s"
     print(f"{took}: {unread} not read, {noted} with a note.", file=sys.stderr)
     return told
 

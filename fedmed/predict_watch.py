@@ -1,11 +1,13 @@
 """Watches a folder for ``predict.py``: each new image is answered once, and what changes over time is written down.
 
 Lies beside ``predict.py`` in every exported model, and like it needs nothing of the library. Beside the table
-``NAME.csv`` there is ``NAME.drift.csv`` with a line for every :data:`WINDOW` images that could be read.
+``NAME.csv`` there is ``NAME.drift.csv`` with a line for every :data:`WINDOW` images that could be read: means of the
+images, which are compared with those of training, the mean probability of the answers, for which a model tells nothing
+to compare with, and the share of alerts beside the one that its operating point lets expect.
 """
 
 import csv
-import hashlib
+import math
 import os
 import sys
 import time
@@ -20,6 +22,11 @@ MOST_OUTSIDE = 0.2
 """Share of a window that may lie outside the range of training."""
 STATISTICS = ("width", "height", "mean", "std")
 COLUMNS = ("time", "images", "outside", "probability", "alerts", *STATISTICS)
+ALERT_COLUMNS = ("expected_alerts", "lowest_alerts", "highest_alerts")
+"""Behind the others, where the operating point tells what to expect; a log that was begun without them goes on so."""
+TAIL = 0.001
+"""Chance on each side that the alerts of a window lie outside, if nothing has changed."""
+_DEVIATIONS = 1.96
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class _Watched:
     find: Callable[[Iterable[str]], Iterable[Path]]
     predict: Callable[[Sequence[Path]], Iterable[list[str]]]
     measure: Callable[[Path], Mapping[str, float]]
-    name: Callable[[str], str]
+    name: Callable[[Path], str]
     expected: Mapping[str, object]
+    point: Mapping[str, object]
 
 
 def watch(  # noqa: PLR0917
@@ -45,9 +53,10 @@ def watch(  # noqa: PLR0917
     find: Callable[[Iterable[str]], Iterable[Path]],
     predict: Callable[[Sequence[Path]], Iterable[list[str]]],
     measure: Callable[[Path], Mapping[str, float]],
-    name: Callable[[str], str],
+    name: Callable[[Path], str],
     every_s: float,
     expected: Mapping[str, object],
+    point: Mapping[str, object],
     *,
     once: bool = False,
 ) -> None:
@@ -72,11 +81,13 @@ def watch(  # noqa: PLR0917
     measure : callable
         Gives size, mean and standard deviation of an image.
     name : callable
-        Gives a file's name as it stands in the table.
+        Gives a file's name as it stands in the table, no two files the same.
     every_s : float
         Seconds between two looks.
     expected : mapping
         Ranges of the images that the model was trained on.
+    point : mapping
+        The operating point as the manifest tells it; empty where there is none.
     once : bool
         Whether to end after what is there now.
 
@@ -87,7 +98,7 @@ def watch(  # noqa: PLR0917
     ValueError
         If the table that is there is of another model.
     """
-    watched = _Watched(folder, table, columns, sha256, find, predict, measure, name, expected)
+    watched = _Watched(folder, table, columns, sha256, find, predict, measure, name, expected, point)
     done, drift = _read_done(watched), _Drift(watched)
     before: dict[Path, tuple[int, int]] = {}
     while True:
@@ -95,10 +106,10 @@ def watch(  # noqa: PLR0917
         new = [
             path
             for path, stamp in now.items()
-            if _name(watched, path) not in done and (once or before.get(path) == stamp)
+            if watched.name(path) not in done and (once or before.get(path) == stamp)
         ]
         for path, (_, *cells) in zip(new, watched.predict(new), strict=True):
-            row = [_name(watched, path), *cells]
+            row = [watched.name(path), *cells]
             _append(watched.table, watched.columns, row)
             done.add(row[0])
             drift.note(dict(zip(watched.columns, row, strict=True)), path)
@@ -106,12 +117,6 @@ def watch(  # noqa: PLR0917
             return
         before = now
         time.sleep(every_s)
-
-
-def _name(watched: _Watched, path: Path) -> str:
-    """Return a file's name in the table; of one that cannot stand there as it is, with a number of its own."""
-    shown = watched.name(str(path))
-    return shown if shown == str(path) else f"{shown} ({hashlib.sha256(os.fsencode(path)).hexdigest()[:8]})"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -151,6 +156,80 @@ def _append(path: Path, columns: Sequence[str], row: Sequence[object]) -> None:
         os.fsync(stream.fileno())
 
 
+@dataclass(frozen=True)
+class AlertRange:
+    """The share of alerts that is to be expected, and the numbers of alerts of a window that are no surprise."""
+
+    share: float
+    low: int
+    high: int
+    where: str
+    """Where it is from, in words."""
+
+
+def expect_alerts(point: Mapping[str, object]) -> AlertRange | None:
+    """Return what share of images raises an alert, None where the operating point does not tell.
+
+    Parameters
+    ----------
+    point : mapping
+        Of the manifest, which anybody may have written.
+
+    Notes
+    -----
+    ``share = p sensitivity + (1 - p) (1 - specificity)`` at the stated prevalence p or, without one, at that of the
+    validation images. The range is the binomial one with :data:`TAIL` on each side, its ends at the ends of Wilson's
+    95 % intervals of sensitivity and specificity, which were found on few images themselves.
+    """
+    told = point.get("validation")
+    if not isinstance(told, Mapping):
+        return None
+    n_with, n_without = (_read_number(told.get(name), 1, 1e12) for name in ("n_with", "n_without"))
+    sensitivity, specificity = (_read_number(told.get(name), 0, 1) for name in ("sensitivity", "specificity"))
+    if n_with is None or n_without is None or sensitivity is None or specificity is None:
+        return None
+    stated = _read_number(point.get("prevalence"), 0, 1)
+    p = n_with / (n_with + n_without) if stated is None else stated
+    own, other = _find_ends(sensitivity, n_with), _find_ends(1 - specificity, n_without)
+    low, high = (p * own[end] + (1 - p) * other[end] for end in (0, 1))
+    where = "on validation images" if stated is None else f"at the stated prevalence of {p:g}"
+    share = p * sensitivity + (1 - p) * (1 - specificity)
+    return AlertRange(share, _find_quantile(low, TAIL), _find_quantile(high, 1 - TAIL), where)
+
+
+def _read_number(value: object, lowest: float, highest: float) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
+        return None
+    return float(value)
+
+
+def _find_ends(share: float, number: float) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a share of so many images."""
+    square = _DEVIATIONS**2
+    middle = (share + square / (2 * number)) / (1 + square / number)
+    half = _DEVIATIONS * math.sqrt(share * (1 - share) / number + square / (4 * number**2)) / (1 + square / number)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _find_quantile(share: float, level: float) -> int:
+    """Return the smallest number of alerts in a window that no more than so many are with a chance of ``level``."""
+    total = 0.0
+    for number in range(WINDOW + 1):
+        total += math.comb(WINDOW, number) * share**number * (1 - share) ** (WINDOW - number)
+        if total >= level:
+            return number
+    return WINDOW
+
+
+def _is_begun_with(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether a table is there and has exactly these columns."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return stream.readline().rstrip("\r\n") == ",".join(columns)
+    except OSError:
+        return False
+
+
 class _Drift:
     """The means of the last images."""
 
@@ -158,7 +237,8 @@ class _Drift:
         self._watched = watched
         self._path = watched.table.with_suffix(".drift.csv")
         self._seen: list[dict[str, float]] = []
-        self._is_outside = False
+        self._is_outside = self._is_surprising = False
+        self._alerts = expect_alerts(watched.point)
 
     def note(self, row: Mapping[str, str], path: Path) -> None:
         """Take an answer in, and write a line after each window."""
@@ -171,10 +251,20 @@ class _Drift:
         if len(self._seen) == WINDOW:
             means = {name: sum(one[name] for one in self._seen) / WINDOW for name in self._seen[0]}
             self._seen = []
-            time_now = datetime.now(UTC).isoformat(timespec="seconds")
-            cells = [f"{means[name]:.4g}" if name in means else "" for name in COLUMNS[2:]]
-            _append(self._path, COLUMNS, [time_now, WINDOW, *cells])
+            self._write(means)
             self._warn(means)
+            self._warn_alerts(means)
+
+    def _write(self, means: Mapping[str, float]) -> None:
+        """Add a line to the log; to one of an earlier version with the columns that it has."""
+        told = {name: f"{value:.4g}" for name, value in means.items()}
+        told |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "images": str(WINDOW)}
+        columns = COLUMNS
+        if self._alerts is not None and "alerts" in means:
+            expected = (self._alerts.share, self._alerts.low / WINDOW, self._alerts.high / WINDOW)
+            told |= {name: f"{value:.4g}" for name, value in zip(ALERT_COLUMNS, expected, strict=True)}
+            columns = COLUMNS if _is_begun_with(self._path, COLUMNS) else (*COLUMNS, *ALERT_COLUMNS)
+        _append(self._path, columns, [told.get(name, "") for name in columns])
 
     def _warn(self, means: Mapping[str, float]) -> None:
         """Say once that images have left the range of training, and again only after they had come back."""
@@ -189,6 +279,23 @@ class _Drift:
                 flush=True,
             )
         self._is_outside = is_outside
+
+    def _warn_alerts(self, means: Mapping[str, float]) -> None:
+        """Say once that alerts are more or fewer than chance explains, and again only after they had come back."""
+        known = self._alerts
+        if known is None or "alerts" not in means:
+            return
+        number = round(means["alerts"] * WINDOW)
+        is_surprising = not known.low <= number <= known.high
+        if is_surprising and not self._is_surprising:
+            print(
+                f"Of the last {WINDOW} images {number} raised an alert; {known.low} to {known.high} are to be expected "
+                f"({known.share:.0%} of all {known.where}). Other patients, another device, or a model that no longer "
+                f"fits: see {self._path}, and have somebody look why.",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._is_surprising = is_surprising
 
     def _lies_outside(self, name: str, means: Mapping[str, float]) -> bool:
         bound = self._watched.expected.get(name)

@@ -5,6 +5,7 @@ after the newest one.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from fedmed.storage.tensor_files import TensorFile
 from fedmed.training.batch_norm_policy import find_norm_buffers
 from server.finish.artefact import make_candidate
 from server.finish.calibrate import fit_temperature
+from server.finish.chosen import ChosenModel
 from server.finish.doubts import note_doubts
 from server.finish.operating_point import choose_operating_point
 from server.finish.own_models import compared_models, train_local, write_initial
@@ -48,14 +50,19 @@ from server.rounds.validation import choice_value, is_better
 
 _TEST_CALLS = 2
 
+OnTested = Callable[[Session, ChosenModel], None]
+"""What a simulation does with the tested model before the report is written; a real federation does nothing."""
 
-def create_server_app(listener: Listener | None = None) -> ServerApp:
+
+def create_server_app(listener: Listener | None = None, on_tested: OnTested | None = None) -> ServerApp:
     """Return a ServerApp that tells ``listener`` what happens.
 
     Parameters
     ----------
     listener : Listener, optional
         Default: Python's logging.
+    on_tested : callable, optional
+        Called with the tested model before the report is written; for a simulation, whose process has all images.
 
     Returns
     -------
@@ -66,7 +73,8 @@ def create_server_app(listener: Listener | None = None) -> ServerApp:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        run_federation(grid, RunFolder.open(Path(str(context.run_config["run-dir"]))), listener or LogListener())
+        run = RunFolder.open(Path(str(context.run_config["run-dir"])))
+        run_federation(grid, run, listener or LogListener(), on_tested)
 
     return server_app
 
@@ -87,7 +95,7 @@ def create_deployed_app() -> ServerApp:
 app = create_deployed_app()
 
 
-def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
+def run_federation(grid: Grid, run: RunFolder, listener: Listener, on_tested: OnTested | None = None) -> None:
     """Run, or resume, the federation of a run folder to its end.
 
     Raises
@@ -121,6 +129,8 @@ def run_federation(grid: Grid, run: RunFolder, listener: Listener) -> None:
         threshold = choose_operating_point(product.session, product.model, state.best_round, divisor)
         _test_once(product, state, divisor, threshold)
     note_doubts(product.session, product.model)
+    if on_tested is not None:
+        on_tested(product.session, product.model)
     write_final_report(run, chosen, listener.on_note)
     make_candidate(product.session, product.model, state.best_round)
     session.audit.append("end", chosen_round=chosen)

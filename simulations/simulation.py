@@ -19,6 +19,7 @@ from fedmed.training.outside_code import try_loss, try_network
 from server.federation import create_server_app
 from server.rounds.progress import Listener
 from simulations.backend.grid import RayGrid, SimulatedNode
+from simulations.pooled_scores import measure_pooled_auc
 
 
 def run_simulation(
@@ -70,7 +71,7 @@ def run_simulation(
         context = Context(
             run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-dir": str(run.path)}
         )
-        create_server_app(listener)(grid, context)
+        create_server_app(listener, measure_pooled_auc)(grid, context)
     if export:
         export_model(run, config, listener)
 

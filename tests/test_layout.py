@@ -36,7 +36,8 @@ TIERS = [
     ["server.superlink", "server.supervision", "server.app"],
     ["client.hospital", "client.guard", "client.answers", "client.site", "client.supernode", "client.release"],
     ["client.check", "client.app"],
-    ["simulations.backend", "simulations.simulation", "simulations.studies", "simulations.benchmarks"],
+    ["simulations.backend", "simulations.pooled_scores"],
+    ["simulations.simulation", "simulations.studies", "simulations.benchmarks"],
     ["simulations.run", "simulations.results"],
 ]
 """Rooms, and files that are one by themselves; each imports only from those before it."""

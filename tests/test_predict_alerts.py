@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binom, binomtest
 
-from fedmed import predict
+from fedmed import predict, predict_watch
 from tests.test_predict import CLASSES, build_network, change_manifest, files, make_pixels, model, run
 
 __all__ = ["build_network", "files", "model"]  # the first two of these are fixtures of this file as well
@@ -191,3 +192,65 @@ def test_a_damaged_table_is_refused_in_one_line(
     code, _, error = run(capsys, "--model", alerting, "--watch", tmp_path / "in", "--csv", table, "--once")
     assert code == 1
     assert "is no table of answers" in error
+
+
+def test_expected_share_of_alerts_is_that_of_the_stated_prevalence() -> None:
+    """0.1 x 0.9 + 0.9 x 0.2 = 0.27; on validation 1/4 x 0.9 + 3/4 x 0.2 = 0.375. The ends against scipy's."""
+    reached = {"n_with": 100, "n_without": 300, "sensitivity": 0.9, "specificity": 0.8}
+    found = predict_watch.expect_alerts({"prevalence": 0.1, "validation": reached})
+    assert found is not None
+    assert found.share == pytest.approx(0.27)
+    own, other = (binomtest(k, n).proportion_ci(method="wilson") for k, n in ((90, 100), (60, 300)))
+    low, high = (0.1 * own[end] + 0.9 * other[end] for end in (0, 1))
+    assert found.low == binom.ppf(0.001, predict_watch.WINDOW, low)
+    assert found.high == binom.ppf(0.999, predict_watch.WINDOW, high)
+    plain = predict_watch.expect_alerts({"prevalence": None, "validation": reached})
+    assert plain is not None
+    assert plain.share == pytest.approx(0.375)
+    assert plain.where == "on validation images"
+
+
+@pytest.mark.parametrize(
+    "reached", [None, [], {"n_with": "x"}, {"n_with": 0, "n_without": 9, "sensitivity": 1, "specificity": 1}, {}]
+)
+def test_an_operating_point_that_tells_nothing_gives_no_range(reached: object) -> None:
+    assert predict_watch.expect_alerts({"validation": reached}) is None
+    assert predict_watch.expect_alerts({}) is None
+
+
+def test_alerts_that_leave_their_range_are_said_once_and_stand_beside_what_was_expected(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything raises an alert, of which one in a hundred should."""
+    reached = {"n_with": 100, "n_without": 10_000, "sensitivity": 0.9, "specificity": 0.999}
+    point = POINT | {"threshold": -90.0, "prevalence": None, "validation": reached}
+    folder, table = tmp_path / "in", tmp_path / "out.csv"
+    folder.mkdir()
+    for number in range(100):
+        Image.fromarray(make_pixels(40, 40)).save(folder / f"{number:03d}.png")
+    alerting = change_manifest(model, tmp_path / "alerting", operating_point=point)
+    error = watch(capsys, alerting, folder, table)
+    assert error.count("Of the last 50 images 50 raised an alert; 0 to ") == 1
+    log = read(tmp_path / "out.drift.csv")
+    assert [(row["alerts"], row["expected_alerts"]) for row in log] == [("1", "0.009901")] * 2
+    # A log that was begun without these columns goes on as it is.
+    table.unlink()
+    (tmp_path / "out.drift.csv").write_text(",".join(predict_watch.COLUMNS) + "\n")
+    watch(capsys, alerting, folder, table)
+    lines = (tmp_path / "out.drift.csv").read_text().splitlines()
+    assert [len(line.split(",")) for line in lines] == [len(predict_watch.COLUMNS)] * 3
+
+
+def test_a_table_tells_files_of_one_shown_name_apart(
+    alerting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the table of a watched folder does, with the same names."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a?.png", "a\x07.png", "a\t.png"):
+        Image.fromarray(make_pixels(40, 40)).save(folder / name)
+    rows = run(capsys, "--model", alerting, folder)[1]
+    assert len({row["file"] for row in rows}) == 3
+    watch(capsys, alerting, folder, tmp_path / "out.csv")
+    assert {row["file"] for row in read(tmp_path / "out.csv")} == {row["file"] for row in rows}
+    assert Path(rows[-1]["file"]).name == "a?.png"

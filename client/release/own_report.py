@@ -10,6 +10,8 @@ from typing import cast
 from pydantic import JsonValue, TypeAdapter
 
 from client.hospital.own_rows import check_rows, read_outputs
+from client.hospital.site_data import Site
+from client.release.own_images import count_parts, find_own
 from client.release.patient_intervals import use_patient_intervals
 from fedmed.clinical.entry import read_operating_entry
 from fedmed.config.client import ClientConfig
@@ -41,7 +43,11 @@ _NO_TABLES = (
 
 
 def write_own_report(
-    config: ClientConfig, manifest: ModelManifest, history: list[RoundRecord], manifest_sha256: str
+    config: ClientConfig,
+    manifest: ModelManifest,
+    history: list[RoundRecord],
+    manifest_sha256: str,
+    site: Site | None = None,
 ) -> bool:
     """Write ``state_dir/report/index.html`` and ``report.json``.
 
@@ -57,6 +63,8 @@ def write_own_report(
         The federation's rounds, without what they say about single sites.
     manifest_sha256 : str
         Hash of the manifest, the name of the release.
+    site : Site, optional
+        This site as it is now, where its images were opened: then images of patients who withdrew are counted, too.
 
     Returns
     -------
@@ -91,7 +99,8 @@ def write_own_report(
         history=history,
         validation={},
         test={} if tables is None else {config.name: tables},
-        composition=_read_composition(config, classes),
+        composition=_read_composition(config, classes) if site is None else count_parts(site, classes),
+        found=find_own(config, site),
         synthetic=config.data.source == "phantom",
         notes=notes,
         seed=int(manifest["plan"]["seed"]),

@@ -63,7 +63,7 @@ def write_site_report(config: ClientConfig) -> Path:
             )
         if not _has_current_tables(state_dir, manifest, site):
             _score(config, manifest, site)
-        write_own_report(config, manifest.content, read_history(state_dir), manifest.sha256)
+        write_own_report(config, manifest.content, read_history(state_dir), manifest.sha256, site)
     return state_dir / "report" / "index.html"
 
 

@@ -16,6 +16,12 @@ SKIPPED_FILE = "skipped_rows.csv"
 _NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
+BROKEN, NO_FILE, NO_LABEL, NO_CLASS, NO_SITE = "broken_row", "no_file", "no_label", "no_class", "no_site"
+REPEATED, CONTRADICTORY, UNREADABLE = "repeated", "contradictory", "unreadable"
+Fault = tuple[str, str]
+"""One of the kinds above, and the reason in words."""
+
+
 @dataclass(frozen=True)
 class SkippedRow:
     """A row that was left out."""
@@ -23,6 +29,10 @@ class SkippedRow:
     place: int
     item: str
     reason: str
+    kind: str = ""
+    """What of: ``broken_row``, ``no_file``, ``no_label`` and so on."""
+    site: str = ""
+    """As the source names it; empty where it does not."""
 
 
 def check_rows(table: RawTable) -> tuple[list[ImageRow], list[SkippedRow]]:
@@ -50,17 +60,15 @@ def check_rows(table: RawTable) -> tuple[list[ImageRow], list[SkippedRow]]:
     skipped: dict[int, SkippedRow] = {}
     kept: list[ImageRow] = []
     for row in table.rows:
-        reason = _find_row_fault(row, table)
-        if reason is None:
+        fault = _find_row_fault(row, table)
+        if fault is None:
             kept.append(row)
         else:
-            skipped[row.place] = SkippedRow(row.place, row.item, reason)
+            skipped[row.place] = _skip(row, fault)
     if table.root is not None:
         for check in (_find_repeated, _find_unreadable):
             faults = check(kept, table.root, table.where)
-            skipped |= {
-                row.place: SkippedRow(row.place, row.item, faults[row.place]) for row in kept if row.place in faults
-            }
+            skipped |= {row.place: _skip(row, faults[row.place]) for row in kept if row.place in faults}
             kept = [row for row in kept if row.place not in faults]
     return sorted(kept, key=lambda row: row.item), [skipped[place] for place in sorted(skipped)]
 
@@ -125,39 +133,47 @@ def choose_classes(table: RawTable, kept: Iterable[ImageRow], *, every_class: bo
     return classes
 
 
-def _find_row_fault(row: ImageRow, table: RawTable) -> str | None:
+def _skip(row: ImageRow, fault: Fault) -> SkippedRow:
+    kind, reason = fault
+    return SkippedRow(row.place, row.item, reason, kind, row.site)
+
+
+def _find_row_fault(row: ImageRow, table: RawTable) -> Fault | None:
     if row.fault is not None:
-        return row.fault
+        return BROKEN, row.fault
     if not row.item:
-        return "no file name"
+        return NO_FILE, "no file name"
     if not row.label:
-        return "no label"
+        return NO_LABEL, "no label"
     if table.classes is not None and row.label not in table.classes:
-        return (
+        return NO_CLASS, (
             f"label '{row.label}' is not one of the classes {', '.join(table.classes)}."
             f"{suggest_nearest(row.label, table.classes)}"
         )
-    return "no site" if table.has_sites and not row.site else None
+    return (NO_SITE, "no site") if table.has_sites and not row.site else None
 
 
-def _find_repeated(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, str]:
+def _find_repeated(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, Fault]:
     by_file: dict[str, list[ImageRow]] = defaultdict(list)
     for row in rows:
         by_file[_resolve_inside(row, root, where)].append(row)
-    faults: dict[int, str] = {}
+    faults: dict[int, Fault] = {}
     for same in by_file.values():
         if len({(row.label, row.site, row.group, row.attributes) for row in same}) > 1:
             places = ", ".join(str(row.place) for row in same)
-            faults |= {row.place: f"rows {places} name this file with different values" for row in same}
+            fault = CONTRADICTORY, f"rows {places} name this file with different values"
+            faults |= {row.place: fault for row in same}
         else:
-            faults |= {row.place: f"the file is already named in row {same[0].place}" for row in same[1:]}
+            fault = REPEATED, f"the file is already named in row {same[0].place}"
+            faults |= {row.place: fault for row in same[1:]}
     return faults
 
 
-def _find_unreadable(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, str]:
+def _find_unreadable(rows: Sequence[ImageRow], root: Path, where: str) -> dict[int, Fault]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:  # decoding releases the interpreter's lock
         faults = pool.map(lambda row: find_image_fault(root / row.item), rows, chunksize=64)
-        return {row.place: fault for row, fault in zip(rows, faults, strict=True) if fault is not None}
+        found = zip(rows, faults, strict=True)
+        return {row.place: (UNREADABLE, fault) for row, fault in found if fault is not None}
 
 
 def _resolve_inside(row: ImageRow, root: Path, where: str) -> str:

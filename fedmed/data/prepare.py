@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedmed.config import DataConfig, PhantomData
-from fedmed.data.checks import check_rows, choose_classes, refuse_too_many
+from fedmed.data.checks import SkippedRow, check_rows, choose_classes, refuse_too_many
+from fedmed.data.found import count_excluded
 from fedmed.data.partition import POOLED, Item, partition_items
 from fedmed.data.phantom.cohort import generate_site, phantom_classes, phantom_site_names
 from fedmed.data.sources.bands import are_measurements, clean_value, find_quartiles, name_band
@@ -139,7 +140,8 @@ def _make_splits(
     every_class: bool,
     cut_numbers: bool,
 ) -> SplitIndex:
-    num_bad_rows, names = 0, PHANTOM_ATTRIBUTES
+    skipped: list[SkippedRow] = []
+    names = PHANTOM_ATTRIBUTES
     if isinstance(config, PhantomData):
         classes = phantom_classes(config)
         items = _list_phantom(config, sites, seed)
@@ -147,25 +149,24 @@ def _make_splits(
         assert table is not None
         kept, skipped = check_rows(table)
         refuse_too_many(table, skipped, config.max_bad_share, splits_dir)
-        classes, names, num_bad_rows = (
-            choose_classes(table, kept, every_class=every_class),
-            table.attribute_names,
-            len(skipped),
-        )
+        classes, names = choose_classes(table, kept, every_class=every_class), table.attribute_names
         items = [_make_item(row, classes) for row in kept]
     by_site = partition_items(config.partition, items, None if table is None else sites, seed)
     parts = split_sites(by_site, len(classes), config.split, seed)
     rows = _order_rows(by_site, parts, pooled=config.partition.kind == "pooled")
+    full = {site: len(of_site) for site, of_site in rows.items()}
     rows, left_out = thin_training(rows, classes, config, seed)
+    thinned = {site: number - len(rows[site]) for site, number in full.items()}
     rows, quartiles = _cut_numbers(rows, names) if cut_numbers else (rows, {})
     common: CommonFields = {
         "settings": describe_settings(config, sites, seed),
         "fingerprint": "" if table is None else table.fingerprint,
         "classes": list(classes),
         "attribute_names": list(names),
-        "num_bad_rows": num_bad_rows,
+        "num_bad_rows": len(skipped),
         "left_out": left_out,
         "quartiles": quartiles,
+        "excluded": count_excluded(skipped, thinned, config.partition.kind),
     }
     return write_splits(splits_dir, common, rows)
 

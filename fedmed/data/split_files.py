@@ -34,6 +34,7 @@ class CommonFields(TypedDict):
     num_bad_rows: int
     left_out: NotRequired[list[int]]
     quartiles: NotRequired[dict[str, list[float]]]
+    excluded: NotRequired[dict[str, dict[str, int]] | None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class SplitIndex:
     """Training images of each class (K) that are left out; empty in splits that were made before this was noted."""
     quartiles: dict[str, list[float]] = field(default_factory=dict)
     """Attributes of numbers without bands, to the edges by which they are cut; likewise."""
+    excluded: dict[str, dict[str, int]] | None = None
+    """Site, or nothing where that is not known, to images left out by reason; None in splits of before."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from fedmed.data.found import FoundImages
 from fedmed.metrics.site_tables import SiteTables
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord
-from fedmed.storage.records import CompressionRecord, OperatingRecord, ShiftRecord, TemperatureRecord
+from fedmed.storage.records import CompressionRecord, OperatingRecord, PooledAucRecord, ShiftRecord, TemperatureRecord
 
 SIMULATION_COMMAND = "python simulations/run.py --config RUN/config.yaml --out NEW_FOLDER"
 
@@ -72,6 +73,10 @@ class ReportContent:
         By site, the tables that this rests on: the trained network as the federated one, and the student.
     shift : dict or None
         How far the sites' images differ; ``None`` where it is not known.
+    pooled_auc : dict or None
+        Of a simulation: exact areas over the test images of all sites.
+    found : dict of str to FoundImages or None
+        By site, images that were kept and left out; ``None`` where nobody knows, as in a federation of hospitals.
     """
 
     title: str
@@ -99,6 +104,8 @@ class ReportContent:
     num_images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gate: Mapping[str, SiteTables] = field(default_factory=dict)
     shift: ShiftRecord | None = None
+    pooled_auc: PooledAucRecord | None = None
+    found: Mapping[str, FoundImages] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -21,6 +21,7 @@ from fedmed.report.figures.describe import (
 )
 from fedmed.report.figures.distillation import describe_distillation
 from fedmed.report.figures.fairness import Groups, describe_course, describe_fairness, pool_groups
+from fedmed.report.figures.pooled_auc import describe_pooled_auc
 from fedmed.report.figures.shift import describe_shift
 from fedmed.report.schema.document import (
     Document,
@@ -89,6 +90,7 @@ def build_document(content: ReportContent) -> Document:
         "compression": describe_compression(content),
         "calibration": describe_calibration_part(content, groups, figures[groups.part], fairness["groups"]),
         "shift": describe_shift(content),
+        "pooled_auc": describe_pooled_auc(content, figures["test"]["auc"]),
         "history": [_describe_round(record, content, groups) for record in records],
         "participation": _describe_participation(records),
         "composition": _describe_composition(content),

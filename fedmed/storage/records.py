@@ -210,6 +210,17 @@ class CompressionRecord(CompressionPart):
     from_sha256: str
 
 
+class PooledAucRecord(TypedDict):
+    """Content of ``tables/pooled_auc.json`` of a simulation: exact areas over the test images of all sites."""
+
+    model_sha256: str
+    n: int
+    """Test images; more than ``limit`` are not scored again."""
+    limit: int
+    by_class: list[float | None] | None
+    """K areas; None where there are too many images."""
+
+
 ShiftSource = Literal["updates", "recalibration"]
 """``updates``: running statistics of the last round's updates. ``recalibration``: of one model at all sites."""
 

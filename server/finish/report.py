@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from fedmed.aggregation.site_shift import read_shift
 from fedmed.config import FederationConfig, SitesData
 from fedmed.config.server import LOCAL_SETTINGS, ServerConfig
+from fedmed.data.found import read_found
 from fedmed.data.split_files import read_quartiles
 from fedmed.metrics.site_tables import FEDERATED, STUDENT, SiteTables
 from fedmed.processes.locks import wait_for_lock
@@ -21,6 +22,7 @@ from fedmed.report.page import save_report
 from fedmed.report.schema.document import Thresholds
 from fedmed.storage.history import RoundRecord, read_history
 from fedmed.storage.operating_records import read_operating_point
+from fedmed.storage.pooled_auc import read_pooled_auc
 from fedmed.storage.run_folder import RunFolder
 from server.finish.chance import read_doubts
 from server.finish.own_models import explain_missing
@@ -161,6 +163,8 @@ def build_content(run: RunFolder, chosen_round: int, *, tested: bool, with_reaso
         compression=compression,
         gate=gate,
         shift=read_shift(run.tables),
+        found=None if isinstance(config, ServerConfig) else read_found(run.splits),
+        pooled_auc=None if isinstance(config, ServerConfig) or not tested else read_pooled_auc(run.tables),
         **({"command": _DEPLOYMENT_COMMAND} if isinstance(config, ServerConfig) else {}),
     )
 

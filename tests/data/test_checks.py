@@ -142,3 +142,20 @@ def test_listed_class_without_image(make_table):
     table = read_table(make_table(simple_rows(6), classes=["b", "c", "a"]))
     with pytest.raises(DataError, match=r"no usable image of the class 'c'.*b 2, c 0, a 4"):
         choose_classes(table, check_rows(table)[0])
+
+
+def test_every_fault_has_its_kind_and_site(make_table, tmp_path):
+    rows = simple_rows(8)
+    rows[1]["label"] = ""
+    rows[2]["label"] = "B"
+    rows[4]["file"] = ""
+    config = make_table([*rows, {**rows[0], "file": "./000.png"}], site_column="site", classes=["a", "b"])
+    (tmp_path / "images/005.png").write_bytes(b"")
+    _, skipped = check_rows(read_table(config))
+    assert [(row.kind, row.site) for row in skipped] == [
+        ("no_label", rows[1]["site"]),
+        ("no_class", rows[2]["site"]),
+        ("no_file", rows[4]["site"]),
+        ("unreadable", rows[5]["site"]),
+        ("repeated", rows[0]["site"]),
+    ]

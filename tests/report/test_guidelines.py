@@ -1,6 +1,7 @@
 """``tripod_ai.md``: every item of both guidelines, with the numbers of the report or without an answer."""
 
 import re
+from collections import Counter
 
 from fedmed.report.document import build_document
 from fedmed.report.guidelines.answers import ANSWERS
@@ -19,6 +20,15 @@ def test_all_items_are_there_once_and_in_order():
     numbers = [item.number for item in TRIPOD_AI]
     assert len(numbers) == len(set(numbers)) == 52
     assert {item.answer for item in (*TRIPOD_AI, *CLAIM)} - {""} == set(ANSWERS)
+    # The sub-items by letter, as the statement counts them: 27 items, 52 with their parts.
+    lettered = {"3": 3, "5": 2, "6": 3, "8": 3, "9": 3, "12": 7, "18": 6, "20": 3, "23": 2, "27": 3}
+    found = Counter(number[:-1] for number in numbers if number[-1].isalpha())
+    assert found == lettered
+
+
+def test_the_file_says_what_its_numbers_were_compared_with():
+    text = render_guidelines(build_document(make_content()))
+    assert "compared with public transcriptions of them and not with the publications" in text
 
 
 def test_answers_hold_the_numbers_of_the_report():

@@ -92,7 +92,7 @@ def test_form_refuses_what_is_missing_and_what_is_not_known() -> None:
 def test_form_can_be_written_as_a_json_schema() -> None:
     schema = ADAPTER.json_schema()
     assert set(schema["properties"]) == {*build_document(make_content()), "clinical"}
-    later = {"format", "flow", "benefit_pooled", "clinical", "shift"}
+    later = {"format", "flow", "benefit_pooled", "clinical", "shift", "pooled_auc"}
     assert set(schema["properties"]) - set(schema["required"]) == later, "earlier versions did not write them"
     assert schema["$defs"]["FigureEntry"]["required"] == ["value", "interval", "n", "n_withheld", "better"]
 

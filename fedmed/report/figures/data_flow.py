@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from fedmed.data.found import NO_SITE
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.content import ReportContent
 from fedmed.report.figures.describe import name_classes
 from fedmed.report.figures.fairness import Groups
-from fedmed.report.schema.flow import DataFlow, PatientCounts, SiteFlow
+from fedmed.report.schema.flow import DataFlow, FoundEntry, FoundPart, PatientCounts, SiteFlow
 
 Count = Literal["train", "validation", "test", "scored", "patients"]
 COUNTS: tuple[Count, ...] = ("train", "validation", "test", "scored", "patients")
@@ -34,6 +35,24 @@ def describe_flow(content: ReportContent, groups: Groups, train_images: Mapping[
         "sites": sites,
         "total": {part: _add(sites, part) for part in COUNTS},
         "patients": _count_patients(content, groups),
+        "found": _count_found(content),
+    }
+
+
+def _count_found(content: ReportContent) -> FoundEntry | None:
+    """Return images found and left out, of all sites and of each where it is known."""
+    if content.found is None:
+        return None
+    sites: dict[str, FoundPart] = {
+        name: {"found": own["kept"] + sum(own["excluded"].values()), "excluded": own["excluded"]}
+        for name, own in content.found.items()
+    }
+    reasons = sorted({reason for own in sites.values() for reason in own["excluded"]})
+    return {
+        "found": sum(own["found"] for own in sites.values()),
+        "excluded": {reason: sum(own["excluded"].get(reason, 0) for own in sites.values()) for reason in reasons},
+        # Of rows without a known site, each site may have more than the others' numbers say.
+        "sites": {} if NO_SITE in sites else sites,
     }
 
 

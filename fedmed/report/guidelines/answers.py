@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from fedmed.report.drawing.wording import count, label_figure, label_rule
 from fedmed.report.schema.document import Document
 from fedmed.report.schema.figures import Drawn, FigureEntry
+from fedmed.report.schema.flow import FoundEntry
+from fedmed.report.sections.data_flow import REASONS
 
 Answer = Callable[[Document], str | None]
 
@@ -34,7 +36,24 @@ def _flow(document: Document) -> str | None:
         return None
     total = flow["total"]
     shown = [f"{part} {'not known' if total[part] is None else format(total[part], ',')}" for part in total]
-    return f"{count(len(flow['sites']), 'site')}; images (and scored patients): {', '.join(shown)}."
+    found = flow.get("found")
+    before = "excluded before that not known" if found is None else f"found {found['found']:,}{_say_excluded(found)}"
+    return f"{count(len(flow['sites']), 'site')}; images (and scored patients): {before}, {', '.join(shown)}."
+
+
+def _say_excluded(found: FoundEntry) -> str:
+    reasons = [f"{number:,} {REASONS.get(name, name)}" for name, number in found["excluded"].items() if number]
+    return f" (left out: {'; '.join(reasons)})" if reasons else " (none left out)"
+
+
+def _say_missing(document: Document) -> str:
+    """Return what is left out for missing data, and what is held back."""
+    flow = document.get("flow")
+    found = None if flow is None else flow.get("found")
+    known = (
+        "Images left out are not known" if found is None else f"Images found {found['found']:,}{_say_excluded(found)}"
+    )
+    return f"{known}. Values of attributes that are not known count as 'unknown'. {_thresholds(document)}"
 
 
 def _model(document: Document) -> str | None:
@@ -69,12 +88,14 @@ def _events(document: Document) -> str:
     return "Test images by class: " + ", ".join(f"{name} {number:,}" for name, number in classes.items()) + "."
 
 
-def _benefit(document: Document) -> str | None:
+def _heterogeneity(document: Document) -> str:
+    """Return how differences between sites were measured; the figures themselves are another item's."""
+    measured = "Every site's figures are shown with intervals, and how far its images differ"
     summary = document["benefit_summary"]
     if not any(summary.values()):
-        return None
+        return f"{measured}."
     told = ", ".join(f"{verdict} at {len(sites)}" for verdict, sites in summary.items())
-    return f"Against a model of the site's own images alone: {told}."
+    return f"{measured}. Against a model of the site's own images alone: {told}."
 
 
 def _choice(document: Document) -> str:
@@ -133,11 +154,11 @@ ANSWERS: Mapping[str, Answer] = {
     "outcome": lambda document: f"Classes: {', '.join(document['classes'])}. How they were assessed is not known.",
     "predictors": _constant("The image alone."),
     "sample_size": _sample,
-    "missing": _thresholds,
+    "missing": _say_missing,
     "partitions": _flow,
     "disjoint": _constant("By patient where a site's data has patients' ids, else by image."),
     "model": _model,
-    "heterogeneity": _benefit,
+    "heterogeneity": _heterogeneity,
     "measures": lambda document: ", ".join(label_figure(key) for key in document["figures"]) + ".",
     "updating": _calibration,
     "predictions": _constant("By each site on its own test images, with the model of the chosen round, once."),
@@ -145,6 +166,7 @@ ANSWERS: Mapping[str, Answer] = {
     "fairness": _fairness,
     "output": _constant("A probability for each class; the class with the largest one is the prediction."),
     "same_sites": _constant("Test images are of the sites that trained: no external evaluation."),
+    "deidentification": _constant("How images were de-identified is not known; they stay at the sites."),
     "data_stay": _constant("Images stay at the sites; the server gets counts, sums and model updates."),
     "code": lambda document: f"fedmed; versions and hardware are in the report's appendix. Seed {document['seed']}.",
     "flow": _flow,

@@ -11,7 +11,8 @@ UNKNOWN = "not known to the software"
 _MARKUP = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`[]<>#&~!$"})
 _INTRODUCTION = (
     "What this run can answer of the items that publications on prediction models should report. The topics are in our "
-    "own words; read the guidelines for what each item asks. Where it says "
+    "own words; read the guidelines for what each item asks. Numbers are after the published checklists, compared with "
+    "public transcriptions of them and not with the publications: check against these. Where it says "
     f'"{UNKNOWN}", a person has to answer.'
 )
 

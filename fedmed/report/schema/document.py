@@ -16,6 +16,7 @@ from fedmed.report.schema.figures import (
     Reliability,
 )
 from fedmed.report.schema.flow import DataFlow
+from fedmed.report.schema.pooled_auc import PooledAucEntry
 from fedmed.report.schema.shift import ShiftEntry
 from fedmed.storage.history import Number
 from fedmed.storage.records import (
@@ -243,6 +244,8 @@ class Document(FairnessPart, BenefitPart, ClinicalHolder):
     calibration: CalibrationEntry
     shift: NotRequired[ShiftEntry | None]
     """How far the sites' images differ; None where nothing is known."""
+    pooled_auc: NotRequired[PooledAucEntry | None]
+    """Of a simulation: the exact AUC over all sites' test images; None where nobody holds them all."""
     history: list[RoundEntry]
     participation: ParticipationEntry
     composition: dict[str, dict[str, dict[str, int]]] | None

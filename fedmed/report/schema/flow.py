@@ -1,5 +1,7 @@
 """The part of ``report.json`` that says which images and patients went where."""
 
+from typing import NotRequired
+
 from typing_extensions import TypedDict
 
 from fedmed.report.schema.figures import Part
@@ -14,7 +16,8 @@ class SiteFlow(TypedDict):
     scored: int | None
     """Test images in the site's tables; a hospital's thresholds may hold some back."""
     patients: int | None
-    """Patients behind these, a patient with images of two classes twice."""
+    """Patients behind these, a patient with images of two classes twice, and without those of classes that a hospital
+    tells together."""
 
 
 class PatientCounts(TypedDict):
@@ -26,6 +29,21 @@ class PatientCounts(TypedDict):
     """By attribute and group, for the groups that are shown."""
 
 
+class FoundPart(TypedDict):
+    """Images that were found, and those of them that were left out before any was trained on."""
+
+    found: int
+    excluded: dict[str, int]
+    """By reason, see :data:`fedmed.report.sections.data_flow.REASONS`."""
+
+
+class FoundEntry(FoundPart):
+    """Of all sites together."""
+
+    sites: dict[str, FoundPart]
+    """Where it is known whose an unusable row is."""
+
+
 class DataFlow(TypedDict):
     """Which images and patients went where."""
 
@@ -34,3 +52,5 @@ class DataFlow(TypedDict):
     """Of all sites; None where a site's number is not known."""
     patients: PatientCounts | None
     """None where the sites' data has no patients' ids."""
+    found: NotRequired[FoundEntry | None]
+    """Of a simulation, or of one site's own report; None in a federation, whose hospitals do not tell it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, show_name
 from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
+from fedmed.report.sections.data_flow import describe_found, find_found, list_found
 from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.patients import has_patients, show_patients
 from fedmed.report.sections.results import describe_summary
@@ -35,6 +36,9 @@ def describe_first_page(numbers: Numbers) -> Values:
         "figures_chance": format_number(1 / len(numbers.get("classes")), 2),
         "flow": numbers.document.get("flow"),
         "flow_sites": _list_sites(numbers),
+        "found": describe_found(numbers),
+        "is_simulation": is_simulation,
+        "is_federation": "flower-server" in numbers.get("command"),
         "with_patients": has_patients(numbers),
         "num_flow_sites": _count_sites(numbers),
         "is_coarse": is_coarse(numbers),
@@ -53,22 +57,26 @@ def _list_sites(numbers: Numbers) -> list[Table]:
         return []
     caption = "Images by site. Scored: test images that the figures rest on."
     parts = [part for part in PARTS if flow["total"][part] is not None or part in ("train", "scored")]
-    columns = ["Site", *(PARTS[part] for part in parts)]
+    found = find_found(numbers)
+    with_found = found is not None and bool(found["sites"])
+    columns = ["Site", *(["Found", "Left out"] if with_found else []), *(PARTS[part] for part in parts)]
     if has_patients(numbers):
-        caption += " Patients: those behind the scored images; one with images of two classes counts twice."
+        without = ", without those of classes that the site tells together" if is_coarse(numbers) else ""
+        caption += f" Patients: those behind the scored images{without}; one with images of two classes counts twice."
         columns.append("Patients")
     columns.append("Rounds taken part")
     if is_coarse(numbers) and "validation" in parts:
         caption += " Validation images are rounded down by the sites."
-    rows = [_list_site(numbers, name, parts) for name in flow["sites"]]
+    rows = [_list_site(numbers, name, parts, with_found=with_found) for name in flow["sites"]]
     return [Table(caption, columns, part) for part in (rows[:MOST_SITES], rows[MOST_SITES:]) if part]
 
 
-def _list_site(numbers: Numbers, name: str, parts: Sequence[str]) -> list[Cell]:
+def _list_site(numbers: Numbers, name: str, parts: Sequence[str], *, with_found: bool) -> list[Cell]:
     known = name in numbers.get("participation", "sites")
     path = ("flow", "sites", name)
     return [
         show_name(name),
+        *(list_found(numbers, name) if with_found else []),
         *(numbers.show(*path, part, missing="n/a") for part in parts),
         *([show_patients(numbers, "sites", name)] if has_patients(numbers) else []),
         numbers.show("participation", "sites", name, "accepted_rounds") if known else "not known",

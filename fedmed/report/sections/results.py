@@ -18,6 +18,7 @@ from fedmed.report.schema.figures import ClassFigure, FigureEntry
 from fedmed.report.sections.benefit import summarise_benefit
 from fedmed.report.sections.fairness_findings import summarise_fairness
 from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.pooled_auc import describe_pooled_auc
 from fedmed.report.sections.values import Values
 
 CLASS_FIGURES = {
@@ -124,6 +125,7 @@ def describe_results(numbers: Numbers) -> Values:
     return {
         "first": _list_figures(numbers, first, "Pooled over all sites; 95 % intervals."),
         "rest": _list_figures(numbers, rest, "Further pooled figures; 95 % intervals.") if rest else None,
+        "pooled_auc": describe_pooled_auc(numbers),
     }
 
 
