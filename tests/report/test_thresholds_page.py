@@ -72,3 +72,12 @@ def test_sites_over_different_classes_are_not_ranked_in_the_summary() -> None:
     words = Page(render_page(document)).text
     assert "All sites, by name, since they tell different classes." in words
     assert document["sites"]["north"]["test"]["accuracy"]["over_classes"] == ["nevus", "melanoma"]
+
+
+def test_calibration_errors_are_told_to_be_of_merged_bins() -> None:
+    test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (90, 70, 3))}
+    words = Page(render_page(build_report(test))).text
+    assert "Each site puts neighbouring ones of 15 equal bins together until each holds enough patients." in words
+    assert "The same distance in the worst of these bins." in words
+    assert "averaged over 15 equal bins" not in words
+    assert "calibration error in the sites' merged bins" in words

@@ -6,7 +6,7 @@ from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, sh
 from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
 from fedmed.report.sections.method import is_coarse
-from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.results import describe_summary
 from fedmed.report.sections.values import Values
 
@@ -31,6 +31,7 @@ def describe_first_page(numbers: Numbers) -> Values:
         "classes": numbers.get("classes"),
         "release": _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
         "synthetic": numbers.get("synthetic"),
+        "of_all_classes": numbers.get("figures").get("worst_class_recall", {}).get("interval") is not None,
         "with_ece": ece["value"] is not None,
         "figures_chance": format_number(1 / len(numbers.get("classes")), 2),
         "flow": numbers.document.get("flow"),
@@ -55,8 +56,8 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     parts = [part for part in PARTS if flow["total"][part] is not None or part in ("train", "scored")]
     columns = ["Site", *(PARTS[part] for part in parts)]
     if has_patients(numbers):
-        caption += " Patients: those behind the scored images; one with images of two classes counts twice."
-        columns.append("Patients")
+        caption += f" {head_ids(numbers)}: those behind the scored images; one with images of two classes counts twice."
+        columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
     if is_coarse(numbers) and "validation" in parts:
         caption += " Validation images are rounded down by the sites."
