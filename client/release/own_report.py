@@ -91,7 +91,7 @@ def write_own_report(
     environment.pop("command")  # it holds paths
     content = ReportContent(
         title=f"Stays here: the released model at {config.name}",
-        config=cast("dict[str, JsonValue]", manifest["plan"]),
+        config=cast("dict[str, JsonValue]", manifest["plan"]) | {"data": {"unit": config.data.unit}},
         environment=environment,
         classes=classes,
         chosen_round=int(manifest["chosen_round"]),

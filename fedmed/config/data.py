@@ -35,6 +35,10 @@ class SplitConfig(Section):
         return self
 
 
+IdWord = Annotated[str, Field(pattern=r"^[a-z]+( [a-z]+)*$", max_length=30)]
+"""What an id of the data names, as a word in the singular that takes an s in the plural."""
+
+
 class DataSection(Section):
     """What all sources of images share."""
 
@@ -59,6 +63,8 @@ class DataSection(Section):
     epoch."""
     max_bad_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of unreadable or mislabelled rows above which the run is refused."""
+    unit: IdWord = "patient"
+    """What the data's ids name, in the words of the report: ``patient``, ``lesion``, ``eye``."""
 
 
 class PhantomData(DataSection):
@@ -161,3 +167,5 @@ class SitesData(Section):
     """Range in which the standard deviation of a site's pixel values is expected."""
     synthetic: bool = False
     """Whether the sites use synthetic images; the report then says so on top."""
+    unit: IdWord = "patient"
+    """What the ids of the sites' data name, in the words of the report: ``patient``, ``lesion``, ``eye``."""

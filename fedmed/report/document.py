@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedmed.formats import REPORT
+from fedmed.metrics.answer_ranges import settle_other
 from fedmed.metrics.classification import roc_points
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables
 from fedmed.metrics.tables import EvaluationTables, combine_tables
@@ -24,6 +25,7 @@ from fedmed.report.figures.fairness import Groups, describe_course, describe_fai
 from fedmed.report.figures.pooled_auc import describe_pooled_auc
 from fedmed.report.figures.shift import describe_shift
 from fedmed.report.schema.document import (
+    Confusion,
     Document,
     LeftOut,
     ParticipationEntry,
@@ -95,14 +97,7 @@ def build_document(content: ReportContent) -> Document:
         "participation": _describe_participation(records),
         "composition": _describe_composition(content),
         "distillation": describe_distillation(content, records),
-        "confusion": {
-            "pooled": test.counts.sum(axis=0).tolist(),
-            "sites": {site: content.test[site].site.counts.sum(axis=0).tolist() for site in sorted(content.test)},
-            "other_pooled": test.other_wrong.sum(axis=0).tolist(),
-            "other_sites": {
-                site: content.test[site].site.other_wrong.sum(axis=0).tolist() for site in sorted(content.test)
-            },
-        },
+        "confusion": _describe_confusion(test, content),
         "flow": describe_flow(content, groups, {name: site["train_images"] for name, site in sites.items()}),
         "roc": {name: _describe_roc(test, index) for index, name in enumerate(classes)},
         "reliability": describe_reliability(test),
@@ -227,6 +222,21 @@ def _describe_composition(content: ReportContent) -> dict[str, dict[str, dict[st
     return {
         site: {part: name_classes(content.classes, counts) for part, counts in content.composition[site].items()}
         for site in sorted(content.composition)
+    }
+
+
+def _describe_confusion(test: EvaluationTables, content: ReportContent) -> Confusion:
+    """Return the answers by true class; with two classes a wrong one can only be the other class."""
+    pooled, other = settle_other(test.counts.sum(axis=0), test.other_wrong.sum(axis=0))
+    sites = {
+        site: settle_other(own.site.counts.sum(axis=0), own.site.other_wrong.sum(axis=0))
+        for site, own in sorted(content.test.items())
+    }
+    return {
+        "pooled": pooled.tolist(),
+        "sites": {site: counts.tolist() for site, (counts, _) in sites.items()},
+        "other_pooled": other.tolist(),
+        "other_sites": {site: untold.tolist() for site, (_, untold) in sites.items()},
     }
 
 

@@ -26,7 +26,7 @@ from fedmed.report.sections.distillation import describe_distillation
 from fedmed.report.sections.fairness import describe_fairness, describe_group_figures
 from fedmed.report.sections.first_page import describe_first_page
 from fedmed.report.sections.method import describe_notes, describe_reading, describe_run
-from fedmed.report.sections.patients import say_patients
+from fedmed.report.sections.patients import name_ids, say_patients
 from fedmed.report.sections.results import describe_classes, describe_results, describe_sites
 from fedmed.report.sections.rounds import describe_composition, describe_participation, describe_rounds
 from fedmed.report.sections.values import Values
@@ -170,7 +170,8 @@ def draw_section(section: Section, numbers: Numbers) -> DrawnSection | None:
     values = section.describe(numbers)
     if values is None:
         return None
-    body = render_template(f"{section.anchor}.html", num=numbers, patients=partial(say_patients, numbers), **values)
+    words = {"patients": partial(say_patients, numbers), "ids": name_ids(numbers)}
+    body = render_template(f"{section.anchor}.html", num=numbers, **words, **values)
     return DrawnSection(section.anchor, section.title, body)
 
 

@@ -89,3 +89,12 @@ def test_a_site_without_images_of_a_class_is_not_ranked_either() -> None:
     words = Page(render_page(build_document(content))).text
     assert "Among the sites, balanced accuracy is highest" not in words
     assert "All sites, by name, since they tell different classes." in words
+
+
+def test_calibration_errors_are_told_to_be_of_merged_bins() -> None:
+    test = {"north": make_site(1, "north", (120, 60, 2)), "south": make_site(2, "south", (90, 70, 3))}
+    words = Page(render_page(build_report(test))).text
+    assert "Each site puts neighbouring ones of 15 equal bins together until each holds enough patients." in words
+    assert "The same distance in the worst of these bins." in words
+    assert "averaged over 15 equal bins" not in words
+    assert "calibration error in the sites' merged bins" in words

@@ -82,6 +82,16 @@ EXPLANATIONS |= {
     "beyond_one_step": "The share of images whose answer is no neighbour of the true grade, nor the grade itself.",
 }
 
+MERGED_EXPLANATIONS = {
+    "ece": (
+        "How far the stated confidence is from the share of right answers, averaged over bins of confidence by the "
+        "number of images in each. Each site puts neighbouring ones of 15 equal bins together until each holds enough "
+        "{ids}. 0 is perfect."
+    ),
+    "mce": "The same distance in the worst of these bins.",
+}
+"""Where sites have thresholds."""
+
 _COMPARED = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -109,7 +109,8 @@ def _failures(document: Document) -> str | None:
     if not known:
         return None
     worst = min(known, key=lambda name: known[name]["value"] or 0.0)
-    return f"Lowest sensitivity: {worst} {say_figure(known[worst])}. Confusion by class and site is in the report."
+    lowest = document["figures"].get("worst_class_recall", known[worst])  # its interval allows for the choice
+    return f"Lowest sensitivity: {worst} {say_figure(lowest)}. Confusion by class and site is in the report."
 
 
 def _calibration(document: Document) -> str:
@@ -156,7 +157,7 @@ ANSWERS: Mapping[str, Answer] = {
     "sample_size": _sample,
     "missing": _say_missing,
     "partitions": _flow,
-    "disjoint": _constant("By patient where a site's data has patients' ids, else by image."),
+    "disjoint": _constant("By the ids of a site's data, of patients or lesions, where it has them, else by image."),
     "model": _model,
     "heterogeneity": _heterogeneity,
     "measures": lambda document: ", ".join(label_figure(key) for key in document["figures"]) + ".",

@@ -5,7 +5,9 @@ from markupsafe import Markup
 from fedmed.report.drawing.markup import Numbers
 from fedmed.report.drawing.palette import NUM_SHADES, make_legend
 from fedmed.report.drawing.plots import draw_roc
+from fedmed.report.drawing.templates import render_macro
 from fedmed.report.drawing.wording import count
+from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.results import is_ranked, rank_sites, say_order, split_ends
 from fedmed.report.sections.values import Values
 
@@ -20,6 +22,7 @@ def describe_confusion(numbers: Numbers) -> Values:
     return {
         "classes": classes,
         "with_other": _has_other(numbers),
+        "is_coarse": is_coarse(numbers),
         "pooled": [_list_cells(numbers, "pooled", (), row) for row in range(len(classes))],
     }
 
@@ -45,6 +48,7 @@ def describe_site_confusion(numbers: Numbers) -> Values | None:
     return {
         "classes": classes,
         "with_other": _has_other(numbers),
+        "is_coarse": is_coarse(numbers),
         "which": which,
         "sites": [
             (name, [_list_cells(numbers, "sites", (name,), row) for row in range(len(classes))]) for name in shown
@@ -58,16 +62,24 @@ def _has_other(numbers: Numbers) -> bool:
 
 
 def _list_cells(numbers: Numbers, which: str, site: tuple[str, ...], row: int) -> list[MatrixCell]:
+    """Return the cells of a true class; one that hospitals do not tell has a dash, never a 0 that nobody knows of."""
     path: tuple[str | int, ...] = ("confusion", which, *site, row)
     other: tuple[str | int, ...] = ("confusion", f"other_{which}", *site, row)
     places = [(images, (*path, column)) for column, images in enumerate(numbers.get(*path))]
+    not_told = numbers.get(*other) if _has_other(numbers) else 0
+    total = sum(images for images, _ in places) + not_told
+    cells = [_draw_cell(numbers, place, images, total, bool(not_told)) for images, place in places]
     if _has_other(numbers):
-        places.append((numbers.get(*other), other))
-    total = max(sum(images for images, _ in places), 1)
-    return [
-        (round((NUM_SHADES - 1) * images / total), f"{100 * images / total:.0f} %", numbers.show(*place))
-        for images, place in places
-    ]
+        cells.append(_draw_cell(numbers, other, not_told, total, False))
+    return cells
+
+
+def _draw_cell(numbers: Numbers, place: tuple[str | int, ...], images: int, total: int, has_untold: bool) -> MatrixCell:
+    """Return a cell: a dash where it is not told, and no share where the class has no image."""
+    if images == 0 and (has_untold or (total == 0 and is_coarse(numbers))):
+        return 0, "", render_macro("not_told")
+    share = "" if total == 0 else f"{100 * images / total:.0f} %"
+    return round((NUM_SHADES - 1) * images / max(total, 1)), share, numbers.show(*place)
 
 
 def describe_scores(numbers: Numbers) -> Values:

@@ -20,7 +20,7 @@ from fedmed.report.figures.fairness import LEADING_GAPS
 from fedmed.report.schema.figures import FigureEntries, FigureEntry, GapEntry
 from fedmed.report.sections.fairness_course import draw_courses
 from fedmed.report.sections.fairness_findings import list_findings
-from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.results import is_ranked
 from fedmed.report.sections.values import Values
 
@@ -76,7 +76,7 @@ def _draw_overview(numbers: Numbers) -> Markup:
         + ("; the dashed line is all images together." if known else ".")
         + f" Of an attribute with more than {MOST_GROUPS} groups, the lowest and the highest."
     )
-    patients = ["Patients"] if has_patients(numbers) else []
+    patients = [head_ids(numbers)] if has_patients(numbers) else []
     columns = ["Group", "Images", *patients, "Balanced accuracy", "Value and interval drawn"]
     return render_forest(caption, columns, parts, pooled["value"])
 
@@ -220,7 +220,7 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> Tabl
                 ),
             ]
         )
-    patients = ["Patients"] if has_patients(numbers) else []
+    patients = [head_ids(numbers)] if has_patients(numbers) else []
     columns = ["Group", "Images", *patients, *(["Rows withheld"] if withheld else []), *SUBSET_FIGURES.values()]
     caption = "Figures by group, all sites together, with 95 % intervals; the scales go from 0 to 1."
     if withheld:

@@ -7,7 +7,7 @@ from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
 from fedmed.report.sections.data_flow import describe_found, find_found, list_found
 from fedmed.report.sections.method import is_coarse
-from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.results import describe_summary
 from fedmed.report.sections.values import Values
 
@@ -32,6 +32,7 @@ def describe_first_page(numbers: Numbers) -> Values:
         "classes": numbers.get("classes"),
         "release": _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
         "synthetic": numbers.get("synthetic"),
+        "of_all_classes": numbers.get("figures").get("worst_class_recall", {}).get("interval") is not None,
         "with_ece": ece["value"] is not None,
         "figures_chance": format_number(1 / len(numbers.get("classes")), 2),
         "flow": numbers.document.get("flow"),
@@ -62,8 +63,9 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     columns = ["Site", *(["Found", "Left out"] if with_found else []), *(PARTS[part] for part in parts)]
     if has_patients(numbers):
         without = ", without those of classes that the site tells together" if is_coarse(numbers) else ""
-        caption += f" Patients: those behind the scored images{without}; one with images of two classes counts twice."
-        columns.append("Patients")
+        caption += f" {head_ids(numbers)}: those behind the scored images{without}; "
+        caption += "one with images of two classes counts twice."
+        columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
     if is_coarse(numbers) and "validation" in parts:
         caption += " Validation images are rounded down by the sites."

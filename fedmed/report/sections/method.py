@@ -6,13 +6,15 @@ import yaml
 from pydantic import JsonValue
 
 from fedmed.report.drawing.markup import Numbers, Table
-from fedmed.report.drawing.wording import EXPLANATIONS, label_figure, name_direction
+from fedmed.report.drawing.wording import EXPLANATIONS, MERGED_EXPLANATIONS, label_figure, name_direction
+from fedmed.report.sections.patients import name_id, name_ids
 from fedmed.report.sections.values import Values
 
 MIXED_UNITS = "patients or images"
+PATIENTS = "patients"
 INTERVALS = (
     "A 95 % interval says how far chance alone could move a figure, given how many images it rests on; several "
-    "images of one patient, where patients are known, count as fewer. Single shares (accuracy; sensitivity, "
+    "images of one {id}, where {ids} are known, count as fewer. Single shares (accuracy; sensitivity, "
     "specificity and precision of one class) have Wilson intervals, a little wider for one to three misses. Means of "
     "them are put together from these; areas under ROC curves have DeLong's interval on the scale of the log-odds; the "
     "worst and the largest difference of several classes or groups, intervals that hold for all of them at once; the "
@@ -41,17 +43,17 @@ PAIRED = (
 TABLES = (
     "Images stay at the sites. For every evaluation a site sends tables that add up over the sites, for all its images "
     "and for each patient group: images by true and predicted class (and so the class counts of its evaluation "
-    "images), how right answers vary between patients, histograms of the scores by class and areas under their "
+    "images), how right answers vary between {ids}, histograms of the scores by class and areas under their "
     "curves, sums for calibration, and sums of the Brier score; where models are compared, also on how many images "
     "which of two models was right. All figures on this page are computed from these tables."
 )
 COARSE = (
-    "Hospitals tell less of this. Wrong answers are told class by class only where they are of enough patients, the "
+    "Hospitals tell less of this. Wrong answers are told class by class only where they are of enough {ids}, the "
     "others of a class as one number; a figure that needs them is n/a where it could be more than 0.05 off. No "
     "histogram of scores or by class leaves a site. Its AUC does, so that the AUC of this page compares images within "
-    "sites only; its calibration does in bins that are put together until each holds enough patients, so that the "
-    "calibration error is at least what is shown; and sums over images have three significant digits. Patient groups "
-    "have counts only, unless a site allows more."
+    "sites only; its calibration does in bins that are put together until each holds enough {ids}, and over such "
+    "coarse bins the calibration error is smaller as a rule; and sums over images have three significant digits. "
+    "Patient groups have counts only, unless a site allows more."
 )
 LOST = (
     "What is lost by that was measured on dermatoscopic images of four hospitals (HAM10000, three briefly trained "
@@ -75,6 +77,7 @@ def describe_reading(numbers: Numbers) -> Values:
     directions = {key: figure["better"] for key, figure in numbers.get("figures").items()}
     for gaps in numbers.get("gaps").values():
         directions |= {key: gap["better"] for key, gap in gaps.items()}
+    explanations = EXPLANATIONS | (MERGED_EXPLANATIONS if is_coarse(numbers) else {})
     told = {
         TABLES: True,
         f"{COARSE} {LOST}": is_coarse(numbers),
@@ -83,16 +86,17 @@ def describe_reading(numbers: Numbers) -> Values:
         PAIRED: bool(numbers.get("benefit")),
         DISTILLATION: bool(numbers.get("distillation")),
     }
+    words = {"id": name_id(numbers), "ids": name_ids(numbers)}
     return {
-        "paragraphs": [text for text, is_told in told.items() if is_told],
+        "paragraphs": [text.format(**words) for text, is_told in told.items() if is_told],
         "is_coarse": is_coarse(numbers),
         "unit": name_unit(numbers),
-        "is_mixed": name_unit(numbers) == MIXED_UNITS,
+        "is_mixed": numbers.get("thresholds").get("unit", MIXED_UNITS) == MIXED_UNITS,
         "with_bins": "k_bin" in numbers.get("thresholds"),
         "terms": [
-            (f"{label_figure(key)} ({name_direction(better)})", EXPLANATIONS[key])
+            (f"{label_figure(key)} ({name_direction(better)})", explanations[key].format(**words))
             for key, better in directions.items()
-            if key in EXPLANATIONS
+            if key in explanations
         ],
     }
 
@@ -104,7 +108,7 @@ def is_coarse(numbers: Numbers) -> bool:
 
 def name_unit(numbers: Numbers) -> str:
     """Return what thresholds count; an older report does not say."""
-    return str(numbers.get("thresholds").get("unit", MIXED_UNITS))
+    return str(numbers.get("thresholds").get("unit", MIXED_UNITS)).replace(PATIENTS, name_ids(numbers))
 
 
 def describe_run(numbers: Numbers) -> Values:

@@ -1,12 +1,30 @@
-"""How many patients stand behind images, where the sites' data has their ids."""
+"""How many patients, or what else the ids of the data name, stand behind images, where the sites' data has ids."""
 
 from markupsafe import Markup
 
 from fedmed.report.drawing.markup import Numbers
 from fedmed.report.drawing.templates import fill
+from fedmed.report.drawing.wording import head_attribute
 
 Path = tuple[str | int, ...]
 FLOW = ("flow", "patients")
+PATIENT = "patient"
+
+
+def name_id(numbers: Numbers) -> str:
+    """Return the word for what an id of the data names (``data.unit``), for example "lesion"; "patient" by default."""
+    data = numbers.get("config").get("data")
+    return str(data.get("unit", PATIENT)) if isinstance(data, dict) else PATIENT
+
+
+def name_ids(numbers: Numbers) -> str:
+    """Return the plural of :func:`name_id`."""
+    return f"{name_id(numbers)}s"
+
+
+def head_ids(numbers: Numbers) -> str:
+    """Return the plural of :func:`name_id` as the heading of a column."""
+    return head_attribute(name_ids(numbers))
 
 
 def find_patients(numbers: Numbers, *path: str) -> Path | None:
@@ -38,7 +56,9 @@ def show_patients(numbers: Numbers, *path: str) -> Markup:
 def say_patients(numbers: Numbers, *path: str) -> Markup:
     """Return " of 12 patients", to stand after a number of images, or nothing where that is not known."""
     place = find_patients(numbers, *path)
-    return fill("") if place is None else fill(" of {} patients", numbers.show(*place))
+    if place is None:
+        return fill("")
+    return fill(" of {} {}", numbers.show(*place), name_id(numbers) if numbers.get(*place) == 1 else name_ids(numbers))
 
 
 def has_patients(numbers: Numbers) -> bool:

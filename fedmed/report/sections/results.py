@@ -17,7 +17,7 @@ from fedmed.report.schema.document import SiteEntry
 from fedmed.report.schema.figures import ClassFigure, FigureEntry
 from fedmed.report.sections.benefit import summarise_benefit
 from fedmed.report.sections.fairness_findings import summarise_fairness
-from fedmed.report.sections.patients import has_patients, show_patients
+from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.pooled_auc import describe_pooled_auc
 from fedmed.report.sections.values import Values
 
@@ -168,8 +168,13 @@ def describe_classes(numbers: Numbers) -> Values:
         ]
         for name in numbers.get("classes")
     ]
-    columns = ["Class", "Test images", *(["Patients"] if with_patients else []), *CLASS_FIGURES.values()]
+    columns = ["Class", "Test images", *([head_ids(numbers)] if with_patients else []), *CLASS_FIGURES.values()]
     caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
+    if numbers.get("figures").get("worst_class_recall", {}).get("interval") is not None:
+        caption += (
+            " The interval of a class is for this class alone; that of the class that does worst is wider on the first "
+            "page, since any class could have been named there and it holds for all at once."
+        )
     if numbers.get("figures", "auc").get("within_sites"):
         caption += " AUC within sites."
     return {"table": Table(caption, columns, rows)}
@@ -220,7 +225,7 @@ def _list_spread(numbers: Numbers, ranked: list[str]) -> Values | None:
 
 
 def _list_sites(numbers: Numbers, names: list[str], caption: str) -> Table:
-    patients = ["Patients"] if has_patients(numbers) else []
+    patients = [head_ids(numbers)] if has_patients(numbers) else []
     columns = ["Site", "Train images", "Test images", *patients, *SUBSET_FIGURES.values()]
     rows = [_list_site(numbers, name) for name in names]
     return Table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)

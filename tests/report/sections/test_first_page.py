@@ -8,6 +8,7 @@ import torch
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.metrics.tables import tables_from_logits
 from fedmed.report.document import build_document
+from fedmed.report.guidelines.page import render_guidelines
 from fedmed.report.page import render_page
 from tests.report.support.example import make_content, make_tables
 from tests.report.support.page_parser import Page
@@ -63,3 +64,36 @@ def test_the_order_is_first_page_parts_appendix():
     text = render_page(build_document(make_content()))
     order = [text.index(f'id="{anchor}"') for anchor in ("first", "results", "fairness", "appendix", "groups", "run")]
     assert order == sorted(order)
+
+
+def test_the_worst_class_has_the_interval_that_allows_for_naming_it():
+    """Two classes: one right of two, six right of eight; 97.5 % intervals, both of which hold in 95 % of the cases."""
+    document = json.loads(json.dumps(build_document(make_content())))
+    low, high = document["figures"]["worst_class_recall"]["interval"]
+    own = document["figures"]["sensitivity"]["by_class"]["malignant"]["interval"]
+    assert low < own[0]
+    words = _first_page(document).text
+    assert f"the class that does worst ({low:.3f} to {high:.3f}, for all classes at once; 2 images)" in words
+    page = Page(render_page(document)).text
+    assert "The interval of a class is for this class alone; that of the class that does worst is wider" in page
+    assert f"Lowest sensitivity: malignant 0.500 ({low:.3f} to {high:.3f})." in render_guidelines(document)
+
+
+def test_ids_have_the_word_that_the_settings_give_them():
+    logits = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    own = tables_from_logits(logits, torch.tensor([0, 0, 0, 1]), ["north"] * 4, ["a", "a", "b", "c"])
+    tables = {"north": SiteTables({FEDERATED: {"site": own}})}
+    config = {"name": "example", "data": {"unit": "lesion"}}
+    thresholds = {"k": 10, "k_row": 5, "unit": "patients or images"}
+    content = make_content(
+        test=tables, validation=tables, config=config, thresholds=thresholds, composition=None, history=[]
+    )
+    document = build_document(content)
+    page = Page(render_page(document)).text
+    assert "On 4 test images, of 3 lesions, of 1 site" in page
+    assert "(sensitivity 1.000, 3 images of 2 lesions)" in page
+    assert "withholds groups of fewer than 10 lesions or images" in page
+    assert "several images of one lesion, where lesions are known, count as fewer" in page
+    assert not re.findall(r"\d patients", page)
+    config["data"]["unit"] = "patient"
+    assert "On 4 test images, of 3 patients, of 1 site" in Page(render_page(document | {"config": config})).text
