@@ -14,6 +14,8 @@ class FedmedError(Exception):
 
     shareable: ClassVar[bool] = False
     """Whether the text may be told to the other side: it never names an image, a patient, a file or a path."""
+    told: ClassVar[str | None] = None
+    """What the other side is told in place of a text that is not shareable."""
 
 
 class ConfigError(FedmedError):
@@ -32,6 +34,15 @@ class ExtensionFailedError(ConfigError):
 
 class DataError(FedmedError):
     """Images or labels cannot be used as they are."""
+
+
+class DataSettingsError(DataError):
+    """A site's settings of its data do not suit the study. The text may name columns, so others are told less."""
+
+    told = (
+        "its data settings (data in the site's client.yaml) do not suit the study and were refused at the site itself; "
+        "the site's log has the line with what to write, and flower-client --check shows it there"
+    )
 
 
 class FormatError(FedmedError):
@@ -138,4 +149,6 @@ def describe_error(error: BaseException) -> str:
         return f"the site's program failed ({type(error).__name__}); the site's log says more"
     if error.shareable and lines:
         return lines[0]
+    if error.told is not None:
+        return error.told
     return "the site could not do this; the site's log says why"

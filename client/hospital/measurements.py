@@ -3,7 +3,7 @@
 from fedmed.config import FairnessConfig
 from fedmed.data import SiteData
 from fedmed.data.sources.bands import MOST_NUMBERS, are_measurements
-from fedmed.errors import DataError
+from fedmed.errors import DataSettingsError
 
 
 def list_measurements(data: SiteData, fairness: FairnessConfig) -> list[str]:
@@ -30,12 +30,12 @@ def refuse_measurements(data: SiteData, fairness: FairnessConfig) -> None:
 
     Raises
     ------
-    DataError
+    DataSettingsError
         With what to write into the settings; no value is named, since it might be a patient's.
     """
     names = list_measurements(data, fairness)
     if names:
-        raise DataError(f"{describe_measurements(names)} {advise_bands(names)}")
+        raise DataSettingsError(f"{describe_measurements(names)} {advise_bands(names)}")
 
 
 def describe_measurements(names: list[str]) -> str:

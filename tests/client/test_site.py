@@ -13,7 +13,7 @@ from client.hospital.site_data import open_site
 from client.site import app
 from fedmed.config import Plan
 from fedmed.distillation.network import build_network, get_network
-from fedmed.errors import DataError, FedmedError, PolicyError, RunFolderError, WireError
+from fedmed.errors import DataError, FedmedError, PolicyError, RunFolderError, WireError, describe_error
 from fedmed.fairness.disclosure.rows import DisclosurePlan
 from fedmed.fairness.disclosure.tables import Disclosure, disclose_tables
 from fedmed.metrics.packing import pack_site_tables
@@ -209,8 +209,14 @@ def test_number_without_bands_is_refused_when_a_hospital_joins(tmp_path: Path) -
     rows = [row | {"age": 20 + number} for number, row in enumerate(make_rows())]
     hospital = HospitalSite(tmp_path, rows)
     hospital = hospital.restart(data=hospital.settings["data"] | {"attribute_columns": ["age"]})
-    with pytest.raises(DataError, match=r"'age' \(data\.attribute_columns\) is a number without bands\. Allowed"):
+    with pytest.raises(
+        DataError, match=r"'age' \(data\.attribute_columns\) is a number without bands\. Allowed"
+    ) as caught:
         hospital.ask("query")
+    told = describe_error(caught.value)
+    assert "data settings" in told
+    assert "refused at the site itself; the site's log has the line" in told
+    assert "age" not in told.replace("data settings", "")  # neither a value nor a name
     spared = hospital.ask("query", plan={"fairness": {"attributes": []}})
     assert read_values(spared, REPORT)["attributes"] == []
 
