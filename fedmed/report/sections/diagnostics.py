@@ -74,9 +74,7 @@ def _list_cells(numbers: Numbers, which: str, site: tuple[str, ...], row: int) -
     return cells
 
 
-def _draw_cell(
-    numbers: Numbers, place: tuple[str | int, ...], images: int, total: int, has_untold: bool
-) -> MatrixCell:
+def _draw_cell(numbers: Numbers, place: tuple[str | int, ...], images: int, total: int, has_untold: bool) -> MatrixCell:
     """Return a cell: a dash where it is not told, and no share where the class has no image."""
     if images == 0 and (has_untold or (total == 0 and is_coarse(numbers))):
         return 0, "", render_macro("not_told")

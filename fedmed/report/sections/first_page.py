@@ -56,7 +56,10 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     parts = [part for part in PARTS if flow["total"][part] is not None or part in ("train", "scored")]
     columns = ["Site", *(PARTS[part] for part in parts)]
     if has_patients(numbers):
-        caption += f" {head_ids(numbers)}: those behind the scored images; one with images of two classes counts twice."
+        caption += (
+            f" {head_ids(numbers)}: those behind the scored images; one with images of two classes, or "
+            "at two sites, counts twice."
+        )
         columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
     if is_coarse(numbers) and "validation" in parts:
