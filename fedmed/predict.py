@@ -299,7 +299,9 @@ def _run(artefact: Artefact, options: argparse.Namespace) -> None:
         raise PredictionError("There is no JPEG or PNG file in what was named.")
     rows = tables.write_table(columns, answer(images), images, options.csv, make_safe)
     if options.report:
-        tables.write_page(options.report, images, rows, BANNER, lambda file: Image.fromarray(decode_image(file)))
+        rule = ([make_safe(artefact.classes[label]) for label in artefact.alerts], artefact.threshold)
+        page = partial(tables.write_page, options.report, images, rows, BANNER, rule=rule)
+        page(lambda file: Image.fromarray(decode_image(file)))
 
 
 def _load(name: str) -> Any:

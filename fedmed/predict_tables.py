@@ -9,6 +9,7 @@ import csv
 import hashlib
 import html
 import io
+import math
 import os
 import sys
 import time
@@ -154,6 +155,8 @@ def write_page(
     rows: Sequence[dict[str, str]],
     banner: str,
     decode: Callable[[Path], Image.Image],
+    *,
+    rule: tuple[Sequence[str], float | None] = ((), None),
 ) -> None:
     """Write one page, complete in itself, with the images that need a person.
 
@@ -169,6 +172,9 @@ def write_page(
         What the software is not.
     decode : callable
         Gives an image of a file.
+    rule : (sequence of str, float or None)
+        The columns of the alert classes, and the log-odds of their probability from which on there is an alert; None
+        without an operating point.
     """
     alerts, others, unread = choose_shown(rows)
     has_alerts = any("alert" in row for row in rows)
@@ -178,10 +184,11 @@ def write_page(
         f"<p>{len(rows)} files: {len(alerts)} with an alert, {len(unread)} not read.</p>"
         if has_alerts
         else f"<p>{len(rows)} files, {len(unread)} not read. This model has no operating point, so no alerts.</p>",
+        f"<p>{_explain_page(*rule)}</p>",
     ]
 
     def show(title: str, places: Sequence[int]) -> None:
-        items = "".join(_show_image(files[place], rows[place], decode) for place in places[:MOST_SHOWN])
+        items = "".join(_show_image(files[place], rows[place], decode, rule[0]) for place in places[:MOST_SHOWN])
         more = len(places) - MOST_SHOWN
         body.append(f"<h2>{title}</h2>\n<ul>{items}</ul>" + (f"<p>{more} more: in the table.</p>" if more > 0 else ""))
 
@@ -206,7 +213,22 @@ def write_page(
         stream.write(text)
 
 
-def _show_image(file: Path, row: dict[str, str], decode: Callable[[Path], Image.Image]) -> str:
+def _explain_page(alert_classes: Sequence[str], threshold: float | None) -> str:
+    """Return what an alert is, and what stands below an image."""
+    below = "Below an image: its most probable class, with its probability"
+    if threshold is None:
+        return f"{below}."
+    least, names = 1 / (1 + math.exp(-threshold)), html.escape(", ".join(alert_classes))
+    return (
+        f"An alert: the alert classes ({names}) have together a probability of at least {least:.3f}, whichever class "
+        f"is the most probable. An image without an alert may still show one of them. {below}, and that of the alert "
+        "classes together."
+    )
+
+
+def _show_image(
+    file: Path, row: dict[str, str], decode: Callable[[Path], Image.Image], alert_classes: Sequence[str]
+) -> str:
     image = decode(file)
     image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
@@ -214,7 +236,9 @@ def _show_image(file: Path, row: dict[str, str], decode: Callable[[Path], Image.
     source = base64.b64encode(content.getvalue()).decode("ascii")
     name, note = html.escape(row["file"]), html.escape(row["note"])
     answer = html.escape(f"{row['predicted']} ({float(row['probability']):.2f})")
+    share = sum(float(row[column]) for column in alert_classes)
+    together = f"<p>alert classes {share:.2f}</p>" if alert_classes else ""
     return (
         f'<li><img src="data:image/jpeg;base64,{source}" alt="{name}" width="{image.width}" height="{image.height}">'
-        f"<p>{name}</p><p><strong>{answer}</strong></p>" + (f"<p>{note}</p>" if note else "") + "</li>"
+        f"<p>{name}</p><p><strong>{answer}</strong></p>{together}" + (f"<p>{note}</p>" if note else "") + "</li>"
     )

@@ -1,6 +1,7 @@
 """``predict.py`` with an operating point: the column, the page for a person, and a watched folder."""
 
 import csv
+import html
 import os
 import re
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_the_page_shows_alerts_first_and_escapes_names(
     assert len(re.findall('<img src="data:image/jpeg;base64,', page)) == 6
     assert "default-src 'none'; img-src data:" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
+    least = 1 / (1 + np.exp(-0.3))
+    assert f"An alert: the alert classes ('=malignant, other) have together a probability of at least {least:.3f}" in (
+        html.unescape(page)
+    )
+    for row in read(tmp_path / "o.csv"):
+        if row["alert"]:
+            together = float(row["'=malignant"]) + float(row["other"])
+            assert f"<p>alert classes {together:.2f}</p>" in page
     alerts = [row for row in read(tmp_path / "o.csv") if row["alert"] == "yes"]
     assert f"7 files: {len(alerts)} with an alert, 1 not read." in page
     assert page.index("<h2>Alerts") < page.index("<h2>The least certain") < page.index("<h2>Not read")

@@ -27,6 +27,8 @@ _OWN_KEYS = {"seed", "name"}
 # What may differ between two machines, or two starts, that give the same results.
 _NOT_OF_RESULTS = ("name", "workers", "round_deadline_s")
 _PLACES = ("root", "file")
+_WORD = "unit"
+"""Of ``data``; only the report's words depend on it."""
 
 
 class ArmConfig(Section):
@@ -226,12 +228,13 @@ def save_result(study: Study, cell: Cell, content: CellResult | CellFailure) -> 
 def digest_settings(config: RunConfig) -> str:
     """Return a digest of all settings that a run's results depend on.
 
-    Where files lie does not count, nor what is at its default: a setting that fedmed learns later leaves old results as
-    they are. Who changes a default runs the studies again.
+    Where files lie does not count, nor words of the report, nor what is at its default: a setting that fedmed learns
+    later leaves old results as they are. Who changes a default runs the studies again.
     """
     content = config.model_dump(mode="json", exclude_defaults=True)
     for key in _NOT_OF_RESULTS:
         content.pop(key, None)
+    content.get("data", {}).pop(_WORD, None)
     for section, keys in (("data", _PLACES), ("model", LOCAL_MODEL_OPTIONS)):
         found = content.get(section, {})
         for key in keys:

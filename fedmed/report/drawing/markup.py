@@ -9,6 +9,8 @@ from markupsafe import Markup
 from fedmed.report.drawing.templates import fill, render_macro
 
 DIGITS = 3
+_MEANS = {"balanced_accuracy": "sensitivity", "sensitivity": "sensitivity", "auc": "auc"}
+"""Means over the classes that have a value, and the figure that has these by class."""
 EMPTY = Markup("")
 Cell = str | Markup
 """Text, or what has been drawn."""
@@ -87,13 +89,20 @@ class Numbers:
         """Return the value of the figure at ``path``, or ``n/a`` with the reason."""
         figure = self.get(*path)
         shown = self.show(*path, "value", missing=f"n/a ({figure.get('reason', 'not defined')})")
-        told = figure.get("over_classes")
-        left_out = [] if told is None else [str(name) for name in self.get("classes") if name not in told]
+        left_out = self._list_left_out(*path)
         if not left_out or figure["value"] is None:
             return shown
         has_pooled = figure.get("pooled") is not None
         pooled = fill("; all together over the same: {}", self.show(*path, "pooled")) if has_pooled else EMPTY
         return join([shown, render_macro("over_classes", left_out, len(self.get("classes")), pooled)])
+
+    def _list_left_out(self, *path: str | int) -> list[str]:
+        """Return the classes that a figure leaves out: that are not told, or of which there is no image."""
+        told, key = self.get(*path).get("over_classes"), path[-1]
+        if told is None and key in _MEANS:
+            by_class = self.get(*path[:-1]).get(_MEANS[key], {}).get("by_class", {})
+            told = [name for name, entry in by_class.items() if entry["value"] is not None]
+        return [str(name) for name in self.get("classes") if name not in told] if told else []
 
     def interval(self, *path: str | int, signed: bool = False, key: str = "interval") -> Markup:
         """Return the interval of the figure at ``path``, or nothing where it has none."""

@@ -57,7 +57,7 @@ td { max-width: 22rem; }
 .summary .interval, .figures .interval { display: inline; color: inherit; font-size: inherit; }
 .strip { display: block; width: 7rem; height: .8rem; margin-top: .3rem; }
 .figures .strip { width: 14rem; }
-.counts td { white-space: nowrap; }
+.counts td { white-space: nowrap; } .alerts td:nth-of-type(1) { min-width: 5.5rem; }
 .track { fill: var(--line); } .range { fill: var(--range); } .tick { fill: var(--c0); }
 .mix { display: block; width: 12rem; height: 1rem; margin-top: .2rem; }
 .mix rect { stroke: var(--paper); stroke-width: .6; }
@@ -114,15 +114,17 @@ code { overflow-wrap: anywhere; }
   .page { padding: 1rem 1rem 3rem; }
   th bdi { max-width: 9rem; } .figures .strip { width: 7rem; }
   h1 { font-size: 1.6rem; } .summary { font-size: 1.05rem; } }
-@media print { html { font-size: 11px; } body { line-height: 1.4; }
+@page { margin: 11mm 12mm; }
+@media print { html { font-size: 10.5px; } body { line-height: 1.35; }
   .banner { padding: .3rem .6rem; margin-bottom: .4rem; }
   .flow li { padding: .3rem .6rem; } .first ul { margin: .3rem 0; }
-  .first th, .first td { padding-top: .2rem; padding-bottom: .2rem; }
-  p, li, dd, figcaption, .summary { max-width: none; font-size: 1rem; }
+  th, td { padding-top: .15rem; padding-bottom: .15rem; } .strip { margin-top: 0; height: .6rem; }
+  .alerts td:nth-of-type(1) { min-width: 9rem; } .plot { max-width: 21rem; } td .over { max-width: 22rem; }
+  p, li, dd, figcaption, .summary, .findings li, caption span { max-width: none; font-size: 1rem; }
   .first { margin-top: 0; } .first h3 { margin: .7rem 0 .3rem; } .large { font-size: 1.5rem; }
   .wide caption::after { content: none; }
   .contents, .skip { display: none; } .page { max-width: none; padding: 0; }
-  section { margin-top: 1.5rem; }
+  section { margin-top: 1rem; padding-top: .8rem; } h3 { margin: .9rem 0 .3rem; } p, ul, figure { margin: .5rem 0; }
   details.printed::details-content { content-visibility: visible; block-size: auto; }
   .printed > summary { display: none; }
   thead { display: table-header-group; break-after: avoid; } th.part { break-after: avoid; }

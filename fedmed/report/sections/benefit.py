@@ -29,6 +29,7 @@ def describe_benefit(numbers: Numbers) -> Values | None:
         "summary": summarise_benefit(numbers),
         "findings": [finding for verdict in VERDICTS if (finding := _list_finding(numbers, verdict)) is not None],
         "personalised": [found for model in PERSONALISED if (found := _count_personalised(numbers, model)) is not None],
+        "disagree": any(entry.get("disagree", False) for entry in benefit.values()),
         "pooled": [key for key, entry in _pooled(numbers).items() if entry["value"] is not None],
         "terms": [(MODEL_NAMES[model], MODEL_EXPLANATIONS[model]) for model in MODEL_NAMES if model in shown],
         # Only the federated model has a temperature.

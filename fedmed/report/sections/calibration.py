@@ -21,7 +21,8 @@ COLUMNS = {"ece": "ECE", "brier": "Brier"}
 
 def describe_calibration(numbers: Numbers) -> Values:
     """Return the section on calibration."""
-    pooled = [found for form in ("before", "after") if (found := _draw_pooled(numbers, form)) is not None]
+    forms = ["before", "after"] if _has_before(numbers) else ["after"]
+    pooled = [found for form in forms if (found := _draw_pooled(numbers, form)) is not None]
     table, folded = _list_figures(numbers)
     return {
         "temperature": _describe_temperature(numbers),
@@ -47,18 +48,15 @@ def describe_reliability(numbers: Numbers) -> Values | None:
 
 
 def _describe_temperature(numbers: Numbers) -> Values | None:
-    """Return what was done about calibration and what it brought, None where nothing was."""
+    """Return what was done about calibration and what it brought, None where nothing was known of it."""
     temperature: TemperatureRecord | None = numbers.get("calibration", "temperature")
     before: FigureEntries | None = numbers.get("calibration", "before")
     if temperature is None:
         return None
     value = temperature["temperature"]
     return {
-        "direction": "too sure of itself"
-        if value > 1
-        else "not sure enough"
-        if value < 1
-        else "as sure as it should be",
+        "is_one": value == 1,
+        "direction": "too sure of itself" if value > 1 else "not sure enough",
         "fitted": bool(temperature.get("n")),
         "with_fit": temperature.get("nll_before") is not None and temperature.get("nll_after") is not None,
         "with_errors": before is not None and before["ece"]["value"] is not None,
@@ -70,10 +68,9 @@ def _list_figures(numbers: Numbers) -> tuple[Table, Table | None]:
     rows: list[list[Cell]] = [["All images", *_list_cells(numbers, ("calibration",))]]
     folded: list[list[Cell]] = []
     for attribute, groups in numbers.get("calibration", "groups").items():
-        name = show_name(head_attribute(attribute))
         own: list[list[Cell]] = [
             [
-                fill("{}: {}", name, show_name(group)),
+                show_name(f"{head_attribute(attribute)}: {group}"),
                 *_list_cells(numbers, ("calibration", "groups", attribute, group)),
             ]
             for group in groups
@@ -90,7 +87,14 @@ def _list_figures(numbers: Numbers) -> tuple[Table, Table | None]:
 
 
 def _list_forms(numbers: Numbers) -> list[str]:
-    return ["before", "after"] if numbers.get("calibration", "before") is not None else [""]
+    return ["before", "after"] if _has_before(numbers) else [""]
+
+
+def _has_before(numbers: Numbers) -> bool:
+    """Return whether there was another confidence before the temperature: one of 1 changes nothing."""
+    temperature: TemperatureRecord | None = numbers.get("calibration", "temperature")
+    is_one = temperature is not None and temperature["temperature"] == 1
+    return numbers.get("calibration", "before") is not None and not is_one
 
 
 def _list_cells(numbers: Numbers, path: tuple[str, ...]) -> list[Cell]:
@@ -107,7 +111,7 @@ def _draw_pooled(numbers: Numbers, form: str) -> Values | None:
     bins: Reliability | None = numbers.get("calibration", "reliability", form)
     if bins is None or not any(bins["n"]):
         return None
-    both = numbers.get("calibration", "reliability", "before") is not None
+    both = numbers.get("calibration", "reliability", "before") is not None and _has_before(numbers)
     when = {"before": "Before the temperature: the", "after": "After the temperature: the"}[form] if both else "The"
     caption = fill(
         f"{when} share of right answers (bars, and points at the mean confidence of each bin) against the confidence "
@@ -120,6 +124,7 @@ def _draw_pooled(numbers: Numbers, form: str) -> Values | None:
 
 def _list_bins(numbers: Numbers) -> Table:
     forms = [form for form in ("before", "after") if numbers.get("calibration", "reliability", form) is not None]
+    forms = forms if _has_before(numbers) else ["after"]
     size = len(numbers.get("calibration", "reliability", "after", "n"))
     rows: list[list[Cell]] = []
     missing = "no image, or with the bin before" if is_coarse(numbers) else "no image"
@@ -165,7 +170,7 @@ def _draw_small(numbers: Numbers) -> tuple[list[Values], int]:
 
 def _draw_small_one(numbers: Numbers, attribute: str, group: str) -> Values:
     path = ("calibration", "groups", attribute, group)
-    before: Reliability | None = numbers.get(*path, "reliability", "before")
+    before: Reliability | None = numbers.get(*path, "reliability", "before") if _has_before(numbers) else None
     after: Reliability = numbers.get(*path, "reliability", "after")
     title = f"{head_attribute(attribute)}: {group}"
     error, images = numbers.figure(*path, "after", "ece"), numbers.show(*path, "after", "ece", "n")

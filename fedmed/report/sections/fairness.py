@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fedmed.fairness.figures.groups import order_groups
+from fedmed.fairness.figures.groups import is_crossing, order_groups
 from fedmed.report.drawing.forest import ForestRow, render_forest
 from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
@@ -45,7 +45,8 @@ def describe_fairness(numbers: Numbers) -> Values | None:
     return {
         "part": numbers.get("fairness_part"),
         "findings": list_findings(numbers),
-        "overview": _draw_overview(numbers),
+        "overview": _draw_overview(numbers, crossings=False),
+        "crossings": _draw_overview(numbers, crossings=True),
         "gaps": _list_gap_overview(numbers),
     }
 
@@ -62,14 +63,16 @@ def describe_group_figures(numbers: Numbers) -> Values | None:
     }
 
 
-def _draw_overview(numbers: Numbers) -> Markup:
-    """Return the dot-and-interval plot of balanced accuracy by group of every attribute."""
+def _draw_overview(numbers: Numbers, *, crossings: bool) -> Markup | None:
+    """Return the dot-and-interval plot of balanced accuracy by group of every attribute, or of every crossing."""
     pooled = _find_pooled(numbers)
     parts = [
         (show_name(head_attribute(attribute)), _list_rows(numbers, attribute))
         for attribute, groups in numbers.get("groups").items()
-        if groups
+        if groups and is_crossing(attribute) == crossings
     ]
+    if not parts:
+        return None
     known = pooled["value"] is not None
     caption = (
         "Balanced accuracy by group, with 95 % intervals"
@@ -242,7 +245,7 @@ def _list_gaps(numbers: Numbers, attribute: str) -> Table | None:
         cells = _list_gap_cells(numbers, attribute, key)
         skipped = [numbers.show(*path, "skipped")] if with_skipped else []
         rows.append([label_figure(key), cells[0], name_direction(gaps[key]["better"]), *cells[1:], *skipped])
-    columns = ["Figure", "Value", "Direction", "By chance", "p-value", "Verdict", "Lowest", "Highest"]
+    columns = ["Figure", "Value", "Direction", "Expected", "Adjusted p", "Verdict", "Lowest", "Highest"]
     if with_skipped:
         columns.append("Skipped")
         caption += " Skipped: comparisons for which a group has no image of the class."

@@ -9,6 +9,7 @@ from fedmed.report.sections.values import Values
 MOST_FINDINGS = 12
 MOST_ALARMS = 5
 MOST_NAMES = 4
+CLASS_GAP = "class_sensitivity_gap"
 
 
 def list_findings(numbers: Numbers) -> list[Values]:
@@ -49,6 +50,7 @@ def _describe_gap(numbers: Numbers, attribute: str) -> dict[str, object]:
         "key": key,
         "label": lower_first(label_figure(key)),
         "of_mean": gap["mean"] is not None,
+        "worst_class": gap["worst_class"] if key == CLASS_GAP else None,
     }
 
 
@@ -77,7 +79,6 @@ def _describe_attribute(numbers: Numbers, attribute: str) -> Values:
         "chance": chance if numbers.get("gaps", attribute, key, chance) is not None else None,
         "adjusted": gap["family_p"] is not None,
         "limit": gap.get("limit"),
-        "worst_class": gap["worst_class"] if key == "class_sensitivity_gap" else None,
         "left_out": gap["left_out"],
         "without": [] if compared is None else [name for name in numbers.get("classes") if name not in compared],
         "most": MOST_NAMES,
@@ -87,14 +88,23 @@ def _describe_attribute(numbers: Numbers, attribute: str) -> Values:
 
 
 def _list_ends(numbers: Numbers, attribute: str, key: str) -> list[Values]:
-    """Return the lowest and the highest group, and the figure to show for it where its value is known."""
+    """Return the lowest and the highest group, and the figure to show for it where its value is known.
+
+    None of a gap over some classes only: the figures of the groups are over all that they have.
+    """
     gap: GapEntry = numbers.get("gaps", attribute, key)
     if not gap["value"]:  # all groups have the same
         return []
     figure = key.removeprefix("gap_")
-    groups = numbers.get("groups", attribute)
+    is_partial = len(gap.get("over_classes", numbers.get("classes"))) < len(numbers.get("classes"))
+    groups = {} if is_partial else numbers.get("groups", attribute)
     return [
-        {"place": place, "group": group, "figure": figure if figure in groups.get(group, {}) else None}
+        {
+            "place": place,
+            "group": group,
+            "figure": figure if figure in groups.get(group, {}) else None,
+            "of_class": key == CLASS_GAP and group in groups,
+        }
         for place, group in (("lowest", gap["worst_group"]), ("highest", gap["best_group"]))
         if group is not None
     ]

@@ -64,7 +64,7 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     if has_patients(numbers):
         without = ", without those of classes that the site tells together" if is_coarse(numbers) else ""
         caption += f" {head_ids(numbers)}: those behind the scored images{without}; "
-        caption += "one with images of two classes counts twice."
+        caption += "one with images of two classes, or at two sites, counts twice."
         columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
     if is_coarse(numbers) and "validation" in parts:

@@ -152,3 +152,10 @@ def test_a_class_that_is_not_told_is_named() -> None:
     assert part["whole"]["left_out"] == ["benign"]
     assert part["whole"]["specificity"]["value"] is None
     assert part["whole"]["sensitivity"]["value"] == pytest.approx(0.9)
+
+
+def test_one_paragraph_an_attribute_says_what_is_missed_and_what_brackets_hold() -> None:
+    text = Page(render_page(describe())).text  # type: ignore[arg-type]
+    assert text.count("Sex. Of 100 images with malignant so many would have no alert and be missed: female about") == 1
+    assert "In brackets: the 95 % interval, and the images that the number rests on." in text
+    assert "dotted: the threshold that was chosen." in text

@@ -176,9 +176,11 @@ def test_many_groups_are_folded(tmp_path):
     sites = only_federated({"north": draw_site("north", sizes)})
     _, text = write(tmp_path, make_fair_content(test=sites, validation={}, history=[]))
     assert "The other 2 groups" in text
-    forest = re.search(r'<table class="forest">.*?</table>', text, re.DOTALL).group()
-    # the site, one sex, and 12 of the ages and of the crossing
-    assert forest.count('<th scope="row">') == 1 + 1 + 12 + 12
+    forest, crossings, *_ = re.findall(r'<table class="forest">.*?</table>', text, re.DOTALL)
+    # the site, one sex, and 12 of the ages; folded away 12 of the crossing
+    assert forest.count('<th scope="row">') == 1 + 1 + 12
+    assert crossings.count('<th scope="row">') == 12
+    assert "<details><summary>Crossings of two attributes</summary>" in text
 
 
 def test_without_attributes_the_sites_are_compared(tmp_path):

@@ -50,11 +50,13 @@ def _list_missed(part: ClinicalPart) -> list[Values]:
     for attribute, entries in part["groups"].items():
         if " x " in attribute:
             continue
+        classes: list[Values] = []
         for label in part["alert_classes"]:
             told = {group: entry for group, entry in entries.items() if label in entry["by_class"]}
             if len(told) > 1:
-                groups = _count_missed(label, told)
-                found.append({"attribute": head_attribute(attribute), "label": label, "groups": groups})
+                classes.append({"label": label, "groups": _count_missed(label, told)})
+        if classes:
+            found.append({"attribute": head_attribute(attribute), "classes": classes})
     return found
 
 
@@ -75,16 +77,13 @@ def _per_hundred(share: float) -> str:
 
 def _list_groups(numbers: Numbers, part: ClinicalPart) -> tuple[Table, Table | None]:
     rows: list[list[Cell]] = [["All images", *_list_cells(numbers, ("clinical", "whole"))]]
-    rows += [
-        [fill("Site: {}", show_name(site)), *_list_cells(numbers, ("clinical", "sites", site))]
-        for site in part["sites"]
-    ]
+    rows += [[show_name(f"Site: {site}"), *_list_cells(numbers, ("clinical", "sites", site))] for site in part["sites"]]
     folded: list[list[Cell]] = []
     for attribute, entries in part["groups"].items():
-        name = show_name(head_attribute(attribute))
+        name = head_attribute(attribute)
         own: list[list[Cell]] = [
             [
-                fill("{}: {}", name, show_name(group)),
+                show_name(f"{name}: {group}"),
                 *_list_cells(numbers, ("clinical", "groups", attribute, group)),
             ]
             for group in entries
@@ -96,10 +95,10 @@ def _list_groups(numbers: Numbers, part: ClinicalPart) -> tuple[Table, Table | N
     columns.append("Net benefit")
     caption = (
         "Alerts at the operating point, with 95 % intervals. Right alerts and right all-clears (predictive values) are "
-        "at the prevalence of these images, unless another is named. A star: some class is not told there, so that "
-        "these and net benefit leave it out."
+        "at the prevalence of these images, unless another is named. A star: of some class no image is "
+        "there, or none is told, so that these and net benefit leave it out."
     )
-    return Table(caption, columns, rows), Table(caption, columns, folded) if folded else None
+    return Table(caption, columns, rows, "alerts"), Table(caption, columns, folded, "alerts") if folded else None
 
 
 def _list_cells(numbers: Numbers, path: Path) -> list[Cell]:

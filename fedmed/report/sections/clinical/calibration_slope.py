@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedmed.fairness.figures.groups import is_crossing
 from fedmed.report.drawing.markup import Cell, Numbers, Table, show_name
-from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.slope import SlopeEntry, SlopesEntry
 from fedmed.report.sections.values import Values
@@ -22,15 +20,15 @@ def describe_slopes(numbers: Numbers) -> Values | None:
     rows: list[list[Cell]] = [["All images", *_list_cells(numbers, (*base, "pooled"))]]
     folded: list[list[Cell]] = []
     for name in slopes["sites"]:
-        own: list[Cell] = [fill("Site: {}", show_name(name)), *_list_cells(numbers, (*base, "sites", name))]
+        own: list[Cell] = [show_name(f"Site: {name}"), *_list_cells(numbers, (*base, "sites", name))]
         (rows if len(rows) < MOST_ROWS else folded).append(own)
     for attribute, groups in slopes["groups"].items():
         for group in groups:
-            label = fill("{}: {}", show_name(head_attribute(attribute)), show_name(group))
-            own = [label, *_list_cells(numbers, (*base, "groups", attribute, group))]
-            (folded if is_crossing(attribute) or len(rows) >= MOST_ROWS else rows).append(own)
+            label = show_name(f"{head_attribute(attribute)}: {group}")
+            folded.append([label, *_list_cells(numbers, (*base, "groups", attribute, group))])
     columns = ["Images of", "Number", "Slope", "Intercept", "Intercept at slope 1"]
-    when = " after the temperature" if numbers.get("calibration", "temperature") is not None else ""
+    temperature = numbers.get("calibration", "temperature")
+    when = " after the temperature" if temperature is not None and temperature["temperature"] != 1 else ""
     caption = f"Calibration slope and intercept{when}, from the bins of confidence, with 95 % intervals."
     return {
         "table": Table(caption, columns, rows),

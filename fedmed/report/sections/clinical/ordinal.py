@@ -3,7 +3,6 @@
 from fedmed.fairness.figures.groups import is_crossing
 from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES
 from fedmed.report.drawing.markup import Cell, Numbers, Table, show_name
-from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import EXPLANATIONS, count, head_attribute, label_figure
 from fedmed.report.sections.values import Values
 
@@ -18,10 +17,10 @@ def describe_ordinal(numbers: Numbers) -> Values | None:
     rows: list[list[Cell]] = [["All images", *_list_cells(numbers, ("figures",))]]
     folded: list[list[Cell]] = []
     for name in numbers.get("sites"):
-        _add(rows, folded, [fill("Site: {}", show_name(name)), *_list_cells(numbers, ("sites", name, "test"))])
+        _add(rows, folded, [show_name(f"Site: {name}"), *_list_cells(numbers, ("sites", name, "test"))])
     for attribute, groups in numbers.get("groups").items():
         for group in groups if attribute != SITE else ():
-            label = fill("{}: {}", show_name(head_attribute(attribute)), show_name(group))
+            label = show_name(f"{head_attribute(attribute)}: {group}")
             row: list[Cell] = [label, *_list_cells(numbers, ("groups", attribute, group))]
             _add(rows if not is_crossing(attribute) else folded, folded, row)
     columns = ["Images of", "Number", *map(label_figure, ORDINAL_FIGURES)]
