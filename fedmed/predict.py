@@ -289,10 +289,10 @@ def _run(artefact: Artefact, options: argparse.Namespace) -> None:
     columns, answer = list_columns(artefact), partial(predict_files, artefact, batch_size=options.batch_size)
     tables = _load("predict_tables")
     if options.watch:
-        told = (options.watch, options.csv, columns, artefact.sha256, find_images, answer)
         measure, names = lambda file: describe_pixels(decode_image(file))[0], partial(tables.name_file, make_safe)
-        watch, known = _load("predict_watch").watch, (artefact.expected, artefact.point or {})
-        watch(*told, measure, names, options.every, *known, once=options.once)
+        told = (options.watch, options.csv, columns, artefact.sha256, find_images, answer, measure, names)
+        known = (options.every, artefact.expected, artefact.point or {})
+        _load("predict_watch").watch(*told, *known, once=options.once)
         return
     images = list(find_images(options.images))
     if not images:
@@ -300,8 +300,7 @@ def _run(artefact: Artefact, options: argparse.Namespace) -> None:
     rows = tables.write_table(columns, answer(images), images, options.csv, make_safe)
     if options.report:
         rule = ([make_safe(artefact.classes[label]) for label in artefact.alerts], artefact.threshold)
-        page = partial(tables.write_page, options.report, images, rows, BANNER, rule=rule)
-        page(lambda file: Image.fromarray(decode_image(file)))
+        tables.write_page(options.report, images, rows, BANNER, lambda file: Image.fromarray(decode_image(file)), rule)
 
 
 def _load(name: str) -> Any:

@@ -188,8 +188,9 @@ def test_results_do_not_depend_on_places_workers_and_deadlines(write_study, tmp_
     assert load_study(write_study(), ["rounds=9"]).cells[0].digest != plain.digest
     base = {"source": "image_table", "table": "t.csv", "site_column": "site"}
     digests = set()
-    for folder in ("one", "two"):
-        (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": base | {"root": str(tmp_path / folder / "data")}}))
+    for folder, unit in (("one", "patient"), ("two", "patient"), ("two", "lesion")):
+        data = base | {"root": str(tmp_path / folder / "data"), "unit": unit}
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": data}))
         digests.add(digest_settings(load_study(write_study()).cells[0].config))
     assert len(digests) == 1
 
