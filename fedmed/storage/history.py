@@ -101,7 +101,10 @@ class Validation(Stored):
     gaps: dict[str, Figures] = {}
     """Attribute -> figures that compare its groups."""
     counts: dict[str, dict[str, dict[str, list[int]]]] = {}
-    """Attribute -> group -> images (``n``) and right answers (``right``) by class, for alarms."""
+    """Attribute -> group -> images (``n``) and right answers (``right``) by class, for alarms.
+
+    Where patients have several images, also as how many images these count (``worth``).
+    """
 
 
 class Alarm(Stored):

@@ -7,6 +7,7 @@ from fedmed.aggregation.limits import cap_weights, find_share_limit
 from fedmed.config import PLAIN_FIGURES, FederationConfig, MaxShare
 from fedmed.fairness.chance.compare_groups import compute_gaps
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups, leave_out
+from fedmed.fairness.figures.design_effects import count_effective, find_design_effects
 from fedmed.metrics.classification import Figure, compute_figures
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE, SiteTables, combine_attribute
 from fedmed.metrics.tables import EvaluationTables
@@ -101,9 +102,11 @@ def _describe_groups(tables: EvaluationTables) -> dict[str, Figures]:
 
 
 def _count_right(tables: EvaluationTables) -> dict[str, dict[str, list[int]]]:
+    worth = count_effective(tables.row_images, find_design_effects(tables))
     return {
         group: {"n": images.tolist(), "right": counts.diagonal().tolist()}
-        for group, images, counts in zip(tables.groups, tables.row_images, tables.counts, strict=True)
+        | ({} if (effective == images).all() else {"worth": effective.tolist()})
+        for group, images, counts, effective in zip(tables.groups, tables.row_images, tables.counts, worth, strict=True)
     }
 
 

@@ -8,6 +8,7 @@ and all counts stand for fewer images (the design effect, Rao and Scott, 1992; o
 Letters: D draws, K classes.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -159,7 +160,8 @@ def sign_test(won: int, lost: int) -> float:
     for i in range(fewer):
         term = term * (flips - i) // (i + 1)
         tail += term
-    return min(1.0, 2 * (tail / (1 << flips)))
+    # A p-value is never 0, even where it is too small for a float.
+    return min(1.0, max(2 * (tail / (1 << flips)), sys.float_info.min))
 
 
 def _flip_signs(  # noqa: PLR0917

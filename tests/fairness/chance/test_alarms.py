@@ -136,3 +136,18 @@ def test_runs_in_which_nothing_changes_have_few_alarms():
             history.append(record)
         with_alarm += alarmed
     assert with_alarm <= 4
+
+
+def test_images_of_few_patients_are_worth_fewer():
+    """From 90 to 60 of 100 images: clear of 100 patients; of 20 with five images alike it is 18 to 12 of 20."""
+    before, now = ([100], [90]), ([100], [60])
+    reference, record = make_record(1, sex={"f": before}), make_record(2, sex={"f": now})
+    assert len(alarms_of(reference, record, num_rounds=2)) == 1
+    for one in (reference, record):
+        one.validation.counts["sex"]["f"]["worth"] = [20]
+    raw = fisher_exact([[18, 2], [12, 8]], alternative="greater").pvalue
+    assert raw > 0.025
+    assert alarms_of(reference, record, num_rounds=2) == []
+    (alarm,) = alarms_of(reference, record, num_rounds=1, level=0.1)
+    assert alarm.p_value == pytest.approx(raw)
+    assert (alarm.value, alarm.reference) == (0.6, 0.9)

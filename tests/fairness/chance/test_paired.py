@@ -28,6 +28,10 @@ def test_the_sign_test_equals_scipy(won, lost):
     assert sign_test(won, lost) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_p_value_is_never_zero():
+    assert 0 < sign_test(5000, 0) < 1e-300
+
+
 def test_the_p_value_of_one_class_is_that_of_the_sign_test():
     """Nine to two: both tests are McNemar's, one of them simulated."""
     found = compare_paired(make_cells((5, 2, 9, 20)), 0, 20000)
