@@ -12,7 +12,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmed.errors import FedmedError, RunFolderError
+from jinja2 import TemplateError
+
+from fedmed.errors import FedmedError, RunFolderError, tame
 from fedmed.report.page import save_page, write_report
 from fedmed.report.reading import MOST_BYTES, read_document
 from fedmed.report.schema.document import Document
@@ -72,10 +74,10 @@ def _draw(run: Path, out: Path | None, *, from_tables: bool) -> Path:
     document = _read(file)
     try:
         return save_page(folder, document, with_numbers=folder != file.parent.absolute())
-    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError, TemplateError) as error:
         raise RunFolderError(
             f"No page can be drawn from {file}, since its numbers do not belong together ({type(error).__name__}: "
-            f"{error}). Take the file as the run has written it, or compute it again with --tables."
+            f"{tame(str(error), 200)}). Take the file as the run has written it, or compute it again with --tables."
         ) from error
 
 
