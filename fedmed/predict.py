@@ -291,8 +291,7 @@ def _run(artefact: Artefact, options: argparse.Namespace) -> None:
     if options.watch:
         measure, names = lambda file: describe_pixels(decode_image(file))[0], partial(tables.name_file, make_safe)
         told = (options.watch, options.csv, columns, artefact.sha256, find_images, answer, measure, names)
-        known = (options.every, artefact.expected, artefact.point or {})
-        _load("predict_watch").watch(*told, *known, once=options.once)
+        _load("predict_watch").watch(*told, options.every, artefact.expected, artefact.point or {}, once=options.once)
         return
     images = list(find_images(options.images))
     if not images:

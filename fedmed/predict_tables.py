@@ -149,13 +149,12 @@ def choose_shown(rows: Sequence[dict[str, str]]) -> tuple[list[int], list[int], 
     return alerts, others, [place for place, row in enumerate(rows) if not row["probability"]]
 
 
-def write_page(
+def write_page(  # noqa: PLR0917
     path: Path,
     files: Sequence[Path],
     rows: Sequence[dict[str, str]],
     banner: str,
     decode: Callable[[Path], Image.Image],
-    *,
     rule: tuple[Sequence[str], float | None] = ((), None),
 ) -> None:
     """Write one page, complete in itself, with the images that need a person.

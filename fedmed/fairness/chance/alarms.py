@@ -79,8 +79,8 @@ def find_alarms(
         elif found := _test_fall(then, covered[key]):
             value, former, p_value = found
             if p_value * factor < level:
-                adjusted = p_value * factor
-                alarms.append(_report_fall(key, record, reference, value=value, former=former, p_value=adjusted))
+                adjusted, over = p_value * factor, _say_classes(then, covered[key])
+                alarms.append(_report_fall(key, record, reference, (value, former, adjusted), over))
     return alarms
 
 
@@ -174,12 +174,27 @@ def _count_images(counts: Counts) -> int:
     return sum(counts["n"])
 
 
+def _say_classes(then: Counts, current: Counts) -> str:
+    """Return over which classes a mean recall is, which a group or a hospital may have or tell few of."""
+    shared = [bool(n and before) for n, before in zip(current["n"], then["n"], strict=True)]
+    if all(shared):
+        return "averaged over the classes"
+    if sum(shared) == 1:
+        return "in the only class that was checked in both rounds"
+    return f"averaged over the {sum(shared)} of {len(shared)} classes that were checked in both rounds"
+
+
 def _report_fall(
-    key: tuple[str, str], record: RoundRecord, reference: RoundRecord, *, value: float, former: float, p_value: float
+    key: tuple[str, str],
+    record: RoundRecord,
+    reference: RoundRecord,
+    found: tuple[float, float, float],
+    over: str,
 ) -> Alarm:
     attribute, group = key
+    value, former, p_value = found
     text = (
-        f"{_name(attribute, group)}: the share of right answers, averaged over the classes, fell from {former:.1%} in "
+        f"{_name(attribute, group)}: the share of right answers, {over}, fell from {former:.1%} in "
         f"round {reference.round} to {value:.1%} in round {record.round}. Chance alone would show such a fall in "
         f"{_in_words(p_value)}, all groups and rounds of this run considered."
     )

@@ -73,6 +73,10 @@ class Numbers:
         value = self.get(*path)
         return _mark(missing if value is None else format_number(value, digits), *path)
 
+    def count(self, *path: str | int, noun: str = "image") -> Markup:
+        """Return the number at ``path``, marked, with what it counts: ``1 image``, ``n/a images``."""
+        return fill("{} {}", self.show(*path), noun if self.get(*path) == 1 else f"{noun}s")
+
     def show_signed(self, *path: str | int) -> Markup:
         """Return the number at ``path``, marked, a positive one with its sign."""
         value = self.get(*path)

@@ -151,6 +151,7 @@ def _list_gap_overview(numbers: Numbers) -> Table:
 def _list_gap_cells(numbers: Numbers, attribute: str, key: str) -> list[Cell]:
     path = ("gaps", attribute, key)
     gap: GapEntry = numbers.get(*path)
+    is_same = gap["worst_group"] == gap["best_group"]  # all groups have the same
     value, chance = numbers.figure_and_interval(*path), _show_optional(numbers, *path, "chance")
     if gap["mean"] is not None:
         interval = numbers.interval(*path, key="mean_interval")
@@ -162,8 +163,7 @@ def _list_gap_cells(numbers: Numbers, attribute: str, key: str) -> list[Cell]:
         chance,
         _show_adjusted(numbers, *path),
         _show_verdict(gap["flagged"]),
-        _show_group(gap["worst_group"]),
-        _show_group(gap["best_group"]),
+        *(_show_group(None if is_same else gap[end]) for end in ("worst_group", "best_group")),
     ]
 
 

@@ -6,7 +6,7 @@ from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, sh
 from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
 from fedmed.report.sections.data_flow import describe_found, find_found, list_found
-from fedmed.report.sections.method import is_coarse
+from fedmed.report.sections.method import is_coarse, is_own_page
 from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.results import describe_summary
 from fedmed.report.sections.values import Values
@@ -19,6 +19,7 @@ RELEASES = {
     "two_persons": "Two persons at the coordinating site decide whether the model is released (release: two_persons).",
 }
 _SIMULATION = "It is a simulation: nothing is released to anybody."
+_RELEASED = "The coordinating site released the model."
 _RELEASE_UNKNOWN = "Who decides about a release is not known to the software."
 
 
@@ -27,10 +28,12 @@ def describe_first_page(numbers: Numbers) -> Values:
     ece = numbers.get("figures", "ece")
     config: Mapping[str, object] = numbers.get("config")
     is_simulation = "simulations/run.py" in numbers.get("command")
+    decided = _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN)
     return {
         **describe_summary(numbers),
         "classes": numbers.get("classes"),
-        "release": _SIMULATION if is_simulation else RELEASES.get(str(config.get("release")), _RELEASE_UNKNOWN),
+        "release": _RELEASED if is_own_page(numbers) else decided,
+        "is_own": is_own_page(numbers),
         "synthetic": numbers.get("synthetic"),
         "of_all_classes": numbers.get("figures").get("worst_class_recall", {}).get("interval") is not None,
         "with_ece": ece["value"] is not None,

@@ -25,14 +25,18 @@ INTERVALS = (
     "of cases, and 8 to 10 instead of 5 % of reports of equals have a flag or a verdict. Intervals speak of these "
     "sites and these kinds of images only; a hospital that did not take part may see other results."
 )
+_OVER_PATIENTS = (
+    "Where the notes say that intervals are drawn over this site's patients, those of figures are; the others are made "
+    "as follows. "
+)
 GAPS = (
-    "A gap between the best and the worst of several groups is never 0, even if all groups have the same chances, and "
-    "its interval is no test. So in 1,000 sets the answers to the images of each class are dealt out anew between the "
-    "groups. The p-value is the share of these sets with a gap at least as large. A gap is flagged when its p-value, "
-    "adjusted for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at most 0.05. Only "
-    "gaps in accuracy and balanced accuracy, equal opportunity, equalised odds and the largest gap of one class are "
-    "tested, equalised odds only where all wrong answers are told class by class; the others are shown for "
-    "completeness."
+    "A gap between the best and the worst of several groups is hardly ever 0, even if all groups have the same "
+    "chances, and its interval is no test. So in 1,000 sets the answers to the images of each class are dealt out anew "
+    "between the groups. The p-value is the share of these sets with a gap at least as large. A gap is flagged when "
+    "its p-value, adjusted for the figures (Westfall and Young) and the attributes (Holm) that are looked at, is at "
+    "most 0.05. Only gaps in accuracy and balanced accuracy, equal opportunity, equalised odds and the largest gap of "
+    "one class are tested, equalised odds only where all wrong answers are told class by class; the others are shown "
+    "for completeness."
 )
 PAIRED = (
     "Two models at one site answer the same images, so the difference between them rests on the images on which only "
@@ -81,7 +85,7 @@ def describe_reading(numbers: Numbers) -> Values:
     told = {
         TABLES: True,
         f"{COARSE} {LOST}": is_coarse(numbers),
-        INTERVALS: True,
+        f"{_OVER_PATIENTS if is_own_page(numbers) else ''}{INTERVALS}": True,
         GAPS: bool(numbers.get("gaps")),
         PAIRED: bool(numbers.get("benefit")),
         DISTILLATION: bool(numbers.get("distillation")),
@@ -104,6 +108,11 @@ def describe_reading(numbers: Numbers) -> Values:
 def is_coarse(numbers: Numbers) -> bool:
     """Return whether some site tells less than a simulation, since it has thresholds."""
     return bool(max(numbers.get("thresholds", key) for key in ("k", "k_row")) > 1)
+
+
+def is_own_page(numbers: Numbers) -> bool:
+    """Return whether this is the page that a site makes for itself of a released model."""
+    return "flower-client" in str(numbers.get("command"))
 
 
 def name_unit(numbers: Numbers) -> str:

@@ -106,6 +106,17 @@ def test_only_classes_of_both_rounds_are_compared():
     assert alarms_of(apart, make_record(2, site={"a": ([0, 50], [0, 0])})) == []
 
 
+def test_a_fall_names_over_how_many_classes_it_is():
+    """Of three classes one or two have images in both rounds."""
+    for n, words in (
+        ([50, 0, 0], "in the only class that was"),
+        ([50, 50, 0], "averaged over the 2 of 3 classes that were"),
+    ):
+        reference = make_record(1, site={"a": ([50, 50, 50], [50, 50, 50])})
+        (alarm,) = alarms_of(reference, make_record(2, site={"a": (n, [5, 5, 0])}))
+        assert f"the share of right answers, {words} checked in both rounds, fell from 100.0% in" in alarm.text
+
+
 def test_without_a_reference_or_counts_there_are_no_alarms():
     record = make_record(1, site={"a": ([50, 50], [0, 0])})
     assert find_alarms([], record, None) == []

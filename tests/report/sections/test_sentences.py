@@ -1,5 +1,7 @@
 """Sentences of the page that have to agree with its numbers."""
 
+import re
+
 import pytest
 
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
@@ -91,3 +93,31 @@ def test_crossings_are_folded_and_named_as_one(fair_document):
     page = render_page(fair_document)
     assert "<summary>Crossings of two attributes</summary>" in page
     assert "<bdi>Age band: &lt;50</bdi>" in page or "<bdi>Sex: female</bdi>" in page
+
+
+def test_the_own_page_of_a_site_is_about_that_site():
+    test = {"north": make_site("north", [(0, 0), (1, 1)])}
+    document = build_document(make_content(test=test, validation=test, composition=None, history=[]))
+    own = _words(document | {"command": "flower-client --fetch-model"})
+    assert "1 site is on this page, and its images stay there" in own
+    assert "The coordinating site released the model." in own
+    assert "those of figures are; the others are made as follows. A 95 % interval" in own
+    assert "who took part" not in own
+    simulated = _words(document)
+    assert "is on this page" not in simulated
+    assert "nothing is released to anybody" in simulated
+
+
+def test_one_image_is_one_image():
+    tables = {"north": make_site("north", [(0, 0)] * 4 + [(1, 0)]), "south": make_site("south", [(0, 0)] * 4)}
+    words = _words(build_document(make_content(test=tables, validation=tables)))
+    assert "malignant (sensitivity 0.000, 1 image)" in words
+    assert "1 images" not in words
+
+
+def test_a_gap_of_none_has_no_lowest_and_no_highest_group():
+    same = [(0, 0)] * 4 + [(1, 1)] * 4
+    tables = {name: make_site(name, same) for name in ("north", "south")}
+    page = render_page(build_document(make_content(test=tables, validation=tables)))
+    (row,) = re.findall(r'<tr><th scope="row"><bdi>Site: gap in accuracy</bdi></th>.*?</tr>', page)
+    assert re.findall(r"<td>(.*?)</td>", row)[-2:] == ["", ""]
