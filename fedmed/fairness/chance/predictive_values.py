@@ -35,8 +35,8 @@ def predict_at(
     Notes
     -----
     With p = sensitivity, q = specificity and the odds o of the prevalence, ``ppv = o p / (o p + 1 - q)`` and
-    ``npv = q / (q + o (1 - p))``. The ratios ``p / (1 - q)`` and ``(1 - p) / q`` have the interval of a ratio whose parts have
-    intervals of their own (Donner and Zou, Statistical Methods in Medical Research 21, 2012), here those of
+    ``npv = q / (q + o (1 - p))``. The ratios ``p / (1 - q)`` and ``(1 - p) / q`` have the interval of a ratio whose
+    parts have intervals of their own (Donner and Zou, Statistical Methods in Medical Research 21, 2012), here those of
     :func:`fedmed.fairness.chance.proportions.proportion_interval`. It holds the truth in at least 93 % of cases with 5
     to 800 images of either kind; the logit interval of Mercaldo, Lau and Zhou (2007) did in 85 % with 10 and 50 images
     and p = q = .95.
