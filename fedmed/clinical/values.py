@@ -1,11 +1,10 @@
-"""Predictive values at a stated prevalence, and net benefit over thresholds.
+"""Net benefit over thresholds.
 
 Letters: J bins, T thresholds.
 """
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -14,62 +13,6 @@ from fedmed.metrics.values import Array
 
 THRESHOLDS = np.round(np.arange(1, 100) / 100, 2)
 """Probabilities at which net benefit is shown, float64 (T,)."""
-Ends = tuple[float, float]
-
-
-def predict_at(
-    sensitivity: tuple[float, float], specificity: tuple[float, float], prevalence: float, level: float = 0.95
-) -> dict[str, tuple[float | None, Ends]]:
-    """Return the predictive values at a stated prevalence, with intervals.
-
-    Parameters
-    ----------
-    sensitivity, specificity : tuple of float
-        Each: number of images that are answered rightly, and number of images, above 0; of images that are not
-        independent, both as if they were fewer.
-    prevalence : float
-        Stated, between 0 and 1.
-    level : float
-        Of the intervals.
-
-    Returns
-    -------
-    dict
-        ``ppv`` and ``npv``: value, None where it is not defined, as without any alert; and ends of the interval.
-
-    Notes
-    -----
-    With p = sensitivity, q = specificity and c = prevalence, ``logit(ppv) = log(p c / ((1 - q)(1 - c)))`` has the
-    variance ``(1 - p) / (p n1) + q / ((1 - q) n0)``, and ``logit(npv) = log(q (1 - c) / ((1 - p) c))`` has
-    ``p / ((1 - p) n1) + (1 - q) / (q n0)``. Where p or q is 0 or 1 the ends are those of the adjusted logit interval,
-    for which half of z^2 is added to the right and to the wrong answers. Source: Mercaldo, Lau and Zhou, Confidence
-    intervals for predictive values with an emphasis to case-control studies, Statistics in Medicine 26, 2007. The ends
-    always enclose the value.
-    """
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    is_extreme = any(right in {0, n} for right, n in (sensitivity, specificity))
-    more = z**2 / 2 if is_extreme else 0.0
-    (p, n1), (q, n0) = (((right + more) / (n + 2 * more), n + 2 * more) for right, n in (sensitivity, specificity))
-    c = prevalence
-    centres = {
-        "ppv": (math.log(p * c / ((1 - q) * (1 - c))), (1 - p) / (p * n1) + q / ((1 - q) * n0)),
-        "npv": (math.log(q * (1 - c) / ((1 - p) * c)), p / ((1 - p) * n1) + (1 - q) / (q * n0)),
-    }
-    p, q = sensitivity[0] / sensitivity[1], specificity[0] / specificity[1]
-    values = {
-        "ppv": _divide(p * c, p * c + (1 - q) * (1 - c)),
-        "npv": _divide(q * (1 - c), q * (1 - c) + (1 - p) * c),
-    }
-    found: dict[str, tuple[float | None, Ends]] = {}
-    for name, (centre, variance) in centres.items():
-        low, high = (to_probability(centre + sign * z * math.sqrt(variance)) for sign in (-1, 1))
-        value = values[name]
-        found[name] = value, (low, high) if value is None else (min(low, value), max(high, value))
-    return found
-
-
-def _divide(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def to_probability(log_odds: float) -> float:

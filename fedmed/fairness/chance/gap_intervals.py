@@ -71,8 +71,8 @@ def _list_figures(known: EvaluationTables) -> dict[str, tuple[Array, float, _Int
     kept, classes = chosen.groups, chosen.classes
     counted, rare = np.where(classes, n, 0), float(chosen.is_whole)
     whole = np.array([pooled_effect(*row) for row in zip(effects, counted, strict=True)])
-    hits = np.where(kept, np.where(classes, right, 0).sum(axis=1) / whole + rare * rare_right, 0)
-    images = np.where(kept, counted.sum(axis=1) / whole + rare * rare_n, 0)
+    hits = np.where(kept, (np.where(classes, right, 0).sum(axis=1) + rare * rare_right) / whole, 0)
+    images = np.where(kept, (counted.sum(axis=1) + rare * rare_n) / whole, 0)
 
     def accuracy(level: float) -> Array:
         ends = np.stack(proportion_interval(hits, images, level))

@@ -144,9 +144,9 @@ def add_intervals(
     ends |= _widen(ends, rows) | _recall_ends(rows, level)
     for key, by_class in _ends_by_class(rows, level).items():
         ends[key] = dataclasses.replace(ends[key], by_class=by_class)
-    right, n = rows.right.sum() / rows.wholesale, rows.n.sum() / rows.wholesale
-    rare_n, rare_right = pooled.rare[0]
-    ends["accuracy"] = _Ends(np.stack(proportion_interval(right + rare_right, n + rare_n, level)))
+    # Of images of rare classes no patients are told: they count as the others do.
+    n, right = (pooled.rare[0] + np.array([rows.n.sum(), rows.right.sum()])) / rows.wholesale
+    ends["accuracy"] = _Ends(np.stack(proportion_interval(right, n, level)))
     ends["auc"] = _area_ends(pooled, rows.effects, seed, num_draws, level)
     ends |= _calibration_ends(pooled, rows.wholesale, seed, num_draws, tails)
     ends["brier"] = _Ends(score_interval(pooled.brier[0], find_score_effect(pooled), level))

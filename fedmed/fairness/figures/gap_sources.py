@@ -79,6 +79,8 @@ class CountSource:
         self._counts, self._rare = tables.counts, tables.rare
         self._images, effects = tables.row_images, find_design_effects(tables)
         self._effects, self._effective = effects, count_effective(self._images, effects)
+        # Of images of rare classes no patients are told: they count as the others of their group do.
+        self._wholesale = np.array([pooled_effect(*row) for row in zip(effects, self._images, strict=True)])
         self.class_set = find_class_set(self._images)
         self.counted = np.flatnonzero(self._images.any(axis=1))
         num_groups, num_classes = self._images.shape
@@ -107,7 +109,10 @@ class CountSource:
         if (self._effective != self._images).any():
             rows = rows * or_zero(divide_defined(self._images, self._effective))[..., None]
         n, right = self._rare.T
-        drawn = rng.binomial(n, or_zero(divide_defined(right, n)), size=(len(rows), len(n)))
+        worth = count_effective(n, self._wholesale)
+        drawn = rng.binomial(worth, or_zero(divide_defined(right, n)), size=(len(rows), len(n)))
+        if (worth != n).any():
+            drawn = drawn * or_zero(divide_defined(n, worth))
         return rows, np.stack(np.broadcast_arrays(n, drawn), axis=-1)
 
     def compute(self, *arrays: Array) -> Disparities:

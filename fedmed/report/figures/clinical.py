@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, predict_at, to_probability
+from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, to_probability
 from fedmed.fairness.chance.net_benefit import AlertCounts, bound_net_benefit
+from fedmed.fairness.chance.predictive_values import predict_at
 from fedmed.fairness.chance.proportions import proportion_interval
 from fedmed.fairness.figures.design_effects import find_pooled_effect
 from fedmed.metrics.clusters import PATIENTS, SIZES

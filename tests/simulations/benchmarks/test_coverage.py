@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 from simulations.benchmarks.coverage import (
+    BENEFITS,
     COVERED,
     FLAGGED,
     GAPS,
@@ -96,3 +97,7 @@ def test_all_tables() -> None:
         assert min(measure_gap_coverage(images, keys, 200, seed=2).values()) >= 0.9 - 0.05
     for title, images in FLAGGED.items():
         assert measure_flags(images, 200, seed=2)["any flag"] <= 0.07 + 0.045, title
+    for gain, per_patient, alike in BENEFITS:
+        rates = measure_benefit(gain, per_patient, 200, 2, alike)
+        assert rates["worse"] + (rates["better"] if gain == 0 else 0) <= 0.05 + 0.045, (gain, per_patient, alike)
+        assert rates["better"] >= rates["plain test of accuracy"] - 0.05, (gain, per_patient, alike)
