@@ -71,7 +71,7 @@ def _describe_site(content: ReportContent, name: str, train_images: int | None) 
         "validation": kept.get("validation", told.get("validation")),
         "test": kept.get("test", test),
         "scored": 0 if tables is None else tables.num_images,
-        "patients": None if tables is None else _count(tables, content),
+        "patients": (0 if _has_ids(content) else None) if tables is None else _count(tables, content),
     }
 
 
@@ -113,4 +113,5 @@ def _sum_patients(tables: EvaluationTables) -> int:
 def _count(tables: EvaluationTables, content: ReportContent) -> int | None:
     """Return the patients of all classes together, one with images of two classes twice; None where nobody knows."""
     number = _sum_patients(tables)
-    return number if number and _has_ids(content) else None
+    is_known = _has_ids(content) and (number > 0 or tables.num_images == 0)  # else all are in rows of rare classes
+    return number if is_known else None
