@@ -259,7 +259,7 @@ class _Drift:
         """Add a line to the log; to one of an earlier version with the columns that it has."""
         told = {name: f"{value:.4g}" for name, value in means.items()}
         told |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "images": str(WINDOW)}
-        columns: tuple[str, ...] = COLUMNS
+        columns: Sequence[str] = COLUMNS
         if self._alerts is not None and "alerts" in means:
             expected = (self._alerts.share, self._alerts.low / WINDOW, self._alerts.high / WINDOW)
             told |= {name: f"{value:.4g}" for name, value in zip(ALERT_COLUMNS, expected, strict=True)}

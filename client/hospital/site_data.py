@@ -14,7 +14,7 @@ import torch
 
 from client.hospital.held_rows import hold_part
 from client.hospital.hospital_images import HospitalData, load_hospital_data
-from client.hospital.told_rows import CountedPart, count_part
+from client.hospital.told_rows import CountedPart, count_part, list_patients
 from fedmed.config import FairnessConfig, Plan
 from fedmed.config.client import ClientConfig, PolicyConfig, load_client_config
 from fedmed.data import ImagePart, SiteData, load_site
@@ -135,7 +135,7 @@ class Site:
     @property
     def patients(self) -> Mapping[str, str]:
         """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
-        return {} if self.hospital is None else self.hospital.patients
+        return list_patients(self.data) if self.hospital is None else self.hospital.patients
 
     def patient_of(self, item: str) -> str:
         """Return the id of an image's patient or lesion, as far as the data has one; else the image stands alone."""

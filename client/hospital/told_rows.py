@@ -15,7 +15,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from fedmed.config import FairnessConfig
-from fedmed.data import ImagePart
+from fedmed.data import ImagePart, SiteData
 from fedmed.errors import RunFolderError
 from fedmed.fairness.disclosure.rows import Disclosure, DisclosurePlan, ToldRows, plan_disclosure
 from fedmed.fairness.figures.groups import assign_groups
@@ -38,6 +38,17 @@ class CountedPart:
 
 
 _planned: WeakKeyDictionary[ImagePart, dict[tuple[str, Disclosure, Path], CountedPart]] = WeakKeyDictionary()
+
+
+_patients: WeakKeyDictionary[SiteData, dict[str, str]] = WeakKeyDictionary()
+
+
+def list_patients(data: SiteData) -> Mapping[str, str]:
+    """Return image -> id of its patient or lesion of a simulated site, whose thresholds count as a hospital's do."""
+    if data not in _patients:
+        parts = (data.train, data.validation, data.test)
+        _patients[data] = {one: own for part in parts for one, own in zip(part.items, part.patients, strict=True)}
+    return _patients[data]
 
 
 def count_part(  # noqa: PLR0917

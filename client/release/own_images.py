@@ -35,15 +35,13 @@ def find_own(config: ClientConfig, site: Site | None) -> dict[str, FoundImages] 
     if site is None:
         may_have_withdrawn = config.exclude is not None or (state_dir / RECORD_FILE).exists()
         return None if may_have_withdrawn else {config.name: own}
-    kept = sum(map(len, (site.data.train, site.data.validation, site.data.test)))
-    withdrawn = own["kept"] - kept
+    kept = {part: sum(classes) for part, classes in count_parts(site)[site.name].items()}
+    withdrawn = sum(own["kept"].values()) - sum(kept.values())
     excluded = own["excluded"] | ({WITHDRAWN: withdrawn} if withdrawn else {})
     return {config.name: {"kept": kept, "excluded": excluded}}
 
 
-def count_parts(site: Site, classes: tuple[str, ...]) -> dict[str, dict[str, list[int]]] | None:
-    """Return the site's images of now by part and class, by its name; None if its classes are not the model's."""
-    if site.data.classes != classes:
-        return None
+def count_parts(site: Site) -> dict[str, dict[str, list[int]]]:
+    """Return the site's images of now by part and class, by its name."""
     parts = {"train": site.data.train, "validation": site.data.validation, "test": site.data.test}
-    return {site.name: {part: count_classes(images, len(classes)) for part, images in parts.items()}}
+    return {site.name: {part: count_classes(images, len(site.data.classes)) for part, images in parts.items()}}

@@ -99,7 +99,7 @@ def write_own_report(
         history=history,
         validation={},
         test={} if tables is None else {config.name: tables},
-        composition=_read_composition(config, classes) if site is None else count_parts(site, classes),
+        composition=_read_composition(config, classes, site),
         found=find_own(config, site),
         synthetic=config.data.source == "phantom",
         notes=notes,
@@ -167,8 +167,12 @@ def _explain_benefit(config: ClientConfig, tables: SiteTables | None) -> dict[st
     return {config.name: reason}
 
 
-def _read_composition(config: ClientConfig, classes: tuple[str, ...]) -> dict[str, dict[str, list[int]]] | None:
+def _read_composition(
+    config: ClientConfig, classes: tuple[str, ...], site: Site | None
+) -> dict[str, dict[str, list[int]]] | None:
     """Return this site's images by part and class; None where the split does not say, as after withdrawals."""
+    if site is not None:
+        return count_parts(site) if site.data.classes == classes else None
     try:
         index = json.loads((Path(config.state_dir) / "splits" / "splits.json").read_text(encoding="utf-8"))
         composition: dict[str, dict[str, list[int]]] = index["composition"]

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from fedmed.data.checks import SkippedRow
 from fedmed.data.partition import POOLED
 from fedmed.data.split_files import INDEX_FILE
+from fedmed.data.splits import PARTS
 
 SETTINGS = "settings"
 """Training images that ``data.long_tail`` and ``data.max_train_images`` leave out."""
@@ -21,8 +22,8 @@ NO_SITE = ""
 class FoundImages(TypedDict):
     """Images of one site, or of which nobody knows the site."""
 
-    kept: int
-    """In training, validation and test."""
+    kept: dict[str, int]
+    """In ``train``, ``validation`` and ``test``."""
     excluded: dict[str, int]
     """By reason."""
 
@@ -63,7 +64,7 @@ def read_found(splits: Path) -> dict[str, FoundImages] | None:
             return None
         return {
             site: {
-                "kept": sum(map(sum, composition.get(site, {}).values())),
+                "kept": {part: sum(composition[site][part]) if site in composition else 0 for part in PARTS},
                 "excluded": {str(reason): int(number) for reason, number in excluded.get(site, {}).items()},
             }
             for site in sorted({*composition, *excluded})

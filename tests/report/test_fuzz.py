@@ -50,7 +50,9 @@ def document() -> dict[str, Any]:
         single_sites=True,
         shift=make_record([0.1, 0.2, 0.1, 3.0]),
         pooled_auc={"model_sha256": "00", "n": 240, "limit": 20_000, "by_class": [0.75, 0.8]},
-        found={name: {"kept": 120, "excluded": {"unreadable": 2}} for name in sites},
+        found={
+            name: {"kept": {"train": 80, "validation": 20, "test": 20}, "excluded": {"unreadable": 2}} for name in sites
+        },
     )
     made: dict[str, Any] = json.loads(json.dumps(build_document(content)))
     return made

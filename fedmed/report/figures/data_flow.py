@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from fedmed.data.found import NO_SITE
+from fedmed.data.found import NO_SITE, FoundImages
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import SITE_ATTRIBUTE
 from fedmed.metrics.tables import EvaluationTables
@@ -43,30 +43,35 @@ def _count_found(content: ReportContent) -> FoundEntry | None:
     """Return images found and left out, of all sites and of each where it is known."""
     if content.found is None:
         return None
-    sites: dict[str, FoundPart] = {
-        name: {"found": own["kept"] + sum(own["excluded"].values()), "excluded": own["excluded"]}
-        for name, own in content.found.items()
-    }
+    sites = {name: _describe_found(own) for name, own in content.found.items()}
     reasons = sorted({reason for own in sites.values() for reason in own["excluded"]})
     return {
         "found": sum(own["found"] for own in sites.values()),
+        "left_out": sum(own["left_out"] for own in sites.values()),
         "excluded": {reason: sum(own["excluded"].get(reason, 0) for own in sites.values()) for reason in reasons},
         # Of rows without a known site, each site may have more than the others' numbers say.
         "sites": {} if NO_SITE in sites else sites,
     }
 
 
+def _describe_found(own: FoundImages) -> FoundPart:
+    left_out = sum(own["excluded"].values())
+    return {"found": sum(own["kept"].values()) + left_out, "left_out": left_out, "excluded": own["excluded"]}
+
+
 def _describe_site(content: ReportContent, name: str, train_images: int | None) -> SiteFlow:
     composition = (content.composition or {}).get(name, {})
     told = content.num_images.get(name) or {part: sum(counts) for part, counts in composition.items()}
     tables = content.test[name].site if name in content.test else None
+    kept = content.found[name]["kept"] if content.found is not None and name in content.found else {}
+    # What sites with thresholds tell is rounded down: beside the scored images it would be wrong.
+    test = told.get("test") if content.thresholds["k"] <= 1 else None
     return {
         "train": train_images if train_images is not None else told.get("train"),
-        "validation": told.get("validation"),
-        # What sites with thresholds tell is rounded down: beside the scored images it would be wrong.
-        "test": told.get("test") if content.thresholds["k"] <= 1 else None,
+        "validation": kept.get("validation", told.get("validation")),
+        "test": kept.get("test", test),
         "scored": 0 if tables is None else tables.num_images,
-        "patients": None if tables is None else _count(tables, content),
+        "patients": (0 if _has_ids(content) else None) if tables is None else _count(tables, content),
     }
 
 
@@ -108,4 +113,5 @@ def _sum_patients(tables: EvaluationTables) -> int:
 def _count(tables: EvaluationTables, content: ReportContent) -> int | None:
     """Return the patients of all classes together, one with images of two classes twice; None where nobody knows."""
     number = _sum_patients(tables)
-    return number if number and _has_ids(content) else None
+    is_known = _has_ids(content) and (number > 0 or tables.num_images == 0)  # else all are in rows of rare classes
+    return number if is_known else None

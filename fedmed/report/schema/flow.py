@@ -33,6 +33,7 @@ class FoundPart(TypedDict):
     """Images that were found, and those of them that were left out before any was trained on."""
 
     found: int
+    left_out: int
     excluded: dict[str, int]
     """By reason, see :data:`fedmed.report.sections.data_flow.REASONS`."""
 

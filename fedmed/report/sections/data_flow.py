@@ -35,7 +35,7 @@ def describe_found(numbers: Numbers) -> Values | None:
     found = find_found(numbers)
     if found is None:
         return None
-    return {"num_excluded": sum(found["excluded"].values()), "reasons": _say_reasons(numbers, found["excluded"])}
+    return {"reasons": _say_reasons(numbers, found["excluded"])}
 
 
 def list_found(numbers: Numbers, site: str) -> list[Cell]:

@@ -70,7 +70,7 @@ def _list_sites(numbers: Numbers) -> list[Table]:
         caption += "one with images of two classes, or at two sites, counts twice."
         columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
-    if is_coarse(numbers) and "validation" in parts:
+    if is_coarse(numbers) and "validation" in parts and found is None:
         caption += " Validation images are rounded down by the sites."
     rows = [_list_site(numbers, name, parts, with_found=with_found) for name in flow["sites"]]
     return [Table(caption, columns, part) for part in (rows[:MOST_SITES], rows[MOST_SITES:]) if part]

@@ -17,6 +17,7 @@ def describe_pooled_auc(numbers: Numbers) -> Values | None:
         return {"reason": entry["reason"] or "not known", "table": None}
     return {
         "reason": None,
+        "is_partial": (numbers.get("figures", "auc")["n"] or 0) < entry["n"],
         "within_sites": bool(numbers.get("figures", "auc").get("within_sites")),
         "left_out": [name for name in numbers.get("classes") if name not in entry["over_classes"]],
         "table": Table(

@@ -26,6 +26,9 @@ def test_difference_is_exact_minus_shown_over_the_same_classes() -> None:
     page = re.sub(r"<[^>]+>", "", render_page(document))
     assert f"Over all 10 test images at once the macro AUC is 0.750; the table has {shown:.3f}" in page
     assert "so without malignant" in page
+    assert "The table rests on" not in page
+    fewer = make_content(pooled_auc={**RECORD, "n": 30, "by_class": [0.75, None]})
+    assert "The table rests on 10 of them" in re.sub(r"<[^>]+>", "", render_page(build_document(fewer)))
 
 
 def test_too_many_images_are_said_and_a_federation_has_nothing() -> None:
