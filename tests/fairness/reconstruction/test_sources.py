@@ -37,9 +37,9 @@ SETTINGS = {
 """Hold no number about evaluation images."""
 READ = {"validation", "test", "gate", "history"}
 """Tables and the history: :func:`fedmed.fairness.reconstruction.run.read_told_parts` reads each."""
-WHOLE = {"composition", "temperature", "operating", "compression", "num_images"}
-"""Class counts, told only where no class is small; sums over all validation images; pooled figures of the gate; images
-by part, of a simulation only."""
+WHOLE = {"composition", "temperature", "operating", "compression", "num_images", "pooled_auc", "found"}
+"""Class counts, told only where no class is small; sums over all validation images; pooled figures of the gate. Of a
+simulation, or of a site's own page, only: images by part, exact areas, images found and left out."""
 
 
 def test_a_report_has_no_other_source() -> None:

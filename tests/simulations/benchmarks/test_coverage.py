@@ -89,6 +89,7 @@ def test_the_command_prints_a_line_of_each_kind(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_tables() -> None:
     """Each of the specification's lines, with 200 repetitions: 3.5 standard errors from its aim."""
     for images, keys in COVERED.values():
