@@ -16,8 +16,8 @@ as if a patient's images all told the same. Of few patients it is known badly, f
 images: intervals and draws are those of ``n / deff`` images. With one image a patient the design effect is 1 exactly.
 
 That a patient has images in several rows, of several classes, is left out: the tables do not tell it. Where that is so
-the design effect is too small: with five images each, all of any class, 95 % intervals hold the truth in 87 % of cases,
-and 8 to 10 % of comparisons of equals end in a flag or a verdict (``simulations/benchmarks/coverage.py --only mixed``).
+the design effect is too small: with five images each, all of any class, 95 % intervals hold the truth in 88 % of cases,
+and 11 % of comparisons of equal models end in a verdict (``simulations/benchmarks/coverage.py --only mixed``).
 
 Letters: G groups, K classes.
 """

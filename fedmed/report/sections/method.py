@@ -21,8 +21,8 @@ INTERVALS = (
     "Brier score, one from its standard error. F1, precision over all classes, kappa, correlation and calibration "
     "errors have bootstrap intervals: 1,000 draws from the tables, with half an image more in each cell. A spread "
     "over classes or groups has none. Images of one patient in several classes are taken for those of several "
-    "patients: where all patients have five images of mixed classes, an interval holds the truth in 87 instead of 95 % "
-    "of cases, and 8 to 10 instead of 5 % of reports of equals have a flag or a verdict. Intervals speak of these "
+    "patients: where all patients have five images of mixed classes, an interval holds the truth in 88 instead of 95 % "
+    "of cases, and 11 instead of 5 % of comparisons of equal models end in a verdict. Intervals speak of these "
     "sites and these kinds of images only; a hospital that did not take part may see other results."
 )
 _OVER_PATIENTS = (
