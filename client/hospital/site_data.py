@@ -135,7 +135,7 @@ class Site:
     @property
     def patients(self) -> Mapping[str, str]:
         """Image to the id of its patient or lesion; an image that is not in it is one by itself."""
-        return list_patients(self.data) if self.hospital is None else self.hospital.patients
+        return {} if self.hospital is None else self.hospital.patients
 
     def patient_of(self, item: str) -> str:
         """Return the id of an image's patient or lesion, as far as the data has one; else the image stands alone."""
@@ -152,9 +152,8 @@ class Site:
 
     def count_told(self, part: str) -> int:
         """Return a part's number of images as it may be told: 0 of fewer than k patients."""
-        images: ImagePart = getattr(self.data, part)
         is_told = self.count_patients(part) >= self.policy.suppression.k
-        return self.round_down(len(images)) if is_told else 0
+        return self.round_down(len(getattr(self.data, part))) if is_told else 0
 
     def digest_part(self, part: str) -> str:
         """Return a hash of which images ``train``, ``validation`` or ``test`` has now; it never leaves."""
@@ -193,7 +192,8 @@ class Site:
                 parts = (self.data.train, self.data.validation, self.data.test)
                 check_attribute(name, [value for one in parts for value in one.attributes[name]])
         record = (self.folder.parent if self.is_hospital else self.folder) / "told_rows" / f"{part}.json"
-        return count_part(images, self.name, fairness, self.disclosure_of(part), record, self.patients)
+        patients = self.patients if self.is_hospital else list_patients(self.data)
+        return count_part(images, self.name, fairness, self.disclosure_of(part), record, patients)
 
     def hold_rows(
         self, part: str, counted: CountedPart, logits: Mapping[str, torch.Tensor], alerts: Mask | None = None

@@ -44,7 +44,7 @@ _patients: WeakKeyDictionary[SiteData, dict[str, str]] = WeakKeyDictionary()
 
 
 def list_patients(data: SiteData) -> Mapping[str, str]:
-    """Return image -> id of its patient or lesion of a simulated site, whose thresholds count as a hospital's do."""
+    """Return image -> id of its patient or lesion at a simulated site, which holds back tables as a hospital does."""
     if data not in _patients:
         parts = (data.train, data.validation, data.test)
         _patients[data] = {one: own for part in parts for one, own in zip(part.items, part.patients, strict=True)}
