@@ -232,6 +232,7 @@ def digest_settings(config: RunConfig) -> str:
     content = config.model_dump(mode="json", exclude_defaults=True)
     for key in _NOT_OF_RESULTS:
         content.pop(key, None)
+    content.get("data", {}).pop("unit", None)  # a word of the report
     for section, keys in (("data", _PLACES), ("model", LOCAL_MODEL_OPTIONS)):
         found = content.get(section, {})
         for key in keys:
