@@ -19,7 +19,7 @@ from fedmed.errors import RunFolderError, suggest_nearest
 
 INDEX_FILE = "splits.json"
 # These change how images are read or shown, not which images are where; a root may differ between machines.
-_NOT_SPLIT = {"root", "file", "image_size", "augmentation", "cache_mib", "max_bad_share"}
+_NOT_SPLIT = {"root", "file", "image_size", "augmentation", "cache_mib", "max_bad_share", "unit"}
 _COLUMNS = ("part", "item", "label", "group")
 _ATTRIBUTE = "attribute:"
 

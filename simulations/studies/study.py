@@ -27,8 +27,6 @@ _OWN_KEYS = {"seed", "name"}
 # What may differ between two machines, or two starts, that give the same results.
 _NOT_OF_RESULTS = ("name", "workers", "round_deadline_s")
 _PLACES = ("root", "file")
-_WORD = "unit"
-"""Of ``data``; only the report's words depend on it."""
 
 
 class ArmConfig(Section):
@@ -234,7 +232,7 @@ def digest_settings(config: RunConfig) -> str:
     content = config.model_dump(mode="json", exclude_defaults=True)
     for key in _NOT_OF_RESULTS:
         content.pop(key, None)
-    content.get("data", {}).pop(_WORD, None)
+    content.get("data", {}).pop("unit", None)  # a word of the report
     for section, keys in (("data", _PLACES), ("model", LOCAL_MODEL_OPTIONS)):
         found = content.get(section, {})
         for key in keys:

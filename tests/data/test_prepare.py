@@ -131,6 +131,12 @@ def test_skipped_rows_are_counted(make_table, tmp_path):
 
 
 class TestAgain:
+    def test_the_word_for_ids_may_change(self, make_table, tmp_path):
+        config = make_table(simple_rows(40), **COLUMNS)
+        first = prepare_data(config, None, 0, tmp_path / "splits")
+        again = prepare_data(config.model_copy(update={"unit": "lesion"}), None, 0, tmp_path / "splits")
+        assert again.composition == first.composition
+
     def test_takes_what_is_there(self, make_table, tmp_path):
         config = make_table(simple_rows(40), **COLUMNS)
         first = prepare_data(config, None, 0, tmp_path / "splits")

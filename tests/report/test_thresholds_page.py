@@ -1,5 +1,7 @@
 """A page at a hospital's real thresholds says something: means over the classes that are told, and which."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -9,7 +11,7 @@ from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.report.document import build_document
 from fedmed.report.page import render_page
 from fedmed.report.schema.document import Document
-from tests.report.support.example import make_content
+from tests.report.support.example import make_content, make_tables
 from tests.report.support.example import make_site as make_image_site
 from tests.report.support.page_parser import Page
 
@@ -98,3 +100,26 @@ def test_calibration_errors_are_told_to_be_of_merged_bins() -> None:
     assert "The same distance in the worst of these bins." in words
     assert "averaged over 15 equal bins" not in words
     assert "calibration error in the sites' merged bins" in words
+
+
+def test_images_whose_class_is_not_told_are_no_patients_that_are_counted() -> None:
+    """Ten images of two classes, and five more of rare ones, of which four are right."""
+    tables = replace(make_tables("north", [(0, 0)] * 5 + [(1, 1)] * 5, 3), rare=np.array([[5, 4]]))
+    document = build_report({"north": SiteTables({FEDERATED: {"site": tables}})})
+    document["thresholds"]["unit"] = "patients"
+    assert document["figures"]["accuracy"]["n"] == document["flow"]["total"]["scored"] == 15
+    words = Page(render_page(document)).text
+    assert "15 test images are in the figures; the class is told of 10" in words
+    assert "Some scored images are of classes that a site does not tell" in words
+    assert "Training images are rounded down by the sites." in words
+    assert "Test images: those whose class the sites tell." in words
+
+
+def test_a_figure_that_needs_untold_wrong_answers_says_so() -> None:
+    """All 30 wrong answers of two classes are of unknown class: the precision of the third could be anything."""
+    rows = [(0, 0)] * 30 + [(1, 1)] * 30 + [(2, 2)] * 5
+    tables = replace(make_tables("north", rows, 3), other_wrong=np.array([[15, 15, 0]]))
+    document = build_report({"north": SiteTables({FEDERATED: {"site": tables}})})
+    entry = document["figures"]["macro_precision"]["by_class"]["vascular"]
+    assert entry == {"value": None, "interval": None, "reason": "wrong answers are not told by class"}
+    assert "(never predicted)" not in render_page(document)

@@ -89,11 +89,16 @@ class Numbers:
             return EMPTY
         return render_macro("chance", "p < 0.001" if value < 0.0005 else fill("p = {}", self.show(*path)))
 
-    def figure(self, *path: str | int) -> Markup:
-        """Return the value of the figure at ``path``, or ``n/a`` with the reason."""
+    def figure(self, *path: str | int, like: str = "") -> Markup:
+        """Return the value of the figure at ``path``, or ``n/a`` with the reason.
+
+        The classes that it is over are not told if they are those of the figure ``like`` beside it.
+        """
         figure = self.get(*path)
         shown = self.show(*path, "value", missing=f"n/a ({figure.get('reason', 'not defined')})")
         left_out = self._list_left_out(*path)
+        if like and like != path[-1] and left_out == self._list_left_out(*path[:-1], like):
+            return shown
         if not left_out or figure["value"] is None:
             return shown
         has_pooled = figure.get("pooled") is not None
@@ -115,9 +120,9 @@ class Numbers:
         low, high = ((self.show_signed if signed else self.show)(*path, key, side) for side in (0, 1))
         return render_macro("interval", fill("{} to {}", low, high))
 
-    def figure_and_interval(self, *path: str | int, drawn: bool = False) -> Markup:
-        """Return the value with the interval and, if ``drawn``, its :meth:`strip`, each on a line of its own."""
-        return join([self.figure(*path), self.interval(*path), self.strip(*path) if drawn else EMPTY])
+    def figure_and_interval(self, *path: str | int, drawn: bool = False, like: str = "") -> Markup:
+        """Return :meth:`figure` with the interval and, if ``drawn``, its :meth:`strip`, each on a line of its own."""
+        return join([self.figure(*path, like=like), self.interval(*path), self.strip(*path) if drawn else EMPTY])
 
     def strip(self, *path: str | int, largest: float = 1.0) -> Markup:
         """Return a small drawing of the value (tick) and its interval (bar) on the range from 0 to ``largest``."""

@@ -78,7 +78,7 @@ figcaption { color: var(--muted); font-size: .9rem; }
 .matrix thead th { text-align: center; padding: .4rem; }
 .matrix tbody th { text-align: right; vertical-align: middle; border: 0; }
 .matrix .num { display: block; font-size: .8rem; }
-.small.matrix { font-size: .8rem; }
+.small.matrix { font-size: .8rem; min-width: 10rem; }
 .small.matrix td, .small.matrix th { min-width: 2.1rem; padding: .15rem .3rem; }
 .small.matrix .num { display: inline; font-size: inherit; }
 .small.matrix caption { color: var(--ink); overflow-wrap: anywhere; }
@@ -118,8 +118,8 @@ code { overflow-wrap: anywhere; }
 @media print { html { font-size: 10.5px; } body { line-height: 1.35; }
   .banner { padding: .3rem .6rem; margin-bottom: .4rem; }
   .flow li { padding: .3rem .6rem; } .first ul { margin: .3rem 0; }
-  th, td { padding-top: .15rem; padding-bottom: .15rem; } .strip { margin-top: 0; height: .6rem; }
-  .alerts td:nth-of-type(1) { min-width: 9rem; } .plot { max-width: 21rem; } td .over { max-width: 22rem; }
+  th, td, .matrix td { padding-top: .15rem; padding-bottom: .15rem; } .strip { margin-top: 0; height: .6rem; }
+  .alerts td:nth-of-type(1) { min-width: 9rem; } .plot { max-width: 18rem; } td .over { max-width: 22rem; }
   p, li, dd, figcaption, .summary, .findings li, caption span { max-width: none; font-size: 1rem; }
   .first { margin-top: 0; } .first h3 { margin: .7rem 0 .3rem; } .large { font-size: 1.5rem; }
   .wide caption::after { content: none; }

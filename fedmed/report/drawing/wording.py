@@ -28,6 +28,9 @@ SUBSET_FIGURES = {
     "brier": "Brier",
 }
 """Columns of a table with a row for each site, or for each group."""
+LIKE = dict.fromkeys(("macro_f1", "auc"), "balanced_accuracy")
+"""Figures that are over the same classes as another one, in such a table."""
+SAME_CLASSES = " Where balanced accuracy names the classes that it is over, macro F1 and macro AUC are over the same."
 
 EXPLANATIONS = {
     "balanced_accuracy": (

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedmed.fairness.chance.intervals import add_intervals
 from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES, compute_ordinal
+from fedmed.metrics.answer_ranges import RANGED, settle_other
 from fedmed.metrics.calibration import reliability
 from fedmed.metrics.classification import MACRO_FIGURES, Figure, compute_figures, lacking_classes
 from fedmed.metrics.clusters import PATIENTS
@@ -61,7 +62,18 @@ def describe_tables(
             entry["patients"] = patients
         if entry["value"] is None and (any(lacking) or (tables.num_images == 0 and content.thresholds["k"] > 1)):
             entry["reason"] = _explain_withheld(tables, key, content, lacking) or entry["reason"]
+    if settle_other(tables.counts, tables.other_wrong)[1].any():
+        _explain_ranges(described, present)
     return described
+
+
+def _explain_ranges(described: FigureEntries, present: list[bool]) -> None:
+    """Give the reason of figures by class that are n/a, since wrong answers whose class is not told are too many."""
+    for key in RANGED:
+        by_class = described[key].get("by_class")
+        for name, has_images in zip(by_class or (), present, strict=by_class is not None):
+            if by_class and by_class[name]["value"] is None and has_images:
+                by_class[name]["reason"] = "wrong answers are not told by class"
 
 
 def add_pooled(figures: FigureEntries, everyone: EvaluationTables, content: ReportContent) -> FigureEntries:

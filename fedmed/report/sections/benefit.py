@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from fedmed.metrics.site_tables import FEDERATED
 from fedmed.report.drawing.forest import ForestRow, render_forest
 from fedmed.report.drawing.markup import Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
@@ -113,7 +114,7 @@ def _describe_site(numbers: Numbers, site: str) -> Values:
             if shown in own and own[shown]["value"] is not None
         ],
         "disagree": entry.get("disagree", False),
-        "classes": list(entry.get("images_by_class", {})),
+        "classes": [name for name, images in entry.get("images_by_class", {}).items() if images],
         "with_patients": has_patients(numbers) and "patients" in entry,
     }
 
@@ -186,16 +187,19 @@ def _list_models(numbers: Numbers, names: Sequence[str]) -> Table:
     rows: list[list[Cell]] = []
     for name in names:
         own = numbers.get("benefit", name, "models")
-        cells: list[Cell] = [
-            numbers.figure_and_interval("benefit", name, "models", model, "balanced_accuracy", drawn=True)
-            if model in own
-            else "n/a"
-            for model in models
-        ]
+        cells: list[Cell] = [_show_model(numbers, name, model) if model in own else "n/a" for model in models]
         images = numbers.show("benefit", name, "models", "federated", "accuracy", "n")
         rows.append([show_name(name), images, *cells, VERDICTS[numbers.get("benefit", name, "verdict")]])
     caption = "Balanced accuracy of each model on the site's test images; 95 % intervals, scales from 0 to 1."
     return Table(caption, ["Site", "Images", *(MODEL_NAMES[model] for model in models), "Federated is"], rows)
+
+
+def _show_model(numbers: Numbers, site: str, model: str) -> Markup:
+    """Return a model's balanced accuracy; all models of a site are over the classes of the first one, which says so."""
+    path = ("benefit", site, "models", model, "balanced_accuracy")
+    if model == FEDERATED or numbers.get(*path, "value") is None:
+        return numbers.figure_and_interval(*path, drawn=True)
+    return join([numbers.show(*path, "value"), numbers.interval(*path), numbers.strip(*path)])
 
 
 def _list_personalised(numbers: Numbers, ranked: Sequence[str]) -> Table | None:

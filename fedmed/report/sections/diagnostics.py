@@ -68,7 +68,11 @@ def _list_cells(numbers: Numbers, which: str, site: tuple[str, ...], row: int) -
     places = [(images, (*path, column)) for column, images in enumerate(numbers.get(*path))]
     not_told = numbers.get(*other) if _has_other(numbers) else 0
     total = sum(images for images, _ in places) + not_told
-    cells = [_draw_cell(numbers, place, images, total, bool(not_told)) for images, place in places]
+    # Right answers are told of every class that is.
+    cells = [
+        _draw_cell(numbers, place, images, total, bool(not_told) and column != row)
+        for column, (images, place) in enumerate(places)
+    ]
     if _has_other(numbers):
         cells.append(_draw_cell(numbers, other, not_told, total, False))
     return cells

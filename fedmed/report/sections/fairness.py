@@ -9,6 +9,8 @@ from fedmed.report.drawing.forest import ForestRow, render_forest
 from fedmed.report.drawing.markup import EMPTY, Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
 from fedmed.report.drawing.wording import (
+    LIKE,
+    SAME_CLASSES,
     SUBSET_FIGURES,
     count,
     head_attribute,
@@ -217,7 +219,7 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> Tabl
                 *([show_patients(numbers, "groups", attribute, name)] if has_patients(numbers) else []),
                 *([numbers.show(*path, "balanced_accuracy", "n_withheld")] if withheld else []),
                 *(
-                    numbers.figure_and_interval(*path, key, drawn=key == "balanced_accuracy")
+                    numbers.figure_and_interval(*path, key, drawn=key == "balanced_accuracy", like=LIKE.get(key, ""))
                     for key in SUBSET_FIGURES
                     if key in numbers.get(*path)
                 ),
@@ -226,6 +228,7 @@ def _list_groups(numbers: Numbers, attribute: str, names: Sequence[str]) -> Tabl
     patients = [head_ids(numbers)] if has_patients(numbers) else []
     columns = ["Group", "Images", *patients, *(["Rows withheld"] if withheld else []), *SUBSET_FIGURES.values()]
     caption = "Figures by group, all sites together, with 95 % intervals; the scales go from 0 to 1."
+    caption += SAME_CLASSES if any("(over" in str(row) for row in rows) else ""
     if withheld:
         caption += " Rows withheld: classes of a site that it keeps back because too few images are in them."
     return Table(caption, columns, rows)

@@ -7,7 +7,7 @@ from fedmed.report.sections.method import name_unit
 from fedmed.report.sections.values import Values
 
 MOST_FINDINGS = 12
-MOST_ALARMS = 5
+MOST_ALARMS = 3
 MOST_NAMES = 4
 CLASS_GAP = "class_sensitivity_gap"
 

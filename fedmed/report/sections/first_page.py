@@ -7,7 +7,7 @@ from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
 from fedmed.report.sections.data_flow import describe_found, find_found, list_found
 from fedmed.report.sections.method import is_coarse, is_own_page
-from fedmed.report.sections.patients import has_patients, head_ids, show_patients
+from fedmed.report.sections.patients import has_patients, head_ids, name_ids, show_patients
 from fedmed.report.sections.results import describe_summary
 from fedmed.report.sections.values import Values
 
@@ -46,8 +46,16 @@ def describe_first_page(numbers: Numbers) -> Values:
         "with_patients": has_patients(numbers),
         "num_flow_sites": _count_sites(numbers),
         "is_coarse": is_coarse(numbers),
+        "with_rest": _has_rest(numbers),
         "limits": _list_limits(numbers),
     }
+
+
+def _has_rest(numbers: Numbers) -> bool:
+    """Return whether some scored images are of classes that their sites do not tell."""
+    flow, told = numbers.document.get("flow"), numbers.get("figures", "balanced_accuracy", "n")
+    scored = None if flow is None else numbers.get("flow", "total", "scored")
+    return told is not None and scored is not None and told < scored
 
 
 def _count_sites(numbers: Numbers) -> str:
@@ -65,13 +73,18 @@ def _list_sites(numbers: Numbers) -> list[Table]:
     with_found = found is not None and bool(found["sites"])
     columns = ["Site", *(["Found", "Left out"] if with_found else []), *(PARTS[part] for part in parts)]
     if has_patients(numbers):
-        without = ", without those of classes that the site tells together" if is_coarse(numbers) else ""
-        caption += f" {head_ids(numbers)}: those behind the scored images{without}; "
-        caption += "one with images of two classes, or at two sites, counts twice."
+        caption += (
+            f" {head_ids(numbers)}: those behind the scored images; one with images of two classes, or "
+            "at two sites, counts twice."
+        )
         columns.append(head_ids(numbers))
     columns.append("Rounds taken part")
-    if is_coarse(numbers) and "validation" in parts and found is None:
-        caption += " Validation images are rounded down by the sites."
+    if is_coarse(numbers) and found is None:
+        rounded = "Training and validation images" if "validation" in parts else "Training images"
+        caption += f" {rounded} are rounded down by the sites."
+    if _has_rest(numbers):
+        caption += " Some scored images are of classes that a site does not tell"
+        caption += f"; no {name_ids(numbers)} are counted for these." if has_patients(numbers) else "."
     rows = [_list_site(numbers, name, parts, with_found=with_found) for name in flow["sites"]]
     return [Table(caption, columns, part) for part in (rows[:MOST_SITES], rows[MOST_SITES:]) if part]
 

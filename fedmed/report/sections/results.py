@@ -6,6 +6,8 @@ from fedmed.fairness.figures.ordinal import ORDINAL_FIGURES
 from fedmed.report.drawing.markup import Cell, Numbers, Rows, Table, format_number, show_name
 from fedmed.report.drawing.wording import (
     HEADLINE,
+    LIKE,
+    SAME_CLASSES,
     SUBSET_FIGURES,
     count,
     label_attribute,
@@ -17,6 +19,7 @@ from fedmed.report.schema.document import SiteEntry
 from fedmed.report.schema.figures import ClassFigure, FigureEntry
 from fedmed.report.sections.benefit import summarise_benefit
 from fedmed.report.sections.fairness_findings import summarise_fairness
+from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.patients import has_patients, head_ids, show_patients
 from fedmed.report.sections.pooled_auc import describe_pooled_auc
 from fedmed.report.sections.values import Values
@@ -170,6 +173,8 @@ def describe_classes(numbers: Numbers) -> Values:
     ]
     columns = ["Class", "Test images", *([head_ids(numbers)] if with_patients else []), *CLASS_FIGURES.values()]
     caption = "Each class against all others, pooled over all sites, with 95 % intervals; the scales go from 0 to 1."
+    if is_coarse(numbers):
+        caption += " Test images: those whose class the sites tell."
     if numbers.get("figures").get("worst_class_recall", {}).get("interval") is not None:
         caption += (
             " The interval of a class is for this class alone; that of the class that does worst is wider on the first "
@@ -228,6 +233,10 @@ def _list_sites(numbers: Numbers, names: list[str], caption: str) -> Table:
     patients = [head_ids(numbers)] if has_patients(numbers) else []
     columns = ["Site", "Train images", "Test images", *patients, *SUBSET_FIGURES.values()]
     rows = [_list_site(numbers, name) for name in names]
+    if not is_ranked(numbers):
+        caption += SAME_CLASSES
+    if is_coarse(numbers) and has_patients(numbers):
+        caption += f" {head_ids(numbers)}: of the test images whose class is told."
     return Table(f"{caption} With 95 % intervals; the scales go from 0 to 1.", columns, rows)
 
 
@@ -238,7 +247,9 @@ def _list_site(numbers: Numbers, name: str) -> list[Cell]:
         numbers.show("sites", name, "test", "accuracy", "n"),
         *([show_patients(numbers, "sites", name)] if has_patients(numbers) else []),
         *(
-            numbers.figure_and_interval("sites", name, "test", key, drawn=key == "balanced_accuracy")
+            numbers.figure_and_interval(
+                "sites", name, "test", key, drawn=key == "balanced_accuracy", like=LIKE.get(key, "")
+            )
             for key in SUBSET_FIGURES
         ),
     ]

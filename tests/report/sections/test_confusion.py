@@ -40,6 +40,12 @@ def _draw(counts, other, thresholds):
 
 def test_a_cell_that_is_not_told_has_a_dash_and_no_zero():
     page = _draw([[8, 2, 0], [0, 6, 0], [0, 0, 0]], [0, 2, 0], LIMITS)
+    assert _list_rows(_draw([[0, 0, 0], [0, 6, 0], [0, 0, 1]], [3, 0, 0], LIMITS), "confusion")[0] == [
+        "0 %0",  # that none is right is told
+        "–",
+        "–",
+        "100 %6",
+    ]
     nevus, melanoma, vascular = _list_rows(page, "confusion")
     assert nevus == ["80 %16", "20 %4", "0 %0", "0 %0"]  # all of its wrong answers are told
     assert melanoma == ["–", "75 %12", "–", "25 %4"]

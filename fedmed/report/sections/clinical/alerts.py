@@ -96,7 +96,7 @@ def _list_groups(numbers: Numbers, part: ClinicalPart) -> tuple[Table, Table | N
     caption = (
         "Alerts at the operating point, with 95 % intervals. Right alerts and right all-clears (predictive values) are "
         "at the prevalence of these images, unless another is named. A star: of some class no image is "
-        "there, or none is told, so that these and net benefit leave it out."
+        "there, or none is told, so that the numbers of images and all figures leave it out."
     )
     return Table(caption, columns, rows, "alerts"), Table(caption, columns, folded, "alerts") if folded else None
 
