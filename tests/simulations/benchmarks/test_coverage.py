@@ -80,7 +80,9 @@ def test_patients_with_images_of_several_classes_are_known_to_be_too_sure() -> N
     """Without them intervals hold; with them they hold less often, which the page says. Mending it fails this test."""
     alone, mixed = (repeat(150, 1, partial(judge_once, per_patient=5, mixed=share)) for share in (0.0, 1.0))
     assert alone["interval accuracy"] >= 0.9
-    assert 0.78 <= mixed["interval accuracy"] <= 0.93
+    assert mixed["interval accuracy"] < alone["interval accuracy"]
+    assert alone["any verdict"] <= 0.05
+    assert mixed["any verdict"] > 0.08
 
 
 def test_the_command_prints_a_line_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
