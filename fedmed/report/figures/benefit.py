@@ -79,7 +79,7 @@ def _describe_site(content: ReportContent, name: str, federated: FigureEntries |
                 models[model] = _keep_shown(describe_tables(tables.models[model][SITE_ATTRIBUTE], content))
             if SITE_ATTRIBUTE in tables.paired.get(model, {}):
                 differences[model] = _describe_differences(content, tables, model)
-    verdict, decided_by = _decide(differences.get(LOCAL, {}))
+    verdict, decided_by = decide(differences.get(LOCAL, {}))
     entry: BenefitEntry = {
         "models": {model: models[model] for model in MODELS if model in models},
         "differences": differences,
@@ -149,8 +149,14 @@ def describe_difference(difference: Difference) -> DifferenceEntry:
     }
 
 
-def _decide(differences: Mapping[str, DifferenceEntry]) -> tuple[SiteVerdict, str | None]:
-    """Return the verdict over a site, and the figure that it rests on."""
+def decide(differences: Mapping[str, DifferenceEntry]) -> tuple[SiteVerdict, str | None]:
+    """Return the joint verdict of a comparison on accuracy and balanced accuracy, and the figure that it rests on.
+
+    Parameters
+    ----------
+    differences : mapping of str to dict
+        By figure, of the federated model and one other at one site, with p-values adjusted for both figures.
+    """
     known = [key for key in DECIDING_FIGURES if key in differences and differences[key]["value"] is not None]
     if not known:
         return UNKNOWN_VERDICT, None
