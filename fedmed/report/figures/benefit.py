@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from fedmed.fairness.chance.paired import LEVEL, Difference, compare_paired
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import (
@@ -108,12 +110,11 @@ def _describe_differences(content: ReportContent, tables: SiteTables, model: str
 def _compare(sites: Sequence[SiteTables], model: str, seed: int) -> dict[str, Difference]:
     """Compare models over the images of some sites; a patient is taken to be at one of them only."""
     paired = [tables.paired[model][SITE_ATTRIBUTE].pool() for tables in sites]
-    patients = [tables.models[FEDERATED][SITE_ATTRIBUTE].patients[..., PATIENTS].sum(axis=0) for tables in sites]
     return compare_paired(
-        sum((one.cells[0] for one in paired[1:]), paired[0].cells[0]),
+        np.stack([one.cells[0] for one in paired]),
         seed,
-        spread=sum((one.spread[0] for one in paired[1:]), paired[0].spread[0]),
-        patients=sum(patients[1:], patients[0]),
+        spread=np.stack([one.spread[0] for one in paired]),
+        patients=np.stack([tables.models[FEDERATED][SITE_ATTRIBUTE].pool().patients[0] for tables in sites]),
     )
 
 

@@ -16,6 +16,8 @@ from fedmed.report.sections.values import Values
 
 MOST_NAMED = 5
 SHOWN_SITES = 20
+FEWEST_PATIENTS = 6
+"""Of fewer, no test that flips the signs of whole patients can come out below 5 %."""
 PERSONALISED = {"batch_norm": "BatchNorm statistics of the site", "fine_tuned": "fine-tuning at the site"}
 
 
@@ -117,7 +119,14 @@ def _describe_site(numbers: Numbers, site: str) -> Values:
         "disagree": entry.get("disagree", False),
         "classes": [name for name, images in entry.get("images_by_class", {}).items() if images],
         "with_patients": has_patients(numbers) and "patients" in entry,
+        "few_patients": has_few_patients(entry),
     }
+
+
+def has_few_patients(entry: BenefitEntry) -> bool:
+    """Return whether a site's patients with several images are so few that no difference can be told from chance."""
+    images, patients = sum(entry.get("images_by_class", {}).values()), entry.get("patients", 0)
+    return 0 < patients < min(FEWEST_PATIENTS, images)
 
 
 def _pooled(numbers: Numbers) -> Mapping[str, DifferenceEntry]:

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from fedmed.metrics.site_tables import FEDERATED, FINE_TUNED, PairedTables, SiteTables
+from fedmed.metrics.site_tables import FEDERATED, FINE_TUNED, LOCAL, PairedTables, SiteTables
 from fedmed.report.figures.benefit import decide
 from tests.report.support.example import make_content, make_site
 from tests.report.support.page_parser import Page
@@ -44,3 +44,15 @@ def test_a_verdict_on_a_personalised_model_needs_the_adjusted_p_value():
     one = {"value": -0.1, "interval": (-0.2, -0.01), "p_value": 0.04, "n": 50, "verdict": "worse", "reason": None}
     assert decide({"balanced_accuracy": one | {"family_p": 0.06}}) == ("undecided", "balanced_accuracy")
     assert decide({"balanced_accuracy": one | {"family_p": 0.045}}) == ("worse", "balanced_accuracy")
+
+
+def test_too_few_patients_are_named_and_not_the_images(tmp_path):
+    """100 images of four patients at one site, of as many patients as images at the other."""
+    few, many = (_compare((22, 0, 28), (22, 0, 28), model=LOCAL) for _ in range(2))
+    few.models[FEDERATED]["site"].patients[0] = [2, 0, 0, 1250]
+    many.models[FEDERATED]["site"].patients[0] = [50, 0, 0, 50]
+    document, words = _read(tmp_path, {"few": few, "many": many})
+    assert document["benefit_summary"]["undecided"] == ["few"]
+    assert document["benefit_summary"]["worse"] == ["many"]
+    assert words.count("too few patients to tell, however many images they have") == 1
+    assert words.index("few (balanced") < words.index("too few patients to tell") < words.index("An undecided site")
