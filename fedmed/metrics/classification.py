@@ -108,7 +108,8 @@ def compute_figures(tables: EvaluationTables, classes: Array | None = None) -> d
     class all of whose images are withheld has no value in ``by_class``. Every figure carries the number of withheld
     rows in ``n_withheld``.
 
-    ``auc`` is that of the histograms where all sites tell them and no class's can be more than
+    ``auc`` is that of the images themselves where they are of one site that tells it. Of several sites it is that of
+    the histograms where all sites tell them and no class's can be more than
     :data:`fedmed.metrics.answer_ranges.MOST_OFF` off by the width of the bins (half of its ties). Else it is made of
     the sites' own areas, so that images are compared within sites only; see :mod:`fedmed.metrics.areas`.
     """

@@ -13,6 +13,8 @@ from fedmed.metrics.areas import PAIRS, pooled_areas
 from fedmed.metrics.evaluation import EvaluationTables
 from fedmed.metrics.values import Array, Values, divide_defined, max_defined, mean_defined, optional_float, std_defined
 
+_ROUNDED = 0.005
+
 
 def score_values(scores: Array) -> dict[str, Values]:
     """Compute ``auc``, the area under the one-vs-rest ROC curves, and ``class_auc_std`` of tables (D,K,K,64) of scores.
@@ -53,21 +55,42 @@ class Areas:
     bound: float | None = None
     """How far the value may be off by the width of the bins."""
     within_sites: bool = False
+    of_images: bool = False
+    """Whether the images themselves were compared: all of them, or those of the same site (``within_sites``)."""
 
 
 def find_areas(pooled: EvaluationTables) -> Areas:
-    """Return the areas of tables with one group: from the histograms where they are good enough, else within sites."""
+    """Return the areas of tables with one group.
+
+    They are of the images themselves where these are of one site, else of the histograms where these are good enough,
+    else of images of the same site.
+    """
     own, others = split_scores(pooled.scores[0])
     scored, counted = int(own.sum()), int(pooled.row_images.sum())
     binned, bound_K = area_values(own, others), area_bounds(own, others)
     largest = max_defined(bound_K)
     is_fine = scored > 0 and (np.isnan(largest) or largest <= MOST_OFF)
-    if pooled.areas.any() and not (is_fine and scored == counted):
+    is_whole = bool(compare_all_pairs(pooled)[0])
+    if pooled.areas.any() and (is_whole or not (is_fine and scored == counted)):
         lacking = pooled.areas[0, :, PAIRS] == 0
-        return Areas(pooled_areas(pooled.areas[0]), int(pooled.row_images[0, ~lacking].sum()), within_sites=True)
+        n = int(pooled.row_images[0, ~lacking].sum())
+        return Areas(pooled_areas(pooled.areas[0]), n, within_sites=not is_whole, of_images=True)
     bound = mean_defined(bound_K)
     by_class = np.where(bound_K <= MOST_OFF, cast(Array, binned.by_class), np.nan)
     return Areas(Values(np.where(is_fine, binned.value, np.nan), by_class), scored, bound=optional_float(bound))
+
+
+def compare_all_pairs(tables: EvaluationTables) -> Array:
+    """Return whether the told areas of a group compare all pairs of its images, shape (G,) of bool.
+
+    So it is where they are images of one site: of several, the pairs of images of different sites are missing. The
+    numbers of pairs may be rounded to three significant digits.
+    """
+    own = tables.row_images.astype(np.float64)
+    pairs = own * (own.sum(axis=1, keepdims=True) - own)
+    whole: Array = np.abs(tables.areas[..., PAIRS] - pairs) <= _ROUNDED * pairs
+    is_whole: Array = whole.all(axis=1) & (pairs > 0).any(axis=1)
+    return is_whole
 
 
 def area_bounds(own: Array, others: Array) -> Array:

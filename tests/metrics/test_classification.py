@@ -355,7 +355,7 @@ def test_histograms_that_are_too_coarse_give_no_area():
     logits, labels = draw_predictions(300, shares=(0.5, 0.5))
     weak = tables_from_logits(logits / 100, labels, ["a"] * 300)
     found = compute_figures(weak)["auc"]
-    assert found.within_sites
+    assert (found.within_sites, found.bound) == (False, None)  # of one site, all images are compared
     assert found.value == pytest.approx(oracle.roc_auc_score(labels, (logits[:, 1] - logits[:, 0])))
     without = compute_figures(dataclasses.replace(weak, areas=np.zeros_like(weak.areas)))["auc"]
     assert (without.value, without.by_class) == (None, (None, None))
@@ -372,3 +372,14 @@ def test_figures_of_groups_without_histograms_say_so():
     assert figures["classwise_ece"].reason == "it is not told class by class"
     assert {figures[key].reason for key in ("ece", "mce", "brier")} == {"it is told for whole sites only"}
     assert figures["accuracy"].value == compute_figures(tables)["accuracy"].value
+
+
+def test_the_area_of_one_site_is_that_of_its_images():
+    """Histograms are good enough here, and off all the same."""
+    logits, labels = draw_predictions(300, shares=(0.5, 0.5))
+    tables = tables_from_logits(logits / 4, labels, ["a"] * 300)
+    exact = oracle.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    binned = compute_figures(dataclasses.replace(tables, areas=np.zeros_like(tables.areas)))["auc"]
+    found = compute_figures(tables)["auc"]
+    assert (found.value, found.bound, found.n) == (pytest.approx(exact), None, 300)
+    assert 1e-5 < abs(binned.value - exact) < binned.bound < 0.05

@@ -21,6 +21,7 @@ from fedmed.fairness.chance.proportions import (
     proportion_interval,
     share_level,
 )
+from fedmed.fairness.figures.area_choice import choose_areas
 from fedmed.fairness.figures.class_sets import find_class_set
 from fedmed.fairness.figures.design_effects import find_design_effects, pooled_effect
 from fedmed.fairness.figures.rates import class_rates
@@ -99,8 +100,9 @@ def _list_figures(known: EvaluationTables) -> dict[str, tuple[Array, float, _Int
 
 
 def _find_areas(known: EvaluationTables, effects: Array) -> Array:
-    if not known.scores.any():
-        return known.areas
+    choice = choose_areas(known)
+    if choice != "histograms":
+        return known.areas if choice == "images" else np.zeros_like(known.areas)
     own, others = split_scores(known.scores)
     return np.stack([bin_areas(*sides) for sides in zip(own, others, effects, strict=True)])
 

@@ -226,14 +226,14 @@ def _widen(ends: Mapping[str, _Ends], rows: _Rows) -> dict[str, _Ends]:
 
 def _area_ends(pooled: EvaluationTables, effects: Array, seed: int, num_draws: int, level: float) -> _Ends:
     found = find_areas(pooled)
-    if found.within_sites:
-        return _Ends(*area_intervals(pooled.areas[0], level))
     own, others = split_scores(pooled.scores[0])
-    _, by_class = area_intervals(bin_areas(own, others, effects), level)
+    numbers = pooled.areas[0] if found.of_images else bin_areas(own, others, effects)
+    value, by_class = area_intervals(numbers, level)
+    if found.within_sites or (found.of_images and not own.any()):
+        return _Ends(value, by_class)
     if len(own) == 2:
         return _Ends(by_class[:, 0], by_class)  # one number twice
-    areas = area_values(own, others).by_class
-    assert areas is not None
+    areas = _list_classes(found.values if found.of_images else area_values(own, others))
     return _Ends(join_intervals(by_class, areas, pooled.scores[0], seed, num_draws), by_class)
 
 

@@ -5,7 +5,7 @@ right or both get wrong says nothing about the difference, so that two tables of
 cannot give its interval. Where patients have several images, the variance of the difference is that between patients,
 and all counts stand for fewer images (the design effect, Rao and Scott, 1992; of pairs, Obuchowski, 1998).
 
-Letters: D draws, K classes.
+Letters: D draws, K classes, S sites.
 """
 
 import sys
@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.fairness.figures.design_effects import allow_for_few, count_effective
+from fedmed.fairness.chance.paired_effects import find_paired_effects
+from fedmed.fairness.figures.design_effects import count_effective
 from fedmed.fairness.figures.draws import draw_rows
 from fedmed.metrics.values import Array, divide_defined
 from fedmed.seeding import make_rng
@@ -72,18 +73,19 @@ def compare_paired(
 
     Parameters
     ----------
-    cells : ndarray of int64, shape (K,2,2)
+    cells : ndarray of int64, shape (K,2,2) or, of several sites, (S,K,2,2)
         ``cells[k, a, b]``: images of true class k for which the federated model is right (a = 1) or wrong (a = 0), and
         the other model likewise (b); see :class:`fedmed.metrics.site_tables.PairedTables`.
     seed : int
         Seed of the run. The same seed gives the same result.
     num_draws : int
         D, at least 1.
-    spread : ndarray, shape (K,), optional
+    spread : ndarray, shape (K,) or (S,K), optional
         How the difference varies between patients, see :class:`fedmed.metrics.site_tables.PairedTables`; without it, or
         where it is zeros, each image is taken for a patient's only one.
-    patients : ndarray, shape (K,), optional
-        Numbers of patients.
+    patients : ndarray, shape (K,4) or (S,K,4), optional
+        The four numbers of :mod:`fedmed.metrics.clusters` of the federated model's right answers; or numbers of
+        patients alone, without the last axis.
 
     Returns
     -------
@@ -105,52 +107,43 @@ def compare_paired(
       differ would have no uncertainty, and the interval at a small hospital would be far too narrow.
     * p-value of the accuracy: exact sign test (McNemar, 1947). Of the balanced accuracy: the same, stratified by class;
       D draws in which every image on which the models differ goes either way with probability 1/2, ``p = (1 + draws
-      with a difference at least as large) / (1 + D)``. With a design effect above 1 both are of draws, of as many
-      images as these are worth.
+      with a difference at least as large) / (1 + D)``. With a design effect above 1
+      (:mod:`fedmed.fairness.chance.paired_effects`) both are of draws, of as many images as these are worth. Where m
+      patients have several images, no p-value is below ``2^(1 - m)``, the smallest one of a test that flips the sign of
+      whole patients: of fewer than 6 patients there is no verdict.
     * ``family_p``: the share of the same draws in which the smaller one of both p-values, each over its figure's
       weight, is at most the own one over its weight. A figure's weight is one over its variance under the hypothesis,
       which the signs do not change: where balanced accuracy rests on a few images of rare classes, nearly all of the
       5 % is left to accuracy, and of classes of equal size both are the same figure.
     """
-    if cells.ndim != 3 or cells.shape[1:] != (2, 2) or (cells < 0).any() or num_draws < 1:
+    if cells.ndim not in {3, 4} or cells.shape[-2:] != (2, 2) or (cells < 0).any() or num_draws < 1:
         raise ValueError(
             f"Cells of shape {cells.shape} and num_draws {num_draws} were found. Needed: numbers of images of shape "
             "(classes, 2, 2), and at least one draw."
         )
-    n_K = cells.sum(axis=(1, 2))
-    if not n_K.any():
+    if cells.ndim == 3:
+        cells, spread, patients = cells[None], *(None if one is None else one[None] for one in (spread, patients))
+    cells_K = cells.sum(axis=0)
+    n = cells_K.sum(axis=(1, 2))
+    if not n.any():
         return {key: _make_absent(key) for key in ("accuracy", "balanced_accuracy")}
-    present = n_K > 0
-    cells_K, n = cells[present], n_K[present]
-    effect = _find_effect(cells_K, n, *(None if one is None else one[present] for one in (spread, patients)))
+    effects = find_paired_effects(cells, spread, patients)
+    present = n > 0
+    cells_K, n, effect = cells_K[present], n[present], effects.by_class[present]
     weights = {"accuracy": n / n.sum(), "balanced_accuracy": np.full(len(n), 1 / len(n))}
     won, lost = cells_K[:, 1, 0], cells_K[:, 0, 1]
     own, adjusted = _flip_signs(won, lost, n, np.stack([*weights.values()]), effect, seed, num_draws)
     p_values = dict(zip(weights, own, strict=True))
-    if effect == 1:
+    if (effect == 1).all():
         p_values["accuracy"] = sign_test(int(won.sum()), int(lost.sum()))
     drawn = _draw_differences(cells_K, effect, make_rng(seed, "benefit", "cells"), num_draws)
     found = {}
     for (key, weight), family_p in zip(weights.items(), adjusted, strict=True):
         value = float(weight @ ((won - lost) / n))
-        judged = _judge(key, value, _find_interval(value, drawn @ weight), p_values[key], int(n.sum()))
-        found[key] = replace(judged, family_p=family_p)
+        p_value = max(p_values[key], effects.lowest_p)
+        judged = _judge(key, value, _find_interval(value, drawn @ weight), p_value, int(n.sum()))
+        found[key] = replace(judged, family_p=max(family_p, effects.lowest_p))
     return found
-
-
-def _find_effect(cells: Array, n: Array, spread: Array | None, patients: Array | None) -> float:
-    """Return the design effect of the difference, one for all classes, at least 1; larger where patients are few."""
-    told = np.zeros_like(n) if patients is None else patients
-    if spread is None or (told >= n).all() or not (spread.any() or told.any()):
-        return 1.0
-    differing, surplus = cells[:, 1, 0] + cells[:, 0, 1], cells[:, 1, 0] - cells[:, 0, 1]
-    usable = (n > 1) & ((told > 1) if told.any() else True)
-    unrelated = np.where(usable, (differing - surplus**2 / n) * n / np.maximum(n - 1, 1), 0.0).sum()
-    if unrelated <= 0:  # as if a patient's images always told the same
-        return max(1.0, float(n[told > 0].sum() / max(told.sum(), 1)))
-    few = divide_defined(told, told - 1) if told.any() else 1.0
-    factor = allow_for_few((told[usable] - 1).sum()) if told.any() else 1.0
-    return max(1.0, float(np.where(usable, spread * few, 0.0).sum() / unrelated) * factor)
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -165,11 +158,11 @@ def sign_test(won: int, lost: int) -> float:
 
 
 def _flip_signs(  # noqa: PLR0917
-    won: Array, lost: Array, n: Array, weights: Array, effect: float, seed: int, num_draws: int
+    won: Array, lost: Array, n: Array, weights: Array, effect: Array, seed: int, num_draws: int
 ) -> tuple[list[float], list[float]]:
     """Return p-values of figures with some weights of the classes, shape (figures,K), and the adjusted ones."""
     rng, differing = make_rng(seed, "benefit", "signs"), won + lost
-    effective = count_effective(differing, np.array(effect))
+    effective = count_effective(differing, effect)
     signs = (2 * rng.binomial(effective, 0.5, size=(num_draws, len(n))) - effective) * np.nan_to_num(
         divide_defined(differing, effective)
     )
@@ -179,7 +172,7 @@ def _flip_signs(  # noqa: PLR0917
     ordered = np.sort(sample, axis=0)
     ranks = [np.searchsorted(ordered[:, one], sample[:, one], "left") for one in range(len(weights))]
     p_values = 1 - np.column_stack(ranks) / len(sample)
-    weighted = p_values * _compare_variances(differing, n, weights)
+    weighted = p_values * _compare_variances(differing * effect, n, weights)
     smallest = weighted.min(axis=1)
     return p_values[0].tolist(), [float((smallest <= own * (1 + _ROUNDING)).mean()) for own in weighted[0]]
 
@@ -190,10 +183,10 @@ def _compare_variances(differing: Array, n: Array, weights: Array) -> Array:
     return variances / variances.min() if variances.min() > 0 else np.ones(len(weights))
 
 
-def _draw_differences(cells: Array, effect: float, rng: np.random.Generator, num_draws: int) -> Array:
+def _draw_differences(cells: Array, effect: Array, rng: np.random.Generator, num_draws: int) -> Array:
     """Return differences of every class, shape (D,K), around their own mean."""
     flat = cells.reshape(len(cells), 4)
-    weights, n = flat / effect + _PRIOR, count_effective(flat.sum(axis=1), np.array(effect))
+    weights, n = flat / effect[:, None] + _PRIOR, count_effective(flat.sum(axis=1), effect)
     drawn = draw_rows(rng, n, weights, num_draws)
     differences = (drawn[..., 2] - drawn[..., 1]) / n
     expected = (weights[:, 2] - weights[:, 1]) / weights.sum(axis=1)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedmed.fairness.figures.area_choice import are_fine, choose_areas, explain_absence
 from fedmed.fairness.figures.class_sets import find_class_set
 from fedmed.fairness.figures.extreme_groups import find_ends, find_lacking
 from fedmed.fairness.figures.gap_sources import (
@@ -156,7 +157,7 @@ def compute_gaps(tables: EvaluationTables) -> dict[str, GapFigure]:
     found: dict[str, GapFigure] = {}
     for source in list_sources(known):
         found |= _describe(source.compute(*source.observe()), known, source)
-    if len(known.groups) > 1 and known.areas.any() and not known.scores.any():
+    if len(known.groups) > 1 and choose_areas(known) == "images":
         found |= _describe(compare_areas(known), known, None)
     return {key: found[key] if key in found else _make_absent(key, known) for key in GAP_KEYS}
 
@@ -171,7 +172,7 @@ def list_sources(known: EvaluationTables) -> list[GapSource]:
     if len(known.groups) < 2:
         return []
     sources: list[GapSource] = [CountSource(known)]
-    if known.scores.any():
+    if known.scores.any() and are_fine(known):
         sources.append(ScoreSource(known))
     if known.calibration.any() or known.mixed.any():
         sources.append(CalibrationSource(known))
@@ -280,7 +281,7 @@ def _make_absent(key: str, known: EvaluationTables) -> GapFigure:
     if len(known.groups) < 2:
         reason = "fewer than two groups"
     elif FIGURE_OF_GAP.get(key) == "auc":
-        reason = "the tables hold no scores"
+        reason = explain_absence(known)
     else:
         reason = "fewer than two groups have images"
     skipped = known.num_classes if key in (*RATE_FIGURES, CLASS_GAP) else len(known.groups)

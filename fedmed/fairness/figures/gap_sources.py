@@ -31,7 +31,7 @@ from fedmed.fairness.figures.rates import (
 )
 from fedmed.metrics.areas import PAIRS, pooled_areas
 from fedmed.metrics.calibration import expected_error
-from fedmed.metrics.classification import area_values, count_values, split_scores
+from fedmed.metrics.classification import area_values, count_values, find_areas, split_scores
 from fedmed.metrics.tables import SCORE_BINS, EvaluationTables
 from fedmed.metrics.values import Array, Values, divide_defined, gap_defined, mean_defined
 
@@ -220,14 +220,15 @@ class ScoreSource:
 
 
 def compare_areas(tables: EvaluationTables) -> Disparities:
-    """Compute the disparities of the AUC from the areas of groups that are told without histograms.
+    """Compute the disparities of the AUC from the areas of groups that compare the images themselves.
 
-    Of hospitals these groups are the sites. There is nothing to draw anew, so that no p-value follows.
+    There is nothing to draw anew: a p-value follows only where there are histograms, too, that are good enough.
     """
     class_set = find_class_set(tables.areas[..., PAIRS])
     values = _average_areas(pooled_areas(tables.areas), class_set.classes)
     values = np.where(class_set.groups, values, np.nan)
-    overall = _average_areas(pooled_areas(tables.areas[class_set.groups].sum(axis=0)), class_set.classes)
+    together = find_areas(tables.take(np.flatnonzero(class_set.groups)).pool()).values
+    overall = _average_areas(together, class_set.classes)
     gaps = group_gaps("auc", values) | {"es_auc": equity_scaled(overall, values)}
     return Disparities(gaps, {"auc": values}, overall={"auc": overall})
 

@@ -44,10 +44,11 @@ EXPLANATIONS = {
     ),
     "auc": (
         "The chance that an image of a class gets a higher score for that class than an image of another class; 0.5 is "
-        "guessing, 1 is perfect. Where the sites tell histograms of the scores, all images are compared with all "
-        "others, as exactly as 64 bins of the log-odds allow; it is shown only if no class can be more than 0.05 off "
-        "for that. Else it is made of the sites' own areas, by their numbers of pairs: then only images of the same "
-        "site are compared (within sites), and that scores at one site are higher than at another does not count."
+        "guessing, 1 is perfect. Of one site the images themselves are compared, where it tells that. Of several sites "
+        "that tell histograms of the scores, all images are compared with all others, as exactly as 64 bins of the "
+        "log-odds allow; it is shown only if no class can be more than 0.05 off for that. Else it is made of the sites' "
+        "own areas, by their numbers of pairs: then only images of the same site are compared (within sites), and that "
+        "scores at one site are higher than at another does not count."
     ),
     "sensitivity": "The share of a class's images that are recognised as that class (also called recall).",
     "specificity": "The share of images of all other classes that are rightly not given this class.",
@@ -112,7 +113,7 @@ LABELS |= {
     "equalized_odds_difference": "Equalised odds difference",
     "eopp0": "Sum of specificity gaps (EOpp0)",
     "eopp1": "Sum of sensitivity gaps (EOpp1)",
-    "eodd": "Sum of both gaps (EOdd)",
+    "eodd": "Sum of signed gaps (EOdd)",
     "pqd": "Predictive quality disparity (PQD)",
     "dpm": "Demographic parity (DPM)",
     "eom": "Equality of opportunity (EOM)",
@@ -155,7 +156,12 @@ EXPLANATIONS |= {
     ),
     "eopp0": "The gaps in specificity between two groups, added up over the classes; of more groups the worst pair.",
     "eopp1": "The gaps in sensitivity between two groups, added up over the classes; of more groups the worst pair.",
-    "eodd": "The gaps in sensitivity and false alarms together, added up over the classes; the worst pair of groups.",
+    "eodd": (
+        "Of each class the gap in sensitivity plus the gap in the rate of false alarms between the same two groups, each "
+        "with its sign; the sizes of these sums, added up over the classes; of more groups the worst pair. A group with "
+        "more hits and fewer false alarms has gaps of opposite signs, which cancel: it can be smaller than either sum of "
+        "gaps."
+    ),
     "pqd": "The lowest accuracy of a group over the highest; 1 is no gap.",
     "dpm": "The lowest rate at which a group is given a class over the highest, averaged over classes; 1 is no gap.",
     "eom": "The lowest sensitivity of a group over the highest, averaged over the classes; 1 is no gap.",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from fedmed.fairness.chance.paired import LEVEL, Difference, compare_paired
 from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import (
@@ -79,7 +81,7 @@ def _describe_site(content: ReportContent, name: str, federated: FigureEntries |
                 models[model] = _keep_shown(describe_tables(tables.models[model][SITE_ATTRIBUTE], content))
             if SITE_ATTRIBUTE in tables.paired.get(model, {}):
                 differences[model] = _describe_differences(content, tables, model)
-    verdict, decided_by = _decide(differences.get(LOCAL, {}))
+    verdict, decided_by = decide(differences.get(LOCAL, {}))
     entry: BenefitEntry = {
         "models": {model: models[model] for model in MODELS if model in models},
         "differences": differences,
@@ -108,12 +110,11 @@ def _describe_differences(content: ReportContent, tables: SiteTables, model: str
 def _compare(sites: Sequence[SiteTables], model: str, seed: int) -> dict[str, Difference]:
     """Compare models over the images of some sites; a patient is taken to be at one of them only."""
     paired = [tables.paired[model][SITE_ATTRIBUTE].pool() for tables in sites]
-    patients = [tables.models[FEDERATED][SITE_ATTRIBUTE].patients[..., PATIENTS].sum(axis=0) for tables in sites]
     return compare_paired(
-        sum((one.cells[0] for one in paired[1:]), paired[0].cells[0]),
+        np.stack([one.cells[0] for one in paired]),
         seed,
-        spread=sum((one.spread[0] for one in paired[1:]), paired[0].spread[0]),
-        patients=sum(patients[1:], patients[0]),
+        spread=np.stack([one.spread[0] for one in paired]),
+        patients=np.stack([tables.models[FEDERATED][SITE_ATTRIBUTE].pool().patients[0] for tables in sites]),
     )
 
 
@@ -149,8 +150,14 @@ def describe_difference(difference: Difference) -> DifferenceEntry:
     }
 
 
-def _decide(differences: Mapping[str, DifferenceEntry]) -> tuple[SiteVerdict, str | None]:
-    """Return the verdict over a site, and the figure that it rests on."""
+def decide(differences: Mapping[str, DifferenceEntry]) -> tuple[SiteVerdict, str | None]:
+    """Return the joint verdict of a comparison on accuracy and balanced accuracy, and the figure that it rests on.
+
+    Parameters
+    ----------
+    differences : mapping of str to dict
+        By figure, of the federated model and one other at one site, with p-values adjusted for both figures.
+    """
     known = [key for key in DECIDING_FIGURES if key in differences and differences[key]["value"] is not None]
     if not known:
         return UNKNOWN_VERDICT, None

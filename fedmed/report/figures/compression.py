@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from fedmed.fairness.chance.paired import compare_paired
 from fedmed.fairness.disclosure.pooled_groups import find_hidden_groups
-from fedmed.metrics.clusters import PATIENTS
 from fedmed.metrics.site_tables import (
     FEDERATED,
     SITE_ATTRIBUTE,
     STUDENT,
     TEACHER,
-    PairedTables,
     SiteTables,
-    combine_paired,
 )
 from fedmed.metrics.tables import combine_tables
 from fedmed.report.content import ReportContent
@@ -150,20 +149,23 @@ def _describe_group(
         for tables in sites.values()
         if attribute in tables.paired[other] and group in tables.paired[other][attribute].groups
     ]
-    paired: PairedTables = combine_paired(tables.paired[other][attribute].select(group) for tables in chosen)
-    cells_K22 = paired.cells.sum(axis=0)
+    paired = [tables.paired[other][attribute].select(group) for tables in chosen]
+    cells_SK22 = np.concatenate([one.cells for one in paired])
     names = {FEDERATED: STUDENT, TEACHER: TEACHER} if other == TEACHER else {STUDENT: STUDENT, FEDERATED: TEACHER}
     if other == STUDENT:  # the first of a pair is the federated model: here the large one
-        cells_K22 = cells_K22.swapaxes(-1, -2)
+        cells_SK22 = cells_SK22.swapaxes(-1, -2)
+    first = STUDENT if other == STUDENT else FEDERATED
     models = {
         name: describe_tables(
             combine_tables([tables.models[model][attribute].select(group) for tables in chosen]), content
         )
         for model, name in names.items()
     }
-    patients = combine_tables([tables.models[FEDERATED][attribute].select(group) for tables in chosen]).patients
     differences = compare_paired(
-        cells_K22, content.seed, spread=paired.spread.sum(axis=0), patients=patients[..., PATIENTS].sum(axis=0)
+        cells_SK22,
+        content.seed,
+        spread=np.concatenate([one.spread for one in paired]),
+        patients=np.concatenate([tables.models[first][attribute].select(group).patients for tables in chosen]),
     )
     return {
         "models": {name: {key: drop_classes(figures[key]) for key in KEPT_FIGURES} for name, figures in models.items()},

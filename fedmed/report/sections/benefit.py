@@ -9,12 +9,15 @@ from fedmed.report.drawing.forest import ForestRow, render_forest
 from fedmed.report.drawing.markup import Cell, Numbers, Table, join, show_name
 from fedmed.report.drawing.templates import fill, render_macro
 from fedmed.report.drawing.wording import MODEL_EXPLANATIONS, MODEL_NAMES, VERDICTS, count, label_figure
+from fedmed.report.figures.benefit import DECIDING_FIGURES, UNKNOWN_VERDICT, decide
 from fedmed.report.schema.figures import BenefitEntry, DifferenceEntry
 from fedmed.report.sections.patients import has_patients
 from fedmed.report.sections.values import Values
 
 MOST_NAMED = 5
 SHOWN_SITES = 20
+FEWEST_PATIENTS = 6
+"""Of fewer, no test that flips the signs of whole patients can come out below 5 %."""
 PERSONALISED = {"batch_norm": "BatchNorm statistics of the site", "fine_tuned": "fine-tuning at the site"}
 
 
@@ -116,7 +119,14 @@ def _describe_site(numbers: Numbers, site: str) -> Values:
         "disagree": entry.get("disagree", False),
         "classes": [name for name, images in entry.get("images_by_class", {}).items() if images],
         "with_patients": has_patients(numbers) and "patients" in entry,
+        "few_patients": has_few_patients(entry),
     }
+
+
+def has_few_patients(entry: BenefitEntry) -> bool:
+    """Return whether a site's patients with several images are so few that no difference can be told from chance."""
+    images, patients = sum(entry.get("images_by_class", {}).values()), entry.get("patients", 0)
+    return 0 < patients < min(FEWEST_PATIENTS, images)
 
 
 def _pooled(numbers: Numbers) -> Mapping[str, DifferenceEntry]:
@@ -141,13 +151,11 @@ def _count_personalised(numbers: Numbers, model: str) -> Values | None:
 
 
 def _list_verdicts(numbers: Numbers, model: str) -> list[tuple[str, str]]:
-    found = []
-    for site, entry in numbers.get("benefit").items():
-        differences = entry["differences"].get(model, {})
-        known = [value["verdict"] for value in differences.values() if value["value"] is not None]
-        if known:
-            found.append((site, known[0]))
-    return found
+    """Return the sites that compared it with the verdicts of the federated model, each on both figures together."""
+    verdicts = [
+        (site, decide(entry["differences"].get(model, {}))[0]) for site, entry in numbers.get("benefit").items()
+    ]
+    return [(site, verdict) for site, verdict in verdicts if verdict != UNKNOWN_VERDICT]
 
 
 def _draw_differences(numbers: Numbers, ranked: Sequence[str]) -> Markup:
@@ -212,18 +220,28 @@ def _list_personalised(numbers: Numbers, ranked: Sequence[str]) -> Table | None:
         if any(model in numbers.get("benefit", name, "differences") for model in models)
     ]
     caption = (
-        "Federated as it is released minus personalised, balanced accuracy on the same test images, with 95 % "
-        "intervals. A negative difference: personalising helps."
+        "Federated as it is released minus personalised on the same test images, with 95 % intervals and p-values "
+        "adjusted for both figures, on which the verdict rests together. A negative difference: personalising helps."
     )
     return Table(caption, ["Site", *(f"Against {MODEL_NAMES[model]}" for model in models)], rows)
 
 
 def _show_difference(numbers: Numbers, site: str, model: str) -> Markup:
-    path = ("benefit", site, "differences", model, "balanced_accuracy")
-    if model not in numbers.get("benefit", site, "differences"):
-        return fill("n/a")
-    difference: DifferenceEntry = numbers.get(*path)
-    if difference["value"] is None:
-        return fill("n/a ({})", difference["reason"])
-    words = {"worse": "personalising helps", "better": "personalising harms", "undecided": "undecided"}
-    return join([_show_signed(numbers, *path), words[difference["verdict"]]])
+    differences: dict[str, DifferenceEntry] = numbers.get("benefit", site, "differences").get(model, {})
+    verdict, decided_by = decide(differences)
+    if verdict == UNKNOWN_VERDICT:
+        reasons = [one["reason"] for one in differences.values() if one["reason"]]
+        return fill("n/a ({})", reasons[0]) if reasons else fill("n/a")
+    words = {"worse": "personalising helps", "better": "personalising harms", "undecided": "undecided"}[verdict]
+    shown = [key for key in DECIDING_FIGURES if key in differences and differences[key]["value"] is not None]
+    if verdict != "undecided" and decided_by is not None and len(shown) > 1:
+        words = f"{words}, by {label_figure(decided_by).lower()}"
+    path = ("benefit", site, "differences", model)
+    return join(
+        [
+            part
+            for key in shown
+            for part in (render_macro("interval", label_figure(key)), _show_signed(numbers, *path, key))
+        ]
+        + [words]
+    )

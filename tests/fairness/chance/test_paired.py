@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from fedmed.fairness import compare_paired
 from fedmed.fairness.chance.paired import sign_test
+from fedmed.fairness.chance.paired_effects import find_paired_effects
+from fedmed.metrics.clusters import count_clusters
 from fedmed.metrics.site_tables import make_paired
 
 
@@ -185,3 +188,76 @@ def test_the_adjusted_p_value_allows_for_both_figures():
     for difference in several.values():
         assert difference.family_p >= difference.p_value - 0.01
     assert min(one.family_p for one in several.values()) < 2 * min(one.p_value for one in several.values()) + 0.01
+
+
+def of_patients(sizes, wins, losses=0):
+    """Cells and sums of one class: patients of some sizes whose images one model alone is right on, then alike ones."""
+    sizes = np.array(sizes)
+    gains = np.repeat([1, -1, 0], [wins, losses, len(sizes) - wins - losses])
+    right = np.repeat(gains != -1, sizes)
+    other = np.repeat(gains != 1, sizes)
+    names = np.repeat(np.arange(len(sizes)), sizes).astype(str).tolist()
+    paired = make_paired(right, other, np.zeros(len(right), np.int64), ["a"] * len(right), 1, names)
+    clusters = count_clusters(np.zeros(len(right), np.int64), np.array(names, np.int64), right, 1)
+    return paired.cells[0], paired.spread[0], clusters
+
+
+@pytest.mark.parametrize(("num_patients", "verdict"), [(4, "undecided"), (5, "undecided"), (30, "better")])
+def test_few_patients_give_no_verdict_however_many_images_they_have(num_patients, verdict):
+    """Of m patients the sign flips in 2^m ways, two of which are as far from 0: no p-value below 2^(1 - m)."""
+    rng = np.random.default_rng(3)
+    names = np.repeat(np.arange(num_patients), 24)
+    right = rng.random(len(names)) < 0.8  # of every patient alike, so that nothing is seen of a correlation
+    other = rng.random(len(names)) < 0.5
+    paired = make_paired(right, other, 0 * names, ["a"] * len(names), 1, names.astype(str).tolist())
+    found = compare_paired(
+        paired.cells[0], 0, spread=paired.spread[0], patients=count_clusters(0 * names, names, right, 1)
+    )
+    assert compare_paired(paired.cells[0], 0)["accuracy"].verdict == "better"
+    for one in found.values():
+        assert one.verdict == verdict
+        assert min(one.p_value, one.family_p) >= 2.0 ** (1 - num_patients)
+    assert found["accuracy"].n == 24 * num_patients
+
+
+def test_a_site_of_few_patients_keeps_its_own_variance_among_many_patients():
+    """60 patients of one image each, and 4 of 24 that are all won: pooled sums would take the 4 for part of 64.
+
+    By hand, of the site with 60: U = 60 / 59 (30 - 10^2 / 60). Of the other, 3 won patients of 4: the differences are
+    1 for three patients and 0 for one, U = 96 / 95 (72 - 72^2 / 96), D / n = 24, Q = 3 6^2 + 18^2, so rho = 1.
+    """
+    many, few = of_patients([1] * 60, 20, 10), of_patients([24] * 4, 3)
+    cells, spread, patients = (np.stack(pair) for pair in zip(many, few, strict=True))
+    alone, small = 60 / 59 * (30 - 100 / 60), 96 / 95 * 18
+    assert spread[1, 0] == pytest.approx(3 * 6**2 + 18**2)
+    assert 4 / 3 * spread[1, 0] / small > 24
+    freedom = (alone + 24 * small) ** 2 / ((24 * small) ** 2 / 3)
+    factor = (student.ppf(0.975, freedom) / student.ppf(0.975, np.inf)) ** 2
+    found = find_paired_effects(cells, spread, patients)
+    assert found.by_class[0] == pytest.approx((alone + 24 * small) / (alone + small) * factor, rel=1e-6)
+    assert found.lowest_p == 2.0**-63
+    together = compare_paired(cells, 0, spread=spread, patients=patients)["accuracy"]
+    as_one = compare_paired(cells.sum(axis=0), 0, spread=spread.sum(axis=0), patients=patients.sum(axis=0))["accuracy"]
+    assert together.value == as_one.value == pytest.approx(82 / 156)
+    assert together.p_value > as_one.p_value
+
+
+def test_sites_with_single_images_are_compared_as_their_images():
+    cells = np.stack([make_cells((6, 4, 8, 22), (2, 2, 1, 5)), make_cells((1, 2, 9, 3), (2, 4, 1, 5))])
+    n = cells.sum(axis=(2, 3))
+    patients = np.stack([n, n * 0, n * 0, n], axis=-1).astype(float)
+    found = compare_paired(cells, 0, spread=np.ones((2, 2)), patients=patients)
+    assert found == compare_paired(cells.sum(axis=0), 0)
+
+
+def test_of_few_patients_the_correlation_is_at_least_that_of_right_answers():
+    """Each of 8 patients is answered alike by the federated model; by luck the differences cancel out within each."""
+    names, right = np.repeat(np.arange(8), 4), np.repeat([1, 1, 1, 1, 1, 1, 0, 0], 4) > 0
+    other = right.copy()
+    other[::4] = ~other[::4]
+    paired = make_paired(right, other, 0 * names, ["a"] * 32, 1, names.astype(str).tolist())
+    clusters = count_clusters(0 * names, names, right, 1)
+    found = find_paired_effects(paired.cells, paired.spread, clusters[None])
+    assert found.by_class[0] > 4  # D / n = 4, with few degrees of freedom on top
+    known = find_paired_effects(paired.cells, paired.spread, np.array([[8]]))
+    assert known.by_class[0] < 2.5

@@ -3,8 +3,10 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 
+from fedmed.fairness.figures.rates import Rates, rate_gaps
 from fedmed.report.drawing.fairness_plots import draw_course, draw_front
 from fedmed.report.drawing.forest import ForestRow, make_axis, render_forest
 from fedmed.report.drawing.small_reliability import draw_small_reliability
@@ -251,3 +253,13 @@ def test_front_lists_all_options_and_draws_those_that_have_values():
 
 def test_lines_over_the_rounds_leave_gaps():
     assert draw_course([1, 2, 3], [[0.1, None, 0.3], [None] * 3], "Gap", 2, "lines").count("<path") > 4
+
+
+def test_the_words_on_signed_gaps_are_true():
+    """One group has more hits and fewer false alarms: 0.3 and -0.2 in each of two classes, which is 0.2 in all."""
+    tpr, fpr = np.array([[0.6, 0.5], [0.9, 0.8]]), np.array([[0.5, 0.4], [0.3, 0.2]])
+    gaps = rate_gaps(Rates(selection=tpr, tpr=tpr, fpr=fpr))
+    found = {key: float(gaps[key].value) for key in ("eopp1", "eopp0", "eodd")}
+    assert found == pytest.approx({"eopp1": 0.6, "eopp0": 0.4, "eodd": 0.2})
+    assert LABELS["eodd"] == "Sum of signed gaps (EOdd)"
+    assert "it can be smaller than either sum of gaps" in EXPLANATIONS["eodd"]
