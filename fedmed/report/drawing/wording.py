@@ -157,10 +157,10 @@ EXPLANATIONS |= {
     "eopp0": "The gaps in specificity between two groups, added up over the classes; of more groups the worst pair.",
     "eopp1": "The gaps in sensitivity between two groups, added up over the classes; of more groups the worst pair.",
     "eodd": (
-        "Of each class the gap in sensitivity plus the gap in the rate of false alarms, each with its sign, between "
-        "the same two groups; the sizes of these sums, added up over the classes; of more groups the worst pair. Where a "
-        "group has more hits and fewer false alarms, the two gaps have opposite signs and cancel: it can be smaller "
-        "than either sum of gaps."
+        "Of each class the gap in sensitivity plus the gap in the rate of false alarms, each with its sign, "
+        "between the same two groups; the sizes of these sums, added up over the classes; of more groups the worst "
+        "pair. Where a group has more hits and fewer false alarms, the two gaps have opposite signs and cancel: it "
+        "can be smaller than either sum of gaps."
     ),
     "pqd": "The lowest accuracy of a group over the highest; 1 is no gap.",
     "dpm": "The lowest rate at which a group is given a class over the highest, averaged over classes; 1 is no gap.",
