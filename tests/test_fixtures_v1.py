@@ -174,7 +174,7 @@ CHANGED = {"interval", "mean_interval", "p_value", "family_p", "chance", "chance
 
 
 def drop_coarse_areas(new: Any, old: Any) -> tuple[Any, Any]:
-    """Return both without the AUC where histograms are too coarse for it, and without keys that version 1 lacked.
+    """Return both without the AUC and its gaps where histograms are too coarse, and without keys that version 1 lacked.
 
     Nor are what chance does and its intervals compared, and the class-wise calibration error, which are computed in
     another way since.
@@ -185,8 +185,8 @@ def drop_coarse_areas(new: Any, old: Any) -> tuple[Any, Any]:
     later |= {"overall", "lacking", "limit", "class_sensitivity_gap"}
     coarse = {
         key
-        for key in ("auc", "class_auc_std")
-        if isinstance(new.get(key), dict) and "too coarse" in new[key].get("reason", "")
+        for key in ("auc", "class_auc_std", "worst_group_auc", "gap_auc", "std_auc", "es_auc")
+        if isinstance(new.get(key), dict) and "too coarse" in (new[key].get("reason") or "")
     }
     assert set(new) - (later - set(old)) == set(old), RULE
     pairs = {key: drop_coarse_areas(new[key], old[key]) for key in set(old) - coarse - CHANGED}

@@ -46,9 +46,9 @@ EXPLANATIONS = {
         "The chance that an image of a class gets a higher score for that class than an image of another class; 0.5 is "
         "guessing, 1 is perfect. Of one site the images themselves are compared, where it tells that. Of several sites "
         "that tell histograms of the scores, all images are compared with all others, as exactly as 64 bins of the "
-        "log-odds allow; it is shown only if no class can be more than 0.05 off for that. Else it is made of the sites' "
-        "own areas, by their numbers of pairs: then only images of the same site are compared (within sites), and that "
-        "scores at one site are higher than at another does not count."
+        "log-odds allow; it is shown only if no class can be more than 0.05 off for that. Else it is made of the "
+        "sites' own areas, by their numbers of pairs: then only images of the same site are compared (within sites), "
+        "and that scores at one site are higher than at another does not count."
     ),
     "sensitivity": "The share of a class's images that are recognised as that class (also called recall).",
     "specificity": "The share of images of all other classes that are rightly not given this class.",
@@ -157,10 +157,10 @@ EXPLANATIONS |= {
     "eopp0": "The gaps in specificity between two groups, added up over the classes; of more groups the worst pair.",
     "eopp1": "The gaps in sensitivity between two groups, added up over the classes; of more groups the worst pair.",
     "eodd": (
-        "Of each class the gap in sensitivity plus the gap in the rate of false alarms between the same two groups, each "
-        "with its sign; the sizes of these sums, added up over the classes; of more groups the worst pair. A group with "
-        "more hits and fewer false alarms has gaps of opposite signs, which cancel: it can be smaller than either sum of "
-        "gaps."
+        "Of each class the gap in sensitivity plus the gap in the rate of false alarms, each with its sign, "
+        "between the same two groups; the sizes of these sums, added up over the classes; of more groups the worst "
+        "pair. Where a group has more hits and fewer false alarms, the two gaps have opposite signs and cancel: it "
+        "can be smaller than either sum of gaps."
     ),
     "pqd": "The lowest accuracy of a group over the highest; 1 is no gap.",
     "dpm": "The lowest rate at which a group is given a class over the highest, averaged over classes; 1 is no gap.",
