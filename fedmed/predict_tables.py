@@ -25,6 +25,10 @@ MOST_SHOWN = 100
 SIDE = 160
 SHORTEST, LONGEST = 0.1, 86_400.0
 """Seconds between two looks into a folder."""
+TITLE = "Images that need a person"
+KINDS = {"csv": (".csv", b"model,note"), "report": (".html", TITLE.encode())}
+"""Ending of what is written, and what such a file holds at its beginning."""
+MOST_READ = 65_536
 _STYLE = (
     "body{font:16px/1.4 system-ui,sans-serif;margin:1.5rem;max-width:75rem;color:#1a1a1a;background:#fff}"
     ".banner{border-left:4px solid #b3261e;padding:.3rem .8rem;font-weight:600}"
@@ -75,7 +79,27 @@ def parse(arguments: Sequence[str] | None, banner: str, number: int, folder: Pat
         parser.error(f"allowed is --every from {SHORTEST:g} to {LONGEST:g}")
     if options.batch_size < 1 or options.threads < 0:
         parser.error("allowed are --batch-size from 1 and --threads from 0")
+    for option, path in (("csv", options.csv), ("report", options.report)):
+        suffix, holds = KINDS[option]  # a watched folder's table is continued, and looked at when it is read
+        if path is not None and (problem := _find_problem(path, suffix, b"" if options.watch else holds)):
+            parser.error(f"--{option} {path}: {problem}. Name another file")
     return options
+
+
+def _find_problem(path: Path, suffix: str, holds: bytes) -> str | None:
+    """Return why a file is not written, so that nothing but an earlier answer is ever replaced."""
+    if path.suffix.lower() != suffix:
+        return f"its name must end in {suffix}"
+    try:
+        if not path.exists():
+            return None
+        if not path.is_file():
+            return "it is there, and is no file"
+        with path.open("rb") as stream:
+            head = stream.read(MOST_READ)
+    except OSError as error:
+        return str(error.strerror)
+    return None if not head or holds in head else "it is there, and holds something else"
 
 
 def name_file(make_safe: Callable[[str], str], file: Path) -> str:
@@ -179,7 +203,7 @@ def write_page(  # noqa: PLR0917
     has_alerts = any("alert" in row for row in rows)
     body = [
         f'<p class="banner">{html.escape(banner)}</p>',
-        "<h1>Images that need a person</h1>",
+        f"<h1>{TITLE}</h1>",
         f"<p>{len(rows)} files: {len(alerts)} with an alert, {len(unread)} not read.</p>"
         if has_alerts
         else f"<p>{len(rows)} files, {len(unread)} not read. This model has no operating point, so no alerts.</p>",
@@ -204,9 +228,7 @@ def write_page(  # noqa: PLR0917
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Images that need a person</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        f"<title>{TITLE}</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
     with _open_table(path) as stream:
         stream.write(text)

@@ -274,7 +274,7 @@ def test_table_appears_complete_or_not_at_all(
     files: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "out.csv"
-    table.write_text("older")
+    table.write_text(older := "file,a,model,note\nolder")
 
     def stop(path: Path) -> Any:
         raise KeyboardInterrupt
@@ -282,10 +282,31 @@ def test_table_appears_complete_or_not_at_all(
     monkeypatch.setattr(predict, "decode_image", stop)
     assert run(capsys, "--model", model, "--csv", table, files[0])[0] == 130
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
-    assert table.read_text() == "older"
+    assert table.read_text() == older
     code, _, error = run(capsys, "--model", model, "--csv", tmp_path / "none" / "out.csv", files[0])
     assert code == 1
     assert "cannot be written: No such file" in error
+
+
+@pytest.mark.parametrize("option", ["--csv", "--report"])
+def test_nothing_but_an_earlier_answer_is_replaced(
+    files: list[Path], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    suffix = {"--csv": ".csv", "--report": ".html"}[option]
+    labels, own = tmp_path / f"labels{suffix}", tmp_path / f"own{suffix}"
+    labels.write_text("patient,label\n1,a\n")
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    for path in (files[0], model / "model.onnx", Path("/dev/null"), labels, folder):
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(SystemExit) as ended:
+            predict.main(["--model", str(model), str(files[0]), option, str(path)])
+        assert ended.value.code == 2
+        assert "Name another file" in capsys.readouterr().err
+        assert before is None or path.read_bytes() == before
+    for _ in range(2):
+        assert run(capsys, "--model", model, option, own, files[0])[0] == 0
+    assert own.stat().st_size
 
 
 def test_changed_model_is_refused(

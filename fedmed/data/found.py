@@ -8,9 +8,10 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from fedmed.data.checks import SkippedRow
-from fedmed.data.partition import POOLED
+from fedmed.data.partition import POOLED, clean_site_names
 from fedmed.data.split_files import INDEX_FILE
 from fedmed.data.splits import PARTS
+from fedmed.errors import DataError
 
 SETTINGS = "settings"
 """Training images that ``data.long_tail`` and ``data.max_train_images`` leave out."""
@@ -44,9 +45,17 @@ def count_excluded(
     """
     counts = {site: Counter({SETTINGS: number}) for site, number in thinned.items() if number}
     for row in skipped:
-        site = POOLED if partition == "pooled" else row.site if partition == "column" else NO_SITE
+        site = POOLED if partition == "pooled" else _clean(row.site) if partition == "column" else NO_SITE
         counts.setdefault(site, Counter())[row.kind] += 1
     return {site: dict(sorted(counts[site].items())) for site in sorted(counts)}
+
+
+def _clean(site: str) -> str:
+    """Return a site's name as its images have it; of one that no site can have, nobody's."""
+    try:
+        return clean_site_names([site])[site]
+    except DataError:
+        return NO_SITE
 
 
 def read_found(splits: Path) -> dict[str, FoundImages] | None:

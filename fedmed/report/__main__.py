@@ -9,12 +9,14 @@ import importlib
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jinja2 import TemplateError
 
 from fedmed.errors import FedmedError, RunFolderError, tame
+from fedmed.report.content import ReportContent
 from fedmed.report.page import save_page, write_report
 from fedmed.report.reading import MOST_BYTES, read_document
 from fedmed.report.schema.document import Document
@@ -70,10 +72,13 @@ def _draw(run: Path, out: Path | None, *, from_tables: bool) -> Path:
     folder = file.parent if out is None else out.absolute()
     has_tables = (run / "tables" / "test").is_dir()
     if from_tables or (has_tables and not file.is_file()):
-        return _draw_from_tables(run, folder)
+        content = _read_tables(run)
+        with _explain_writing(folder):
+            return write_report(folder, content, inside=False)
     document = _read(file)
     try:
-        return save_page(folder, document, with_numbers=folder != file.parent.absolute())
+        with _explain_writing(folder):
+            return save_page(folder, document, with_numbers=folder != file.parent.absolute())
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError, TemplateError) as error:
         raise RunFolderError(
             f"No page can be drawn from {file}, since its numbers do not belong together ({type(error).__name__}: "
@@ -107,7 +112,17 @@ def _read(file: Path) -> Document:
         ) from None
 
 
-def _draw_from_tables(run: Path, folder: Path) -> Path:
+@contextmanager
+def _explain_writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"The page cannot be written into {folder} ({error.strerror or error}). Name another folder with --out."
+        ) from error
+
+
+def _read_tables(run: Path) -> ReportContent:
     opened = RunFolder.open(run)
     try:
         finished = json.loads((opened.path / "finished.json").read_text(encoding="utf-8"))
@@ -118,8 +133,8 @@ def _draw_from_tables(run: Path, folder: Path) -> Path:
             "from its tables. Go on with the run first."
         ) from None
     # The library imports no program of a coordinating site, but this command may be given its run.
-    content = importlib.import_module("server.finish.report").build_content(opened, chosen, tested=True)
-    return write_report(folder, content, inside=False)
+    content: ReportContent = importlib.import_module("server.finish.report").build_content(opened, chosen, tested=True)
+    return content
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ def read_document(data: bytes) -> Document:
         _refuse_constants(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise FormatError(
+                "The report is damaged, or another file: it is no whole JSON. Take it again from where it came."
+            ) from None
         place = tame(".".join(map(str, first["loc"])), 100)
         raise FormatError(f"The report has another form than this version of fedmed reads ('{place}').") from None
     return document

@@ -20,6 +20,8 @@ def test_rows_are_their_sites_only_where_the_table_says_whose_they_are() -> None
         "": {"unreadable": 1},
         "north": {"no_label": 2, "settings": 4},
     }
+    cleaned = [_skip("no_label", "St. Mary/1"), _skip("no_label", "???")]
+    assert count_excluded(cleaned, {}, "column") == {NO_SITE: {"no_label": 1}, "St._Mary_1": {"no_label": 1}}
     assert count_excluded(skipped, {"pooled": 0}, "pooled") == {"pooled": {"no_label": 2, "unreadable": 1}}
     assert count_excluded(skipped, {}, "dirichlet") == {NO_SITE: {"no_label": 2, "unreadable": 1}}
 

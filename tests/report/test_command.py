@@ -48,7 +48,7 @@ def test_figures_are_computed_again_from_the_tables(tmp_path):
     [
         (None, "cannot be read"),
         (b"{}", "another form"),
-        (b"not json", "another form"),
+        (b"not json", "is damaged, or another file"),
         (b'{"format": 99}', "format"),
     ],
 )
@@ -67,6 +67,16 @@ def test_tables_of_a_run_that_goes_on_are_refused(tmp_path, capsys):
     (tmp_path / "run" / "finished.json").unlink()
     assert main([str(tmp_path / "run"), "--tables"]) == 1
     assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, name):
+    write_report(tmp_path / "run", make_content())
+    (tmp_path / "file").write_text("something else")
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / name)]) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written into" in error
+    assert error.count("\n") == 1
 
 
 def test_help_teaches(capsys):

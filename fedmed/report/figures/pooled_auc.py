@@ -19,6 +19,8 @@ def describe_pooled_auc(content: ReportContent, auc: FigureEntry) -> PooledAucEn
 
     Notes
     -----
+    Of a class whose area the thresholds hold back the exact one is held back, too.
+
     ``exact`` of the whole is the mean of the classes' areas against the rest, over the classes of which both areas are
     known, so that the difference is of the same classes.
     """
@@ -45,8 +47,9 @@ def describe_pooled_auc(content: ReportContent, auc: FigureEntry) -> PooledAucEn
 
 
 def _pair(exact: float | None, shown: float | None) -> AreaPair:
-    difference = None if exact is None or shown is None else exact - shown
-    return {"exact": exact, "shown": shown, "difference": difference}
+    if exact is None or shown is None:
+        return {"exact": None, "shown": shown, "difference": None}
+    return {"exact": exact, "shown": shown, "difference": exact - shown}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

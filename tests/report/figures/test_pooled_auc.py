@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from fedmed.report.document import build_document
+from fedmed.report.figures.pooled_auc import describe_pooled_auc
+from fedmed.report.schema.figures import ClassFigure
 from fedmed.report.page import render_page
 from tests.report.support.example import make_content
 
@@ -39,3 +41,16 @@ def test_too_many_images_are_said_and_a_federation_has_nothing() -> None:
     content = make_content()
     assert build_document(replace(content, pooled_auc=None))["pooled_auc"] is None
     assert "one person holds all images. Over" not in render_page(build_document(content))
+
+
+def test_the_exact_area_of_a_class_that_is_held_back_is_held_back() -> None:
+    content = make_content(pooled_auc={**RECORD, "by_class": [0.75, 0.9]})
+    first, second = content.classes
+    told: ClassFigure = {"value": 0.7, "interval": None}
+    auc = build_document(content)["figures"]["auc"] | {
+        "by_class": {first: told, second: {"value": None, "interval": None, "reason": "withheld"}}
+    }
+    entry = describe_pooled_auc(content, auc)
+    assert entry is not None
+    assert entry["by_class"][second] == {"exact": None, "shown": None, "difference": None}
+    assert (entry["exact"], entry["shown"], entry["over_classes"]) == (0.75, 0.7, [first])
