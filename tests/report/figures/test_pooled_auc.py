@@ -7,8 +7,8 @@ import pytest
 
 from fedmed.report.document import build_document
 from fedmed.report.figures.pooled_auc import describe_pooled_auc
-from fedmed.report.schema.figures import ClassFigure
 from fedmed.report.page import render_page
+from fedmed.report.schema.figures import ClassFigure
 from tests.report.support.example import make_content
 
 RECORD = {"model_sha256": "00", "n": 10, "limit": 20_000}
