@@ -1,0 +1,110 @@
+"""Alerts where images of some classes are withheld: nothing is shown as if there were none."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmed.metrics.site_tables import FEDERATED, SiteTables
+from fedmed.metrics.tables import EvaluationTables
+from fedmed.report.document import build_document
+from fedmed.report.page import render_page
+from tests.report.figures.test_clinical import POINT
+from tests.report.support.example import make_content
+from tests.report.support.page_parser import Page
+
+CLASSES = ("nevus", "bcc", "mel")
+BOTH = POINT | {"alert_classes": ["bcc", "mel"], "prevalence": None}
+
+
+def tell(groups: dict[str, list[tuple[int, int]]]) -> EvaluationTables:
+    """Return tables of groups with (images, alerts) of each class; a class without images is withheld."""
+    alerts = np.array(list(groups.values()), np.int64)
+    counts = np.zeros((len(groups), 3, 3), np.int64)
+    counts[:, np.arange(3), np.arange(3)] = alerts[..., 0]
+    withheld = (alerts[..., 0] == 0).astype(np.int64)
+    return EvaluationTables.make(tuple(groups), 3, counts=counts, alerts=alerts, withheld=withheld)
+
+
+def describe(**changes: Any) -> dict[str, Any]:
+    """Return a report of two sites: north tells no mel, and of its younger patients none of either sort."""
+    north = {
+        "site": tell({"north": [(60, 30), (20, 18), (0, 0)]}),
+        "age": tell({"40-59": [(30, 15), (18, 18), (0, 0)], "60+": [(30, 15), (0, 0), (0, 0)]}),
+    }
+    south = {
+        "site": tell({"south": [(40, 10), (20, 20), (40, 30)]}),
+        "age": tell({"60+": [(40, 10), (20, 20), (40, 30)]}),
+    }
+    silent = {"site": tell({"west": [(50, 49), (0, 0), (0, 0)]}), "age": tell({"60+": [(50, 49), (0, 0), (0, 0)]})}
+    sites = {"north": north, "south": south, "west": silent}
+    values: dict[str, Any] = {
+        "classes": CLASSES,
+        "test": {name: SiteTables({FEDERATED: tables}) for name, tables in sites.items()},
+        "validation": {},
+        "composition": None,
+        "history": [],
+        "operating": BOTH,
+        "single_sites": True,
+        "thresholds": {"k": 10, "k_row": 5},
+    }
+    return dict(build_document(make_content(**(values | changes))))
+
+
+def test_predictive_values_of_a_group_with_withheld_images_are_not_shown_and_why() -> None:
+    part = describe()["clinical"]
+    group = part["groups"]["age"]["40-59"]
+    for key in ("ppv", "npv"):
+        assert group[key] == {"value": None, "interval": None, "reason": "images of mel are not told here"}
+    assert group["net_benefit"] is None
+    assert group["net_benefit_reason"] == "images of mel are not told here"
+    assert group["sensitivity"]["value"] == 1
+    # Of the older ones some are told of each class, and some site tells none.
+    assert part["groups"]["age"]["60+"]["ppv"]["value"] is None
+    assert part["sites"]["south"]["ppv"]["value"] == pytest.approx(50 / 60)
+    assert (
+        part["sites"]["north"]["ppv"]["reason"]
+        == "images of mel are not told here: fewer than 5, or beside so few, withheld"
+    )
+
+
+def test_a_stated_prevalence_needs_every_alert_class() -> None:
+    part = describe(operating=BOTH | {"prevalence": 0.1})["clinical"]
+    assert part["groups"]["age"]["40-59"]["ppv_stated"] is None
+    assert part["sites"]["north"]["ppv_stated"] is None
+    # Sensitivity 50 / 60, specificity 30 / 40.
+    expected = 0.1 * 50 / 60 / (0.1 * 50 / 60 + 0.9 * 10 / 40)
+    assert part["sites"]["south"]["ppv_stated"]["value"] == pytest.approx(expected)
+
+
+def test_a_site_whose_alert_classes_are_withheld_is_not_told_to_have_none() -> None:
+    text = Page(render_page(describe())).text  # type: ignore[arg-type]
+    assert "not told with, 50 without*" in text
+    assert re.search(r"\b0 with", text) is None
+    assert "n/a (images of bcc, mel are not told here: fewer than 5, or beside so few, withheld)" in text
+    assert "n/a (not defined)" not in text[text.index("Alerts: whom") :]
+
+
+def test_what_a_group_leaves_out_is_named_where_its_images_and_its_misses_stand() -> None:
+    text = Page(render_page(describe())).text  # type: ignore[arg-type]
+    assert "18 with (over bcc only), 30 without*" in text
+    assert "60+ about 25 (14 to 40; 40 images); for 40-59 it is not told." in text
+
+
+def test_all_told_images_have_predictive_values_and_say_what_they_lack() -> None:
+    document = describe()
+    whole = document["clinical"]["whole"]
+    assert whole["ppv"]["value"] == pytest.approx(68 / (68 + 89))
+    assert whole["not_told"] == ["bcc", "mel"]
+    text = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert "These are figures of the images that are told: some site tells none of bcc and mel." in text
+    assert "All images that are told" in text
+
+
+def test_an_alert_class_that_no_site_tells_leaves_no_predictive_value_at_all() -> None:
+    tables = SiteTables({FEDERATED: {"site": tell({"north": [(60, 30), (20, 18), (0, 0)]})}})
+    document = describe(test={"north": tables})
+    assert document["clinical"]["whole"]["ppv"]["reason"] == "images of mel are not told here"
+    text = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert "how many of them are right: n/a (images of mel are not told here)." in text
