@@ -5,7 +5,15 @@ from typing import Literal
 
 import numpy as np
 
-from fedmed.clinical.values import THRESHOLDS, DecisionCurve, draw_curve, net_benefit, to_probability
+from fedmed.clinical.values import (
+    THRESHOLDS,
+    DecisionCurve,
+    KnownPoint,
+    SiteScores,
+    draw_curve,
+    net_benefit,
+    to_probability,
+)
 from fedmed.fairness.chance.net_benefit import AlertCounts, bound_net_benefit
 from fedmed.fairness.chance.predictive_values import predict_at
 from fedmed.fairness.chance.proportions import proportion_interval
@@ -18,6 +26,9 @@ from fedmed.report.content import ReportContent
 from fedmed.report.figures.fairness import Groups
 from fedmed.report.schema.clinical import AlertEntry, AlertFigure, ClinicalHolder, ClinicalPart, CurveEntry, MissedEntry
 from fedmed.storage.records import OperatingRecord
+
+SAME = 1e-9
+"""Thresholds that are no farther apart are one."""
 
 
 def describe_clinical(content: ReportContent, groups: Groups) -> ClinicalHolder:
@@ -70,21 +81,41 @@ def describe_clinical(content: ReportContent, groups: Groups) -> ClinicalHolder:
         for attribute, tables in groups.tables.items()
         if attribute != SITE_ATTRIBUTE
     }
-    _add_curves(described, own, content)
+    _add_curves(described, own, content, threshold)
     return {"clinical": described}
 
 
-def _add_curves(described: ClinicalPart, own: EvaluationTables, content: ReportContent) -> None:
+def _add_curves(described: ClinicalPart, own: EvaluationTables, content: ReportContent, score: float) -> None:
+    """Add the decision curves of all sites together, and of those sites that the table has a net benefit of.
+
+    All sites together are the images of the table: also those of a site that tells images of one kind only.
+    """
     is_merged = max(content.thresholds["k"], content.thresholds["k_row"]) > 1
-    by_site = dict(zip(own.groups, own.decision, strict=True))
-    for site, decision in by_site.items():
-        curve = draw_curve([decision], is_merged=is_merged)
-        if curve is not None:
-            described["curves"][site] = _list_curve(curve)
-    told = [by_site[site] for site in described["curves"]]
-    whole = draw_curve(told, is_merged=is_merged)
-    if whole is not None:
-        described["curve"] = _list_curve(whole)
+    is_alert_K = np.array([name in described["alert_classes"] for name in content.classes], np.bool_)
+    thresholds = _add_threshold(to_probability(score))
+    sites: dict[str, SiteScores] = {}
+    for site, decision, alerts in zip(own.groups, own.decision, own.alerts, strict=True):
+        n, raised = (np.stack([alerts[rows].sum(axis=0) for rows in (is_alert_K, ~is_alert_K)])).T
+        sites[site] = SiteScores(decision, KnownPoint(score, n, raised))
+        if described["sites"][site]["net_benefit"] is not None:
+            curve = draw_curve([sites[site]], is_merged=is_merged, thresholds_T=thresholds)
+            if curve is not None:
+                described["curves"][site] = _list_curve(curve)
+    whole = draw_curve(list(sites.values()), is_merged=is_merged, thresholds_T=thresholds)
+    if whole is None or described["whole"]["net_benefit"] is None:
+        return
+    with_alert, without = np.sum([site.decision.sum(axis=1) for site in sites.values()], axis=0).tolist()
+    described["curve"] = _list_curve(whole)
+    described["curve_thresholds"] = thresholds.tolist()
+    described["curve_images"] = {"n_with": with_alert, "n_without": without}
+    described["curve_sites"] = [site for site, scores in sites.items() if scores.decision.any()]
+
+
+def _add_threshold(chosen: float) -> Array:
+    """Return the thresholds of the curve with the chosen one among them, so that the curve goes through its point."""
+    if np.abs(THRESHOLDS - chosen).min() < SAME or not THRESHOLDS[0] < chosen < THRESHOLDS[-1]:
+        return THRESHOLDS
+    return np.sort(np.append(THRESHOLDS, chosen))
 
 
 def _list_curve(curve: DecisionCurve) -> CurveEntry:

@@ -76,6 +76,13 @@ class ValidationEntry(TypedDict):
     specificity: float | None
 
 
+class CurveImages(TypedDict):
+    """How many images a decision curve rests on."""
+
+    n_with: int
+    n_without: int
+
+
 class ClinicalPart(TypedDict):
     """The whole part."""
 
@@ -96,7 +103,11 @@ class ClinicalPart(TypedDict):
     curve_thresholds: list[float]
     curve: NotRequired[CurveEntry]
     curves: dict[str, CurveEntry]
-    """By site."""
+    """By site, of those with a net benefit at the operating point."""
+    curve_images: NotRequired[CurveImages]
+    """Of all sites together. Absent in reports of earlier versions, as is the next one."""
+    curve_sites: NotRequired[list[str]]
+    """Sites that tell alert scores."""
 
 
 class ClinicalHolder(TypedDict):

@@ -1,11 +1,13 @@
 """Alerts where images of some classes are withheld: nothing is shown as if there were none."""
 
+import dataclasses
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedmed.metrics.evaluation import ALERT_BINS
 from fedmed.metrics.site_tables import FEDERATED, SiteTables
 from fedmed.metrics.tables import EvaluationTables
 from fedmed.report.document import build_document
@@ -23,8 +25,16 @@ def tell(groups: dict[str, list[tuple[int, int]]]) -> EvaluationTables:
     alerts = np.array(list(groups.values()), np.int64)
     counts = np.zeros((len(groups), 3, 3), np.int64)
     counts[:, np.arange(3), np.arange(3)] = alerts[..., 0]
+    decision = np.zeros((len(groups), 2, ALERT_BINS), np.int64)
+    decision[:, 0, [100, 120]] = _split(alerts[:, 1:].sum(axis=1))
+    decision[:, 1, [100, 120]] = _split(alerts[:, 0])
     withheld = (alerts[..., 0] == 0).astype(np.int64)
-    return EvaluationTables.make(tuple(groups), 3, counts=counts, alerts=alerts, withheld=withheld)
+    return EvaluationTables.make(tuple(groups), 3, counts=counts, alerts=alerts, decision=decision, withheld=withheld)
+
+
+def _split(alerts: np.ndarray) -> np.ndarray:
+    """Return images below the score 0 and from it on, by group."""
+    return np.stack([alerts[:, 0] - alerts[:, 1], alerts[:, 1]], axis=1)
 
 
 def describe(**changes: Any) -> dict[str, Any]:
@@ -108,3 +118,28 @@ def test_an_alert_class_that_no_site_tells_leaves_no_predictive_value_at_all() -
     assert document["clinical"]["whole"]["ppv"]["reason"] == "images of mel are not told here"
     text = Page(render_page(document)).text  # type: ignore[arg-type]
     assert "how many of them are right: n/a (images of mel are not told here)." in text
+
+
+def test_the_curve_is_of_the_images_of_the_table_and_goes_through_its_point() -> None:
+    document = describe(operating=BOTH | {"threshold": -0.5})
+    part = document["clinical"]
+    place = int(np.argmin(np.abs(np.array(part["curve_thresholds"]) - part["probability"])))
+    assert part["curve_thresholds"][place] == part["probability"]
+    assert part["curve"]["value"][place] == pytest.approx(part["whole"]["net_benefit"])
+    assert part["curve"]["all"][place] == pytest.approx(part["whole"]["net_benefit_all"])
+    assert part["curve_images"] == {"n_with": 80, "n_without": 150}
+    assert part["curve_sites"] == ["north", "south", "west"]
+    assert list(part["curves"]) == ["south"]  # the others leave images out
+    text = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert "all sites; thin: 1 site of which no image is left out" in text
+    assert "80 images with such a class and 150 without, the same as in the first line of the table" in text
+
+
+def test_a_curve_of_other_images_than_the_table_says_so() -> None:
+    tables = {site: tell({site: [(40, 10), (20, 20), (40, 30)]}) for site in ("north", "south")}
+    tables["south"] = dataclasses.replace(tables["south"], decision=tables["south"].decision * 0)
+    document = describe(test={site: SiteTables({FEDERATED: {"site": own}}) for site, own in tables.items()})
+    text = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert (
+        "It is of 1 of 2 sites: 60 images with such a class and 40 without, which are others than in the table" in text
+    )

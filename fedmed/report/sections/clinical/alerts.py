@@ -140,9 +140,18 @@ def _draw_curve(part: ClinicalPart) -> Values | None:
     """Return the decision curve, None where no site tells enough scores."""
     if "curve" not in part:
         return None
-    whole, curves = part["curve"], list(part["curves"].values())
+    whole, curves, entry = part["curve"], list(part["curves"].values()), part["whole"]
+    images = part.get("curve_images")
+    is_same = images is None or (images["n_with"], images["n_without"]) == (entry["n_with"], entry["n_without"])
+    probability = part["probability"]
+    chosen = None if probability is None else (probability, entry["net_benefit"] if is_same else None)
+    told, total = len(part.get("curve_sites", part["curves"])), len(part["sites"])
+    label = "all sites" if told == total else f"{told} of {total} sites"
+    thin = "each site" if len(curves) == total else f"{count(len(curves), 'site')} of which no image is left out"
     return {
-        "drawing": draw_decision(part["curve_thresholds"], whole, curves, part["probability"]),
-        "key": make_key(["all sites; thin: each site"]) if len(curves) > 1 else None,
+        "drawing": draw_decision(part["curve_thresholds"], whole, curves, chosen),
+        "key": make_key([f"{label}; thin: {thin}" if curves else label]) if total > 1 else None,
+        "label": label,
+        "is_same": is_same,
         "coarse": any(high > low + 1e-6 for low, high in zip(whole["low"], whole["high"], strict=True)),
     }
