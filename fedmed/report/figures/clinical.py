@@ -27,6 +27,8 @@ from fedmed.report.figures.fairness import Groups
 from fedmed.report.schema.clinical import AlertEntry, AlertFigure, ClinicalHolder, ClinicalPart, CurveEntry, MissedEntry
 from fedmed.storage.records import OperatingRecord
 
+MOST_NAMES = 3
+"""Classes that are named in a reason; of more, their number is."""
 SAME = 1e-9
 """Thresholds that are no farther apart are one."""
 
@@ -135,12 +137,15 @@ class _Scope:
     point: OperatingRecord
     kind: Literal["whole", "site", "group"]
 
-    def explain(self, names: list[str]) -> str:
-        """Return why figures are n/a that need images of classes that are not told."""
-        images = f"images of {', '.join(names)} are not told here"
+    def explain(self, names: list[str], *, partly: bool = False) -> str:
+        """Return why figures are n/a that need images of classes that are not told, or not told by every site."""
+        listed = (
+            ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} of {len(self.content.classes)} classes"
+        )
         if self.kind == "site" and self.content.thresholds["k_row"] > 1:
-            return f"{images}: fewer than {self.content.thresholds['k_row']}, or beside so few, withheld"
-        return images
+            few = self.content.thresholds["k_row"]
+            return f"images of {listed} are not told here: fewer than {few}, or beside so few, withheld"
+        return f"images of {listed} are not told {'by some site' if partly and self.kind == 'group' else 'here'}"
 
 
 def _describe_alerts(tables: EvaluationTables, scope: _Scope) -> AlertEntry:
@@ -171,7 +176,7 @@ def _describe_alerts(tables: EvaluationTables, scope: _Scope) -> AlertEntry:
         _explain_none(scope, number, _name(content, lacking_K & rows), noun)
         for number, rows, noun in ((n_with, is_alert_K, "with"), (n_without, ~is_alert_K, "without"))
     ]
-    reason = scope.explain(needed) if needed else kinds[0] or kinds[1]
+    reason = scope.explain(needed, partly=bool((partly_K & told_K).any())) if needed else kinds[0] or kinds[1]
     is_whole = reason is None
     counts, n = AlertCounts(n_with, right, n_without, false), n_with + n_without
     bounds = bound_net_benefit(counts, chance, (wide, narrow, _find_mean_size(tables, told_K))) if is_whole else None

@@ -63,7 +63,7 @@ def describe(**changes: Any) -> dict[str, Any]:
 
 
 def test_predictive_values_of_a_group_with_withheld_images_are_not_shown_and_why() -> None:
-    part = describe()["clinical"]
+    part = describe()["clinical"]  # of the group's site, mel is withheld; south has none of the group
     group = part["groups"]["age"]["40-59"]
     for key in ("ppv", "npv"):
         assert group[key] == {"value": None, "interval": None, "reason": "images of mel are not told here"}
@@ -71,7 +71,7 @@ def test_predictive_values_of_a_group_with_withheld_images_are_not_shown_and_why
     assert group["net_benefit_reason"] == "images of mel are not told here"
     assert group["sensitivity"]["value"] == 1
     # Of the older ones some are told of each class, and some site tells none.
-    assert part["groups"]["age"]["60+"]["ppv"]["value"] is None
+    assert part["groups"]["age"]["60+"]["ppv"]["reason"] == "images of bcc, mel are not told by some site"
     assert part["sites"]["south"]["ppv"]["value"] == pytest.approx(50 / 60)
     assert (
         part["sites"]["north"]["ppv"]["reason"]
@@ -100,6 +100,11 @@ def test_what_a_group_leaves_out_is_named_where_its_images_and_its_misses_stand(
     text = Page(render_page(describe())).text  # type: ignore[arg-type]
     assert "18 with (over bcc only), 30 without*" in text
     assert "60+ about 25 (14 to 40; 40 images); for 40-59 it is not told." in text
+    silent = {"age": tell({name: [(30, 15), (18, 18), (0, 0)] for name in ("40-59", "60+")})}
+    silent["site"] = tell({"north": [(60, 30), (36, 36), (0, 0)]})
+    own = describe(test={"north": SiteTables({FEDERATED: silent})})
+    told = "How many images with mel would be missed is told of none of the groups."
+    assert told in Page(render_page(own)).text  # type: ignore[arg-type]
 
 
 def test_all_told_images_have_predictive_values_and_say_what_they_lack() -> None:

@@ -8,6 +8,8 @@ from fedmed.report.drawing.palette import make_key
 from fedmed.report.drawing.templates import fill
 from fedmed.report.drawing.wording import count, head_attribute
 from fedmed.report.schema.clinical import AlertEntry, ClinicalPart
+from fedmed.report.sections.clinical.findings import find_failures
+from fedmed.report.sections.method import is_coarse
 from fedmed.report.sections.values import Values
 
 COLUMNS = ("Images", "Sensitivity", "Specificity", "Right alerts", "Right all-clears")
@@ -30,6 +32,8 @@ def describe_clinical(numbers: Numbers) -> Values | None:
         "told": True,
         "shares": {key: _show_share(numbers, (*path, key)) for key in keys if numbers.get(*path, key) is not None},
         "stated": part["prevalence"] is not None and part["whole"]["ppv_stated"] is not None,
+        "failures": find_failures(numbers),
+        "is_merged": is_coarse(numbers),
         "not_told": part["whole"].get("not_told", []),
         "missed": _list_missed(part),
         "table": table,
@@ -55,7 +59,7 @@ def _list_missed(part: ClinicalPart) -> list[Values]:
         for label in part["alert_classes"]:
             told = {group: entry for group, entry in entries.items() if label in entry["by_class"]}
             others = [group for group, entry in entries.items() if label in _list_lacking(entry)]
-            if told and len(told) + len(others) > 1:
+            if len(told) + len(others) > 1:
                 classes.append({"label": label, "groups": _count_missed(label, told), "others": others})
         if classes:
             found.append({"attribute": head_attribute(attribute), "classes": classes})
