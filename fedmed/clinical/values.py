@@ -4,6 +4,7 @@ Letters: J bins, T thresholds.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedmed.metrics.values import Array
 
 THRESHOLDS = np.round(np.arange(1, 100) / 100, 2)
 """Probabilities at which net benefit is shown, float64 (T,)."""
+_TOLERANCE = 1e-9
 
 
 def to_probability(log_odds: float) -> float:
@@ -42,43 +44,76 @@ def net_benefit(true_alerts: Array | float, false_alerts: Array | float, n: floa
     return result
 
 
-def draw_curve(decisions: list[Array], *, is_merged: bool) -> DecisionCurve | None:
+@dataclass(frozen=True, eq=False)
+class KnownPoint:
+    """Of how many images of a site an alert is known to be raised from one alert score on."""
+
+    score: float
+    n: Array
+    """Images with and without an alert class of which it is known, int64 (2,)."""
+    raised: Array
+    """Those of them with an alert, int64 (2,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteScores:
+    """What is known of the alert scores of a site's images."""
+
+    decision: Array
+    """Images with and without an alert class by bins of the alert score, int64 (2,J)."""
+    known: KnownPoint | None = None
+    """Used for rows of which both tell the same number of images."""
+
+
+def draw_curve(
+    sites: Sequence[SiteScores], *, is_merged: bool, thresholds_T: Array = THRESHOLDS
+) -> DecisionCurve | None:
     """Return the decision curve of the images of some sites together.
 
     Parameters
     ----------
-    decisions : list of ndarray, each int64 of shape (2,J)
-        Of each site: images with and without an alert class by bins of the alert score.
+    sites : sequence of SiteScores
+        Of each site.
     is_merged : bool
         Whether an empty bin may belong to the one before it.
+    thresholds_T : ndarray of float64, shape (T,)
+        Probabilities.
 
     Returns
     -------
     DecisionCurve or None
-        None where some site tells no scores of either kind. Within a bin scores are taken to lie evenly.
+        None where no site tells scores of either kind. Between edges of bins, and scores at which the number of alerts
+        is known, scores are taken to lie evenly.
     """
-    if not decisions or any((own.sum(axis=1) == 0).any() for own in decisions):
+    n_with, n_without = (int(sum(own.decision[row].sum() for own in sites)) for row in (WITH, WITHOUT))
+    if not n_with or not n_without:
         return None
-    at = np.log(THRESHOLDS / (1 - THRESHOLDS))
-    rows = [np.sum([_count_from(own[row], at, is_merged) for own in decisions], axis=0) for row in (WITH, WITHOUT)]
-    n_with, n_without = (int(sum(own[row].sum() for own in decisions)) for row in (WITH, WITHOUT))
+    at = np.log(thresholds_T / (1 - thresholds_T))
+    rows = [np.sum([_count_from(own, row, at, is_merged) for own in sites], axis=0) for row in (WITH, WITHOUT)]
     n = n_with + n_without
     (true, true_low, true_high), (false, false_low, false_high) = rows
     return DecisionCurve(
-        net_benefit(true, false, n, THRESHOLDS),
-        net_benefit(true_low, false_high, n, THRESHOLDS),
-        net_benefit(true_high, false_low, n, THRESHOLDS),
-        net_benefit(float(n_with), float(n_without), n, THRESHOLDS),
+        net_benefit(true, false, n, thresholds_T),
+        net_benefit(true_low, false_high, n, thresholds_T),
+        net_benefit(true_high, false_low, n, thresholds_T),
+        net_benefit(float(n_with), float(n_without), n, thresholds_T),
     )
 
 
-def _count_from(counts_J: Array, at_T: Array, is_merged: bool) -> Array:
+def _count_from(site: SiteScores, row: int, at_T: Array, is_merged: bool) -> Array:
     """Return how many images lie at or above scores: about, at least and at most, float64 (3,T)."""
-    places = np.flatnonzero(counts_J)
-    uppers = np.append(EDGES, HIGHEST)
-    starts, ends = EDGES[places], uppers[np.append(places[1:], NUM_BINS) if is_merged else places + 1]
-    share_TB = np.clip((ends - at_T[:, None]) / (ends - starts), 0, 1)
-    numbers_B = counts_J[places]
-    whole_TB = starts >= at_T[:, None] - 1e-9
-    some_TB = ends > at_T[:, None] + 1e-9
-    return np.stack([share_TB @ numbers_B, whole_TB @ numbers_B, some_TB @ numbers_B])
+    counts_J, known = site.decision[row], site.known
+    places = np.flatnonzero(counts_J) if is_merged else np.arange(NUM_BINS)
+    numbers = counts_J[places]
+    scores_P = np.append(EDGES[places], HIGHEST)
+    from_P = np.append(np.cumsum(numbers[::-1])[::-1], 0)
+    if known is not None and known.n[row] == counts_J.sum():
+        apart_P = np.abs(scores_P - known.score) > _TOLERANCE
+        scores_P, from_P = np.append(scores_P[apart_P], known.score), np.append(from_P[apart_P], known.raised[row])
+        order = np.argsort(scores_P)
+        scores_P, from_P = scores_P[order], from_P[order]
+    below_T = np.searchsorted(scores_P, at_T + _TOLERANCE, side="right") - 1
+    above_T = np.searchsorted(scores_P, at_T - _TOLERANCE, side="left")
+    most_T = np.where(below_T < 0, counts_J.sum(), from_P[np.maximum(below_T, 0)])
+    least_T = np.where(above_T >= len(from_P), 0, from_P[np.minimum(above_T, len(from_P) - 1)])
+    return np.stack([np.interp(at_T, scores_P, from_P, left=counts_J.sum(), right=0), least_T, most_T])

@@ -7,6 +7,12 @@ from typing_extensions import TypedDict
 from fedmed.report.schema.figures import Drawn, Interval, Part
 
 
+class AlertFigure(Drawn):
+    """A figure of alerts with its interval, or why it has no value."""
+
+    reason: NotRequired[str]
+
+
 class MissedEntry(TypedDict):
     """Images of one alert class without an alert."""
 
@@ -26,18 +32,24 @@ class AlertEntry(TypedDict):
     """Alert classes that are counted here."""
     left_out: list[str]
     """Classes of the study of which nothing is told here."""
+    not_told: NotRequired[list[str]]
+    """Classes of which images are not told here, or not by every site; absent in reports of earlier versions."""
     prevalence: float | None
     """Of the counted images."""
-    sensitivity: Drawn
-    specificity: Drawn
-    ppv: Drawn
+    sensitivity: AlertFigure
+    specificity: AlertFigure
+    ppv: AlertFigure
     """Share of alerts that are right, at the prevalence of these images."""
-    npv: Drawn
-    ppv_stated: Drawn | None
-    """At the stated prevalence; None where none is stated."""
-    npv_stated: Drawn | None
+    npv: AlertFigure
+    ppv_stated: AlertFigure | None
+    """At the stated prevalence; None where none is stated, or images of either kind are missing."""
+    npv_stated: AlertFigure | None
     net_benefit: float | None
     """At the operating point."""
+    net_benefit_reason: NotRequired[str]
+    """Why there is none."""
+    net_benefit_all: NotRequired[float | None]
+    """Of an alert for every image, at the same threshold."""
     net_benefit_interval: NotRequired[Interval | None]
     """Absent in reports of earlier versions."""
     by_class: dict[str, MissedEntry]
@@ -64,6 +76,13 @@ class ValidationEntry(TypedDict):
     specificity: float | None
 
 
+class CurveImages(TypedDict):
+    """How many images a decision curve rests on."""
+
+    n_with: int
+    n_without: int
+
+
 class ClinicalPart(TypedDict):
     """The whole part."""
 
@@ -84,7 +103,11 @@ class ClinicalPart(TypedDict):
     curve_thresholds: list[float]
     curve: NotRequired[CurveEntry]
     curves: dict[str, CurveEntry]
-    """By site."""
+    """By site, of those with a net benefit at the operating point."""
+    curve_images: NotRequired[CurveImages]
+    """Of all sites together. Absent in reports of earlier versions, as is the next one."""
+    curve_sites: NotRequired[list[str]]
+    """Sites that tell alert scores."""
 
 
 class ClinicalHolder(TypedDict):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fedmed.report.drawing.markup import Cell, Numbers, Table, format_number, show_name
 from fedmed.report.drawing.wording import count
 from fedmed.report.schema.flow import DataFlow
+from fedmed.report.sections.clinical.findings import sum_up_alerts
 from fedmed.report.sections.data_flow import describe_found, find_found, list_found
 from fedmed.report.sections.method import is_coarse, is_own_page
 from fedmed.report.sections.patients import has_patients, head_ids, name_ids, show_patients
@@ -32,6 +33,7 @@ def describe_first_page(numbers: Numbers) -> Values:
     return {
         **describe_summary(numbers),
         "classes": numbers.get("classes"),
+        "alerts": sum_up_alerts(numbers),
         "release": _RELEASED if is_own_page(numbers) else decided,
         "is_own": is_own_page(numbers),
         "synthetic": numbers.get("synthetic"),

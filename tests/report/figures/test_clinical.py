@@ -158,4 +158,4 @@ def test_one_paragraph_an_attribute_says_what_is_missed_and_what_brackets_hold()
     text = Page(render_page(describe())).text  # type: ignore[arg-type]
     assert text.count("Sex. Of 100 images with malignant so many would have no alert and be missed: female about") == 1
     assert "In brackets: the 95 % interval, and the images that the number rests on." in text
-    assert "dotted: the threshold that was chosen." in text
+    assert "dotted: the threshold that was chosen, with its point from the table." in text
