@@ -60,6 +60,8 @@ def test_means_are_over_the_classes_that_are_told_and_say_so() -> None:
     assert (gap["over_classes"], gap["overall"]) == ([first, second], pooled)
     assert gap["family_p"] is not None
     words = Page(render_page(document)).text
+    assert "Of the classes whose sensitivity is known, the one that is recognised least often is" in words
+    assert "the class that does worst of those whose sensitivity is known" in words
     assert f"(over 2 of 3 classes, without {last})" in words
     assert f"(over 2 of 3 classes, without {last}; all together over the same: {pooled:.3f})" in words
     assert f"Compared over the classes that all these groups have: without {last}." in words

@@ -47,7 +47,8 @@ def describe_summary(numbers: Numbers) -> Values:
         "num_sites": count(sum(_count_tested(site) > 0 for site in numbers.get("sites").values()), "site"),
         "chance": format_number(1 / len(numbers.get("classes")), 2),
         "weakest": weakest[0] if weakest else None,
-        "num_as_weak": len(weakest) - 1,
+        "as_weak": weakest[1:],
+        "of_told": _lacks_class(numbers),
         "ends": (ranked[0], ranked[-1]) if is_ranked(numbers) and _differ(numbers, ranked) else None,
         "num_participants": len(participants),
         "num_missed": sum(site["missed_rounds"] > 0 for site in participants.values()),
@@ -62,6 +63,12 @@ def _count_tested(site: SiteEntry) -> int:
 
 def _differ(numbers: Numbers, ranked: list[str]) -> bool:
     return len(ranked) > 1 and _site_value(numbers, ranked[0]) != _site_value(numbers, ranked[-1])
+
+
+def _lacks_class(numbers: Numbers) -> bool:
+    """Return whether the sensitivity of some class is not known, which may be lower than all that are."""
+    by_class = numbers.get("figures", "sensitivity").get("by_class", {})
+    return any(entry["value"] is None for entry in by_class.values())
 
 
 def find_weakest_classes(numbers: Numbers) -> list[str]:
