@@ -129,7 +129,8 @@ def count_from(counts_J2: Array, *, is_merged: bool) -> Array:
 def _list_bins(counts_J2: Array, is_merged: bool) -> Iterable[tuple[float, float, float, float, float]]:
     """Yield each bin's edges, its number of images, and between which numbers the mean of its scores lies.
 
-    A merged bin is taken to go up to the next one that holds images, since nothing says which it was merged with.
+    A merged bin goes up to the next one that holds images, since each that was told does: at the edges of merged bins
+    the number of images below is exact, and only between them is it bounded by the mean.
     """
     places = np.flatnonzero(counts_J2[:, NUMBER])
     uppers = np.append(EDGES, HIGHEST)

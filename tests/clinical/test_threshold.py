@@ -82,6 +82,16 @@ def test_the_mean_of_a_merged_bin_bounds_what_lies_below() -> None:
     assert below[0] == 0
 
 
+@pytest.mark.parametrize("k_bin", [1, 5, 10])
+def test_where_a_merged_bin_begins_the_number_below_is_exact(k_bin: int) -> None:
+    scores, is_alert = draw(7, 60, 90)
+    counts = count_scores(scores, is_alert, k_bin=k_bin, k_row=5)[WITH]
+    places = np.flatnonzero(counts[:, NUMBER])
+    assert len(places) > 3
+    below = count_below(counts, is_merged=True)
+    assert below[places].tolist() == [(scores[is_alert] < EDGES[place]).sum() for place in places.tolist()]
+
+
 def test_patients_and_not_images_fill_a_bin() -> None:
     scores = np.linspace(-3, 3, 40)
     patients = [str(place // 4) for place in range(40)]
