@@ -148,3 +148,19 @@ def test_a_curve_of_other_images_than_the_table_says_so() -> None:
     assert (
         "It is of 1 of 2 sites: 60 images with such a class and 40 without, which are others than in the table" in text
     )
+
+
+def test_a_report_of_an_earlier_version_is_shown_without_what_it_does_not_have() -> None:
+    document = describe()
+    part = document["clinical"]
+    del part["curve_images"], part["curve_sites"]
+    for entry in (part["whole"], *part["sites"].values(), *part["groups"]["age"].values()):
+        for key in ("not_told", "net_benefit_reason", "net_benefit_all"):
+            entry.pop(key, None)
+        entry["ppv"].pop("reason", None)
+    text = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert "dotted: the threshold that was chosen. It is of 1 of 3 sites. A model is of use" in text
+    del part["curve"]
+    part["whole"]["net_benefit"] = None
+    shown = Page(render_page(document)).text  # type: ignore[arg-type]
+    assert "Decision curve: n/a, since no alert scores of both kinds are told." in shown

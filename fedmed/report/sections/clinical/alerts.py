@@ -146,7 +146,7 @@ def _draw_curve(part: ClinicalPart) -> Values | None:
         return None
     whole, curves, entry = part["curve"], list(part["curves"].values()), part["whole"]
     images = part.get("curve_images")
-    is_same = images is None or (images["n_with"], images["n_without"]) == (entry["n_with"], entry["n_without"])
+    is_same = images is not None and all(images[key] == entry[key] for key in ("n_with", "n_without"))
     probability = part["probability"]
     chosen = None if probability is None else (probability, entry["net_benefit"] if is_same else None)
     told, total = len(part.get("curve_sites", part["curves"])), len(part["sites"])
