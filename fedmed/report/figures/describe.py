@@ -20,6 +20,8 @@ from fedmed.report.schema.figures import ClassFigure, FigureEntries, FigureEntry
 CALIBRATION_FIGURES = ("ece", "mce", "classwise_ece", "brier")
 OF_TOLD_IMAGES = ("accuracy", "kappa", "mcc", *ORDINAL_FIGURES)
 """Figures of all images together, which of a site or group may be images of some classes only."""
+NOT_TOLD = "not told"
+"""Of what sites hold back."""
 _Value = TypeVar("_Value")
 
 
@@ -112,13 +114,16 @@ def _compute_ordinal(tables: EvaluationTables, content: ReportContent, *, with_i
 
 
 def _explain_withheld(tables: EvaluationTables, key: str, content: ReportContent, lacking: list[bool]) -> str | None:
-    """Return why a figure is n/a where classes are held back, with the names of the classes; None if not for that."""
+    """Return why a figure is n/a where classes are held back, with the names of the classes; None if not for that.
+
+    Not "too few": a class may also be held back since another one, of too few, would follow from it.
+    """
     if tables.num_images == 0:
-        return f"n < {content.thresholds['k']}"
-    if key not in MACRO_FIGURES:
+        return NOT_TOLD
+    if key not in MACRO_FIGURES and key not in OF_TOLD_IMAGES:
         return None
     names = [name for name, is_lacking in zip(content.classes, lacking, strict=True) if is_lacking]
-    return f"n < {content.thresholds['k_row']} for {', '.join(names)}"
+    return f"{NOT_TOLD}: {', '.join(names)}"
 
 
 def describe_calibration(tables: EvaluationTables, content: ReportContent) -> FigureEntries:
@@ -198,5 +203,5 @@ def _describe_class(value: float | None, interval: tuple[float, float] | None, a
 
 def _explain_absence(key: str, has_images: bool, is_lacking: bool) -> str:
     if not has_images:
-        return "withheld, too few images" if is_lacking else "no image of this class"
+        return NOT_TOLD if is_lacking else "no image of this class"
     return "never predicted" if key == "macro_precision" else "not defined for this class"
