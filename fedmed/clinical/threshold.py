@@ -79,7 +79,7 @@ def choose_threshold(sites: Iterable[ScoreCounts], wanted: OperatingPlan) -> Ope
     n_with, n_without = (int(sum(of_site.counts[row, :, NUMBER].sum() for of_site in told)) for row in (WITH, WITHOUT))
     if min(n_with, n_without) < FEWEST_IMAGES:
         note = (
-            f"{n_with} validation images of an alert class and {n_without} others were counted; from {FEWEST_IMAGES} "
+            f"{n_with} validation images of an alert class and {n_without} others are told; from {FEWEST_IMAGES} "
             "of each on a threshold is chosen"
         )
         return OperatingPoint(None, n_with, n_without, note=note)

@@ -98,7 +98,8 @@ def solve_temperature(sums_J2: Array, n: int) -> Temperature:
         lowest temperature: then nearly all images are right, and any confidence would be praised.
     """
     if n < FEWEST_IMAGES:
-        return Temperature(1.0, n, None, None, False, f"{n} validation images; from {FEWEST_IMAGES} on one is fitted")
+        note = f"{n} validation images are told; from {FEWEST_IMAGES} on one is fitted"
+        return Temperature(1.0, n, None, None, False, note)
     values_J, slopes_J = sums_J2[:, 0] / n, sums_J2[:, 1] / n
     before = float(values_J[_MIDDLE])
     if slopes_J[-1] < 0:

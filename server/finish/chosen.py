@@ -63,7 +63,8 @@ def ask_sums(
         sums, problem = open_answer(answer, lambda message: read(message, answer.site))
         session.listener.on_answer(answer.site, problem)
         if sums is None:
-            session.listener.on_note(f"{answer.site} sent no {what}: {problem}")
+            held_back = f"{answer.site} tells no {what}: its thresholds hold them back"
+            session.listener.on_note(held_back if problem is None else f"{answer.site} sent no {what}: {problem}")
         else:
             found[answer.site] = sums
 

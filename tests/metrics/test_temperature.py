@@ -106,7 +106,7 @@ def test_too_few_images_have_none() -> None:
     assert solve_temperature(sums, FEWEST_IMAGES).fitted
     found = solve_temperature(sums, FEWEST_IMAGES - 1)
     assert (found.temperature, found.fitted, found.nll_after) == (1.0, False, None)
-    assert found.note == "19 validation images; from 20 on one is fitted"
+    assert found.note == "19 validation images are told; from 20 on one is fitted"
 
 
 def test_all_right_is_no_reason_to_be_sure() -> None:
